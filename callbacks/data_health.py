@@ -1,0 +1,102 @@
+"""DataHealth: samples that could not be used, by reason and shard; stops the run above a limit."""
+
+from collections import Counter
+from typing import Any
+
+import lightning as L
+
+from fastslm.batch import Batch
+from fastslm.errors import DataError
+
+_MIN_SEEN = 20  # below this many samples a share says nothing
+
+
+class DataHealth(L.Callback):
+    """Counts samples that the index refused and samples that broke when they were read.
+
+    Shows the counts at the start of a run and at the end of each epoch, logs ``data/broken``, and stops the run when
+    more than the data module's ``max_broken_share`` of the samples read are broken.
+    """
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._broken: Counter[tuple[str, str]] = Counter()
+        self._examples: dict[tuple[str, str], str] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show what the index left out."""
+        self._show_index(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show what the index left out, when validation is all there is."""
+        if not trainer.training and trainer.state.fn == "validate":
+            self._show_index(trainer)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show what the index left out."""
+        self._show_index(trainer)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show what the index left out."""
+        self._show_index(trainer)
+
+    @staticmethod
+    def _show_index(trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        for split, items in getattr(trainer.datamodule, "broken", {}).items():  # type: ignore[attr-defined]
+            for reason, count in Counter(item.reason for item in items).most_common():
+                first = next(item for item in items if item.reason == reason)
+                detail = f": {first.detail}" if first.detail else ""
+                print(f"{split} data: left out {count} x {reason} (first: {first.shard}, sample {first.key!r}{detail})")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count, and stop when too much is broken."""
+        self._count(trainer, batch)
+        pl_module.log("data/broken", float(self._broken.total()), batch_size=1)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count, and stop when too much is broken."""
+        self._count(trainer, batch)
+
+    def on_test_batch_end(self, *arguments: Any, **named: Any) -> None:
+        """Count, and stop when too much is broken."""
+        self.on_validation_batch_end(*arguments, **named)
+
+    def on_predict_batch_end(self, *arguments: Any, **named: Any) -> None:
+        """Count, and stop when too much is broken."""
+        self.on_validation_batch_end(*arguments, **named)
+
+    def _count(self, trainer: L.Trainer, batch: Batch) -> None:
+        self._seen += sum(weight > 0 for weight in batch.weights) + len(batch.broken)
+        for item in batch.broken:
+            place = (item["shard"], item["reason"])
+            self._broken[place] += 1
+            self._examples.setdefault(place, f"sample {item['key']!r}: {item['detail']}")
+        limit = getattr(trainer.datamodule, "max_broken_share", 1.0)  # type: ignore[attr-defined]
+        if batch.broken and self._seen >= _MIN_SEEN and self._broken.total() > limit * self._seen:
+            raise DataError(
+                f"{self._broken.total()} of {self._seen} samples read are broken, more than data.max_broken_share"
+                f" {limit:g} allows. {self._table()}"
+            )
+
+    def _table(self) -> str:
+        return "; ".join(
+            f"{count} x {reason} in {shard} (first: {self._examples[shard, reason]})"
+            for (shard, reason), count in self._broken.most_common(10)
+        )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show what broke so far."""
+        if self._broken:
+            print(f"rank {trainer.global_rank}: {self._broken.total()} of {self._seen} samples broken: {self._table()}")

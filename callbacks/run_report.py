@@ -1,0 +1,164 @@
+"""RunReport: what a run came to: reference and hypothesis pairs, WER, a loss/WER plot, and where everything lies."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from fastslm.batch import Batch
+
+_CLIPPED = 160
+
+
+class RunReport(L.Callback):
+    """Writes hypotheses and the plot, and prints the result.
+
+    After each validation or test ``predictions-STAGE.jsonl`` holds a row for each sample (of this rank), after
+    ``fastslm predict`` ``predictions.jsonl``; after training ``training.png`` shows loss and WER over steps.
+
+    Args:
+        num_pairs: reference and hypothesis pairs to print.
+    """
+
+    def __init__(self, num_pairs: int = 4) -> None:
+        self.num_pairs = num_pairs
+        self._rows: list[dict[str, Any]] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect rows."""
+        self._rows += [row for row in outputs or [] if row["weight"]]
+
+    def on_test_batch_end(self, *arguments: Any, **named: Any) -> None:
+        """Collect rows."""
+        self.on_validation_batch_end(*arguments, **named)
+
+    def on_predict_batch_end(self, *arguments: Any, **named: Any) -> None:
+        """Collect rows."""
+        self.on_validation_batch_end(*arguments, **named)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the rows of an earlier validation."""
+        self._rows = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the rows; print the result when validation is all there is."""
+        self._write(trainer, "predictions-val")
+        if trainer.state.fn == "validate":
+            self._print(trainer, "val")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the rows and print the result."""
+        self._write(trainer, "predictions-test")
+        self._print(trainer, "test")
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the rows and say where."""
+        path = self._write(trainer, "predictions")
+        print(f"{len(self._rows)} hypotheses: {path}")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the plot, print the result and where everything lies."""
+        if not trainer.is_global_zero:
+            return
+        folder = self._folder(trainer)
+        self._print(trainer, "val")
+        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none was written"
+        print(f"  checkpoint  {checkpoint}")
+        print(f"  logs        {folder}  (tensorboard --logdir {folder})")
+        if plot := draw_history(read_history(folder), folder / "training.png"):
+            print(f"  plot        {plot}")
+
+    @staticmethod
+    def _folder(trainer: L.Trainer) -> Path:
+        return Path(trainer.default_root_dir)
+
+    def _write(self, trainer: L.Trainer, name: str) -> Path:
+        suffix = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = self._folder(trainer) / f"{name}{suffix}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        rows = [{k: v for k, v in row.items() if k != "weight"} for row in self._rows]
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    def _print(self, trainer: L.Trainer, stage: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        print()
+        for row in self._rows[: self.num_pairs]:
+            print(f"  {row['key']}  ({row['audio_seconds']:.0f} s)")
+            print(f"    reference   {_clip(row['reference'])}")
+            print(f"    hypothesis  {_clip(row['hypothesis'])}")
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
+        if f"{stage}/wer" in values:
+            print(
+                f"\n  WER {values[f'{stage}/wer']:.2%}  CER {values[f'{stage}/cer']:.2%}  loss"
+                f" {values[f'{stage}/loss']:.4f}  over {len(self._rows)} whole recordings of rank 0"
+            )
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= _CLIPPED else text[: _CLIPPED - 3] + "..."
+
+
+def read_history(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return every logged metric as (step, value) pairs, those of interrupted earlier starts first.
+
+    A resumed run repeats the steps since its checkpoint; the later value of a step wins.
+    """
+    older = sorted(folder.glob("metrics.csv.before-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    merged: dict[str, dict[int, float]] = {}
+    for path in [*older, folder / "metrics.csv"]:
+        for name, step, value in _cells(path):
+            merged.setdefault(name, {})[step] = value
+    return {name: sorted(values.items()) for name, values in merged.items()}
+
+
+def _cells(path: Path) -> Iterator[tuple[str, int, float]]:
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and row.get("step") and name not in ("step", "epoch"):
+                        yield name, int(row["step"]), float(value)
+
+
+def draw_history(history: dict[str, list[tuple[int, float]]], path: Path) -> Path | None:
+    """Draw loss and WER over steps to a PNG and return its path; None when nothing was logged."""
+    if "train/loss" not in history:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, loss = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    _line(loss, history["train/loss"], label="training loss", color="0.6")
+    _line(loss, history.get("val/loss", []), label="validation loss", color="C0", marker="o")
+    loss.set(xlabel="optimizer step", ylabel="loss per label token (nats)", yscale="log")
+    if "val/wer" in history:
+        wer = loss.twinx()
+        _line(wer, [(s, 100 * v) for s, v in history["val/wer"]], label="validation WER", color="C3", marker="s")
+        wer.set(ylabel="WER (%)", ylim=(0, None))
+        wer.yaxis.label.set_color("C3")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _line(axes: Any, points: Sequence[tuple[int, float]], **style: Any) -> None:
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)

@@ -1,0 +1,124 @@
+"""TokenRate: what audio costs the LLM, and how fast training goes, per step and per epoch, summed over ranks."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from fastslm.batch import Batch
+from fastslm.lightning_module import SpeechLMModule
+from fastslm.mel import SAMPLE_RATE_HZ
+
+_SUMS = ("audio_seconds", "speech_tokens", "llm_tokens", "llm_positions", "wait_seconds", "wall_seconds")
+
+
+class TokenRate(L.Callback):
+    """Logs the token rate and the throughput of training.
+
+    A step is an optimizer step: its micro-batches and the ranks' shares are summed before anything is divided, so
+    every figure is a ratio of sums, never a mean of means. Logged as ``rate/...`` at the trainer's logging interval,
+    over the steps since the last one, and as ``rate_epoch/...`` at the end of an epoch:
+
+    - ``speech_tokens_per_second``: LLM tokens that show speech, per second of audio.
+    - ``compression``: encoder frames per such token.
+    - ``padding_share``: share of LLM positions that are padding.
+    - ``audio_seconds_per_second``, ``llm_tokens_per_second``: work done per second of wall time, all ranks together.
+    - ``loader_wait_share``: share of wall time the ranks waited for data.
+    - ``peak_memory_gib``: most memory of any rank: allocated on the GPU, or resident on a CPU.
+    """
+
+    def __init__(self) -> None:
+        self._recent = dict.fromkeys(_SUMS, 0.0)
+        self._epoch = dict.fromkeys(_SUMS, 0.0)
+        self._mark = 0.0
+        self._logged_step = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clocks."""
+        self._recent = dict.fromkeys(_SUMS, 0.0)
+        self._epoch = dict.fromkeys(_SUMS, 0.0)
+        self._mark = time.perf_counter()
+        self._logged_step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Book the time since the last batch ended as waiting for data."""
+        self._add("wait_seconds", time.perf_counter() - self._mark)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Add the batch up; log at an optimizer step of the logging interval."""
+        for name in ("audio_seconds", "speech_tokens", "llm_tokens", "llm_positions"):
+            self._add(name, outputs[name])
+        now = time.perf_counter()
+        self._add("wall_seconds", now - self._mark)
+        self._mark = now
+        step = trainer.global_step
+        if step > self._logged_step and step % trainer.log_every_n_steps == 0:
+            self._logged_step = step
+            self._log(trainer, pl_module, self._recent, "rate")
+            self._recent = dict.fromkeys(_SUMS, 0.0)
+            self._mark = time.perf_counter()
+
+    def _add(self, name: str, amount: float) -> None:
+        self._recent[name] += amount
+        self._epoch[name] += amount
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave validation out of the waiting time."""
+        self._mark = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the whole epoch."""
+        self._log(trainer, pl_module, self._epoch, "rate_epoch")
+
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, sums: dict[str, float], prefix: str) -> None:
+        assert isinstance(pl_module, SpeechLMModule)
+        mine = torch.tensor([sums[name] for name in _SUMS], dtype=torch.float64)
+        total = dict(zip(_SUMS, reduce_over_ranks(trainer, mine, "sum").tolist(), strict=True))
+        memory = torch.tensor([peak_memory_bytes(pl_module.device)], dtype=torch.float64)
+        peak = reduce_over_ranks(trainer, memory, "max").item()
+        frames_per_second = pl_module.budget.frames_per_window * SAMPLE_RATE_HZ / pl_module.window_samples
+        # Ranks run side by side: the wall time of the run is the mean of theirs.
+        wall = total["wall_seconds"] / trainer.world_size
+        rates = {
+            "speech_tokens_per_second": _ratio(total["speech_tokens"], total["audio_seconds"]),
+            "compression": _ratio(frames_per_second * total["audio_seconds"], total["speech_tokens"]),
+            "padding_share": 1.0 - _ratio(total["llm_tokens"], total["llm_positions"]),
+            "audio_seconds_per_second": _ratio(total["audio_seconds"], wall),
+            "llm_tokens_per_second": _ratio(total["llm_tokens"], wall),
+            "loader_wait_share": _ratio(total["wait_seconds"], total["wall_seconds"]),
+            "peak_memory_gib": peak / 2**30,
+        }
+        shown = {"speech_tokens_per_second", "audio_seconds_per_second"} if prefix == "rate" else set()
+        for name, value in rates.items():
+            pl_module.log(f"{prefix}/{name}", value, prog_bar=name in shown, batch_size=1)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def reduce_over_ranks(trainer: L.Trainer, values: Tensor, operation: str) -> Tensor:
+    """Return ``values`` summed (``sum``) or maximised (``max``) over all ranks."""
+    if trainer.world_size == 1:
+        return values
+    import torch.distributed as dist
+
+    device = trainer.strategy.root_device
+    values = values.to(device)
+    dist.all_reduce(values, op=dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MAX)
+    return values.cpu()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory this process has held: allocated on a GPU, resident otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,135 @@
+"""Encoded audio to int16 mono at 16 kHz, in blocks: a long file never exists in memory as floats."""
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from fastslm.errors import DataError
+from fastslm.mel import SAMPLE_RATE_HZ
+
+_BLOCK_SECONDS = 30
+MAX_RATE_HZ = 768_000
+
+
+class FileRegion(io.RawIOBase):
+    """A run of bytes inside a local file, as a file of its own.
+
+    Args:
+        descriptor: open file descriptor; it is not closed with the region.
+        offset: first byte.
+        size: bytes.
+    """
+
+    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+        self._descriptor, self._offset, self._size, self._position = descriptor, offset, size, 0
+
+    def readable(self) -> bool:  # noqa: D102
+        return True
+
+    def seekable(self) -> bool:  # noqa: D102
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:  # noqa: D102
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:  # noqa: D102
+        wanted = min(len(buffer), max(0, self._size - self._position))
+        data = os.pread(self._descriptor, wanted, self._offset + self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a header says: frames per channel, samples per second, channels."""
+
+    num_frames: int
+    sample_rate_hz: int
+    num_channels: int
+
+    @property
+    def num_samples(self) -> int:
+        """Samples after resampling to 16 kHz; the decoder may give one more or less."""
+        return -(-self.num_frames * SAMPLE_RATE_HZ // self.sample_rate_hz)
+
+
+def read_info(file: BinaryIO) -> AudioInfo:
+    """Return what the header of an audio file says.
+
+    Raises:
+        DataError: it is no audio that can be read, or its header makes no sense.
+    """
+    try:
+        info = soundfile.info(file)
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        raise DataError(f"unreadable audio: {_short(error)}") from error
+    if not 0 < info.samplerate <= MAX_RATE_HZ:
+        raise DataError(f"unreadable audio: its header gives a sample rate of {info.samplerate} Hz")
+    if info.frames <= 0 or info.channels <= 0:
+        raise DataError("unreadable audio: it holds no samples")
+    return AudioInfo(info.frames, info.samplerate, info.channels)
+
+
+def decode(file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | None = None) -> npt.NDArray[np.int16]:
+    """Return int16 mono samples ``[N]`` at 16 kHz of a file, or of a part of it.
+
+    Raises:
+        DataError: the audio cannot be decoded to its end, or holds no samples.
+    """
+    try:
+        with soundfile.SoundFile(file) as sound:
+            if not 0 < sound.samplerate <= MAX_RATE_HZ:
+                raise DataError(f"unreadable audio: its header gives a sample rate of {sound.samplerate} Hz")
+            start = round(start_seconds * sound.samplerate)
+            stop = sound.frames if stop_seconds is None else min(sound.frames, round(stop_seconds * sound.samplerate))
+            if start:
+                sound.seek(start)
+            pieces = list(_resampled(_blocks(sound, stop - start), sound.samplerate))
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise DataError(f"unreadable audio: {_short(error)}") from error
+    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
+    if not len(samples):
+        raise DataError("unreadable audio: it holds no samples")
+    return samples
+
+
+def _blocks(sound: soundfile.SoundFile, num_frames: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Return mono float32 blocks; a file that ends before its header says is an error."""
+    left = num_frames
+    while left > 0:
+        block = sound.read(min(left, _BLOCK_SECONDS * sound.samplerate), dtype="float32", always_2d=True)
+        if not len(block):
+            raise DataError(f"unreadable audio: it ends {left / sound.samplerate:.2f} s before its header says")
+        left -= len(block)
+        yield block.mean(axis=1, dtype=np.float32)
+
+
+def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate_hz: int) -> Iterator[npt.NDArray[np.int16]]:
+    if rate_hz == SAMPLE_RATE_HZ:
+        yield from map(_to_int16, blocks)
+        return
+    stream = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32")
+    for block in blocks:
+        yield _to_int16(stream.resample_chunk(block))
+    yield _to_int16(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+
+
+def _to_int16(block: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
+    return np.clip(np.rint(block * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def _short(error: Exception) -> str:
+    return str(error).rpartition(": ")[2].strip() or type(error).__name__

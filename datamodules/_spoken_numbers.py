@@ -1,0 +1,237 @@
+"""The embedded corpus: long recordings of spoken numbers, synthesised on this machine into WebDataset shards.
+
+Light on purpose (no torch): the build's worker processes import this file alone.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastslm.errors import DataError
+
+SAMPLE_RATE_HZ = 16_000
+#: Raised when the same recipe would give other samples: an old corpus is then built anew.
+FORMAT_VERSION = 1
+
+ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
+TRAIN_VOICES = tuple(
+    "f1 f2 f4 f5 m1 m2 m3 m4 m6 m8 Alex Alicia Andrea Andy Annie Denis Diogo Gene Henrique Hugo Lee Mario Michael"
+    " Mike Nguyen Reed adam announcer aunty belinda benjamin boris caleb david ed edward grandma grandpa gustave ian"
+    " john klatt2 klatt4 linda marcelo max miguel pablo paul pedro quincy rob robert shelby steph steph3 travis".split()
+)
+#: Held out whole: no accent, rate or pitch of these is heard in training.
+DEV_VOICES = tuple("f3 m5 m7 anika antonio iven3 klatt3 Jacky norbert michel steph2 victor".split())
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen".split()
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """What the corpus holds; a change of any value gives another folder.
+
+    Attributes:
+        train_recordings: recordings of the training split.
+        dev_recordings: recordings of the held-out split.
+        min_seconds: shortest recording; lengths are uniform between the two limits.
+        max_seconds: longest recording.
+        recordings_per_shard: recordings in one tar.
+        seed: chooses numbers, voices, rates, pitches, pauses and noise.
+    """
+
+    train_recordings: int = 240
+    dev_recordings: int = 32
+    min_seconds: float = 20.0
+    max_seconds: float = 120.0
+    recordings_per_shard: int = 40
+    seed: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the settings, this format and the installed voices."""
+        voices = importlib.metadata.version("espeakng-loader") if _has_espeak() else "none"
+        recipe = [asdict(self), FORMAT_VERSION, voices, ACCENTS, TRAIN_VOICES, DEV_VOICES]
+        text = json.dumps(recipe, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _has_espeak() -> bool:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return bool(importlib.metadata.version("espeakng-loader"))
+    return False
+
+
+def number_words(value: int) -> str:
+    """Return 0..99 in English words: 42 is ``forty two``.
+
+    Raises:
+        ValueError: ``value`` is outside 0..99.
+    """
+    if not 0 <= value <= 99:
+        raise ValueError(f"number_words: {value} is outside 0..99")
+    if value < 20:
+        return _ONES[value]
+    tens, ones = divmod(value, 10)
+    return _TENS[tens - 2] + (f" {_ONES[ones]}" if ones else "")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One synthesised recording: ``samples`` int16 ``[N]`` at 16 kHz, and what its JSON holds."""
+
+    key: str
+    samples: npt.NDArray[np.int16]
+    fields: dict[str, Any]
+
+    def flac(self) -> bytes:
+        """Return the samples as a FLAC file."""
+        import soundfile
+
+        buffer = io.BytesIO()
+        soundfile.write(buffer, self.samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+        return buffer.getvalue()
+
+
+_engine: Any = None  # one espeak-ng per process: its state is global in C
+
+
+def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
+    """Return recording ``index`` of ``split`` ("train" or "dev"): the same call gives the same samples.
+
+    Raises:
+        MissingExtraError: espeak-ng is not installed.
+    """
+    import soxr
+
+    from ._espeak import Espeak, speak_sequence
+
+    global _engine
+    _engine = _engine or Espeak()
+    rng = np.random.default_rng([settings.seed, index, {"train": 0, "dev": 1}[split]])
+    voice = f"{rng.choice(ACCENTS)}+{rng.choice(TRAIN_VOICES if split == 'train' else DEV_VOICES)}"
+    words_per_minute, pitch = int(rng.integers(120, 201)), int(rng.integers(25, 76))
+    _engine.set_voice(voice, words_per_minute, pitch, pitch_range=int(rng.integers(20, 81)))
+
+    seconds = rng.uniform(settings.min_seconds, settings.max_seconds)
+    texts, pauses, total = [], [float(rng.uniform(0.1, 0.8))], 0.0
+    while total < seconds - 1.5:
+        texts.append(number_words(int(rng.integers(0, 100))))
+        pauses.append(float(rng.uniform(0.2, 0.9)))
+        # An estimate good enough to end near the drawn length; the exact one is measured below.
+        total += pauses[-1] + len(texts[-1].split()) * 60.0 / words_per_minute
+    raw, times = speak_sequence(_engine, texts, pauses)
+    speech = soxr.resample(raw.astype(np.float32) / 32768.0, _engine.sample_rate, SAMPLE_RATE_HZ)
+    speech = speech[: int(settings.max_seconds * SAMPLE_RATE_HZ)]
+    kept = [i for i, (_, end) in enumerate(times) if end <= len(speech) / SAMPLE_RATE_HZ]
+    peak, noise = rng.uniform(0.2, 0.9), 10 ** rng.uniform(-4.0, -2.3)
+    speech = speech * (peak / max(float(np.abs(speech).max()), 1e-3))
+    speech = speech + noise * rng.standard_normal(len(speech), dtype=np.float32)
+    fields = {
+        "task": "asr",
+        "language": "en",
+        "text": " ".join(texts[i] for i in kept),
+        "speaker": voice,
+        "duration": len(speech) / SAMPLE_RATE_HZ,
+        "segments": [
+            {"start": round(times[i][0], 3), "end": round(times[i][1], 3), "text": texts[i]} for i in kept
+        ],
+    }
+    samples = (np.clip(speech, -1.0, 1.0) * 32767.0).astype(np.int16)
+    if len(kept) < len(times):  # a number cut by the length limit would be heard in part and never transcribed
+        samples[int((times[len(kept)][0] - 0.01) * SAMPLE_RATE_HZ) :] //= 1000
+    return Recording(f"{split}-{index:06d}", samples, fields)
+
+
+def _encoded(job: tuple[CorpusSettings, str, int]) -> tuple[str, bytes, dict[str, Any]]:
+    recording = synthesise(*job)
+    return recording.key, recording.flac(), recording.fields
+
+
+def _write_shards(folder: Path, settings: CorpusSettings, num_processes: int) -> None:
+    import webdataset
+    from tqdm import tqdm
+
+    counts = {"train": settings.train_recordings, "dev": settings.dev_recordings}
+    jobs = [(settings, split, index) for split, count in counts.items() for index in range(count)]
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
+    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        done = pool.map(_encoded, jobs, chunksize=4)
+        done = tqdm(done, total=len(jobs), desc="Synthesising spoken numbers", unit="recording")
+        writer = None
+        for (_, split, index), (key, flac, fields) in zip(jobs, done, strict=True):
+            if index % settings.recordings_per_shard == 0:
+                if writer is not None:
+                    writer.close()
+                path = folder / f"{split}-{index // settings.recordings_per_shard:06d}.tar"
+                writer = webdataset.TarWriter(str(path), mtime=0, user="", group="")
+            assert writer is not None
+            writer.write({"__key__": key, "flac": flac, "json": json.dumps(fields).encode()})
+        if writer is not None:
+            writer.close()
+    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield
+
+
+def build_corpus(cache_folder: Path, settings: CorpusSettings, num_processes: int | None = None) -> Path:
+    """Build the corpus unless a whole one with these settings is there, and return its folder.
+
+    The shards are written to a folder beside it that is renamed when complete, so a kill never leaves half a
+    corpus under the final name; several processes may call this at once.
+
+    Args:
+        cache_folder: where corpora are kept.
+        settings: what to build.
+        num_processes: synthesising processes; all cores this process may use when None.
+
+    Returns:
+        The folder with ``train-*.tar``, ``dev-*.tar`` and ``settings.json``.
+
+    Raises:
+        DataError: the folder cannot be written, or a limit of the settings is out of range.
+        MissingExtraError: espeak-ng is not installed and no corpus has been built.
+    """
+    if not 2.0 <= settings.min_seconds <= settings.max_seconds:
+        raise DataError(
+            f"spoken numbers: min_seconds {settings.min_seconds} and max_seconds {settings.max_seconds} must obey"
+            " 2 <= min_seconds <= max_seconds"
+        )
+    folder = cache_folder / f"spoken-numbers-{settings.fingerprint}"
+    try:
+        with _exclusive(folder):
+            if not folder.exists():
+                for stale in cache_folder.glob(f"{folder.name}.partial-*"):  # of a killed build; the lock is ours
+                    shutil.rmtree(stale, ignore_errors=True)
+                partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=cache_folder))
+                try:
+                    _write_shards(partial, settings, num_processes or len(os.sched_getaffinity(0)))
+                    partial.rename(folder)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise DataError(f"cannot build the corpus of spoken numbers in {folder}: {error}") from error
+    return folder

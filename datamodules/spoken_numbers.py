@@ -1,0 +1,82 @@
+"""The embedded default: long recordings of spoken numbers, built once on this machine, without data or network."""
+
+from typing import Literal
+
+
+from ._spoken_numbers import CorpusSettings, build_corpus
+from .webdataset import WebDatasetModule
+
+
+class SpokenNumbers(WebDatasetModule):
+    """Recordings of 20 to 120 s of the numbers 0 to 99, spoken by espeak-ng with many voices, rates and pitches.
+
+    The shards lie in the user's cache folder and are built when they are not there. Voices of the validation split
+    never occur in training.
+
+    Args:
+        train_recordings: recordings of the training split.
+        dev_recordings: recordings of the validation split.
+        min_seconds: shortest recording.
+        max_seconds: longest recording.
+        corpus_seed: chooses numbers, voices, rates, pitches, pauses and noise.
+        cache_dir: where corpus and indexes are kept; null takes the user's cache folder.
+        max_audio_seconds: see ``WebDatasetModule``.
+        long_audio: see ``WebDatasetModule``.
+        batch_samples: see ``WebDatasetModule``.
+        batch_windows: see ``WebDatasetModule``.
+        batch_tokens: see ``WebDatasetModule``.
+        eval_batch_samples: see ``WebDatasetModule``.
+        num_workers: see ``WebDatasetModule``.
+        max_broken_share: see ``WebDatasetModule``.
+        seed: see ``WebDatasetModule``.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_recordings: int = 240,
+        dev_recordings: int = 32,
+        min_seconds: float = 20.0,
+        max_seconds: float = 120.0,
+        corpus_seed: int = 0,
+        cache_dir: str | None = None,
+        max_audio_seconds: float = 900.0,
+        long_audio: Literal["drop", "split", "error"] = "drop",
+        batch_samples: int = 16,
+        batch_windows: int = 256,
+        batch_tokens: int = 16384,
+        eval_batch_samples: int = 16,
+        num_workers: int = 1,
+        max_broken_share: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            max_audio_seconds=max_audio_seconds,
+            long_audio=long_audio,
+            batch_samples=batch_samples,
+            batch_windows=batch_windows,
+            batch_tokens=batch_tokens,
+            eval_batch_samples=eval_batch_samples,
+            num_workers=num_workers,
+            max_broken_share=max_broken_share,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+        self.corpus = CorpusSettings(
+            train_recordings=train_recordings,
+            dev_recordings=dev_recordings,
+            min_seconds=min_seconds,
+            max_seconds=max_seconds,
+            seed=corpus_seed,
+        )
+
+    def prepare_data(self) -> None:
+        """Build the corpus, once per node, unless it is there."""
+        build_corpus(self.cache, self.corpus)
+
+    def setup(self, stage: str) -> None:
+        """Name the shards, then index them."""
+        folder = self.cache / f"spoken-numbers-{self.corpus.fingerprint}"
+        self.shards["train"] = str(folder / "train-*.tar")
+        self.shards["val"] = str(folder / "dev-*.tar")
+        super().setup(stage)

@@ -1,0 +1,80 @@
+"""The command: fit, validate, test and predict on LightningCLI; the other commands are dispatched beside it.
+
+Nothing heavy is imported at the top, so that ``fastslm --help`` answers at once.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+_HELP = """\
+usage: fastslm COMMAND [options]
+
+Train speech language models on long audio: a frozen speech encoder, a compressor, an LLM.
+
+Train and evaluate:
+  fit        train; try: fastslm fit --config configs/hta.yaml
+  validate   loss, WER and CER of a checkpoint on the validation shards
+  test       the same on the test shards
+  predict    write hypotheses of a checkpoint to predictions.jsonl
+
+Look:
+  doctor     versions, devices and the state of this installation
+  plugins    encoders, compressors, LLMs and data modules that can be named in a config
+
+Configs stack from left to right, and flags win:
+  fastslm fit --config configs/hta.yaml --config configs/llm/qwen3_4b.yaml --trainer.max_steps 2000
+A config is a path, or the name of a shipped file (configs/hta.yaml works without a checkout).
+'fastslm COMMAND --help' lists every option; 'fastslm fit --print_config' shows the complete configuration.
+"""
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    from fastslm.doctor import main
+
+    return main(arguments)
+
+
+def _plugins(arguments: Sequence[str]) -> int:
+    from fastslm.plugins import main
+
+    return main(arguments)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from fastslm.training_cli import main
+
+    return main(arguments)
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "fit": _train,
+    "validate": _train,
+    "test": _train,
+    "predict": _train,
+    "doctor": _doctor,
+    "plugins": _plugins,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        import fastslm
+
+        print(f"fastslm {fastslm.__version__}")
+        return 0
+    command = _COMMANDS.get(arguments[0])
+    if command is None:
+        from fastslm.errors import nearest
+
+        print(
+            f"fastslm: there is no command {arguments[0]!r}.{nearest(arguments[0], _COMMANDS)}"
+            " 'fastslm --help' lists them.",
+            file=sys.stderr,
+        )
+        return 2
+    return command(arguments)

@@ -1,0 +1,39 @@
+"""What goes wrong for a user: each error says what is wrong, where, and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FastSLMError(ValueError):
+    """A mistake that a person can mend; the command prints its text alone, without a traceback."""
+
+
+class ConfigError(FastSLMError):
+    """A value in the configuration cannot work; the text names its key."""
+
+
+class DataError(FastSLMError):
+    """Shards or samples cannot be used; the text names the shard and the sample."""
+
+
+class CheckpointError(FastSLMError):
+    """A checkpoint does not fit the model, the data or this version."""
+
+
+class MissingExtraError(FastSLMError):
+    """An optional package is not installed.
+
+    Args:
+        package: the name on PyPI.
+        extra: the extra of fastslm that brings it.
+        purpose: what it is needed for.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package!r}. Install it with: pip install 'fastslm[{extra}]'")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean ...?" for the closest of ``known``, or an empty text when none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""

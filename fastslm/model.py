@@ -1,0 +1,204 @@
+"""THE PATH: audio -> mel -> frames -> tokens -> spliced with text -> LLM. Read this file first.
+
+    batch.audio [N]  -> mel [W, M, T] -> encoder frames [W, F, D_enc] -> abstractor tokens [W, K, D_llm]
+                     -> spliced with the text [B, S, D_llm] -> logits at label positions [N, V] -> loss
+
+The windows of all recordings lie in one flat axis W, so there is no loop over recordings and no padding of a short
+recording to a long one; they go through the encoder in groups of bounded size.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastslm.batch import Batch
+from fastslm.contracts import Abstractor, Encoder, LanguageModel, Tokens
+from fastslm.loss import label_loss
+from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ, LogMel
+from fastslm.prompt import Prompter
+from fastslm.splice import Layout, lay_out, splice
+from fastslm.windows import Windows
+
+
+@dataclass
+class Output:
+    """What a pass gives.
+
+    Attributes:
+        loss_sum: cross-entropy summed over the labels, a scalar.
+        num_labels: labels it is summed over.
+        num_speech_tokens: LLM positions that show speech.
+        num_positions: LLM positions with padding, B * S.
+        num_tokens: LLM positions without padding.
+    """
+
+    loss_sum: Tensor
+    num_labels: int
+    num_speech_tokens: int
+    num_positions: int
+    num_tokens: int
+
+
+class SpeechLM(nn.Module):
+    """The path from audio to loss and text.
+
+    Args:
+        encoder: station 3; frozen unless ``train_encoder``.
+        abstractor: station 4.
+        llm: station 6.
+        prompter: the text side, for the ids that mark a recording and end an answer.
+        window_seconds: audio of a window.
+        encoder_batch_windows: most windows in the encoder at once; bounds memory, whatever the recording's length.
+        mel_range: dynamic range of the spectrogram limited over the ``window`` or the ``recording`` (the release).
+        train_encoder: gradients reach the encoder.
+        recompute: run encoder and abstractor again in the backward pass instead of keeping their activations, so
+            that training memory holds tokens only, whatever the recording's length.
+    """
+
+    encoder: Encoder
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        abstractor: Abstractor,
+        llm: LanguageModel,
+        prompter: Prompter,
+        *,
+        window_seconds: float,
+        encoder_batch_windows: int = 16,
+        mel_range: Literal["window", "recording"] = "window",
+        train_encoder: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        if train_encoder:
+            self.encoder = encoder
+        else:
+            # Outside the module tree: a frozen encoder is no business of optimizer, checkpoint or ZeRO. `_apply`
+            # below moves it along.
+            object.__setattr__(self, "encoder", encoder.requires_grad_(False).eval())
+        self.mel = LogMel(encoder.num_mel_bins)
+        self.abstractor = abstractor
+        self.llm = llm
+        self.prompter = prompter
+        self.window_samples = round(window_seconds * SAMPLE_RATE_HZ)
+        self.encoder_batch_windows = encoder_batch_windows
+        self.mel_range = mel_range
+        self.train_encoder = train_encoder
+        self.recompute = recompute
+
+    def forward(self, batch: Batch) -> Output:
+        """Run one batch along the whole path."""
+        windows = self.windows(batch)
+        tokens = self.listen(batch.audio, windows)  # [W, K, D_llm]
+        layout = self.layout(batch, windows)
+        embeddings = self.embed(layout, tokens)  # [B, S, D_llm]
+        mask, labels, positions = self._labels(layout, embeddings.device)
+        logits = self.llm(embeddings, mask, positions)  # [N, V]
+        return Output(
+            loss_sum=label_loss(logits, labels),
+            num_labels=len(layout.labels),
+            num_speech_tokens=sum(layout.num_tokens) + len(batch.num_samples) - len(layout.input_ids),
+            num_positions=layout.source.numel(),
+            num_tokens=sum(layout.num_tokens),
+        )
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, max_new_tokens: int) -> Tensor:
+        """Return greedy answers ``[B, L]`` int64 to the batch's prompts; the reference answers are not seen."""
+        windows = self.windows(batch)
+        tokens = self.listen(batch.audio, windows)
+        layout = self.layout(batch, windows, prompt_only=True)
+        embeddings = self.embed(layout, tokens)
+        mask = torch.ones_like(layout.source) if layout.attention_mask is None else layout.attention_mask
+        return self.llm.generate(embeddings, mask.to(embeddings.device), max_new_tokens, self.prompter.stop_ids)
+
+    def windows(self, batch: Batch) -> Windows:
+        """Cut the batch's recordings into windows, on the host."""
+        return Windows.of(batch.num_samples, self.window_samples)
+
+    def listen(self, audio: Tensor, windows: Windows) -> Tensor:
+        """Return the speech tokens ``[W, K, D_llm]`` of all windows, a bounded group of windows at a time."""
+        loudest = self._loudest(audio, windows) if self.mel_range == "recording" and len(windows) else None
+        num_frames = windows.num_frames(self.encoder.samples_per_frame)
+        groups = [] if len(windows) else [self._silence(audio.device)]
+        for group in windows.groups(self.encoder_batch_windows):
+            arguments = (windows.take(audio, group, across=loudest is not None), num_frames[group].to(audio.device))
+            top = None if loudest is None else loudest[group]
+            if self.recompute and torch.is_grad_enabled():
+                groups.append(checkpoint(self._group_tokens, *arguments, top, use_reentrant=False))
+            else:
+                groups.append(self._group_tokens(*arguments, top))
+        return torch.cat(groups)
+
+    def _group_tokens(self, samples: Tensor, num_frames: Tensor, loudest: Tensor | None) -> Tensor:
+        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+            mel = self.mel(samples, loudest)  # [W, M, T]
+            if loudest is not None:  # the release pads in mel space
+                valid = num_frames * (self.encoder.samples_per_frame // HOP_SAMPLES)
+                mel = mel * (torch.arange(mel.shape[-1], device=mel.device) < valid[:, None])[:, None]
+            frames = self.encoder(mel)  # [W, F, D_enc]
+        tokens: Tokens = self.abstractor(frames.to(next(self.abstractor.parameters()).dtype), num_frames)
+        return tokens.values
+
+    def _silence(self, device: torch.device) -> Tensor:
+        """Return tokens of one silent window that no position shows.
+
+        A batch without audio runs the same modules as any other: gradients stay connected and no rank of a sharded
+        run skips a module that the others wait in.
+        """
+        samples = torch.zeros(1, self.window_samples + 2 * CONTEXT_SAMPLES, dtype=torch.int16, device=device)
+        return self._group_tokens(samples, torch.ones(1, dtype=torch.int64, device=device), None)
+
+    def _loudest(self, audio: Tensor, windows: Windows) -> Tensor:
+        """Return the largest log10 mel power of each window's recording ``[W]``: the first of two passes."""
+        tops = [
+            self.mel.log_power(windows.take(audio, group, across=True)).amax(dim=(1, 2))
+            for group in windows.groups(self.encoder_batch_windows)
+        ]
+        recording = torch.tensor(windows.recording, device=audio.device)
+        top = torch.cat(tops)
+        per_recording = torch.full((int(recording.max()) + 1,), -torch.inf, device=audio.device)
+        return per_recording.scatter_reduce(0, recording, top, "amax")[recording]
+
+    def layout(self, batch: Batch, windows: Windows, prompt_only: bool = False) -> Layout:
+        """Return where each LLM position comes from, on the host."""
+        counts = self.abstractor.out_lengths(windows.num_frames(self.encoder.samples_per_frame)).numpy()
+        tokens_per_window = self.abstractor.budget.tokens_per_window
+        rows: list[list[np.ndarray]] = [[] for _ in batch.num_samples]
+        for window, (recording, count) in enumerate(zip(windows.recording, counts, strict=True)):
+            rows[recording].append(window * tokens_per_window + np.arange(count))
+        per_recording = [np.concatenate(r) if r else np.zeros(0, np.int64) for r in rows]
+        return lay_out(
+            batch.dialogues, per_recording, self.prompter.audio_id, prompt_only=prompt_only, weights=batch.weights
+        )
+
+    def embed(self, layout: Layout, tokens: Tensor) -> Tensor:
+        """Return the LLM's input ``[B, S, D_llm]``."""
+        text = self.llm.embed(layout.input_ids.to(tokens.device, non_blocking=True))
+        return splice(text, tokens, layout.source.to(tokens.device, non_blocking=True))
+
+    @staticmethod
+    def _labels(layout: Layout, device: torch.device) -> tuple[Tensor | None, Tensor, Tensor]:
+        mask = None if layout.attention_mask is None else layout.attention_mask.to(device, non_blocking=True)
+        if len(layout.labels):
+            return mask, layout.labels.to(device), layout.predicting.to(device)
+        # One position that counts nothing: a batch without labels runs the same modules as any other.
+        return mask, torch.full((1,), -100, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+
+    def train(self, mode: bool = True) -> "SpeechLM":
+        """Set training mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if not self.train_encoder:
+            self.encoder.eval()
+        return self
+
+    def _apply(self, fn, recurse: bool = True) -> "SpeechLM":  # type: ignore[no-untyped-def]
+        super()._apply(fn, recurse)
+        if not self.train_encoder:
+            self.encoder._apply(fn, recurse)
+        return self

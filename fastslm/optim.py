@@ -1,0 +1,136 @@
+"""Which parts train, at which rate: parameter groups by part, AdamW, warm-up and decay."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fastslm.errors import ConfigError, nearest
+from fastslm.model import SpeechLM
+
+PARTS = ("encoder", "abstractor", "projector", "lora", "llm")
+
+
+@dataclass
+class OptimizerSettings:
+    """AdamW and its schedule.
+
+    Attributes:
+        learning_rate: peak rate of parts not named in ``part_learning_rates``.
+        part_learning_rates: peak rate by part, such as ``{lora: 2.0e-4}``.
+        weight_decay: decoupled weight decay of matrices; vectors (biases, norms) have none.
+        betas: decay of AdamW's two moments.
+        warmup_steps: optimizer steps of linear warm-up.
+        schedule: after the warm-up ``linear`` or ``cosine`` decay to zero, or ``constant``.
+        total_steps: optimizer steps until zero; null takes ``trainer.max_steps``.
+    """
+
+    learning_rate: float = 1e-4
+    part_learning_rates: dict[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup_steps: int = 100
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    total_steps: int | None = None
+
+
+def part_of(name: str, projector_name: str) -> str:
+    """Return the part that a parameter of ``SpeechLM`` belongs to."""
+    head = name.split(".")[0]
+    if head == "abstractor":
+        return "projector" if name.split(".")[1] == projector_name else "abstractor"
+    if head == "llm":
+        return "lora" if ".lora_" in name else "llm"
+    return head
+
+
+def parameters_by_part(model: SpeechLM) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Return all parameters, grouped by part; a frozen encoder is outside the model and not among them."""
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        parts.setdefault(part_of(name, model.abstractor.projector_name), []).append((name, parameter))
+    return parts
+
+
+def select_trainable(model: SpeechLM, train_parts: Sequence[str]) -> None:
+    """Let exactly ``train_parts`` train.
+
+    Raises:
+        ConfigError: a part is unknown, or matches no parameter.
+    """
+    groups = parameters_by_part(model)
+    for part in train_parts:
+        if part not in PARTS:
+            raise ConfigError(f"model.train_parts: unknown part {part!r}, known: {PARTS}.{nearest(part, PARTS)}")
+        if part not in groups:
+            hint = "set model.llm.lora.rank" if part == "lora" else "this abstractor has none of its own"
+            raise ConfigError(
+                f"model.train_parts: no parameter belongs to {part!r}. Remove it from the list, or {hint}."
+            )
+    for part, named in groups.items():
+        for _, parameter in named:
+            parameter.requires_grad_(part in train_parts)
+
+
+def build_optimizer(model: SpeechLM, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters, by part and with or without weight decay; no group is empty.
+
+    Raises:
+        ConfigError: a learning rate is given for a part that does not train.
+    """
+    groups = []
+    trainable = {
+        part: [p for _, p in named if p.requires_grad] for part, named in parameters_by_part(model).items()
+    }
+    trainable = {part: parameters for part, parameters in trainable.items() if parameters}
+    for part in settings.part_learning_rates:
+        if part not in trainable:
+            raise ConfigError(
+                f"model.optimizer.part_learning_rates: {part!r} does not train (it trains: {', '.join(trainable)})."
+            )
+    for part, parameters in trainable.items():
+        rate = settings.part_learning_rates.get(part, settings.learning_rate)
+        for decay, chosen in (
+            (settings.weight_decay, [p for p in parameters if p.ndim >= 2]),
+            (0.0, [p for p in parameters if p.ndim < 2]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": part})
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, max_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return the factor on every group's rate, by optimizer step.
+
+    Raises:
+        ConfigError: a decay has no end, since neither ``total_steps`` nor ``trainer.max_steps`` is set.
+    """
+    total = settings.total_steps or max_steps
+    if settings.schedule != "constant" and total <= 0:
+        raise ConfigError(
+            f"model.optimizer.schedule: {settings.schedule!r} decays to zero at a step, and none is known. Set"
+            " trainer.max_steps or model.optimizer.total_steps."
+        )
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+        if settings.schedule == "constant":
+            return warm
+        left = 1.0 - min(1.0, max(0, step - settings.warmup_steps) / max(1, total - settings.warmup_steps))
+        return warm * (left if settings.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def count_parameters(model: SpeechLM) -> Iterator[tuple[str, int, int]]:
+    """Yield (part, all parameters, trainable parameters), the frozen encoder included."""
+    groups: Mapping[str, list[tuple[str, nn.Parameter]]] = parameters_by_part(model)
+    if not model.train_encoder:
+        yield "encoder", sum(p.numel() for p in model.encoder.parameters()), 0
+    for part, named in groups.items():
+        yield part, sum(p.numel() for _, p in named), sum(p.numel() for _, p in named if p.requires_grad)

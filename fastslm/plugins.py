@@ -1,0 +1,87 @@
+"""Installed parts by short name: entry points in the groups ``fastslm.*``, which the built-in parts use too."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from fastslm.errors import ConfigError
+
+GROUPS = ("encoders", "abstractors", "llms", "datamodules", "callbacks")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point.
+
+    Attributes:
+        kind: its group, such as ``abstractors``.
+        name: its short name.
+        target: ``module:Class``.
+        distribution: the installed package it comes from, with version.
+        loaded: the class, or None when its import failed.
+        problem: why it failed, or an empty text.
+    """
+
+    kind: str
+    name: str
+    target: str
+    distribution: str
+    loaded: type | None
+    problem: str
+
+
+def discover() -> list[Plugin]:
+    """Import every installed part and return what was found; one that fails does not break the others.
+
+    Raises:
+        ConfigError: two distributions use one name for different classes.
+    """
+    plugins = [_load(kind, point) for kind in GROUPS for point in _unique(kind)]
+    for plugin in plugins:
+        if plugin.problem:
+            warnings.warn(
+                f"plug-in {plugin.name!r} of {plugin.distribution} cannot be used: {plugin.problem}", stacklevel=2
+            )
+    return plugins
+
+
+def _unique(kind: str) -> Iterator[EntryPoint]:
+    seen: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"fastslm.{kind}"):
+        other = seen.get(point.name)
+        if other is None:
+            seen[point.name] = point
+            yield point
+        elif other.value != point.value:
+            raise ConfigError(
+                f"two plug-ins are called {point.name!r}: {other.value} of {_distribution(other)} and {point.value} of"
+                f" {_distribution(point)}. Uninstall one, or select by class_path."
+            )
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+
+
+def _load(kind: str, point: EntryPoint) -> Plugin:
+    loaded, problem = None, ""
+    try:
+        loaded = point.load()
+    except Exception as error:  # whatever a third party's module does at import must not stop the command
+        problem = f"{type(error).__name__}: {error}"
+    return Plugin(kind, point.name, point.value, _distribution(point), loaded, problem)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print every installed part; the exit status is 1 when one cannot be imported."""
+    if len(arguments) > 1:
+        print("usage: fastslm plugins\n\nLists encoders, compressors, LLMs, data modules and callbacks by short name.")
+        return 0 if arguments[1] in ("-h", "--help") else 2
+    plugins = discover()
+    for kind in GROUPS:
+        print(kind)
+        for plugin in sorted((p for p in plugins if p.kind == kind), key=lambda p: p.name):
+            state = f"cannot be used: {plugin.problem}" if plugin.problem else plugin.target
+            print(f"  {plugin.name:20} {plugin.distribution:20} {state}")
+    return 1 if any(plugin.problem for plugin in plugins) else 0

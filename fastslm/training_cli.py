@@ -1,0 +1,244 @@
+"""fit, validate, test, predict: LightningCLI with typed parts, shipped configs, run folders and short errors."""
+
+import contextlib
+import importlib.resources
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from fastslm.checkpoint import differences
+from fastslm.errors import ConfigError, FastSLMError, nearest
+from fastslm.lightning_module import SpeechLMModule
+from fastslm.plugins import discover
+
+_CHECKPOINTS = "checkpoints"
+
+
+def shipped_configs() -> Path:
+    """Return the folder of the configs inside the package."""
+    return Path(str(importlib.resources.files("fastslm.configs")))
+
+
+def find_config(name: str) -> str:
+    """Return the file a ``--config`` means: a path as it is, else a shipped config of that name.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    if Path(name).is_file():
+        return name
+    folder = shipped_configs()
+    relative = name.removeprefix("configs/")
+    for candidate in (folder / relative, folder / f"{relative}.yaml"):
+        if candidate.is_file():
+            return str(candidate)
+    known = [f"configs/{path.relative_to(folder)}" for path in sorted(folder.rglob("*.yaml"))]
+    raise ConfigError(f"--config {name}: there is no such file.{nearest(name, known)} Shipped: {', '.join(known)}.")
+
+
+def _find_configs(arguments: Sequence[str]) -> list[str]:
+    found = list(arguments)
+    for i, argument in enumerate(found):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-c"):
+            if equals:
+                found[i] = f"{flag}={find_config(value)}"
+            elif i + 1 < len(found):
+                found[i + 1] = find_config(found[i + 1])
+    return found
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, with the nearest known name."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print a short message and exit with status 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise ConfigError(self._shortened(message))
+
+    def _shortened(self, message: str) -> str:
+        known = list(_leaves(self))
+        if unrecognised := re.search(r"[Uu]nrecognized arguments?: --?([\w.+-]+)", message):
+            key = unrecognised[1].split("=")[0]
+            return f"unknown option --{key}.{nearest(key, known)} 'fastslm COMMAND --help' lists all options."
+        if unknown := re.search(r"(?:does not accept option|Key|Option) '([\w.]+)'(?: is not (?:expected|accepted))?", message):
+            key = unknown[1].removeprefix("fit.")
+            if "not" in message:
+                return f"unknown key {key!r}.{nearest(key, known)} {_last_line(message)}"
+        return _last_line(message)
+
+
+def _leaves(parser: LightningArgumentParser) -> Iterator[str]:
+    parsers = [parser]
+    for action in parser._actions:
+        if isinstance(getattr(action, "choices", None), dict):
+            parsers += [p for p in action.choices.values() if isinstance(p, LightningArgumentParser)]  # type: ignore[union-attr]
+    for each in parsers:
+        for action in each._actions:
+            if action.dest and action.dest != "help":
+                yield action.dest
+
+
+def _last_line(message: str) -> str:
+    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip(" -\t")]
+    return " ".join(lines[:1] + lines[-1:]) if len(lines) > 1 else (lines[0] if lines else message)
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI for ``SpeechLMModule``; every run has one folder."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what belongs to the run rather than to model, data or trainer."""
+        parser.add_argument(
+            "--run_folder",
+            type=str,
+            default="runs/default",
+            help="Where checkpoints, logs, plots and predictions go. An earlier run found there is moved aside unless"
+            " it is continued with --ckpt_path.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not merge hyper-parameters of a checkpoint over the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run folder, and put loggers and checkpoints there."""
+        command = str(self.subcommand)
+        config = self.config[command]
+        folder = Path(config.run_folder).expanduser()
+        config.ckpt_path = resolve_checkpoint(config.get("ckpt_path"), folder, command)
+        if command == "fit" and int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0:
+            prepare_folder(folder, resuming=config.ckpt_path is not None)
+        trainer = config.trainer
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = str(folder)
+        if trainer.logger is None or trainer.logger is True:
+            trainer.logger = _loggers(folder) if command == "fit" else False
+        for callback in trainer.callbacks or []:
+            arguments = callback.get("init_args") or Namespace()
+            if str(callback.class_path).endswith("ModelCheckpoint") and arguments.get("dirpath") is None:
+                arguments.dirpath = str(folder / _CHECKPOINTS)
+
+    def after_instantiate_classes(self) -> None:
+        """Give the model the resolved configuration, for its checkpoints."""
+        self._dump_config()
+        self.model.run_config = self.config_dump
+
+
+def _loggers(folder: Path) -> list[Namespace]:
+    module = "lightning.pytorch.loggers"
+    return [
+        Namespace(
+            class_path=f"{module}.CSVLogger", init_args=Namespace(save_dir=str(folder), name="", version="")
+        ),
+        Namespace(
+            class_path=f"{module}.TensorBoardLogger",
+            init_args=Namespace(save_dir=str(folder), name="", version="tensorboard"),
+        ),
+    ]
+
+
+def resolve_checkpoint(given: str | None, folder: Path, command: str) -> str | None:
+    """Return the checkpoint that ``--ckpt_path`` means.
+
+    Args:
+        given: a path, ``last``, ``best`` or None; None trains from the start, and evaluates the run's last one.
+        folder: the run folder.
+        command: the subcommand.
+
+    Raises:
+        ConfigError: there is no such checkpoint.
+    """
+    if given is None and command == "fit":
+        return None
+    if given in (None, "last", "best"):
+        name = given or "last"
+        found = sorted((folder / _CHECKPOINTS).glob(f"{name}*.ckpt"), key=lambda path: path.stat().st_mtime)
+        if found:
+            return str(found[-1])
+        if command == "fit":
+            print(f"No checkpoint in {folder / _CHECKPOINTS} yet: training starts from the beginning.", file=sys.stderr)
+            return None
+        raise ConfigError(
+            f"there is no {name} checkpoint in {folder / _CHECKPOINTS}. Train first, or give --ckpt_path a file."
+        )
+    if not Path(str(given)).exists():
+        raise ConfigError(f"--ckpt_path {given}: there is no such file.")
+    return given
+
+
+def prepare_folder(folder: Path, resuming: bool) -> None:
+    """Make room for a run: an earlier one is moved aside whole, a resumed one keeps its metrics."""
+    if not folder.exists():
+        return
+    if resuming:
+        metrics = folder / "metrics.csv"  # CSVLogger deletes the file that it finds
+        if metrics.exists():
+            metrics.rename(_free(folder / "metrics.csv", ".before-"))
+    elif any(folder.iterdir()):
+        aside = _free(folder, ".")
+        folder.rename(aside)
+        print(f"An earlier run in {folder} was moved to {aside}.", file=sys.stderr)
+
+
+def _free(path: Path, infix: str) -> Path:
+    number = 1
+    while (candidate := path.with_name(f"{path.name}{infix}{number}")).exists():
+        number += 1
+    return candidate
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # Advice that is wrong here: the plan decides on workers, and the module logs with a batch size.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")
+        warnings.filterwarnings("ignore", message=".*ckpt_path.*weights_only.*")
+        yield
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one of fit, validate, test, predict and return its exit status; a user's mistake gives one message."""
+    try:
+        with _quiet():
+            for plugin in discover():
+                if plugin.loaded is None and plugin.distribution.startswith("fastslm "):
+                    raise ConfigError(f"the built-in {plugin.name} cannot be imported: {plugin.problem}")
+            options: dict[str, Any] = {
+                "default_config_files": [str(shipped_configs() / "base.yaml")],
+                "parser_mode": "omegaconf+",
+            }
+            TrainingCLI(
+                SpeechLMModule,
+                L.LightningDataModule,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                save_config_callback=SaveConfigCallback,
+                save_config_kwargs={"overwrite": True},
+                parser_class=Parser,
+                parser_kwargs={name: dict(options) for name in ("fit", "validate", "test", "predict")},
+                seed_everything_default=0,
+                args=_find_configs(arguments),
+            )
+    except FastSLMError as error:
+        print(f"fastslm: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def describe_changes(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return how a checkpoint's configuration differs from this run's, without what may differ freely."""
+    free = ("run_folder", "ckpt_path", "config", "trainer.logger", "trainer.callbacks", "trainer.default_root_dir")
+    return [line for line in differences(stored, now) if not line.startswith(free)]

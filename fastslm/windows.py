@@ -1,0 +1,87 @@
+"""Recordings to windows: which samples each window holds; host numbers only, no audio is touched until it is taken."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastslm.mel import CONTEXT_SAMPLES, pad_with_context
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of all recordings in one flat axis W, in order.
+
+    Attributes:
+        start: first sample of each window in the batch's audio, W numbers.
+        num_samples: real samples of each window, ``1..window_samples``.
+        recording: index of the recording each window belongs to.
+        first: first sample of that recording.
+        end: one past the last sample of that recording.
+        window_samples: samples of a full window.
+    """
+
+    start: tuple[int, ...]
+    num_samples: tuple[int, ...]
+    recording: tuple[int, ...]
+    first: tuple[int, ...]
+    end: tuple[int, ...]
+    window_samples: int
+
+    @staticmethod
+    def of(num_samples: Sequence[int], window_samples: int) -> "Windows":
+        """Cut recordings of ``num_samples`` each into windows that do not overlap; nothing is left out."""
+        rows, first = [], 0
+        for recording, count in enumerate(num_samples):
+            end = first + count
+            rows += [
+                (start, min(window_samples, end - start), recording, first, end)
+                for start in range(first, end, window_samples)
+            ]
+            first = end
+        columns = zip(*rows, strict=True) if rows else ((),) * 5
+        return Windows(*columns, window_samples)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def num_frames(self, samples_per_frame: int) -> Tensor:
+        """Return the real encoder frames of each window ``[W]`` int64, at least 1."""
+        return -(-torch.tensor(self.num_samples, dtype=torch.int64) // samples_per_frame)
+
+    def groups(self, size: int) -> Iterator[slice]:
+        """Return the windows in runs of at most ``size``."""
+        return (slice(i, min(i + size, len(self))) for i in range(0, len(self), size))
+
+    def take(self, audio: Tensor, group: slice, across: bool) -> Tensor:
+        """Return the samples of a group of windows ``[W, window_samples + 2 * CONTEXT_SAMPLES]``.
+
+        Args:
+            audio: the batch's audio ``[N]``.
+            group: which windows.
+            across: a window's edges see its neighbours in the recording, and only the recording's own ends are
+                mirrored, as in a spectrogram of the whole recording; otherwise each window stands alone.
+        """
+        rows = []
+        for i in range(*group.indices(len(self))):
+            if across:
+                rows.append(self._with_neighbours(audio, i))
+            else:
+                start = self.start[i]
+                rows.append(pad_with_context(audio[start : start + self.num_samples[i]], self.window_samples))
+        return torch.stack(rows)
+
+    def _with_neighbours(self, audio: Tensor, i: int) -> Tensor:
+        recording = audio[self.first[i] : self.end[i]]
+        if len(recording) <= CONTEXT_SAMPLES:  # too short to mirror: silence up to where it can be
+            recording = F.pad(recording, (0, CONTEXT_SAMPLES + 1 - len(recording)))
+        begin = self.start[i] - self.first[i] - CONTEXT_SAMPLES
+        stop = begin + self.window_samples + 2 * CONTEXT_SAMPLES
+        middle = recording[max(begin, 0) : min(stop, len(recording))]
+        left = recording[1 : 1 - begin].flip(0) if begin < 0 else recording[:0]
+        overhang = min(stop - len(recording), CONTEXT_SAMPLES)
+        right = recording[-overhang - 1 : -1].flip(0) if overhang > 0 else recording[:0]
+        row = torch.cat([left, middle, right])
+        return F.pad(row, (0, stop - begin - len(row)))

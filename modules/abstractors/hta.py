@@ -1,0 +1,220 @@
+"""HTA, the Hierarchical Temporal Abstractor: stage queries read three time scales, final queries read the stages.
+
+Lee, Lee, Chun: "FastSLM: Hierarchical Temporal Abstraction for Efficient Long-Form Speech Adaptation"
+(arXiv 2601.06199), section 3. A window of 30 s (1500 frames) becomes 50 tokens, 1.67 tokens per second.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastslm.contracts import Abstractor, TokenBudget, Tokens
+from fastslm.errors import ConfigError
+
+from ._positions import centres, sinusoids
+
+_KEY = "model.abstractor"
+
+
+def _valid(num: Tensor, length: int) -> Tensor:
+    """Return ``[W, length]`` bool, True at the first ``num`` ``[W]`` positions."""
+    return torch.arange(length, device=num.device) < num[:, None]
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, num_heads: int) -> Tensor:
+    """Return multi-head attention ``[W, Q, d]``, keys where ``valid`` ``[W, L]`` is False unseen."""
+    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    mask = None if valid is None else valid[:, None, None, :]
+    return F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
+
+
+class _Downsampler(nn.Module):
+    """Halves the frame rate: conv, GELU, strided conv, GELU, LayerNorm."""
+
+    def __init__(self, width: int, factor: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, 3, stride=factor, padding=1)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, frames: Tensor, valid: Tensor, valid_after: Tensor) -> Tensor:
+        """Return ``[W, ceil(F / factor), d]``; what a convolution sees past the audio is always zero."""
+        hidden = F.gelu(self.conv1((frames * valid[..., None]).transpose(1, 2)))
+        hidden = F.gelu(self.conv2(hidden * valid[:, None]))
+        return self.norm(hidden.transpose(1, 2)) * valid_after[..., None]  # type: ignore[no-any-return]
+
+
+class _Compressor(nn.Module):
+    """Learnable queries read a sequence once: no q/k/v matrices, no residual, positions on queries and keys only."""
+
+    query_positions: Tensor
+    key_positions: Tensor
+
+    def __init__(self, width: int, num_heads: int, query_positions: Tensor, key_positions: Tensor) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.randn(len(query_positions), width) * 0.02)
+        self.query_norm = nn.LayerNorm(width)
+        self.context_norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, width)
+        self.register_buffer("query_positions", sinusoids(query_positions, width), persistent=False)
+        self.register_buffer("key_positions", sinusoids(key_positions, width), persistent=False)
+
+    def forward(self, context: Tensor, valid: Tensor | None) -> Tensor:
+        """Return ``[W, num queries, d]`` from ``context`` ``[W, L, d]``."""
+        values = self.context_norm(context)
+        keys = values + self.key_positions.to(values)
+        queries = self.query_norm(self.query) + self.query_positions.to(values)
+        queries = queries.expand(len(context), -1, -1)
+        return self.out(_attend(queries, keys, values, valid, self.num_heads))  # type: ignore[no-any-return]
+
+
+class _Attention(nn.Module):
+    """Multi-head attention with matrices; the key has no bias, as in Whisper."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, context: Tensor, valid: Tensor | None) -> Tensor:
+        """Return ``[W, Q, d]``: ``hidden`` ``[W, Q, d]`` reads ``context`` ``[W, L, d]``."""
+        attended = _attend(self.query(hidden), self.key(context), self.value(context), valid, self.num_heads)
+        return self.out(attended)  # type: ignore[no-any-return]
+
+
+class _Refinement(nn.Module):
+    """The tokens read each other, then all scales; residual, without a feed-forward part."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(width)
+        self.self_attention = _Attention(width, num_heads)
+        self.cross_norm = nn.LayerNorm(width)
+        self.cross_attention = _Attention(width, num_heads)
+
+    def forward(
+        self, tokens: Tensor, scales: Tensor, valid_tokens: Tensor | None, valid_scales: Tensor | None
+    ) -> Tensor:
+        """Return ``[W, K, d]``."""
+        normed = self.self_norm(tokens)
+        tokens = tokens + self.self_attention(normed, normed, valid_tokens)
+        return tokens + self.cross_attention(self.cross_norm(tokens), scales, valid_scales)  # type: ignore[no-any-return]
+
+
+class HTA(Abstractor):
+    """Compresses a window through a hierarchy of time scales.
+
+    Scale 1 is the encoder's frames, each further scale runs at a lower rate; learnable stage queries read each scale,
+    the final queries read all stage tokens, and refinement lets the result read every scale again.
+
+    Args:
+        in_width: features of an encoder frame; the model passes it.
+        out_width: features of an LLM embedding; the model passes it.
+        budget: frames and tokens of a window; the model passes it.
+        positions: ``aligned`` puts every query and key at its own time on one axis, so that a query starts out
+            looking at the part of the window it stands for; ``index`` numbers queries and keys from 0, as released.
+        queries_per_stage: stage tokens of each scale, one number for all scales or one for each; null takes 1.6
+            times the tokens of a window (80 for 50, the release).
+        downsampling: rate of each scale relative to the one before; its length plus one is the number of scales,
+            1 to 4.
+        refinement_depth: refinement blocks, 0 to 4.
+        refinement_scales: which scales refinement reads, counted from 1; null reads all.
+        head_width: features of an attention head.
+
+    Raises:
+        ConfigError: a number is outside its range, or ``head_width`` does not divide the encoder's width.
+    """
+
+    def __init__(
+        self,
+        in_width: int,
+        out_width: int,
+        budget: TokenBudget,
+        *,
+        positions: Literal["aligned", "index"] = "aligned",
+        queries_per_stage: int | Sequence[int] | None = None,
+        downsampling: Sequence[int] = (2, 2),
+        refinement_depth: int = 2,
+        refinement_scales: Sequence[int] | None = None,
+        head_width: int = 64,
+    ) -> None:
+        super().__init__(in_width, out_width, budget)
+        num_scales = len(downsampling) + 1
+        if num_scales > 4 or any(not 1 <= factor <= 8 for factor in downsampling):
+            raise ConfigError(f"{_KEY}.downsampling: {list(downsampling)} must hold at most 3 factors, each 1 to 8.")
+        if not 0 <= refinement_depth <= 4:
+            raise ConfigError(f"{_KEY}.refinement_depth: {refinement_depth} is outside 0 to 4.")
+        if in_width % head_width:
+            raise ConfigError(
+                f"{_KEY}.head_width: {head_width} does not divide the encoder's width {in_width}. Choose a divisor."
+            )
+        if queries_per_stage is None:
+            queries_per_stage = max(1, round(1.6 * budget.tokens_per_window))
+        queries = [queries_per_stage] * num_scales if isinstance(queries_per_stage, int) else list(queries_per_stage)
+        if len(queries) != num_scales or min(queries) < 1:
+            raise ConfigError(
+                f"{_KEY}.queries_per_stage: {queries} must be one number, or one for each of the {num_scales} scales."
+            )
+        read = range(1, num_scales + 1) if refinement_scales is None else refinement_scales
+        if not set(read) <= set(range(1, num_scales + 1)) or (refinement_depth and not read):
+            raise ConfigError(f"{_KEY}.refinement_scales: {list(read)} must name scales of 1 to {num_scales}.")
+        self.refinement_scales = tuple(sorted(set(read)))
+
+        num_heads = in_width // head_width
+        num_frames, num_tokens = budget.frames_per_window, budget.tokens_per_window
+        lengths, steps = [num_frames], [1]  # of each scale: positions, and encoder frames from one to the next
+        for factor in downsampling:
+            lengths.append(-(-lengths[-1] // factor))
+            steps.append(steps[-1] * factor)
+        self.downsampling = tuple(downsampling)
+        self.stage_counts = tuple(queries)
+
+        def compressor(count: int, key_times: Tensor) -> _Compressor:
+            if positions == "index":
+                return _Compressor(in_width, num_heads, torch.arange(count), torch.arange(len(key_times)))
+            return _Compressor(in_width, num_heads, centres(count, num_frames), key_times)
+
+        self.downsamplers = nn.ModuleList(_Downsampler(in_width, factor) for factor in downsampling)
+        self.stages = nn.ModuleList(
+            compressor(count, torch.arange(length, dtype=torch.float64) * step)
+            for count, length, step in zip(queries, lengths, steps, strict=True)
+        )
+        self.final = compressor(num_tokens, torch.cat([centres(count, num_frames) for count in queries]))
+        self.refinement = nn.ModuleList(_Refinement(in_width, num_heads) for _ in range(refinement_depth))
+        self.projector = nn.Linear(in_width, out_width)
+
+    def forward(self, frames: Tensor, num_frames: Tensor) -> Tokens:
+        """Return the tokens of each window; see ``Abstractor.forward``."""
+        num_tokens = self.out_lengths(num_frames)
+        if self.budget.full_tail:  # as released: the padding of the last window is read like audio
+            num_frames = torch.full_like(num_frames, frames.shape[1])
+        valid = _valid(num_frames, frames.shape[1])
+        # where, not a product: padding may hold anything, infinities included
+        scales, valids, counts = [frames.where(valid[..., None], 0)], [valid], num_frames
+        for factor, downsample in zip(self.downsampling, self.downsamplers, strict=True):
+            counts = -(-counts // factor)
+            after = _valid(counts, -(-scales[-1].shape[1] // factor))
+            scales.append(downsample(scales[-1], valids[-1], after))
+            valids.append(after)
+
+        stage_tokens = [stage(scale, v) for stage, scale, v in zip(self.stages, scales, valids, strict=True)]
+        stage_valid = [_valid(self._share(num_frames, count), count) for count in self.stage_counts]
+        tokens = self.final(torch.cat(stage_tokens, 1), torch.cat(stage_valid, 1))
+
+        valid_tokens = _valid(num_tokens, tokens.shape[1])
+        read = [i - 1 for i in self.refinement_scales]
+        context, valid_context = torch.cat([scales[i] for i in read], 1), torch.cat([valids[i] for i in read], 1)
+        for block in self.refinement:
+            tokens = block(tokens, context, valid_tokens, valid_context)
+        return Tokens(self.projector(tokens) * valid_tokens[..., None], num_tokens)
+
+    def _share(self, num_frames: Tensor, count: int) -> Tensor:
+        """Return how many of ``count`` stage tokens lie in the audio of each window ``[W]``."""
+        return -(-num_frames * count // self.budget.frames_per_window)

@@ -1,0 +1,179 @@
+"""Any Hugging Face causal LM, with LoRA: reads embeddings, predicts at label positions only, writes greedily."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastslm.contracts import LanguageModel
+from fastslm.errors import ConfigError, nearest
+from fastslm.pretrained import reason, resolve
+
+_KEY = "model.llm.pretrained"
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) on linear layers of the LLM.
+
+    Attributes:
+        rank: rank of an adapter.
+        alpha: the adapter's output is scaled by alpha / rank.
+        dropout: dropout in front of an adapter, 0..1.
+        targets: ``all-linear``, or the names of the linear layers to adapt, such as ``q_proj``.
+    """
+
+    rank: int = 16
+    alpha: float = 64
+    dropout: float = 0.01
+    targets: str | Sequence[str] = "all-linear"
+
+
+class CausalLM(LanguageModel):
+    """A causal LM loaded through transformers.
+
+    Args:
+        pretrained: hub name, local folder, or ``fastslm:...`` for a folder inside this package; holds the tokenizer
+            too.
+        initialize: ``pretrained`` loads weights; ``random`` builds the architecture from the folder's config alone.
+        overrides: values that replace those of the folder's config when ``initialize`` is ``random``.
+        lora: adapters to train; null leaves the LLM without.
+        dtype: dtype of the weights.
+        attention: transformers' attention implementation.
+        gradient_checkpointing: recompute layers in the backward pass instead of keeping their activations.
+        context_length: positions to allow; null takes the model's own.
+
+    Raises:
+        ConfigError: nothing usable at ``pretrained``, an unknown override, or a tokenizer that is missing.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        initialize: Literal["pretrained", "random"] = "pretrained",
+        overrides: dict[str, Any] | None = None,
+        lora: LoRA | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        gradient_checkpointing: bool = False,
+        context_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.pretrained = pretrained
+        self.initialize = initialize
+        self.lora = lora
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.attention = attention
+        self.gradient_checkpointing = gradient_checkpointing
+        folder = resolve(pretrained, _KEY)
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{_KEY}: no model configuration at {pretrained!r}: {reason(error)}") from error
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{_KEY}: no tokenizer at {pretrained!r}: {reason(error)}") from error
+        if overrides and initialize != "random":
+            raise ConfigError("model.llm.overrides: only with initialize: random; pretrained weights fix them.")
+        for name, value in (overrides or {}).items():
+            if not hasattr(config, name):
+                raise ConfigError(f"model.llm.overrides: unknown {name!r}.{nearest(name, config.to_dict())}")
+            setattr(config, name, value)
+        self.config = config
+        text_config = config.get_text_config()
+        self.width = int(text_config.hidden_size)
+        own_length = int(getattr(text_config, "max_position_embeddings", 0)) or None
+        self.context_length = context_length or own_length or 1 << 30
+        self.causal_lm: Any = None
+        self._positions: Tensor | None = None
+
+    def load(self) -> None:
+        """Bring the weights, enlarge the embedding table if the tokenizer outgrew it, and add the adapters."""
+        if self.causal_lm is not None:
+            return
+        from transformers import AutoModelForCausalLM
+
+        if self.initialize == "random":
+            model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, attn_implementation=self.attention)
+        else:
+            try:
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    resolve(self.pretrained, _KEY),
+                    dtype=self.dtype,
+                    attn_implementation=self.attention,
+                    output_loading_info=True,
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"{_KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
+            if info["missing_keys"]:
+                missing = ", ".join(sorted(info["missing_keys"])[:3])
+                raise ConfigError(f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights: {missing}")
+        if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(self.tokenizer))
+        if self.lora is not None:
+            self._add_adapters(model, self.lora)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # The head sees label positions only: logits of a 150k vocabulary at every position would be the largest
+        # tensor of the step. A hook, so that scaling and capping after the head stay the model's own.
+        model.get_output_embeddings().register_forward_pre_hook(self._select_positions)
+        self.causal_lm = model.train()  # from_pretrained leaves evaluation mode, which turns checkpointing off
+
+    @staticmethod
+    def _add_adapters(model: Any, lora: LoRA) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+        try:
+            inject_adapter_in_model(
+                LoraConfig(
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,  # type: ignore[arg-type]
+                    lora_dropout=lora.dropout,
+                    target_modules=targets,
+                    task_type="CAUSAL_LM",
+                ),
+                model,
+            )
+        except ValueError as error:
+            raise ConfigError(f"model.llm.lora.targets: {reason(error)}") from error
+
+    def _select_positions(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self._positions is None:
+            return None
+        (hidden, *rest) = arguments
+        return (hidden.flatten(0, 1)[self._positions], *rest)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings ``[..., D_llm]`` of token ids ``[...]``."""
+        return self.causal_lm.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
+
+    def forward(self, embeddings: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        """Return logits ``[N, V]`` at ``positions``; see ``LanguageModel.forward``."""
+        self._positions = positions
+        try:
+            output = self.causal_lm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False)
+        finally:
+            self._positions = None
+        return output.logits  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def generate(
+        self, embeddings: Tensor, attention_mask: Tensor, max_new_tokens: int, stop_ids: Sequence[int]
+    ) -> Tensor:
+        """Return greedy continuations ``[B, L]``; see ``LanguageModel.generate``."""
+        from transformers import GenerationConfig
+
+        stops = list(stop_ids)
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=stops[0]
+        )
+        return self.causal_lm.generate(  # type: ignore[no-any-return]
+            inputs_embeds=embeddings, attention_mask=attention_mask, generation_config=settings
+        )
