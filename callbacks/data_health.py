@@ -29,7 +29,7 @@ class DataHealth(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show what the index left out, when validation is all there is."""
-        if not trainer.training and trainer.state.fn == "validate":
+        if trainer.state.fn == "validate":
             self._show_index(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -84,7 +84,7 @@ class DataHealth(L.Callback):
             self._broken[place] += 1
             self._examples.setdefault(place, f"sample {item['key']!r}: {item['detail']}")
         limit = getattr(trainer.datamodule, "max_broken_share", 1.0)  # type: ignore[attr-defined]
-        if batch.broken and self._seen >= _MIN_SEEN and self._broken.total() > limit * self._seen:
+        if self._seen >= _MIN_SEEN and self._broken.total() > limit * self._seen:
             raise DataError(
                 f"{self._broken.total()} of {self._seen} samples read are broken, more than data.max_broken_share"
                 f" {limit:g} allows. {self._table()}"
@@ -98,5 +98,21 @@ class DataHealth(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show what broke so far."""
+        self._show_broken(trainer)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show what broke, when validation is all there is."""
+        if trainer.state.fn == "validate":
+            self._show_broken(trainer)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show what broke."""
+        self._show_broken(trainer)
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show what broke."""
+        self._show_broken(trainer)
+
+    def _show_broken(self, trainer: L.Trainer) -> None:
         if self._broken:
             print(f"rank {trainer.global_rank}: {self._broken.total()} of {self._seen} samples broken: {self._table()}")

@@ -73,7 +73,8 @@ class RunReport(L.Callback):
             return
         folder = self._folder(trainer)
         self._print(trainer, "val")
-        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none was written"
+        paths = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
+        checkpoint = next(filter(None, paths), "none was written")
         print(f"  checkpoint  {checkpoint}")
         print(f"  logs        {folder}  (tensorboard --logdir {folder})")
         if plot := draw_history(read_history(folder), folder / "training.png"):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -15,7 +16,12 @@ from fastslm.errors import DataError
 from fastslm.mel import SAMPLE_RATE_HZ
 
 _BLOCK_SECONDS = 30
+_BUFFER_BYTES = 1 << 18
 MAX_RATE_HZ = 768_000
+#: libsndfile's note on a WAV that is shorter than its header says; it reads what is there without a word.
+_SHORT_WAV = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN_BYTES = 0x7FFF0000  # from here on, what programs write that did not know the length (ffmpeg, sox to a pipe)
+_OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # of the largest page
 
 
 class FileRegion(io.RawIOBase):
@@ -30,26 +36,33 @@ class FileRegion(io.RawIOBase):
     def __init__(self, descriptor: int, offset: int, size: int) -> None:
         self._descriptor, self._offset, self._size, self._position = descriptor, offset, size, 0
 
-    def readable(self) -> bool:  # noqa: D102
+    def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:  # noqa: D102
+    def seekable(self) -> bool:
         return True
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_SET and offset < 0:
+            raise ValueError(f"negative seek value {offset}")
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = max(0, base + offset)
         return self._position
 
-    def tell(self) -> int:  # noqa: D102
+    def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer: Any) -> int:  # noqa: D102
+    def readinto(self, buffer: Any) -> int:
         wanted = min(len(buffer), max(0, self._size - self._position))
         data = os.pread(self._descriptor, wanted, self._offset + self._position)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+
+def open_region(descriptor: int, offset: int, size: int) -> BinaryIO:
+    """Return a run of bytes inside a local file, buffered: decoders read and seek in small steps."""
+    return io.BufferedReader(FileRegion(descriptor, offset, size), _BUFFER_BYTES)
 
 
 @dataclass(frozen=True)
@@ -72,12 +85,12 @@ def read_info(file: BinaryIO) -> AudioInfo:
     Raises:
         DataError: it is no audio that can be read, or its header makes no sense.
     """
+    _check_ogg(file)
     try:
         info = soundfile.info(file)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         raise DataError(f"unreadable audio: {_short(error)}") from error
-    if not 0 < info.samplerate <= MAX_RATE_HZ:
-        raise DataError(f"unreadable audio: its header gives a sample rate of {info.samplerate} Hz")
+    _check_header(info)
     if info.frames <= 0 or info.channels <= 0:
         raise DataError("unreadable audio: it holds no samples")
     return AudioInfo(info.frames, info.samplerate, info.channels)
@@ -89,10 +102,10 @@ def decode(file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | Non
     Raises:
         DataError: the audio cannot be decoded to its end, or holds no samples.
     """
+    _check_ogg(file)
     try:
         with soundfile.SoundFile(file) as sound:
-            if not 0 < sound.samplerate <= MAX_RATE_HZ:
-                raise DataError(f"unreadable audio: its header gives a sample rate of {sound.samplerate} Hz")
+            _check_header(sound)
             start = round(start_seconds * sound.samplerate)
             stop = sound.frames if stop_seconds is None else min(sound.frames, round(stop_seconds * sound.samplerate))
             if start:
@@ -106,6 +119,28 @@ def decode(file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | Non
     return samples
 
 
+def _check_header(sound: Any) -> None:
+    """Raise where a header cannot be true; for ``soundfile.SoundFile`` and what ``soundfile.info`` returns."""
+    if not 0 < sound.samplerate <= MAX_RATE_HZ:
+        raise DataError(f"unreadable audio: its header gives a sample rate of {sound.samplerate} Hz")
+    note = _SHORT_WAV.search(sound.extra_info)
+    if note and int(note[2]) < int(note[1]) < _UNKNOWN_BYTES:
+        raise DataError(f"unreadable audio: it holds {note[2]} of the {note[1]} bytes that its header says")
+
+
+def _check_ogg(file: BinaryIO) -> None:
+    """Raise where the last page of an Ogg file is cut: its header gives no length, so that libsndfile just stops."""
+    file.seek(0)
+    if file.read(4) == b"OggS":
+        file.seek(-min(file.seek(0, os.SEEK_END), _OGG_PAGE_BYTES), os.SEEK_END)
+        tail = file.read()
+        page = tail[tail.rfind(b"OggS\0") :]
+        num_segments = page[26] if len(page) > 26 else 255
+        if len(page) < 27 + num_segments + sum(page[27 : 27 + num_segments]):
+            raise DataError("unreadable audio: it ends in the middle of an Ogg page")
+    file.seek(0)
+
+
 def _blocks(sound: soundfile.SoundFile, num_frames: int) -> Iterator[npt.NDArray[np.float32]]:
     """Return mono float32 blocks; a file that ends before its header says is an error."""
     left = num_frames
@@ -113,6 +148,8 @@ def _blocks(sound: soundfile.SoundFile, num_frames: int) -> Iterator[npt.NDArray
         block = sound.read(min(left, _BLOCK_SECONDS * sound.samplerate), dtype="float32", always_2d=True)
         if not len(block):
             raise DataError(f"unreadable audio: it ends {left / sound.samplerate:.2f} s before its header says")
+        if not np.isfinite(block).all():
+            raise DataError("unreadable audio: it holds values that are not numbers")
         left -= len(block)
         yield block.mean(axis=1, dtype=np.float32)
 
@@ -128,7 +165,8 @@ def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate_hz: int) -> Itera
 
 
 def _to_int16(block: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
-    return np.clip(np.rint(block * 32768.0), -32768, 32767).astype(np.int16)
+    scaled: npt.NDArray[np.float32] = np.rint(np.clip(block, -1.0, 1.0) * 32768.0)
+    return scaled.clip(max=32767.0).astype(np.int16)
 
 
 def _short(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Speech from text with espeak-ng: the shared library of the ``espeakng-loader`` wheel, called directly, offline."""
 
+import _ctypes
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 class Espeak:
     """Synthesises speech in this process.
 
-    espeak-ng keeps its state in global variables, so a process holds one voice at a time; use processes, not
-    threads, to go faster.
+    espeak-ng keeps its state in global variables, so a process holds one engine at a time; use processes, not
+    threads, to go faster. Some of that state (the phase of a voice's flutter) outlives ``espeak_Terminate``: only a
+    library loaded anew gives the same samples for the same calls, which is what ``close`` prepares.
 
     Attributes:
         sample_rate: samples per second of everything ``speak`` returns (22050 for the shipped voices).
@@ -42,6 +44,17 @@ class Espeak:
         # Kept as an attribute: ctypes does not hold the Python object that C calls back.
         self._callback = _CALLBACK(self._collect)
         self._library.espeak_SetSynthCallback(self._callback)
+
+    def __enter__(self) -> "Espeak":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unload the library with all its state; the engine is of no use afterwards."""
+        self._library.espeak_Terminate()
+        _ctypes.dlclose(self._library._handle)
 
     def _collect(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int | None) -> int:
         if samples and count > 0:

@@ -1,25 +1,31 @@
-"""What a tar shard holds, found once: where each sample's bytes lie, how long its audio is, how many ids its text has."""
+"""What a tar shard holds, found once: where a sample's bytes lie, how long its audio is, how many ids its text has."""
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
 from tqdm import tqdm
 
+from fastslm.batch import Dialogue
 from fastslm.errors import DataError
 from fastslm.mel import SAMPLE_RATE_HZ
-from fastslm.prompt import Prompter, messages_of
+from fastslm.prompt import TASKS, Prompter, messages_of
 
-from ._audio import FileRegion, read_info
+from ._audio import open_region, read_info
 
 AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "ogg", "opus")
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+#: Folders, name up to its first dot, extension; as in WebDataset, names that begin with a dot belong to no sample.
+_SAMPLE_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<extension>[^/]+)", re.DOTALL)
 
 
 @dataclass
@@ -97,19 +103,22 @@ def _cached(path: str, prompter: Prompter, limits: Limits, cache: Path) -> Shard
     tokenizer = prompter.tokenizer
     probe = tokenizer(f"{tokenizer.chat_template} 0123456789 The quick brown fox", add_special_tokens=False)
     identity = [
-        _FORMAT_VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns, asdict(limits),
+        _FORMAT_VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns, asdict(limits), list(TASKS.items()),
         len(tokenizer), probe["input_ids"], prompter.enable_thinking,
     ]  # fmt: skip
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     stored = cache / "index" / f"{name}.json"
-    if stored.exists():
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: made anew below
         rows = json.loads(stored.read_text())
         return ShardIndex([_entry(row) for row in rows["entries"]], [Broken(**row) for row in rows["broken"]])
     index = index_shard(path, prompter, limits)
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=stored.parent, delete=False, suffix=".partial") as file:
-        json.dump(asdict(index), file)
-    os.replace(file.name, stored)
+    try:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=stored.parent, delete=False, suffix=".partial") as file:
+            json.dump(asdict(index), file)
+        os.replace(file.name, stored)
+    except OSError as error:
+        raise DataError(f"cannot keep the index in {stored.parent}: {error}. Set data.cache_dir.") from error
     return index
 
 
@@ -126,36 +135,23 @@ def index_shard(path: str, prompter: Prompter, limits: Limits) -> ShardIndex:
     """Return what one shard holds; samples that cannot be used are listed, not raised.
 
     Raises:
-        DataError: the shard holds no sample at all, or a recording is too long and the limits say ``error``.
+        DataError: the shard cannot be read or holds no sample at all, or a recording is too long and the limits say
+            ``error``.
     """
     index = ShardIndex()
-    groups: dict[str, dict[str, tuple[int, int]]] = {}
-    size = os.path.getsize(path)
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if member.offset_data + member.size > size:
-                    index.broken.append(Broken(path, key, "truncated shard", f"{member.name} runs past the end"))
-                    continue
-                groups.setdefault(key, {})[extension.lower()] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
-        if not groups and not index.broken:
-            raise DataError(f"shard {path}: not an uncompressed tar ({error}).") from error
-        index.broken.append(Broken(path, "?", "truncated shard", str(error)))
+        groups = _grouped(path, index.broken)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"shard {path}: {error.strerror}.") from error
     if not groups and not index.broken:
         raise DataError(f"shard {path}: holds no sample. Remove it from the list or build it anew.")
-    descriptor = os.open(path, os.O_RDONLY)
     try:
         for key, members in groups.items():
             try:
                 index.entries += _entries(path, key, members, descriptor, prompter, limits)
             except DataError as error:
-                if limits.long_audio == "error" and "too long" in str(error):
+                if limits.long_audio == "error" and str(error).startswith("audio too long"):
                     raise DataError(f"shard {path}, sample {key!r}: {error}") from error
                 what, _, detail = str(error).partition(": ")
                 index.broken.append(Broken(path, key, what, detail))
@@ -164,57 +160,106 @@ def index_shard(path: str, prompter: Prompter, limits: Limits) -> ShardIndex:
     return index
 
 
-def _entries(
-    path: str,
-    key: str,
-    members: dict[str, tuple[int, int]],
-    descriptor: int,
-    prompter: Prompter,
-    limits: Limits,
-) -> list[Entry]:
+#: Offset and size of each member of a sample, by extension.
+Members = dict[str, tuple[int, int]]
+
+
+def _grouped(path: str, broken: list[Broken]) -> dict[str, Members]:
+    """Return the members of each sample; adds what a damaged or ambiguous tar lost to ``broken``."""
+    groups: dict[str, Members] = {}
+    latest: dict[str, Members] = {}  # differs from groups where a key came again: its second members go together
+    size = os.path.getsize(path)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                match = _SAMPLE_MEMBER.fullmatch(member.name)
+                if match is None or not member.isfile():
+                    continue
+                key, extension = match["key"], match["extension"].lower()
+                if member.offset_data + member.size > size:  # nothing can follow
+                    broken.append(Broken(path, key, "truncated shard", f"{member.name} runs past the end"))
+                    groups.pop(key, None)
+                    return groups
+                if extension in latest.setdefault(key, groups.setdefault(key, {})):
+                    broken.append(Broken(path, key, "duplicate key", f"{member.name} comes again; the first is kept"))
+                    latest[key] = {}
+                latest[key][extension] = (member.offset_data, member.size)
+            with open(path, "rb") as file:
+                file.seek(tar.offset)
+                end = file.read(tarfile.BLOCKSIZE)
+    except tarfile.TarError as error:
+        if not groups:
+            raise DataError(f"shard {path}: not an uncompressed tar ({error}).") from error
+        broken.append(Broken(path, "?", "truncated shard", str(error)))
+        return groups
+    if end != tarfile.NUL * tarfile.BLOCKSIZE:  # where tarfile just stops
+        what = "damaged" if len(end) == tarfile.BLOCKSIZE else "cut"
+        broken.append(Broken(path, "?", "truncated shard", f"{what} at byte {tar.offset}, samples behind it are lost"))
+    return groups
+
+
+def _entries(path: str, key: str, members: Members, descriptor: int, prompter: Prompter, limits: Limits) -> list[Entry]:
     if "json" not in members:
         raise DataError("missing json: the sample has no .json member beside its audio")
     sample_fields = read_fields(descriptor, members["json"])
-    regions = [members[e] for e in sorted(members) if e.rpartition(".")[2] in AUDIO_EXTENSIONS]
-    # BinaryIO in name only: soundfile asks for read, seek and tell
-    infos = [read_info(cast(BinaryIO, FileRegion(descriptor, *region))) for region in regions]
-    if not regions and "messages" not in sample_fields:
+    regions = [members[e] for e in sorted(members, key=_by_number) if e.rpartition(".")[2] in AUDIO_EXTENSIONS]
+    infos = [read_info(open_region(descriptor, *region)) for region in regions]
+    if not regions and sample_fields.get("messages") is None:
         raise DataError(f"missing audio: the sample has no member ending in {', '.join(AUDIO_EXTENSIONS)}")
     num_samples = [info.num_samples for info in infos]
     longest = max(num_samples, default=0) / SAMPLE_RATE_HZ
     if longest <= limits.max_audio_seconds:
         dialogue = dialogue_of(sample_fields, prompter, len(regions))
         return [Entry(path, key, members["json"], regions, num_samples, len(dialogue.input_ids))]
-    if limits.long_audio != "split" or len(regions) != 1 or not sample_fields.get("segments"):
+    if limits.long_audio != "split" or not _can_split(sample_fields, regions):
         raise DataError(
             f"audio too long: {longest:.1f} s is above data.max_audio_seconds {limits.max_audio_seconds:g}; raise it,"
-            " or set data.long_audio to 'split' (the sample needs 'segments') or 'drop'"
+            " or set data.long_audio to 'split' (for transcripts with 'segments') or 'drop'"
         )
     pieces = []
     for part, (first, last, begin, end) in enumerate(split_segments(sample_fields["segments"], limits, longest)):
-        dialogue = dialogue_of({**sample_fields, "text": _joined(sample_fields, first, last)}, prompter, 1)
+        dialogue = dialogue_of({**sample_fields, "text": joined(sample_fields, (first, last))}, prompter, 1)
         samples = round((end - begin) * SAMPLE_RATE_HZ)
-        pieces.append(
-            Entry(
-                path, f"{key}/{part}", members["json"], regions, [samples], len(dialogue.input_ids),
-                (first, last), (begin, end),
-            )  # fmt: skip
-        )
+        text_ids = len(dialogue.input_ids)
+        place = (path, f"{key}/{part}", members["json"], regions)
+        pieces.append(Entry(*place, [samples], text_ids, segments=(first, last), span_seconds=(begin, end)))
     return pieces
 
 
-def split_segments(
-    segments: Sequence[dict[str, Any]], limits: Limits, duration: float
-) -> list[tuple[int, int, float, float]]:
+def _by_number(extension: str) -> list[tuple[int, str]]:
+    """Sort ``10.flac`` behind ``9.flac``."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", extension)]
+
+
+def _can_split(sample_fields: dict[str, Any], regions: Sequence[tuple[int, int]]) -> bool:
+    # A summary or an answer belongs to the whole recording, a transcript to its segments.
+    transcript = sample_fields.get("messages") is None and (sample_fields.get("task") or "asr") == "asr"
+    return transcript and len(regions) == 1 and bool(sample_fields.get("segments"))
+
+
+def split_segments(segments: Any, limits: Limits, duration: float) -> list[tuple[int, int, float, float]]:
     """Return pieces of a long recording as (first segment, one past the last, begin, end in seconds).
 
     A piece takes as many whole segments as fit; it begins and ends in the middle of the gaps between segments.
 
+    Args:
+        segments: from the sample's JSON: a list of ``start`` and ``end`` in seconds and ``text``.
+        limits: of a piece.
+        duration: seconds of the recording.
+
     Raises:
-        DataError: one segment alone is longer than the limit.
+        DataError: one segment alone is longer than the limit, or the segments make no sense.
     """
-    times = [(float(s["start"]), float(s["end"])) for s in segments]
-    cuts = [0.0, *((a[1] + b[0]) / 2 for a, b in zip(times, times[1:], strict=False)), duration]
+    try:
+        times = [(float(segment["start"]), float(segment["end"])) for segment in segments]
+        texts = [segment["text"] for segment in segments]
+    except (TypeError, ValueError, KeyError) as error:
+        raise DataError("unusable segments: each needs 'start' and 'end' in seconds, and 'text'") from error
+    cuts = [0.0, *((a[1] + b[0]) / 2 for a, b in pairwise(times)), duration]
+    ordered = times == sorted(times) and all(a <= b for a, b in times)
+    ordered = ordered and all(a < b for a, b in pairwise(cuts))
+    if not ordered or times[-1][1] > duration + 1.0 or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"unusable segments: they are not in order, or leave the recording of {duration:.1f} s")
     pieces, first = [], 0
     while first < len(times):
         last = first + 1
@@ -242,11 +287,12 @@ def read_fields(descriptor: int, region: tuple[int, int]) -> dict[str, Any]:
     return value
 
 
-def _joined(sample_fields: dict[str, Any], first: int, last: int) -> str:
-    return " ".join(str(s["text"]) for s in sample_fields["segments"][first:last])
+def joined(sample_fields: dict[str, Any], segments: tuple[int, int]) -> str:
+    """Return the words of a run of segments, as its first and one past its last."""
+    return " ".join(segment["text"].strip() for segment in sample_fields["segments"][slice(*segments)])
 
 
-def dialogue_of(sample_fields: dict[str, Any], prompter: Prompter, num_recordings: int) -> Any:
+def dialogue_of(sample_fields: dict[str, Any], prompter: Prompter, num_recordings: int) -> Dialogue:
     """Return the dialogue of a sample's fields.
 
     Raises:
@@ -256,9 +302,8 @@ def dialogue_of(sample_fields: dict[str, Any], prompter: Prompter, num_recording
         messages = messages_of(sample_fields)
     except DataError as error:
         raise DataError(f"missing text: {error}") from error
+    task = sample_fields.get("task") or ("asr" if sample_fields.get("messages") is None else "dialogue")
     try:
-        return prompter.dialogue(messages, num_recordings, str(sample_fields.get("task", "asr")))
+        return prompter.dialogue(messages, num_recordings, str(task))
     except DataError as error:
         raise DataError(f"unusable text: {error}") from error
-
-

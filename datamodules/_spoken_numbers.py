@@ -8,10 +8,12 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,22 +27,27 @@ from fastslm.errors import DataError
 
 SAMPLE_RATE_HZ = 16_000
 #: Raised when the same recipe would give other samples: an old corpus is then built anew.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+#: A recording of this length has room for the slowest voice's longest number.
+MIN_SECONDS = 3.0
 
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
-TRAIN_VOICES = tuple(
+_TRAIN_NAMES = (
     "f1 f2 f4 f5 m1 m2 m3 m4 m6 m8 Alex Alicia Andrea Andy Annie Denis Diogo Gene Henrique Hugo Lee Mario Michael"
     " Mike Nguyen Reed adam announcer aunty belinda benjamin boris caleb david ed edward grandma grandpa gustave ian"
-    " john klatt2 klatt4 linda marcelo max miguel pablo paul pedro quincy rob robert shelby steph steph3 travis".split()
+    " john klatt2 klatt4 linda marcelo max miguel pablo paul pedro quincy rob robert shelby steph steph3 travis"
 )
+_DEV_NAMES = "f3 m5 m7 anika antonio iven3 klatt3 Jacky norbert michel steph2 victor"
+TRAIN_VOICES = tuple(_TRAIN_NAMES.split())
 #: Held out whole: no accent, rate or pitch of these is heard in training.
-DEV_VOICES = tuple("f3 m5 m7 anika antonio iven3 klatt3 Jacky norbert michel steph2 victor".split())
+DEV_VOICES = tuple(_DEV_NAMES.split())
 
-_ONES = (
+_TO_NINETEEN = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-    " eighteen nineteen".split()
+    " eighteen nineteen"
 )
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_FROM_TWENTY = "twenty thirty forty fifty sixty seventy eighty ninety"
+_ONES, _TENS = _TO_NINETEEN.split(), _FROM_TWENTY.split()
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class CorpusSettings:
     Attributes:
         train_recordings: recordings of the training split.
         dev_recordings: recordings of the held-out split.
-        min_seconds: shortest recording; lengths are uniform between the two limits.
+        min_seconds: shortest recording, at least 3; lengths are about uniform between the two limits.
         max_seconds: longest recording.
         recordings_per_shard: recordings in one tar.
         seed: chooses numbers, voices, rates, pitches, pauses and noise.
@@ -109,9 +116,6 @@ class Recording:
         return buffer.getvalue()
 
 
-_engine: Any = None  # one espeak-ng per process: its state is global in C
-
-
 def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
     """Return recording ``index`` of ``split`` ("train" or "dev"): the same call gives the same samples.
 
@@ -122,12 +126,9 @@ def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
 
     from ._espeak import Espeak, speak_sequence
 
-    global _engine
-    _engine = _engine or Espeak()
     rng = np.random.default_rng([settings.seed, index, {"train": 0, "dev": 1}[split]])
     voice = f"{rng.choice(ACCENTS)}+{rng.choice(TRAIN_VOICES if split == 'train' else DEV_VOICES)}"
-    words_per_minute, pitch = int(rng.integers(120, 201)), int(rng.integers(25, 76))
-    _engine.set_voice(voice, words_per_minute, pitch, pitch_range=int(rng.integers(20, 81)))
+    words_per_minute, pitch, pitch_range = (int(rng.integers(*limits)) for limits in ((120, 201), (25, 76), (20, 81)))
 
     seconds = rng.uniform(settings.min_seconds, settings.max_seconds)
     texts, pauses, total = [], [float(rng.uniform(0.1, 0.8))], 0.0
@@ -136,9 +137,14 @@ def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
         pauses.append(float(rng.uniform(0.2, 0.9)))
         # An estimate good enough to end near the drawn length; the exact one is measured below.
         total += pauses[-1] + len(texts[-1].split()) * 60.0 / words_per_minute
-    raw, times = speak_sequence(_engine, texts, pauses)
-    speech = soxr.resample(raw.astype(np.float32) / 32768.0, _engine.sample_rate, SAMPLE_RATE_HZ)
+    with Espeak() as engine:
+        engine.set_voice(voice, words_per_minute, pitch, pitch_range)
+        raw, times = speak_sequence(engine, texts, pauses)
+        raw_rate_hz = engine.sample_rate
+    speech = soxr.resample(raw.astype(np.float32) / 32768.0, raw_rate_hz, SAMPLE_RATE_HZ)
     speech = speech[: int(settings.max_seconds * SAMPLE_RATE_HZ)]
+    silence = math.ceil(settings.min_seconds * SAMPLE_RATE_HZ) - len(speech)
+    speech = np.pad(speech, (0, max(0, silence)))
     kept = [i for i, (_, end) in enumerate(times) if end <= len(speech) / SAMPLE_RATE_HZ]
     peak, noise = rng.uniform(0.2, 0.9), 10 ** rng.uniform(-4.0, -2.3)
     speech = speech * (peak / max(float(np.abs(speech).max()), 1e-3))
@@ -149,9 +155,7 @@ def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
         "text": " ".join(texts[i] for i in kept),
         "speaker": voice,
         "duration": len(speech) / SAMPLE_RATE_HZ,
-        "segments": [
-            {"start": round(times[i][0], 3), "end": round(times[i][1], 3), "text": texts[i]} for i in kept
-        ],
+        "segments": [{"start": round(times[i][0], 3), "end": round(times[i][1], 3), "text": texts[i]} for i in kept],
     }
     samples = (np.clip(speech, -1.0, 1.0) * 32767.0).astype(np.int16)
     if len(kept) < len(times):  # a number cut by the length limit would be heard in part and never transcribed
@@ -164,6 +168,18 @@ def _encoded(job: tuple[CorpusSettings, str, int]) -> tuple[str, bytes, dict[str
     return recording.key, recording.flac(), recording.fields
 
 
+def _end_with_parent() -> None:
+    """Let this synthesising process end when its parent is killed; it would wait for work forever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _write_shards(folder: Path, settings: CorpusSettings, num_processes: int) -> None:
     import webdataset
     from tqdm import tqdm
@@ -171,7 +187,7 @@ def _write_shards(folder: Path, settings: CorpusSettings, num_processes: int) ->
     counts = {"train": settings.train_recordings, "dev": settings.dev_recordings}
     jobs = [(settings, split, index) for split, count in counts.items() for index in range(count)]
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
-    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent) as pool:
         done = pool.map(_encoded, jobs, chunksize=4)
         done = tqdm(done, total=len(jobs), desc="Synthesising spoken numbers", unit="recording")
         writer = None
@@ -215,10 +231,10 @@ def build_corpus(cache_folder: Path, settings: CorpusSettings, num_processes: in
         DataError: the folder cannot be written, or a limit of the settings is out of range.
         MissingExtraError: espeak-ng is not installed and no corpus has been built.
     """
-    if not 2.0 <= settings.min_seconds <= settings.max_seconds:
+    if not MIN_SECONDS <= settings.min_seconds <= settings.max_seconds:
         raise DataError(
-            f"spoken numbers: min_seconds {settings.min_seconds} and max_seconds {settings.max_seconds} must obey"
-            " 2 <= min_seconds <= max_seconds"
+            f"spoken numbers: min_seconds {settings.min_seconds:g} and max_seconds {settings.max_seconds:g} must obey"
+            f" {MIN_SECONDS:g} <= min_seconds <= max_seconds"
         )
     folder = cache_folder / f"spoken-numbers-{settings.fingerprint}"
     try:

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-
 from ._spoken_numbers import CorpusSettings, build_corpus
 from .webdataset import WebDatasetModule
 
@@ -48,7 +47,7 @@ class SpokenNumbers(WebDatasetModule):
         eval_batch_samples: int = 16,
         num_workers: int = 1,
         max_broken_share: float = 0.05,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             max_audio_seconds=max_audio_seconds,

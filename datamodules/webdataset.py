@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
 import braceexpand
 import lightning as L
@@ -17,11 +17,12 @@ from fastslm.errors import ConfigError, DataError
 from fastslm.lightning_module import SpeechLMModule
 from fastslm.prompt import Prompter
 
-from ._audio import FileRegion, decode
-from ._index import Broken, Entry, Limits, dialogue_of, index_shards, read_fields
+from ._audio import decode, open_region
+from ._index import Broken, Entry, Limits, dialogue_of, index_shards, joined, read_fields
 from ._plan import BatchLimits, Costs, PlanSampler, RankBatch, plan_hash
 
 _SPLITS = ("train", "val", "test", "predict")
+_MAX_OPEN_SHARDS = 64  # of a loading process; systems often allow it 1024 files
 
 
 def expand(patterns: str | Sequence[str], key: str) -> list[str]:
@@ -56,15 +57,16 @@ class ShardDataset(Dataset[Batch]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptors": {}}  # descriptors belong to the process that opened them
 
-    def __getitems__(self, planned: RankBatch) -> Batch:
+    def __getitem__(self, planned: RankBatch) -> Batch:
         """Return one batch of the plan."""
         samples, broken = [], []
         for index, counts in planned:
             try:
                 samples.append(self.read(self.entries[index], weight=float(counts)))
             except DataError as error:
-                what, _, detail = str(error).partition(": ")
-                broken.append(Broken(self.entries[index].shard, self.entries[index].key, what, detail))
+                if counts:  # one that only fills a step is counted where it belongs
+                    what, _, detail = str(error).partition(": ")
+                    broken.append(Broken(self.entries[index].shard, self.entries[index].key, what, detail))
         if not samples:  # the step must still run, or this rank would fall behind the others
             samples.append(self._substitute(planned[0][0]))
         batch = Batch.of(samples)
@@ -79,6 +81,15 @@ class ShardDataset(Dataset[Batch]):
                 continue
         raise DataError(f"shard {self.entries[index].shard}: not one of its data set's samples can be read.")
 
+    def _open(self, shard: str) -> int:
+        descriptor = self._descriptors.pop(shard, None)
+        if descriptor is None:
+            if len(self._descriptors) == _MAX_OPEN_SHARDS:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            descriptor = os.open(shard, os.O_RDONLY)
+        self._descriptors[shard] = descriptor  # last: the first in the dictionary is the one unused for longest
+        return descriptor
+
     def read(self, entry: Entry, weight: float = 1.0) -> Sample:
         """Return a sample with its audio decoded.
 
@@ -86,17 +97,12 @@ class ShardDataset(Dataset[Batch]):
             DataError: its bytes cannot be read, decoded or understood.
         """
         try:
-            descriptor = self._descriptors.get(entry.shard)
-            if descriptor is None:
-                descriptor = self._descriptors[entry.shard] = os.open(entry.shard, os.O_RDONLY)
+            descriptor = self._open(entry.shard)
             fields = read_fields(descriptor, entry.json_region)
             if entry.segments is not None:
-                first, last = entry.segments
-                fields["text"] = " ".join(str(s["text"]) for s in fields["segments"][first:last])
+                fields["text"] = joined(fields, entry.segments)
             span = entry.span_seconds or (0.0, None)
-            audio = [
-                decode(cast(BinaryIO, FileRegion(descriptor, *region)), *span) for region in entry.audio_regions
-            ]
+            audio = [decode(open_region(descriptor, *region), *span) for region in entry.audio_regions]
         except OSError as error:
             raise DataError(f"unreadable shard: {error.strerror or error}") from error
         return Sample(entry.key, dialogue_of(fields, self.prompter, len(audio)), audio, weight)
@@ -119,7 +125,7 @@ class WebDatasetModule(L.LightningDataModule):
         eval_batch_samples: most samples in a batch of validation, test and prediction.
         num_workers: loading processes of each rank.
         max_broken_share: largest share of samples that may be broken, 0..1; above it the run stops.
-        seed: of the order of samples.
+        seed: of the order of samples; null takes ``seed_everything``.
         cache_dir: where indexes are kept; null takes the user's cache folder.
     """
 
@@ -138,7 +144,7 @@ class WebDatasetModule(L.LightningDataModule):
         eval_batch_samples: int = 16,
         num_workers: int = 1,
         max_broken_share: float = 0.05,
-        seed: int = 0,
+        seed: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
@@ -154,7 +160,7 @@ class WebDatasetModule(L.LightningDataModule):
         self.eval_limits = BatchLimits(eval_batch_samples, batch_windows, batch_tokens)
         self.num_workers = num_workers
         self.max_broken_share = max_broken_share
-        self.seed = seed
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.cache = Path(cache_dir) if cache_dir else Path(platformdirs.user_cache_dir("fastslm"))
         #: Samples that the index found unusable, by split; the data-health callback shows them.
         self.broken: dict[str, list[Broken]] = {}
@@ -208,7 +214,9 @@ class WebDatasetModule(L.LightningDataModule):
     def _module(self) -> SpeechLMModule:
         module = self.trainer.lightning_module if self.trainer else None
         if not isinstance(module, SpeechLMModule):
-            raise ConfigError("WebDatasetModule runs inside a Trainer with a SpeechLMModule, which sets the token rate.")
+            raise ConfigError(
+                "WebDatasetModule runs inside a Trainer with a SpeechLMModule, which sets the token rate."
+            )
         return module
 
     def _costs(self, entries: Sequence[Entry]) -> Costs:
@@ -231,8 +239,9 @@ class WebDatasetModule(L.LightningDataModule):
         )
         return DataLoader(
             ShardDataset(entries, self._module.prompter),
-            batch_sampler=sampler,
-            collate_fn=_as_is,
+            # Lightning calls set_epoch on `sampler` alone, so the plan stands there and already names whole batches.
+            sampler=sampler,
+            batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=False,
             prefetch_factor=2 if self.num_workers else None,
@@ -296,10 +305,6 @@ class WebDatasetModule(L.LightningDataModule):
         costs = self._costs(self._entries["train"])
         world_size = self.trainer.world_size if self.trainer else 1
         return PlanSampler(costs, self.batch_limits, 0, world_size, seed=self.seed, epoch=epoch)
-
-
-def _as_is(batch: Batch) -> Batch:
-    return batch
 
 
 def summary(broken: Sequence[Broken]) -> str:

@@ -3,6 +3,8 @@
 Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (arXiv 2212.04356), section 2.2.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,22 +38,27 @@ def slaney_mel_filters(num_mel_bins: int) -> Tensor:
     return (triangles * (2.0 / (corners[2:] - corners[:-2]))).float()
 
 
+@cache
+def _constants(num_mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return Hann window and filters, float32; no buffers, for ``model.to(torch.bfloat16)`` would round those."""
+    with torch.inference_mode(False):
+        window = torch.hann_window(FFT_SAMPLES, dtype=torch.float64).float()
+        return window.to(device), slaney_mel_filters(num_mel_bins).to(device)
+
+
 class LogMel(nn.Module):
     """Whisper's log-mel spectrogram of windows.
 
-    Equal to transformers' ``WhisperFeatureExtractor`` when a window is a recording of its own.
+    Equal to transformers' ``WhisperFeatureExtractor`` when a window is a recording of its own, in float32 whatever the
+    model's dtype.
 
     Args:
         num_mel_bins: mel bins M, 80 or 128 for the published Whisper models.
     """
 
-    window: Tensor
-    filters: Tensor
-
     def __init__(self, num_mel_bins: int) -> None:
         super().__init__()
-        self.register_buffer("window", torch.hann_window(FFT_SAMPLES), persistent=False)
-        self.register_buffer("filters", slaney_mel_filters(num_mel_bins), persistent=False)
+        self.num_mel_bins = num_mel_bins
 
     @torch.no_grad()
     def log_power(self, samples: Tensor) -> Tensor:
@@ -63,17 +70,13 @@ class LogMel(nn.Module):
         """
         if not samples.is_floating_point():
             samples = samples.float() / 32768.0
+        window, filters = _constants(self.num_mel_bins, samples.device)
         with torch.autocast(samples.device.type, enabled=False):  # float32 whatever the trainer's precision
             spectrum = torch.stft(
-                samples.float(),
-                FFT_SAMPLES,
-                HOP_SAMPLES,
-                window=self.window.float(),
-                center=False,
-                return_complex=True,
+                samples.float(), FFT_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True
             )
             power = spectrum.real.square() + spectrum.imag.square()  # [W, 1 + FFT/2, T + 1]
-            mel = self.filters.float().T @ power[..., :-1].contiguous()
+            mel = filters.T @ power[..., :-1].contiguous()
         return mel.clamp_min_(_FLOOR_POWER).log10_()
 
     @torch.no_grad()

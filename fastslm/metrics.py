@@ -1,5 +1,6 @@
 """Error rates over a corpus: errors and reference units are summed over recordings and ranks, then divided once."""
 
+import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -14,7 +15,7 @@ from torchmetrics import Metric
 def _basic_normalizer() -> Callable[[str], str]:
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-    return BasicTextNormalizer()  # type: ignore[no-any-return]
+    return BasicTextNormalizer()
 
 
 def normalise(text: str) -> str:
@@ -26,7 +27,8 @@ class ErrorRate(Metric):
     """Corpus error rate: edits over all recordings divided by reference units over all recordings.
 
     torchmetrics accumulates and reduces; rapidfuzz counts, since a pure-Python edit distance takes minutes on an
-    hour's transcript. Counts are float64: float32 stops counting at 16.7 million.
+    hour's transcript. Counts are int64: float32 stops counting at 16.7 million, and a model's dtype leaves whole
+    numbers alone.
 
     Args:
         unit: ``word`` gives WER; ``character`` gives CER, spaces left out.
@@ -39,9 +41,8 @@ class ErrorRate(Metric):
     def __init__(self, unit: str) -> None:
         super().__init__()
         self.unit = unit
-        self.set_dtype(torch.float64)
-        self.add_state("errors", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("errors", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def _units(self, text: str) -> Sequence[str]:
         words = normalise(text).split()
@@ -56,5 +57,6 @@ class ErrorRate(Metric):
                 self.total += len(expected)
 
     def compute(self) -> Tensor:
-        """Return the rate, 0-dimensional; nan before any reference was seen."""
-        return self.errors / self.total
+        """Return the rate, 0-dimensional float32; nan before any reference was seen."""
+        errors, total = int(self.errors), int(self.total)  # divided in Python: the default dtype may be bfloat16
+        return torch.tensor(errors / total if total else math.nan, dtype=torch.float32, device=self.errors.device)

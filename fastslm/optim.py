@@ -65,8 +65,8 @@ def select_trainable(model: SpeechLM, train_parts: Sequence[str]) -> None:
     for part in train_parts:
         if part not in PARTS:
             raise ConfigError(f"model.train_parts: unknown part {part!r}, known: {PARTS}.{nearest(part, PARTS)}")
-        if part not in groups:
-            hint = "set model.llm.lora.rank" if part == "lora" else "this abstractor has none of its own"
+        if part not in groups and part != "abstractor":  # a compressor may be nothing but its projector
+            hint = "set model.llm.lora.rank" if part == "lora" else "choose an abstractor that has one"
             raise ConfigError(
                 f"model.train_parts: no parameter belongs to {part!r}. Remove it from the list, or {hint}."
             )
@@ -93,12 +93,10 @@ def build_optimizer(model: SpeechLM, settings: OptimizerSettings) -> torch.optim
             )
     for part, parameters in trainable.items():
         rate = settings.part_learning_rates.get(part, settings.learning_rate)
-        for decay, chosen in (
-            (settings.weight_decay, [p for p in parameters if p.ndim >= 2]),
-            (0.0, [p for p in parameters if p.ndim < 2]),
-        ):
+        matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+        for name, decay, chosen in ((part, settings.weight_decay, matrices), (f"{part}-vectors", 0.0, vectors)):
             if chosen:
-                groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": part})
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": name})
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
 
 

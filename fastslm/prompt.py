@@ -1,7 +1,8 @@
 """The text side: a dialogue to token ids and labels through the tokenizer's own chat template."""
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -38,25 +39,49 @@ def messages_of(fields: Mapping[str, Any]) -> list[dict[str, str]]:
     ``asr``, ``ast``, ``ssum``, ``sqqa`` (``asr`` when it says nothing) and the field that answers it.
 
     Raises:
-        DataError: the task is unknown, or the field that it needs is missing or empty.
+        DataError: the task is unknown, or a field that it needs is missing, empty or no text.
     """
-    if "messages" in fields:
-        messages = fields["messages"]
-        if not messages or messages[-1].get("role") != "assistant" or not messages[-1].get("content", "").strip():
-            raise DataError("'messages' must end with an assistant turn that has content")
-        return [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
-    task = str(fields.get("task", "asr"))
+    if fields.get("messages") is not None:
+        return _turns(fields["messages"])
+    task = str(fields.get("task") or "asr")
     if task not in TASKS:
         raise DataError(f"unknown task {task!r}, known: {', '.join(TASKS)}.{nearest(task, TASKS)}")
-    question, answer_field = TASKS[task]
-    answer = str(fields.get(answer_field) or "").strip()
-    if not answer:
-        raise DataError(f"task {task!r} needs the field {answer_field!r}, which is missing or empty")
-    if task == "sqqa" and not str(fields.get("question") or "").strip():
-        raise DataError("task 'sqqa' needs the field 'question', which is missing or empty")
+    template, answer_field = TASKS[task]
+    answer = _words(fields, answer_field, task)
+    question = _words(fields, "question", task) if task == "sqqa" else None
     target = fields.get("target_language") or "English"
-    content = question.format(audio=_CLIP, question=fields.get("question"), target_language=target)
+    content = template.format(audio=_CLIP, question=question, target_language=target)
     return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+
+
+def _words(fields: Mapping[str, Any], name: str, task: str) -> str:
+    value = fields.get(name)
+    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"task {task!r} needs the field {name!r}, which is missing or empty")
+    return _text(value, f"the field {name!r}").strip()
+
+
+def _turns(messages: Any) -> list[dict[str, str]]:
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+        raise DataError("'messages' must be a list of turns, each with 'role' and 'content'")
+    turns = [
+        {name: _text(message.get(name), f"{name!r} of turn {i} of 'messages'") for name in ("role", "content")}
+        for i, message in enumerate(messages, 1)
+    ]
+    if not turns or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
+        raise DataError("'messages' must end with an assistant turn that has content")
+    return turns
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{what} must be text, and is {value!r:.40}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{what} holds half a character at position {error.start}") from error
+    return value
 
 
 class Prompter:
@@ -89,15 +114,23 @@ class Prompter:
             tokenizer.chat_template = _PLAIN_TEMPLATE
         self.tokenizer = tokenizer
         self.enable_thinking = enable_thinking
-        self.audio_id = int(tokenizer.convert_tokens_to_ids(AUDIO))
+        self.audio_id = cast(int, tokenizer.convert_tokens_to_ids(AUDIO))
         self.end_of_turn = self._find_end_of_turn()
         ids = tokenizer(self.end_of_turn, add_special_tokens=False)["input_ids"]
         self.stop_ids = sorted({int(ids[0]), int(tokenizer.eos_token_id)})
 
     def _render(self, messages: Sequence[Mapping[str, str]], generate: bool) -> str:
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=generate, enable_thinking=self.enable_thinking
-        )
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=generate,
+                enable_thinking=self.enable_thinking,
+            )
+        except TemplateError as error:
+            raise DataError(f"the chat template refuses the dialogue: {error}") from error
         return str(text)
 
     def _find_end_of_turn(self) -> str:
@@ -105,13 +138,14 @@ class Prompter:
         rest = self._render(probe, generate=False).rpartition("qwertz")[2]
         ids = self.tokenizer(rest, add_special_tokens=False)["input_ids"]
         special = set(self.tokenizer.all_special_ids)
-        return self.tokenizer.decode(ids[:1]) if ids and ids[0] in special else str(self.tokenizer.eos_token)
+        return str(self.tokenizer.decode(ids[:1]) if ids and ids[0] in special else self.tokenizer.eos_token)
 
     def dialogue(self, messages: Sequence[Mapping[str, str]], num_recordings: int, task: str) -> Dialogue:
         """Return the ids and labels of a dialogue whose last turn is the assistant's.
 
         Raises:
-            DataError: the placeholders do not match the recordings, or the template rewrites an answer.
+            DataError: the placeholders do not match the recordings, or the template refuses the dialogue, rewrites its
+            words or leaves a turn out.
         """
         prompt = self._render(messages[:-1], generate=True)
         answer = messages[-1]["content"].strip()
@@ -132,15 +166,26 @@ class Prompter:
         return Dialogue(ids, np.where(predicted, ids, -100), num_prompt_ids, answer, task)
 
     def _earlier_answers(self, messages: Sequence[Mapping[str, str]], text: str) -> list[tuple[int, int]]:
-        """Return where the assistant's earlier answers and their ends stand in a rendered dialogue."""
-        spans, cursor = [], 0
-        for message in messages:
-            content = message["content"].strip()
-            at = text.find(content, cursor)
-            if at < 0:
-                raise DataError(f"the chat template rewrites the {message['role']}'s words {content[:40]!r}")
-            cursor = at + len(content)
+        """Return where the assistant's earlier answers and their ends stand in a rendered dialogue.
+
+        The template is rendered once more with a mark in place of each turn's words; what stands between the marks is
+        the template's own, so that an answer such as "as" is never found in its "assistant".
+        """
+        marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
+        first, *between = re.split("\ue000\\d+\ue001", self._render(marked, generate=True))
+        spans, cursor = [], len(first)
+        if len(between) != len(messages) or not text.startswith(first):
+            raise DataError("the chat template leaves out or repeats a turn")
+        for message, following in zip(messages, between, strict=True):
+            words = message["content"]
+            if not text.startswith(words + following, cursor):
+                words = words.strip()  # as many templates do
+                if not text.startswith(words + following, cursor):
+                    raise DataError(f"the chat template rewrites the {message['role']}'s words {words[:40]!r}")
+            begin, cursor = cursor, cursor + len(words)
             if message["role"] == "assistant":
-                ends = text.startswith(self.end_of_turn, cursor)
-                spans.append((at, cursor + (len(self.end_of_turn) if ends else 0)))
+                spans.append((begin, cursor + (len(self.end_of_turn) if following.startswith(self.end_of_turn) else 0)))
+            cursor += len(following)
+        if cursor != len(text):
+            raise DataError("the chat template rewrites the dialogue")
         return spans

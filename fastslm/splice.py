@@ -67,7 +67,7 @@ def lay_out(
             raise DataError(f"the batch has {len(recording_tokens)} recordings and more placeholders than that")
         text_rows = np.arange(text_offset, text_offset + length)
         row_pieces, label_pieces, cursor = [], [], 0
-        for place in places:
+        for place in places.tolist():
             speech = num_text + recording_tokens[next_recording]
             row_pieces += [text_rows[cursor:place], speech]
             label_pieces += [row_labels[cursor:place], np.full(len(speech), -100, np.int64)]

@@ -124,7 +124,7 @@ class TrainingCLI(LightningCLI):
             trainer.logger = _loggers(folder) if command == "fit" else False
         for callback in trainer.callbacks or []:
             arguments = callback.get("init_args") or Namespace()
-            if str(callback.class_path).endswith("ModelCheckpoint") and arguments.get("dirpath") is None:
+            if str(callback.class_path).endswith("Checkpoint") and arguments.get("dirpath") is None:
                 arguments.dirpath = str(folder / _CHECKPOINTS)
 
     def after_instantiate_classes(self) -> None:
@@ -204,6 +204,7 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
         warnings.filterwarnings("ignore", message=".*ckpt_path.*weights_only.*")
         yield
 

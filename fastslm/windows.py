@@ -33,7 +33,8 @@ class Windows:
     @staticmethod
     def of(num_samples: Sequence[int], window_samples: int) -> "Windows":
         """Cut recordings of ``num_samples`` each into windows that do not overlap; nothing is left out."""
-        rows, first = [], 0
+        rows: list[tuple[int, int, int, int, int]] = []
+        first = 0
         for recording, count in enumerate(num_samples):
             end = first + count
             rows += [
@@ -41,8 +42,8 @@ class Windows:
                 for start in range(first, end, window_samples)
             ]
             first = end
-        columns = zip(*rows, strict=True) if rows else ((),) * 5
-        return Windows(*columns, window_samples)  # type: ignore[arg-type]
+        start, num, recording_of, begin, end_of = zip(*rows, strict=True) if rows else ((),) * 5
+        return Windows(start, num, recording_of, begin, end_of, window_samples)
 
     def __len__(self) -> int:
         return len(self.start)

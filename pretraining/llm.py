@@ -110,7 +110,7 @@ def train(
         optimizer.step()
         right = (logits.argmax(-1) == labels).float().mean().item()
         running, accuracy = 0.95 * running + 0.05 * loss.item(), 0.95 * accuracy + 0.05 * right
-        if step % 50 == 0 or step == steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             print(f"step {step} {progress:.0%} numbers <= {longest} loss {running:.4f} right {accuracy:.2%}", flush=True)
         if step % 500 == 499:
             llm.causal_lm.save_pretrained(out)

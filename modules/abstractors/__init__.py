@@ -1,0 +1,1 @@
+"""Abstractors: the frames of a window to fewer LLM tokens, one compressor in each file."""

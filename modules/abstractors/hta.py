@@ -11,24 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastslm.contracts import Abstractor, TokenBudget, Tokens
+from fastslm.contracts import TokenBudget
 from fastslm.errors import ConfigError
 
+from ._attention import Attention, attend, valid_positions
+from ._masked import MaskedAbstractor
 from ._positions import centres, sinusoids
-
-_KEY = "model.abstractor"
-
-
-def _valid(num: Tensor, length: int) -> Tensor:
-    """Return ``[W, length]`` bool, True at the first ``num`` ``[W]`` positions."""
-    return torch.arange(length, device=num.device) < num[:, None]
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, num_heads: int) -> Tensor:
-    """Return multi-head attention ``[W, Q, d]``, keys where ``valid`` ``[W, L]`` is False unseen."""
-    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-    mask = None if valid is None else valid[:, None, None, :]
-    return F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
+from ._settings import KEY, heads_of
 
 
 class _Downsampler(nn.Module):
@@ -40,11 +29,11 @@ class _Downsampler(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 3, stride=factor, padding=1)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, frames: Tensor, valid: Tensor, valid_after: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, valid: Tensor) -> Tensor:
         """Return ``[W, ceil(F / factor), d]``; what a convolution sees past the audio is always zero."""
         hidden = F.gelu(self.conv1((frames * valid[..., None]).transpose(1, 2)))
         hidden = F.gelu(self.conv2(hidden * valid[:, None]))
-        return self.norm(hidden.transpose(1, 2)) * valid_after[..., None]  # type: ignore[no-any-return]
+        return self.norm(hidden.transpose(1, 2))  # type: ignore[no-any-return]
 
 
 class _Compressor(nn.Module):
@@ -66,27 +55,10 @@ class _Compressor(nn.Module):
     def forward(self, context: Tensor, valid: Tensor | None) -> Tensor:
         """Return ``[W, num queries, d]`` from ``context`` ``[W, L, d]``."""
         values = self.context_norm(context)
-        keys = values + self.key_positions.to(values)
+        keys = values + self.key_positions[: context.shape[1]].to(values)
         queries = self.query_norm(self.query) + self.query_positions.to(values)
         queries = queries.expand(len(context), -1, -1)
-        return self.out(_attend(queries, keys, values, valid, self.num_heads))  # type: ignore[no-any-return]
-
-
-class _Attention(nn.Module):
-    """Multi-head attention with matrices; the key has no bias, as in Whisper."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, hidden: Tensor, context: Tensor, valid: Tensor | None) -> Tensor:
-        """Return ``[W, Q, d]``: ``hidden`` ``[W, Q, d]`` reads ``context`` ``[W, L, d]``."""
-        attended = _attend(self.query(hidden), self.key(context), self.value(context), valid, self.num_heads)
-        return self.out(attended)  # type: ignore[no-any-return]
+        return self.out(attend(queries, keys, values, valid, self.num_heads))  # type: ignore[no-any-return]
 
 
 class _Refinement(nn.Module):
@@ -95,9 +67,9 @@ class _Refinement(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.self_norm = nn.LayerNorm(width)
-        self.self_attention = _Attention(width, num_heads)
+        self.self_attention = Attention(width, num_heads)
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = _Attention(width, num_heads)
+        self.cross_attention = Attention(width, num_heads)
 
     def forward(
         self, tokens: Tensor, scales: Tensor, valid_tokens: Tensor | None, valid_scales: Tensor | None
@@ -108,7 +80,7 @@ class _Refinement(nn.Module):
         return tokens + self.cross_attention(self.cross_norm(tokens), scales, valid_scales)  # type: ignore[no-any-return]
 
 
-class HTA(Abstractor):
+class HTA(MaskedAbstractor):
     """Compresses a window through a hierarchy of time scales.
 
     Scale 1 is the encoder's frames, each further scale runs at a lower rate; learnable stage queries read each scale,
@@ -126,7 +98,7 @@ class HTA(Abstractor):
             1 to 4.
         refinement_depth: refinement blocks, 0 to 4.
         refinement_scales: which scales refinement reads, counted from 1; null reads all.
-        head_width: features of an attention head.
+        head_width: features of an attention head; null takes 64 (the release), in encoders below 256 a quarter.
 
     Raises:
         ConfigError: a number is outside its range, or ``head_width`` does not divide the encoder's width.
@@ -143,31 +115,27 @@ class HTA(Abstractor):
         downsampling: Sequence[int] = (2, 2),
         refinement_depth: int = 2,
         refinement_scales: Sequence[int] | None = None,
-        head_width: int = 64,
+        head_width: int | None = None,
     ) -> None:
         super().__init__(in_width, out_width, budget)
         num_scales = len(downsampling) + 1
         if num_scales > 4 or any(not 1 <= factor <= 8 for factor in downsampling):
-            raise ConfigError(f"{_KEY}.downsampling: {list(downsampling)} must hold at most 3 factors, each 1 to 8.")
+            raise ConfigError(f"{KEY}.downsampling: {list(downsampling)} must hold at most 3 factors, each 1 to 8.")
         if not 0 <= refinement_depth <= 4:
-            raise ConfigError(f"{_KEY}.refinement_depth: {refinement_depth} is outside 0 to 4.")
-        if in_width % head_width:
-            raise ConfigError(
-                f"{_KEY}.head_width: {head_width} does not divide the encoder's width {in_width}. Choose a divisor."
-            )
+            raise ConfigError(f"{KEY}.refinement_depth: {refinement_depth} is outside 0 to 4.")
+        num_heads = heads_of(in_width, head_width)
         if queries_per_stage is None:
             queries_per_stage = max(1, round(1.6 * budget.tokens_per_window))
         queries = [queries_per_stage] * num_scales if isinstance(queries_per_stage, int) else list(queries_per_stage)
         if len(queries) != num_scales or min(queries) < 1:
             raise ConfigError(
-                f"{_KEY}.queries_per_stage: {queries} must be one number, or one for each of the {num_scales} scales."
+                f"{KEY}.queries_per_stage: {queries} must be one number, or one for each of the {num_scales} scales."
             )
         read = range(1, num_scales + 1) if refinement_scales is None else refinement_scales
         if not set(read) <= set(range(1, num_scales + 1)) or (refinement_depth and not read):
-            raise ConfigError(f"{_KEY}.refinement_scales: {list(read)} must name scales of 1 to {num_scales}.")
+            raise ConfigError(f"{KEY}.refinement_scales: {list(read)} must name scales of 1 to {num_scales}.")
         self.refinement_scales = tuple(sorted(set(read)))
 
-        num_heads = in_width // head_width
         num_frames, num_tokens = budget.frames_per_window, budget.tokens_per_window
         lengths, steps = [num_frames], [1]  # of each scale: positions, and encoder frames from one to the next
         for factor in downsampling:
@@ -190,30 +158,26 @@ class HTA(Abstractor):
         self.refinement = nn.ModuleList(_Refinement(in_width, num_heads) for _ in range(refinement_depth))
         self.projector = nn.Linear(in_width, out_width)
 
-    def forward(self, frames: Tensor, num_frames: Tensor) -> Tokens:
-        """Return the tokens of each window; see ``Abstractor.forward``."""
-        num_tokens = self.out_lengths(num_frames)
-        if self.budget.full_tail:  # as released: the padding of the last window is read like audio
-            num_frames = torch.full_like(num_frames, frames.shape[1])
-        valid = _valid(num_frames, frames.shape[1])
-        # where, not a product: padding may hold anything, infinities included
-        scales, valids, counts = [frames.where(valid[..., None], 0)], [valid], num_frames
+    def compress(self, frames: Tensor, valid: Tensor) -> Tensor:
+        """Return the final queries' tokens, refined ``[W, K, D_enc]``."""
+        num_frames = valid.sum(1)
+        scales, valids = [frames], [valid]
         for factor, downsample in zip(self.downsampling, self.downsamplers, strict=True):
-            counts = -(-counts // factor)
-            after = _valid(counts, -(-scales[-1].shape[1] // factor))
-            scales.append(downsample(scales[-1], valids[-1], after))
-            valids.append(after)
+            scales.append(downsample(scales[-1], valids[-1]))
+            valids.append(valids[-1][:, ::factor])  # position i stands for position i * factor before
 
         stage_tokens = [stage(scale, v) for stage, scale, v in zip(self.stages, scales, valids, strict=True)]
-        stage_valid = [_valid(self._share(num_frames, count), count) for count in self.stage_counts]
+        stage_valid = [valid_positions(self._share(num_frames, count), count) for count in self.stage_counts]
         tokens = self.final(torch.cat(stage_tokens, 1), torch.cat(stage_valid, 1))
+        if not self.refinement:
+            return tokens  # type: ignore[no-any-return]
 
-        valid_tokens = _valid(num_tokens, tokens.shape[1])
+        valid_tokens = valid_positions(self.out_lengths(num_frames), tokens.shape[1])
         read = [i - 1 for i in self.refinement_scales]
         context, valid_context = torch.cat([scales[i] for i in read], 1), torch.cat([valids[i] for i in read], 1)
         for block in self.refinement:
             tokens = block(tokens, context, valid_tokens, valid_context)
-        return Tokens(self.projector(tokens) * valid_tokens[..., None], num_tokens)
+        return tokens  # type: ignore[no-any-return]
 
     def _share(self, num_frames: Tensor, count: int) -> Tensor:
         """Return how many of ``count`` stage tokens lie in the audio of each window ``[W]``."""

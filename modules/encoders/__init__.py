@@ -1,0 +1,1 @@
+"""Speech encoders: log-mel windows to frames."""

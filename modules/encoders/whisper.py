@@ -69,11 +69,14 @@ class WhisperEncoder(Encoder):
             return
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
 
+        class EncoderOfWhole(HFWhisperEncoder):  # the decoder's weights are expected, and left in the file
+            _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]  # noqa: RUF012
+
         if self.initialize == "random":
             self.whisper = HFWhisperEncoder(self.config).to(self.dtype)
             return
         try:
-            self.whisper, info = HFWhisperEncoder.from_pretrained(
+            self.whisper, info = EncoderOfWhole.from_pretrained(
                 resolve(self.pretrained, _KEY),
                 config=self.config,
                 dtype=self.dtype,

@@ -1,0 +1,1 @@
+"""Language models: embeddings to logits and text."""

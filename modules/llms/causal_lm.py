@@ -41,7 +41,7 @@ class CausalLM(LanguageModel):
         overrides: values that replace those of the folder's config when ``initialize`` is ``random``.
         lora: adapters to train; null leaves the LLM without.
         dtype: dtype of the weights.
-        attention: transformers' attention implementation.
+        attention: transformers' attention implementation; null lets it choose what the model supports.
         gradient_checkpointing: recompute layers in the backward pass instead of keeping their activations.
         context_length: positions to allow; null takes the model's own.
 
@@ -57,7 +57,7 @@ class CausalLM(LanguageModel):
         overrides: dict[str, Any] | None = None,
         lora: LoRA | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
         gradient_checkpointing: bool = False,
         context_length: int | None = None,
     ) -> None:
@@ -119,7 +119,7 @@ class CausalLM(LanguageModel):
         if self.lora is not None:
             self._add_adapters(model, self.lora)
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         # The head sees label positions only: logits of a 150k vocabulary at every position would be the largest
         # tensor of the step. A hook, so that scaling and capping after the head stay the model's own.
         model.get_output_embeddings().register_forward_pre_hook(self._select_positions)

@@ -1,0 +1,124 @@
+"""fit, validate, test, predict from the command line: results, checkpoints, and going on after a kill."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def trained(path):
+    """Return what was trained on, the last record of each batch."""
+    return {row["batch"]: row for row in rows_of(path)}
+
+
+def recorder(path, every=1):
+    return [
+        "--trainer.callbacks+=killers.Record",
+        f"--trainer.callbacks.path={path}",
+        "--trainer.callbacks+=fastslm.callbacks.last_checkpoint.LastCheckpoint",
+        f"--trainer.callbacks.every_n_train_steps={every}",
+    ]
+
+
+def killer(batch, when):
+    return ["--trainer.callbacks+=killers.KillAt", f"--trainer.callbacks.batch={batch}", f"--trainer.callbacks.when={when}"]
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_fit_prints_pairs_and_wer_and_says_where_everything_lies(fastslm, run_config, tmp_path):
+    done = fastslm("fit", "--config", str(run_config))
+    folder = tmp_path / "run"
+    assert "reference   number" in done.stdout
+    assert "WER" in done.stdout
+    for name in ("training.png", "config.yaml", "metrics.csv", "checkpoints/last.ckpt", "predictions-val.jsonl"):
+        assert (folder / name).stat().st_size > 0, name
+    for shown in ("training.png", "last.ckpt", str(folder)):
+        assert shown in done.stdout
+    assert sorted(row["key"] for row in rows_of(folder / "predictions-val.jsonl")) == ["val-000", "val-001", "val-002"]
+    with open(folder / "metrics.csv") as file:
+        columns = csv.DictReader(file).fieldnames
+    assert {"train/loss", "val/loss", "val/wer", "val/cer", "rate/speech_tokens_per_second"} <= set(columns)
+
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(".lora_" in name or name.startswith("path.abstractor.") for name in checkpoint["state_dict"])
+    assert checkpoint["fastslm_config"]["model"]["tokens_per_window"] == 4
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["tokens_per_window"] == 4
+
+    validated = fastslm("validate", "--config", str(run_config))
+    tested = fastslm("test", "--config", str(run_config), "--ckpt_path", "last")
+    wer = [line for line in done.stdout.splitlines() if "WER" in line][-1]
+    assert wer in validated.stdout  # the same weights give the same figures
+    assert wer in tested.stdout
+    fastslm("predict", "--config", str(run_config), "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"))
+    assert len(rows_of(folder / "predictions.jsonl")) == 3
+
+    again = fastslm("fit", "--config", str(run_config), "--trainer.max_steps", "1", "--trainer.val_check_interval", "1")
+    assert f"moved to {folder}.1" in again.stderr
+    assert (tmp_path / "run.1" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(("batch", "when"), [(3, "end"), (7, "start")])
+def test_a_killed_run_goes_on_to_the_same_weights(fastslm, run_config, tmp_path, batch, when):
+    check_kill(fastslm, run_config, tmp_path, batch, when, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("when", ["start", "end"])
+@pytest.mark.parametrize("batch", [1, 2, 5, 6, 9, 10])
+def test_a_run_killed_anywhere_goes_on_to_the_same_weights(fastslm, run_config, tmp_path, batch, when, workers):
+    check_kill(fastslm, run_config, tmp_path, batch, when, ["--data.num_workers", workers])
+
+
+def check_kill(fastslm, run_config, tmp_path, batch, when, flags):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit = ["fit", "--config", str(run_config), *flags]
+    fastslm(*fit, "--run_folder", str(whole), *recorder(tmp_path / "whole.jsonl"))
+    killed = fastslm(
+        *fit, "--run_folder", str(parts), *recorder(tmp_path / "parts.jsonl"), *killer(batch, when), check=False
+    )
+    assert killed.returncode == -9
+    fastslm(*fit, "--run_folder", str(parts), *recorder(tmp_path / "parts.jsonl"), "--ckpt_path", "last")
+
+    expected, found = trained(tmp_path / "whole.jsonl"), trained(tmp_path / "parts.jsonl")
+    assert list(found) == list(expected) == list(range(10))
+    epochs = [[key for number in numbers for key in expected[number]["keys"]] for numbers in (range(6), range(6, 10))]
+    assert sorted(epochs[0]) == [f"train-{i:03d}" for i in range(12)]
+    assert epochs[1] != epochs[0][:8]  # each epoch has an order of its own
+    for number, row in expected.items():
+        assert found[number]["keys"] == row["keys"]
+        assert found[number]["loss"] == pytest.approx(row["loss"], rel=1e-5)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_what_differs(fastslm, run_config):
+    fastslm("fit", "--config", str(run_config), "--trainer.max_steps", "1", "--trainer.val_check_interval", "1")
+    swapped = fastslm("validate", "--config", str(run_config), "--model.abstractor", "AvgPool", check=False)
+    assert swapped.returncode == 2
+    assert "does not fit this model" in swapped.stderr
+    assert "unexpected: path.abstractor." in swapped.stderr
+    assert "Traceback" not in swapped.stderr
+    other_rank = fastslm("validate", "--config", str(run_config), "--model.llm.lora.rank", "3", check=False)
+    assert other_rank.returncode == 2
+    assert "of another shape" in other_rank.stderr
+
+
+def test_resuming_on_other_data_is_refused_with_the_way_out(fastslm, run_config):
+    steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
+    fastslm("fit", "--config", str(run_config), *steps)
+    other = fastslm(
+        "fit", "--config", str(run_config), "--ckpt_path", "last", "--data.batch_samples", "3", check=False
+    )
+    assert other.returncode == 2
+    assert "plan hash differs" in other.stderr
+    assert "Traceback" not in other.stderr

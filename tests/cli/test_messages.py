@@ -1,0 +1,161 @@
+"""What a user reads after a mistake: one message that says what, where and what to do, and no traceback."""
+
+import io
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+
+from fastslm.cli import main
+
+
+@pytest.fixture
+def mistake(run_config, capsys):
+    """Return a runner of ``fastslm fit`` that must fail; gives its message."""
+
+    def run(*flags, command="fit"):
+        status = main([command, "--config", str(run_config), *flags])
+        message = capsys.readouterr().err
+        assert status == 2, message
+        assert "Traceback" not in message
+        line = next(line for line in message.splitlines() if line.startswith("fastslm: error:"))
+        assert len(line) < 700
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model.tokens_per_windw", "5"], ["model.tokens_per_windw", "'model.tokens_per_window'"]),
+        (["--trainer.max_stepz", "3"], ["trainer.max_stepz", "'trainer.max_steps'"]),
+        (["--model.abstractor", "AvgPol"], ["model.abstractor", "AvgPol", "'AvgPool'", "fastslm plugins"]),
+        (["--model.abstractor.head_widht", "8"], ["model.abstractor", "head_widht", "'head_width'"]),
+        (["--data.max_audio_secnds", "8"], ["data", "max_audio_secnds", "'max_audio_seconds'"]),
+        (["--model.tokens_per_window", "many"], ["model.tokens_per_window", "int", "many"]),
+        (["--model.tokens_per_window", "0"], ["model.tokens_per_window", "0 tokens", "100"]),
+        (["--model.tokens_per_window", "101"], ["101 tokens", "100 encoder frames"]),
+        (["--model.window_seconds", "3"], ["model.window_seconds", "3", "at most the encoder's 2 s"]),
+        (["--model.window_seconds", "1.01"], ["model.window_seconds", "1.01", "multiple of 0.02 s"]),
+        (["--model.train_parts", "[abstractor, lorra]"], ["model.train_parts", "'lorra'", "'lora'"]),
+        (["--model.llm.lora", "null"], ["model.train_parts", "'lora'", "model.llm.lora.rank"]),
+        (["--model.encoder.pretrained", "./nowhere"], ["model.encoder.pretrained", "./nowhere"]),
+        (["--model.llm.pretrained", "./nowhere"], ["model.llm.pretrained", "./nowhere"]),
+        (["--config", "configs/htaa.yaml"], ["configs/htaa.yaml", "'configs/hta.yaml'"]),
+        (["--data.train_shards", "/nowhere/train-{0..3}.tar"], ["/nowhere/train-0.tar", "No such file"]),
+        (["--data.train_shards", "/nowhere/*.tar"], ["data.train_shards", "no file matches '/nowhere/*.tar'"]),
+        (["--ckpt_path", "nowhere.ckpt"], ["--ckpt_path nowhere.ckpt", "no such file"]),
+        (["--trainer.max_steps", "-1", "--trainer.max_epochs", "1"], ["model.optimizer.schedule", "total_steps"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
+)
+def test_a_mistake_is_named_with_its_place_and_the_way_out(mistake, flags, words):
+    message = mistake(*flags)
+    for word in words:
+        assert word in message
+
+
+def test_a_mistake_in_a_file_is_named_like_one_in_a_flag(mistake, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model:\n  tokens_per_windw: 3\n")
+    assert "'model.tokens_per_window'" in mistake("--config", str(overlay))
+    overlay.write_text("model:\n  abstractor:\n    class_path: HTA\n    init_args: {head_widht: 8}\n")
+    assert "'head_width'" in mistake("--config", str(overlay))
+
+
+def test_a_file_that_is_no_yaml_is_named(mistake, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: [1, 2\n")
+    assert "overlay.yaml" in mistake("--config", str(overlay))
+
+
+def test_an_empty_shard_is_named(mistake, tmp_path):
+    shard = tmp_path / "empty.tar"
+    with tarfile.open(shard, "w"):
+        pass
+    message = mistake("--data.train_shards", str(shard))
+    assert "empty.tar" in message
+    assert "no sample" in message
+
+
+def test_broken_samples_above_the_limit_stop_the_run_with_a_summary(mistake, tmp_path, flac, write_shard):
+    wave = bytearray(_wave_of_rate_zero())
+    samples = [
+        ("good", {"flac": flac(1.0), "json": {"text": "one"}}),
+        ("silent", {"flac": flac(1.0), "json": {"text": " "}}),
+        ("noise", {"flac": b"this is no audio", "json": {"text": "two"}}),
+        ("zero", {"wav": bytes(wave), "json": {"text": "three"}}),
+    ]
+    shard = write_shard(tmp_path / "bad" / "train-000000.tar", samples)
+    message = mistake("--data.train_shards", str(shard))
+    for word in ("3 of 4 samples are broken", "max_broken_share", "missing text", "unreadable audio", str(shard)):
+        assert word in message
+
+
+def _wave_of_rate_zero():
+    import wave
+
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(3200))
+    data = bytearray(buffer.getvalue())
+    data[24:28] = bytes(4)
+    return data
+
+
+def test_validating_before_training_says_so(mistake):
+    message = mistake(command="validate")
+    assert "no last checkpoint" in message
+    assert "Train first" in message
+
+
+def test_an_unknown_command_is_named_with_the_nearest(capsys):
+    assert main(["fitt"]) == 2
+    assert "'fitt'. Did you mean 'fit'?" in capsys.readouterr().err
+
+
+def test_help_answers_within_a_second_and_names_every_command():
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "fastslm", "--help"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - begin < 1.0
+    for command in ("fit", "validate", "test", "predict", "doctor", "plugins"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_print_config_is_complete_and_runs_again_unchanged(run_config, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(run_config), "--print_config"])
+    printed = capsys.readouterr().out
+    assert "head_width: 16" in printed
+    assert "positions: aligned" in printed
+    full = tmp_path / "full.yaml"
+    full.write_text(printed)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(full), "--print_config"])
+    assert capsys.readouterr().out == printed
+
+
+def test_the_doctor_reports_versions_and_finds_bad_ones(capsys):
+    from fastslm.doctor import main as doctor
+    from fastslm.doctor import problems
+
+    doctor(["doctor"])
+    shown = capsys.readouterr().out
+    for word in ("torch", "lightning", "deepspeed", "CPU cores", "rooms:"):
+        assert word in shown
+    found = list(problems({"lightning": "2.6.3", "torch": None}))
+    assert any("lightning 2.6.3 is a malicious release" in line for line in found)
+    assert any("torch is not installed" in line for line in found)
+
+
+def test_plugins_lists_the_built_in_parts(capsys):
+    assert main(["plugins"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("HTA", "AvgPool", "WhisperEncoder", "CausalLM", "WebDatasetModule"):
+        assert name in shown

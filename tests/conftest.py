@@ -1,0 +1,137 @@
+"""Shared by all tests: offline, seeded, and tiny models and shards made on the spot."""
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import webdataset
+from hypothesis import settings
+
+settings.register_profile("fastslm", max_examples=40, deadline=None, derandomize=True, database=None)
+settings.load_profile("fastslm")
+
+SHIPPED_LLM = Path(__file__).parents[1] / "fastslm" / "demo" / "llm"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+RATE = 16_000
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 -- some libraries still use the global state
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory):
+    """Return a folder with a Whisper of random weights: 80 mel bins, windows of up to 2 s, frames of width 32."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=16, num_mel_bins=80, d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64,
+        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=64, max_source_positions=100,
+        max_target_positions=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory):
+    """Return a folder with a Qwen3 of random weights, width 32, and the tokenizer that the package ships."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-llm")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=640, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=4096, tie_word_embeddings=True,
+        pad_token_id=0, bos_token_id=None, eos_token_id=2,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        shutil.copy(SHIPPED_LLM / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def demo_tokenizer():
+    """Return the shipped tokenizer, a fresh one for each test."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(SHIPPED_LLM)
+
+
+@pytest.fixture(scope="session")
+def flac():
+    """Return a maker of FLAC files: ``flac(seconds, seed=0)`` gives the bytes of mono noise at 16 kHz."""
+
+    def make(seconds, seed=0):
+        noise = np.random.default_rng(seed).standard_normal(round(seconds * RATE)) * 2000
+        buffer = io.BytesIO()
+        soundfile.write(buffer, noise.astype(np.int16), RATE, format="FLAC")
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_shard():
+    """Return a writer of one shard from ``[(key, {extension: bytes or JSON value})]``; gives its path."""
+
+    def write(path, samples):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with webdataset.TarWriter(str(path), mtime=0) as writer:
+            for key, members in samples:
+                encoded = {e: v if isinstance(v, bytes) else json.dumps(v).encode() for e, v in members.items()}
+                writer.write({"__key__": key, **encoded})
+        return Path(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_shards(flac, write_shard):
+    """Return a maker of shards of FLAC and JSON; gives the pattern that names them.
+
+    ``make_shards(folder, 6, seconds=[1.0, 2.5])`` writes six recordings whose lengths take turns, three to a shard.
+    """
+
+    def make(folder, num, seconds=1.0, *, name="train", per_shard=3):
+        lengths = np.atleast_1d(seconds)
+        samples = []
+        for i in range(num):
+            fields = {"text": f"number {i}", "duration": float(lengths[i % len(lengths)])}
+            samples.append((f"{name}-{i:03d}", {"flac": flac(lengths[i % len(lengths)], seed=i), "json": fields}))
+        for shard, begin in enumerate(range(0, num, per_shard)):
+            write_shard(Path(folder) / f"{name}-{shard:06d}.tar", samples[begin : begin + per_shard])
+        return str(Path(folder) / f"{name}-*.tar")
+
+    return make
+
+
+@pytest.fixture
+def make_module(tiny_encoder, tiny_llm):
+    """Return a maker of modules on the tiny folders: windows of 2 s, 4 tokens each; weights are not loaded yet."""
+    from fastslm.lightning_module import SpeechLMModule
+    from fastslm.modules.abstractors.avg_pool import AvgPool
+    from fastslm.modules.encoders.whisper import WhisperEncoder
+    from fastslm.modules.llms.causal_lm import CausalLM
+
+    def make(*, context_length=None, **settings):
+        encoder, llm = WhisperEncoder(str(tiny_encoder)), CausalLM(str(tiny_llm), context_length=context_length)
+        defaults = {"window_seconds": 2.0, "tokens_per_window": 4, "train_parts": ("projector",)}
+        return SpeechLMModule(encoder, AvgPool, llm, **(defaults | settings))
+
+    return make

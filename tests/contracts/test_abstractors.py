@@ -1,0 +1,151 @@
+"""Every compressor that is installed, and the built-in ones with other settings, through the shipped contract."""
+
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+
+from fastslm.contracts import TokenBudget, Tokens
+from fastslm.errors import ConfigError
+from fastslm.modules.abstractors.avg_pool import AvgPool
+from fastslm.modules.abstractors.avg_pool_mlp import AvgPoolMLP
+from fastslm.modules.abstractors.conv import Conv
+from fastslm.modules.abstractors.hta import HTA
+from fastslm.modules.abstractors.perceiver import Perceiver
+from fastslm.modules.abstractors.qformer import QFormer
+from fastslm.modules.abstractors.stack_mlp import StackMLP
+from fastslm.modules.abstractors.window_qformer import WindowQFormer
+from fastslm.plugins import discover
+from fastslm.testing import AbstractorContract
+
+INSTALLED = {plugin.name: plugin.loaded for plugin in discover() if plugin.kind == "abstractors"}
+BUILT_IN = {name: loaded for name, loaded in INSTALLED.items() if loaded.__module__.startswith("fastslm.")}
+
+
+def contract(build, **attributes):
+    return type("Contract", (AbstractorContract,), {"build": staticmethod(build), **attributes})
+
+
+def variant(abstractor, **settings):
+    return contract(partial(abstractor, **settings), test_compiles=None)  # compiled once, with the default settings
+
+
+# One class of tests for each; pytest finds them by their names in this module.
+for _name, _abstractor in INSTALLED.items():
+    globals()[f"Test{_name}"] = contract(_abstractor)
+for _positions, _scales in product(("index", "aligned"), (1, 2, 3, 4)):
+    globals()[f"TestHTA_{_positions}_{_scales}_scales"] = variant(
+        HTA, positions=_positions, downsampling=[2, 3, 1][: _scales - 1], head_width=32, queries_per_stage=4
+    )
+for _depth in range(5):
+    globals()[f"TestHTA_refined_{_depth}_times"] = variant(HTA, refinement_depth=_depth)
+for _scale in (1, 2, 3):
+    globals()[f"TestHTA_refined_from_scale_{_scale}"] = variant(HTA, refinement_scales=[_scale])
+TestHTA_refined_from_nothing = variant(HTA, refinement_depth=0, refinement_scales=[])
+TestHTA_uneven_stages = variant(HTA, queries_per_stage=[9, 2, 30])
+TestQFormer_one_layer = variant(QFormer, depth=1, head_width=16, ffn_width=40)
+TestPerceiver_three_layers = variant(Perceiver, depth=3, ffn_width=40)
+TestConv_narrow = variant(Conv, hidden_width=24)
+TestStackMLP_narrow = variant(StackMLP, hidden_width=24)
+TestWindowQFormer_three_queries = contract(
+    partial(WindowQFormer, queries_per_subwindow=3), budgets=((23, 6), (24, 6), (6, 6), (9, 3))
+)
+
+
+class _ReadsPadding(AvgPool):
+    def forward(self, frames, num_frames):
+        return super().forward(frames, torch.full_like(num_frames, frames.shape[1]))
+
+
+class _MixesWindows(AvgPool):
+    def compress(self, frames, valid):
+        means = super().compress(frames, valid)
+        return means - means.mean(0, keepdim=True)
+
+
+class _MiscountsTokens(AvgPool):
+    def forward(self, frames, num_frames):
+        tokens = super().forward(frames, num_frames)
+        return Tokens(tokens.values, tokens.counts.clamp(max=2))
+
+
+class _HasDeadWeights(AvgPool):
+    def __init__(self, in_width, out_width, budget):
+        super().__init__(in_width, out_width, budget)
+        self.unused = torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "test"),
+    [
+        (_ReadsPadding, "test_padding_is_ignored"),
+        (_ReadsPadding, "test_amount_of_padding_is_ignored"),
+        (_MixesWindows, "test_windows_are_independent"),
+        (_MiscountsTokens, "test_shapes_and_counts"),
+        (_HasDeadWeights, "test_gradients_reach_every_parameter"),
+    ],
+)
+def test_contract_notices(wrong, test):
+    with pytest.raises(AssertionError):
+        getattr(contract(wrong)(), test)()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_forward_waits_for_no_value(name):
+    """Shapes never hang on values, so that the device is never waited for: the meta device has none."""
+    with torch.device("meta"):
+        module = BUILT_IN[name](128, 48, TokenBudget(23, 6))
+        tokens = module(torch.zeros(3, 20, 128), torch.ones(3, dtype=torch.int64))
+    assert tokens.values.shape == (3, 6, 48)
+
+
+MATCHING = (AvgPoolMLP, Conv, Perceiver, QFormer, StackMLP, WindowQFormer)
+
+
+@pytest.mark.parametrize("abstractor", MATCHING)
+@pytest.mark.parametrize(
+    ("in_width", "out_width", "budget", "match"),
+    [(128, 128, TokenBudget(300, 10), 554_368), (1280, 2560, TokenBudget(1500, 50), 56_140_800)],
+    ids=["demo", "release"],
+)
+def test_number_of_parameters_can_be_matched(abstractor, in_width, out_width, budget, match):
+    def parameters_of(module):
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    with torch.device("meta"):
+        hta = HTA(in_width, out_width, budget, head_width=32)
+        module = abstractor(in_width, out_width, budget, match_parameters=match)
+    assert parameters_of(hta) == match
+    assert abs(parameters_of(module) / match - 1) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("abstractor", "settings", "message"),
+    [
+        (QFormer, {"depth": 0}, r"model\.abstractor\.depth: 0 must be at least 1"),
+        (Perceiver, {"depth": -1}, r"model\.abstractor\.depth: -1 must be at least 1"),
+        (QFormer, {"head_width": 48}, r"model\.abstractor\.head_width: 48 does not divide .* 128"),
+        (HTA, {"head_width": 0}, r"model\.abstractor\.head_width: 0 does not divide .* 128"),
+        (WindowQFormer, {"ffn_width": 0}, r"model\.abstractor\.ffn_width: 0 must be at least 1"),
+        (
+            WindowQFormer,
+            {"queries_per_subwindow": 4},
+            r"model\.abstractor\.queries_per_subwindow: 4 does not divide .* Choose one of 1, 2, 3, 6\.",
+        ),
+        (WindowQFormer, {"queries_per_subwindow": 0}, r"model\.abstractor\.queries_per_subwindow: 0 "),
+        (
+            Conv,
+            {"hidden_width": 8, "match_parameters": 10**6},
+            r"model\.abstractor\.match_parameters: 1000000 .*model\.abstractor\.hidden_width: 8 .*Remove one",
+        ),
+        (StackMLP, {"match_parameters": 100}, r"model\.abstractor\.match_parameters: 100 cannot be met.*Raise it"),
+        (HTA, {"downsampling": [2, 9]}, r"model\.abstractor\.downsampling: \[2, 9\]"),
+        (HTA, {"refinement_depth": 5}, r"model\.abstractor\.refinement_depth: 5"),
+        (HTA, {"refinement_scales": [4]}, r"model\.abstractor\.refinement_scales: \[4\]"),
+        (HTA, {"queries_per_stage": [4, 4]}, r"model\.abstractor\.queries_per_stage: \[4, 4\]"),
+    ],
+)
+def test_mistakes_name_value_key_and_way_out(abstractor, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        abstractor(128, 48, TokenBudget(23, 6), **settings)

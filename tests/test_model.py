@@ -1,0 +1,209 @@
+"""The path from audio to loss and text, on tiny models loaded through transformers."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastslm.batch import Batch, Sample
+from fastslm.contracts import TokenBudget
+from fastslm.model import SpeechLM
+from fastslm.modules.abstractors.hta import HTA
+from fastslm.modules.encoders.whisper import WhisperEncoder
+from fastslm.modules.llms.causal_lm import CausalLM, LoRA
+from fastslm.optim import parameters_by_part, select_trainable
+from fastslm.prompt import Prompter, messages_of
+
+RATE = 16_000
+
+
+@pytest.fixture
+def build(tiny_encoder, tiny_llm):
+    """Return a maker of the path, the same weights each time."""
+
+    def make(*, lora=True, train_parts=("abstractor", "projector", "lora"), checkpointing=False, **settings):
+        torch.manual_seed(0)
+        encoder = WhisperEncoder(str(tiny_encoder))
+        adapters = LoRA(rank=4, alpha=8, dropout=0.0) if lora else None
+        llm = CausalLM(str(tiny_llm), lora=adapters, gradient_checkpointing=checkpointing)
+        encoder.load()
+        llm.load()
+        budget = TokenBudget(frames_per_window=100, tokens_per_window=5)
+        abstractor = HTA(encoder.width, llm.width, budget, head_width=16)
+        prompter = Prompter(llm.tokenizer)
+        path = SpeechLM(
+            encoder, abstractor, llm, prompter, window_seconds=2.0, train_encoder="encoder" in train_parts, **settings
+        )
+        select_trainable(path, train_parts)
+        if lora:  # fresh adapters add nothing: make them matter
+            for name, parameter in path.named_parameters():
+                if ".lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.1)
+        return path
+
+    return make
+
+
+def speech(seconds, seed=0):
+    samples = np.random.default_rng(seed).standard_normal(round(seconds * RATE)) * 2000
+    return samples.astype(np.int16)
+
+
+def sample(path, seconds, text="forty two", seed=0, weight=1.0):
+    dialogue = path.prompter.dialogue(messages_of({"text": text}), 1, "asr")
+    return Sample(f"s{seed}", dialogue, [speech(seconds, seed)], weight)
+
+
+def text_only(path):
+    messages = [{"role": "user", "content": "what is two"}, {"role": "assistant", "content": "two"}]
+    return Sample("text", path.prompter.dialogue(messages, 0, "dialogue"), [])
+
+
+def two_recordings(path):
+    messages = [
+        {"role": "user", "content": "<|AUDIO|> and <|AUDIO|>"},
+        {"role": "assistant", "content": "seven eight"},
+    ]
+    return Sample("two", path.prompter.dialogue(messages, 2, "dialogue"), [speech(1.5, 7), speech(2.5, 8)])
+
+
+def loss_sum(path, *samples):
+    return path(Batch.of(samples)).loss_sum.item()
+
+
+def test_the_loss_is_that_of_the_llm_itself_on_the_whole_sequence(build):
+    path = build().eval()
+    batch = Batch.of([sample(path, 3.0)])
+    output = path(batch)
+    windows = path.windows(batch)
+    layout = path.layout(batch, windows)
+    embeddings = path.embed(layout, path.listen(batch.audio, windows))
+    labels = torch.full((1, embeddings.shape[1]), -100)
+    labels[0, layout.predicting + 1] = layout.labels
+    expected = path.llm.causal_lm(inputs_embeds=embeddings, labels=labels).loss
+    assert torch.isclose(output.loss_sum / output.num_labels, expected, rtol=1e-5)
+    assert output.num_labels == int((batch.dialogues[0].labels != -100).sum())
+
+
+def test_the_head_of_the_llm_sees_label_positions_only(build):
+    path = build()
+    rows = []
+    path.llm.causal_lm.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[:-1]))
+    output = path(Batch.of([sample(path, 3.0), sample(path, 1.0, "seven", 1)]))
+    assert rows == [(output.num_labels,)]
+
+
+def test_short_long_text_only_and_double_dialogues_share_a_batch_without_touching_each_other(build):
+    path = build().eval()
+    samples = [sample(path, 0.3, "one", 1), sample(path, 7.3, "seventy seven", 2), text_only(path), two_recordings(path)]
+    together = loss_sum(path, *samples)
+    apart = sum(loss_sum(path, each) for each in samples)
+    assert together == pytest.approx(apart, rel=1e-4)
+
+
+def test_a_sample_of_weight_zero_adds_nothing(build):
+    path = build().eval()
+    alone = path(Batch.of([sample(path, 2.0)]))
+    padded = path(Batch.of([sample(path, 2.0), sample(path, 1.0, "nine", 3, weight=0.0)]))
+    assert padded.loss_sum.item() == pytest.approx(alone.loss_sum.item(), rel=1e-4)
+    assert padded.num_labels == alone.num_labels
+
+
+def test_a_recording_costs_tokens_in_proportion_to_its_length(build):
+    path = build()
+    # 7.3 s: three windows of 5 tokens and 1.3 s, ceil(65 frames x 5 / 100) = 4 tokens
+    output = path(Batch.of([sample(path, 7.3)]))
+    assert output.num_speech_tokens == 3 * 5 + 4
+
+
+def test_groups_of_windows_give_the_same_tokens_as_all_at_once(build):
+    few, many = build(encoder_batch_windows=1).eval(), build(encoder_batch_windows=64).eval()
+    audio = torch.from_numpy(speech(9.1))
+    windows = few.windows(Batch.of([sample(few, 9.1)]))
+    torch.testing.assert_close(few.listen(audio, windows), many.listen(audio, windows), rtol=1e-4, atol=1e-5)
+
+
+def gradients(path, *samples):
+    output = path(Batch.of(samples))
+    output.loss_sum.backward()
+    return {name: p.grad for name, p in path.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("setting", [{"recompute": True}, {"checkpointing": True}])
+def test_recomputing_gives_the_same_gradients_and_they_are_not_zero(build, setting):
+    plain, recomputed = build(), build(**setting)
+    expected = gradients(plain, sample(plain, 3.0), two_recordings(plain))
+    found = gradients(recomputed, sample(recomputed, 3.0), two_recordings(recomputed))
+    assert expected.keys() == found.keys()
+    assert any("lora_A" in name for name in expected)
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_checkpointing_runs_each_layer_twice(build):
+    calls = []
+    path = build(checkpointing=True)
+    path.llm.causal_lm.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    gradients(path, sample(path, 1.0))
+    assert len(calls) == 2
+
+
+def test_the_frozen_encoder_stays_in_evaluation_mode_outside_checkpoint_and_optimizer(build):
+    path = build()
+    path.train()
+    assert not path.encoder.training
+    assert not any("encoder" in name for name in path.state_dict())
+    gradients(path, sample(path, 1.0))
+    assert all(p.grad is None for p in path.encoder.parameters())
+    path.to(torch.float64)
+    assert next(path.encoder.parameters()).dtype == torch.float64
+
+
+def test_an_encoder_that_trains_is_part_of_the_model_and_gets_gradients(build):
+    path = build(train_parts=("encoder", "abstractor", "projector"), lora=False)
+    found = gradients(path, sample(path, 3.0))
+    encoder = {name: g for name, g in found.items() if name.startswith("encoder.")}
+    assert encoder
+    assert all(g is not None and g.abs().max() > 0 for name, g in encoder.items() if "k_proj.bias" not in name)
+
+
+def test_a_batch_without_audio_still_reaches_every_trained_module(build):
+    path = build()
+    found = gradients(path, text_only(path))
+    assert all(gradient is not None for gradient in found.values())
+    assert all(found[name].abs().max() == 0 for name in found if name.startswith("abstractor"))
+
+
+def test_a_batch_without_labels_gives_zero_loss_and_zero_gradients(build):
+    path = build()
+    found = gradients(path, sample(path, 1.0, weight=0.0))
+    assert all(gradient.abs().max() == 0 for gradient in found.values())
+
+
+def test_answers_of_a_batch_are_those_of_its_samples_one_by_one(build):
+    path = build().eval()
+    samples = [sample(path, 0.7, "one", 1), sample(path, 5.2, "two", 2), text_only(path), two_recordings(path)]
+    together = path.generate(Batch.of(samples), max_new_tokens=8)
+    stop = path.prompter.stop_ids[0]
+    for row, each in zip(together, samples, strict=True):
+        alone = path.generate(Batch.of([each]), max_new_tokens=8)[0]
+        assert _until(row, stop) == _until(alone, stop)
+
+
+def _until(ids, stop):
+    values = ids.tolist()
+    return values[: values.index(stop)] if stop in values else values
+
+
+def test_answers_do_not_see_the_reference(build):
+    path = build().eval()
+    first, second = sample(path, 2.0, "one"), sample(path, 2.0, "ninety nine ninety nine")
+    assert path.generate(Batch.of([first]), 6).tolist() == path.generate(Batch.of([second]), 6).tolist()
+
+
+def test_parts_cover_every_parameter_once(build):
+    path = build()
+    parts = parameters_by_part(path)
+    assert set(parts) == {"abstractor", "projector", "lora", "llm"}
+    names = [name for named in parts.values() for name, _ in named]
+    assert sorted(names) == sorted(name for name, _ in path.named_parameters())
