@@ -39,13 +39,15 @@ class SpeechLMModule(L.LightningModule):
             release).
         mel_range: dynamic range of the spectrogram limited over the ``window`` or the ``recording`` (the release).
         encoder_batch_windows: most windows in the encoder at once.
+        alignment_weight: weight of an auxiliary CTC loss between speech tokens and transcript; 0 leaves it out. It
+            needs at least as many speech tokens as the transcript has ids, and is of no use beyond that.
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations.
         enable_thinking: let templates that know it open a thought (Qwen3).
         train_parts: what trains, of encoder, abstractor, projector, lora and llm.
         optimizer: AdamW and its schedule.
         max_new_tokens: most tokens of a generated answer; null takes 32 and ``new_tokens_per_second`` for each second
             of the batch's longest dialogue.
-        new_tokens_per_second: see ``max_new_tokens``; speech rarely needs more than 5.
+        new_tokens_per_second: see ``max_new_tokens``; speech rarely needs more than 4.
 
     Raises:
         ConfigError: numbers do not fit each other.
@@ -62,12 +64,13 @@ class SpeechLMModule(L.LightningModule):
         tail: Literal["proportional", "full"] = "proportional",
         mel_range: Literal["window", "recording"] = "window",
         encoder_batch_windows: int = 16,
+        alignment_weight: float = 0.0,
         recompute: bool = False,
         enable_thinking: bool = False,
         train_parts: Sequence[str] = ("abstractor", "projector", "lora"),
         optimizer: OptimizerSettings | None = None,
         max_new_tokens: int | None = None,
-        new_tokens_per_second: float = 5.0,
+        new_tokens_per_second: float = 4.0,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # frozen weights are not in a checkpoint; `on_load_checkpoint` is the strict one
@@ -78,6 +81,8 @@ class SpeechLMModule(L.LightningModule):
                 f"model.window_seconds: {window_seconds:g} must be a multiple of {step / SAMPLE_RATE_HZ:g} s, above 0,"
                 f" at most the encoder's {encoder.max_window_seconds:g} s."
             )
+        if alignment_weight < 0:
+            raise ConfigError(f"model.alignment_weight: {alignment_weight:g} must not be below 0.")
         if encoder_batch_windows < 1:
             raise ConfigError(f"model.encoder_batch_windows: {encoder_batch_windows} must be at least 1.")
         self.budget = TokenBudget(
@@ -88,12 +93,14 @@ class SpeechLMModule(L.LightningModule):
         self.context_length = llm.context_length
         self.train_parts = tuple(train_parts)
         self.optimizer_settings = optimizer or OptimizerSettings()
+        self.alignment_weight = alignment_weight
         self.max_new_tokens = max_new_tokens
         self.new_tokens_per_second = new_tokens_per_second
         self._path_settings = {
             "window_seconds": window_seconds,
             "encoder_batch_windows": encoder_batch_windows,
             "mel_range": mel_range,
+            "align": alignment_weight > 0,
             "recompute": recompute,
         }
         self.path: SpeechLM | None = None
@@ -148,8 +155,13 @@ class SpeechLMModule(L.LightningModule):
         output = self._path(batch)
         loss = global_mean(output.loss_sum, output.num_labels)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        objective = loss
+        if output.alignment_sum is not None:
+            alignment = global_mean(output.alignment_sum, output.num_aligned)
+            self.log("train/alignment_loss", alignment, batch_size=len(batch), sync_dist=True)
+            objective = loss + self.alignment_weight * alignment
         return {
-            "loss": loss,
+            "loss": objective,
             "audio_seconds": batch.audio_seconds,
             "speech_tokens": output.num_speech_tokens,
             "llm_tokens": output.num_tokens,

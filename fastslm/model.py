@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastslm.batch import Batch
+from fastslm.batch import Batch, Int64Array
 from fastslm.contracts import Abstractor, Encoder, LanguageModel, Tokens
-from fastslm.loss import label_loss
+from fastslm.loss import AlignmentLoss, label_loss, transcripts_of
 from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ, LogMel
 from fastslm.prompt import Prompter
 from fastslm.splice import Layout, lay_out, splice
@@ -31,6 +31,8 @@ class Output:
     Attributes:
         loss_sum: cross-entropy summed over the labels, a scalar.
         num_labels: labels it is summed over.
+        alignment_sum: the alignment loss summed over transcript ids, a scalar; None when it is off.
+        num_aligned: transcript ids it is summed over.
         num_speech_tokens: LLM positions that show speech.
         num_positions: LLM positions with padding, B * S.
         num_tokens: LLM positions without padding.
@@ -38,6 +40,8 @@ class Output:
 
     loss_sum: Tensor
     num_labels: int
+    alignment_sum: Tensor | None
+    num_aligned: int
     num_speech_tokens: int
     num_positions: int
     num_tokens: int
@@ -55,6 +59,7 @@ class SpeechLM(nn.Module):
         encoder_batch_windows: most windows in the encoder at once; bounds memory, whatever the recording's length.
         mel_range: dynamic range of the spectrogram limited over the ``window`` or the ``recording`` (the release).
         train_encoder: gradients reach the encoder.
+        align: add the alignment loss to what ``forward`` gives; it costs little, and inference does not know it.
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations, so
             that training memory holds tokens only, whatever the recording's length.
     """
@@ -72,6 +77,7 @@ class SpeechLM(nn.Module):
         encoder_batch_windows: int = 16,
         mel_range: Literal["window", "recording"] = "window",
         train_encoder: bool = False,
+        align: bool = False,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -84,6 +90,7 @@ class SpeechLM(nn.Module):
         self.mel = LogMel(encoder.num_mel_bins)
         self.abstractor = abstractor
         self.llm = llm
+        self.alignment = AlignmentLoss(llm.width) if align else None
         self.prompter = prompter
         self.window_samples = round(window_seconds * SAMPLE_RATE_HZ)
         self.encoder_batch_windows = encoder_batch_windows
@@ -99,9 +106,12 @@ class SpeechLM(nn.Module):
         embeddings = self.embed(layout, tokens)  # [B, S, D_llm]
         mask, labels, positions = self._labels(layout, embeddings.device)
         logits = self.llm(embeddings, mask, positions)  # [N, V]
+        alignment_sum, num_aligned = self.align(batch, windows, tokens)
         return Output(
             loss_sum=label_loss(logits, labels),
             num_labels=len(layout.labels),
+            alignment_sum=alignment_sum,
+            num_aligned=num_aligned,
             num_speech_tokens=sum(layout.num_tokens) + len(batch.num_samples) - len(layout.input_ids),
             num_positions=layout.source.numel(),
             num_tokens=sum(layout.num_tokens),
@@ -167,15 +177,29 @@ class SpeechLM(nn.Module):
 
     def layout(self, batch: Batch, windows: Windows, prompt_only: bool = False) -> Layout:
         """Return where each LLM position comes from, on the host."""
+        rows = self.recording_rows(windows)
+        return lay_out(
+            batch.dialogues, rows, self.prompter.audio_id, prompt_only=prompt_only, weights=batch.weights
+        )
+
+    def recording_rows(self, windows: Windows) -> list[Int64Array]:
+        """Return for each recording its rows among all ``W * K`` speech tokens, padding left out, on the host."""
         counts = self.abstractor.out_lengths(windows.num_frames(self.encoder.samples_per_frame)).numpy()
         tokens_per_window = self.abstractor.budget.tokens_per_window
-        rows: list[list[np.ndarray]] = [[] for _ in batch.num_samples]
+        rows: dict[int, list[Int64Array]] = {}
         for window, (recording, count) in enumerate(zip(windows.recording, counts, strict=True)):
-            rows[recording].append(window * tokens_per_window + np.arange(count))
-        per_recording = [np.concatenate(r) if r else np.zeros(0, np.int64) for r in rows]
-        return lay_out(
-            batch.dialogues, per_recording, self.prompter.audio_id, prompt_only=prompt_only, weights=batch.weights
-        )
+            rows.setdefault(recording, []).append(window * tokens_per_window + np.arange(count))
+        return [np.concatenate(pieces) for pieces in rows.values()]
+
+    def align(self, batch: Batch, windows: Windows, tokens: Tensor) -> tuple[Tensor | None, int]:
+        """Return the summed alignment loss and the transcript ids behind it; None and 0 when it is off."""
+        if self.alignment is None:
+            return None, 0
+        transcripts = transcripts_of(batch.dialogues, batch.weights, self.prompter.audio_id)
+        pairs = [(r, t) for r, t in zip(self.recording_rows(windows), transcripts, strict=True) if t is not None]
+        rows, targets = [r for r, _ in pairs], [t for _, t in pairs]
+        result: tuple[Tensor, int] = self.alignment(tokens, rows, targets, self.llm.embed)
+        return result
 
     def embed(self, layout: Layout, tokens: Tensor) -> Tensor:
         """Return the LLM's input ``[B, S, D_llm]``."""

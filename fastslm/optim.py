@@ -40,6 +40,8 @@ class OptimizerSettings:
 def part_of(name: str, projector_name: str) -> str:
     """Return the part that a parameter of ``SpeechLM`` belongs to."""
     head = name.split(".")[0]
+    if head == "alignment":
+        return "abstractor"
     if head == "abstractor":
         return "projector" if name.split(".")[1] == projector_name else "abstractor"
     if head == "llm":

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from fastslm.errors import ConfigError
@@ -31,7 +32,8 @@ class Plugin:
     problem: str
 
 
-def discover() -> list[Plugin]:
+@cache
+def discover() -> tuple[Plugin, ...]:
     """Import every installed part and return what was found; one that fails does not break the others.
 
     Raises:
@@ -43,7 +45,7 @@ def discover() -> list[Plugin]:
             warnings.warn(
                 f"plug-in {plugin.name!r} of {plugin.distribution} cannot be used: {plugin.problem}", stacklevel=2
             )
-    return plugins
+    return tuple(plugins)
 
 
 def _unique(kind: str) -> Iterator[EntryPoint]:

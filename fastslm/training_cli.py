@@ -3,7 +3,6 @@
 import contextlib
 import importlib.resources
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,10 +10,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from fastslm.checkpoint import differences
+from fastslm.config_errors import shorten
 from fastslm.errors import ConfigError, FastSLMError, nearest
 from fastslm.lightning_module import SpeechLMModule
 from fastslm.plugins import discover
@@ -50,47 +51,38 @@ def _find_configs(arguments: Sequence[str]) -> list[str]:
         flag, equals, value = argument.partition("=")
         if flag in ("--config", "-c"):
             if equals:
-                found[i] = f"{flag}={find_config(value)}"
+                found[i] = f"{flag}={_checked_config(value)}"
             elif i + 1 < len(found):
-                found[i + 1] = find_config(found[i + 1])
+                found[i + 1] = _checked_config(found[i + 1])
     return found
+
+
+def _checked_config(name: str) -> str:
+    path = find_config(name)
+    try:
+        yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: this is no YAML: {' '.join(str(error).split())}") from error
+    return path
 
 
 class Parser(LightningArgumentParser):
     """Says what is wrong in one line, with the nearest known name."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print a short message and exit with status 2."""
-        if not self.exit_on_error:
+        """Raise a short message in place of jsonargparse's."""
+        if not self.exit_on_error:  # a parser inside another, whose message the outer one shortens
             super().error(message, ex)
-        raise ConfigError(self._shortened(message))
-
-    def _shortened(self, message: str) -> str:
-        known = list(_leaves(self))
-        if unrecognised := re.search(r"[Uu]nrecognized arguments?: --?([\w.+-]+)", message):
-            key = unrecognised[1].split("=")[0]
-            return f"unknown option --{key}.{nearest(key, known)} 'fastslm COMMAND --help' lists all options."
-        if unknown := re.search(r"(?:does not accept option|Key|Option) '([\w.]+)'(?: is not (?:expected|accepted))?", message):
-            key = unknown[1].removeprefix("fit.")
-            if "not" in message:
-                return f"unknown key {key!r}.{nearest(key, known)} {_last_line(message)}"
-        return _last_line(message)
+        raise ConfigError(shorten(message, _options(self), discover())) from ex
 
 
-def _leaves(parser: LightningArgumentParser) -> Iterator[str]:
-    parsers = [parser]
+def _options(parser: LightningArgumentParser) -> Iterator[str]:
+    yield from (action.dest for action in parser._actions if action.dest and action.dest != "help")
     for action in parser._actions:
-        if isinstance(getattr(action, "choices", None), dict):
-            parsers += [p for p in action.choices.values() if isinstance(p, LightningArgumentParser)]  # type: ignore[union-attr]
-    for each in parsers:
-        for action in each._actions:
-            if action.dest and action.dest != "help":
-                yield action.dest
-
-
-def _last_line(message: str) -> str:
-    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip(" -\t")]
-    return " ".join(lines[:1] + lines[-1:]) if len(lines) > 1 else (lines[0] if lines else message)
+        choices = getattr(action, "choices", None)
+        for sub in choices.values() if isinstance(choices, dict) else ():
+            if isinstance(sub, LightningArgumentParser):
+                yield from _options(sub)
 
 
 class TrainingCLI(LightningCLI):

@@ -1,0 +1,64 @@
+"""jsonargparse's messages, which are exact and long, as one sentence with the nearest name that exists."""
+
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+
+from fastslm.errors import nearest
+from fastslm.plugins import Plugin
+
+_LONGEST = 300
+
+
+def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> str:
+    """Return what is wrong, where, and the nearest name.
+
+    Args:
+        message: what the parser said.
+        options: the names of all options.
+        plugins: installed parts, whose constructor arguments are options of the key they stand at.
+    """
+    options = list(options)
+    key = _key(message)
+    if found := re.search(r"[Uu]nrecognized arguments?: --?([\w.+-]+)", message):
+        name = found[1].split("=")[0]
+        return f"unknown option --{name}.{nearest(name, options)} 'fastslm COMMAND --help' lists all options."
+    if found := re.search(r"does not accept option '([\w.]+)'", message):
+        return f"unknown key {found[1]!r}.{nearest(found[1], options)} 'fastslm COMMAND --print_config' shows all keys."
+    if found := re.search(r"[Ee]xpected a dot import path string: (\S+)", message):
+        names = [plugin.name for plugin in plugins if plugin.kind == _kind(key)] or [p.name for p in plugins]
+        return f"{key}: there is no class {found[1]!r}.{nearest(found[1], names)} 'fastslm plugins' lists what is installed."
+    if found := re.search(r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)|NestedArg\(key='([\w.]+)'", message):
+        name = found[1] or found[2]
+        known = _arguments([p for p in plugins if p.target.replace(":", ".") in message], plugins, key)
+        return f"{key}: unknown argument {name!r}.{nearest(name, known)} It takes: {', '.join(sorted(known))}."
+    return _clipped(message)
+
+
+def _key(message: str) -> str:
+    found = re.search(r'[Pp]arser key "([^"]+)"', message)
+    return found[1] if found else "configuration"
+
+
+def _kind(key: str) -> str:
+    return {"abstractor": "abstractors", "encoder": "encoders", "llm": "llms", "data": "datamodules"}.get(
+        key.rpartition(".")[2], "callbacks"
+    )
+
+
+def _arguments(named: Sequence[Plugin], plugins: Sequence[Plugin], key: str) -> set[str]:
+    chosen = named or [plugin for plugin in plugins if plugin.kind == _kind(key)]
+    hidden = {"self", "in_width", "out_width", "budget"}  # the model passes these
+    return {
+        name
+        for plugin in chosen
+        if plugin.loaded is not None
+        for name in inspect.signature(plugin.loaded.__init__).parameters
+        if name not in hidden
+    }
+
+
+def _clipped(message: str) -> str:
+    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip(" -\t")]
+    text = " ".join(lines)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
