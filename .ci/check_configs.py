@@ -1,6 +1,5 @@
 """Parses every shipped config with the installed package, from a folder that is not the checkout."""
 
-import pathlib
 import subprocess
 import sys
 

@@ -38,9 +38,7 @@ def build(encoder_batch_windows: int = 32) -> SpeechLM:
     llm.load()
     abstractor = HTA(encoder.width, llm.width, TokenBudget(300, 10), head_width=32)
     prompter = Prompter(llm.tokenizer)
-    return SpeechLM(
-        encoder, abstractor, llm, prompter, window_seconds=6.0, encoder_batch_windows=encoder_batch_windows
-    )
+    return SpeechLM(encoder, abstractor, llm, prompter, window_seconds=6.0, encoder_batch_windows=encoder_batch_windows)
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -53,7 +51,9 @@ def batch_of(path: SpeechLM, seconds: list[float]) -> Batch:
     samples = []
     for i, length in enumerate(seconds):
         text = " ".join(["forty two"] * max(1, round(length * 0.65)))
-        samples.append(Sample(f"{i}", path.prompter.dialogue(messages_of({"text": text}), 1, "asr"), [noise(length, i)]))
+        samples.append(
+            Sample(f"{i}", path.prompter.dialogue(messages_of({"text": text}), 1, "asr"), [noise(length, i)])
+        )
     return Batch.of(samples)
 
 

@@ -37,7 +37,7 @@ class RunReport(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect rows."""
-        self._rows += [row for row in outputs or [] if row["weight"]]
+        self._rows += [row for row in outputs["rows"] if row["weight"]]
 
     def on_test_batch_end(self, *arguments: Any, **named: Any) -> None:
         """Collect rows."""

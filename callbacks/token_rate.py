@@ -58,7 +58,8 @@ class TokenRate(L.Callback):
         self._add("wall_seconds", now - self._mark)
         self._mark = now
         step = trainer.global_step
-        if step > self._logged_step and step % trainer.log_every_n_steps == 0:
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step > self._logged_step and step % interval == 0:
             self._logged_step = step
             self._log(trainer, pl_module, self._recent, "rate")
             self._recent = dict.fromkeys(_SUMS, 0.0)

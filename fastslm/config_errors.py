@@ -27,7 +27,8 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
         return f"unknown key {found[1]!r}.{nearest(found[1], options)} 'fastslm COMMAND --print_config' shows all keys."
     if found := re.search(r"[Ee]xpected a dot import path string: (\S+)", message):
         names = [plugin.name for plugin in plugins if plugin.kind == _kind(key)] or [p.name for p in plugins]
-        return f"{key}: there is no class {found[1]!r}.{nearest(found[1], names)} 'fastslm plugins' lists what is installed."
+        guess = nearest(found[1], names)
+        return f"{key}: there is no class {found[1]!r}.{guess} 'fastslm plugins' lists what is installed."
     if found := re.search(r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)|NestedArg\(key='([\w.]+)'", message):
         name = found[1] or found[2]
         known = _arguments([p for p in plugins if p.target.replace(":", ".") in message], plugins, key)
@@ -53,7 +54,7 @@ def _arguments(named: Sequence[Plugin], plugins: Sequence[Plugin], key: str) -> 
         name
         for plugin in chosen
         if plugin.loaded is not None
-        for name in inspect.signature(plugin.loaded.__init__).parameters
+        for name in inspect.signature(plugin.loaded).parameters
         if name not in hidden
     }
 
@@ -61,4 +62,4 @@ def _arguments(named: Sequence[Plugin], plugins: Sequence[Plugin], key: str) -> 
 def _clipped(message: str) -> str:
     lines = [line.strip(" -\t") for line in message.splitlines() if line.strip(" -\t")]
     text = " ".join(lines)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"

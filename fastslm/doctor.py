@@ -7,10 +7,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = (
-    "torch lightning transformers peft torchmetrics webdataset omegaconf jsonargparse deepspeed accelerate soundfile"
-    " soxr rapidfuzz espeakng-loader"
-).split()
+_PACKAGES = [
+    "torch",
+    "lightning",
+    "transformers",
+    "peft",
+    "torchmetrics",
+    "webdataset",
+    "omegaconf",
+    "jsonargparse",
+    "deepspeed",
+    "accelerate",
+    "soundfile",
+    "soxr",
+    "rapidfuzz",
+    "espeakng-loader",
+]
 _OPTIONAL = {"espeakng-loader": "pip install 'fastslm[demo]' to synthesise the embedded corpus"}
 #: (package, version, why): installed ones are errors.
 KNOWN_BAD = (

@@ -1,5 +1,6 @@
 """Training around the path: builds it, steps, validates by generating, logs, saves what trains."""
 
+import itertools
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from fastslm.batch import Batch
@@ -21,7 +23,6 @@ from fastslm.metrics import ErrorRate
 from fastslm.model import SpeechLM
 from fastslm.optim import OptimizerSettings, build_optimizer, build_schedule, select_trainable
 from fastslm.prompt import Prompter
-from fastslm.windows import Windows
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -172,17 +173,19 @@ class SpeechLMModule(L.LightningModule):
         assert self.path is not None
         return self.path(batch)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """Return references and hypotheses; accumulates the teacher-forced loss, WER and CER."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Return rows of references and hypotheses; accumulates the teacher-forced loss, WER and CER."""
         output = self._path(batch)
         if self._eval_sums is None:
             self._eval_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self._eval_sums += torch.stack([output.loss_sum.double(), output.loss_sum.new_tensor(output.num_labels).double()])
+        self._eval_sums += torch.stack(
+            [output.loss_sum.double(), output.loss_sum.new_tensor(output.num_labels).double()]
+        )
         rows = self.transcribe(batch)
         scored = [row for row in rows if row["weight"] and row["task"] == "asr"]
         for metric in (self.wer, self.cer):
             metric.update([r["reference"] for r in scored], [r["hypothesis"] for r in scored], [1.0] * len(scored))
-        return rows
+        return {"rows": rows}
 
     def transcribe(self, batch: Batch) -> list[dict[str, Any]]:
         """Return one row per dialogue with key, task, reference, hypothesis, audio seconds and weight."""
@@ -205,13 +208,13 @@ class SpeechLMModule(L.LightningModule):
             )
         ]
 
-    def test_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Do what ``validation_step`` does."""
         return self.validation_step(batch, batch_idx)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """Return rows as ``transcribe`` does, without those that only fill an uneven last step."""
-        return [row for row in self.transcribe(batch) if row["weight"]]
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Return rows as ``transcribe`` does."""
+        return {"rows": self.transcribe(batch)}
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, WER and CER over all ranks."""
@@ -223,7 +226,9 @@ class SpeechLMModule(L.LightningModule):
 
     def _log_evaluation(self, stage: str) -> None:
         assert self._eval_sums is not None
-        loss_sum, num_labels = self.all_gather(self._eval_sums).reshape(-1, 2).sum(0)
+        gathered = self.all_gather(self._eval_sums)
+        assert isinstance(gathered, Tensor)
+        loss_sum, num_labels = gathered.reshape(-1, 2).sum(0)
         values = {f"{stage}/loss": loss_sum / num_labels}
         if self.wer.total > 0 or self.trainer.world_size > 1:
             values |= {f"{stage}/wer": self.wer.compute(), f"{stage}/cer": self.cer.compute()}
@@ -234,7 +239,7 @@ class SpeechLMModule(L.LightningModule):
 
     # -- optimizer and checkpoint ----------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW by part, and its schedule by step."""
         assert self.path is not None
         optimizer = build_optimizer(self.path, self.optimizer_settings)
@@ -255,4 +260,4 @@ class SpeechLMModule(L.LightningModule):
 def _seconds_of_dialogues(batch: Batch, audio_id: int) -> list[float]:
     counts = [int((dialogue.input_ids == audio_id).sum()) for dialogue in batch.dialogues]
     ends = np.cumsum([0, *counts])
-    return [sum(batch.num_samples[a:b]) / SAMPLE_RATE_HZ for a, b in zip(ends, ends[1:], strict=False)]
+    return [sum(batch.num_samples[a:b]) / SAMPLE_RATE_HZ for a, b in itertools.pairwise(ends)]

@@ -15,7 +15,8 @@ from torchmetrics import Metric
 def _basic_normalizer() -> Callable[[str], str]:
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-    return BasicTextNormalizer()
+    normalizer: Callable[[str], str] = BasicTextNormalizer()
+    return normalizer
 
 
 def normalise(text: str) -> str:

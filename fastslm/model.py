@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from fastslm.batch import Batch, Int64Array
 from fastslm.contracts import Abstractor, Encoder, LanguageModel, Tokens
 from fastslm.loss import AlignmentLoss, label_loss, transcripts_of
-from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ, LogMel
+from fastslm.mel import CONTEXT_SAMPLES, SAMPLE_RATE_HZ, LogMel
 from fastslm.prompt import Prompter
 from fastslm.splice import Layout, lay_out, splice
 from fastslm.windows import Windows
@@ -45,6 +45,11 @@ class Output:
     num_speech_tokens: int
     num_positions: int
     num_tokens: int
+
+
+def _first(counts: Tensor, length: int) -> Tensor:
+    """Return ``[W, 1, length]`` bool, True at the first ``counts`` ``[W]`` places."""
+    return (torch.arange(length, device=counts.device) < counts[:, None])[:, None]
 
 
 class SpeechLM(nn.Module):
@@ -135,22 +140,27 @@ class SpeechLM(nn.Module):
         """Return the speech tokens ``[W, K, D_llm]`` of all windows, a bounded group of windows at a time."""
         loudest = self._loudest(audio, windows) if self.mel_range == "recording" and len(windows) else None
         num_frames = windows.num_frames(self.encoder.samples_per_frame)
+        num_mel_frames = windows.num_mel_frames()
         groups = [] if len(windows) else [self._silence(audio.device)]
         for group in windows.groups(self.encoder_batch_windows):
-            arguments = (windows.take(audio, group, across=loudest is not None), num_frames[group].to(audio.device))
-            top = None if loudest is None else loudest[group]
+            samples = windows.take(audio, group, across=loudest is not None)
+            whole = None if loudest is None else (loudest[group], num_mel_frames[group].to(audio.device))
+            arguments = (samples, num_frames[group].to(audio.device), whole)
             if self.recompute and torch.is_grad_enabled():
-                groups.append(checkpoint(self._group_tokens, *arguments, top, use_reentrant=False))
+                groups.append(checkpoint(self._group_tokens, *arguments, use_reentrant=False))
             else:
-                groups.append(self._group_tokens(*arguments, top))
+                groups.append(self._group_tokens(*arguments))
         return torch.cat(groups)
 
-    def _group_tokens(self, samples: Tensor, num_frames: Tensor, loudest: Tensor | None) -> Tensor:
+    def _group_tokens(self, samples: Tensor, num_frames: Tensor, whole: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return tokens ``[W, K, D_llm]`` of a group; ``whole`` has what is known of the windows' whole recordings."""
         with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
-            mel = self.mel(samples, loudest)  # [W, M, T]
-            if loudest is not None:  # the release pads in mel space
-                valid = num_frames * (self.encoder.samples_per_frame // HOP_SAMPLES)
-                mel = mel * (torch.arange(mel.shape[-1], device=mel.device) < valid[:, None])[:, None]
+            if whole is None:
+                mel = self.mel(samples)  # [W, M, T]
+            else:  # the release limits the range over the recording, and pads its last window in mel space
+                loudest, num_mel_frames = whole
+                mel = self.mel(samples, loudest)
+                mel = mel * _first(num_mel_frames, mel.shape[-1])
             frames = self.encoder(mel)  # [W, F, D_enc]
         tokens: Tokens = self.abstractor(frames.to(next(self.abstractor.parameters()).dtype), num_frames)
         return tokens.values
@@ -166,21 +176,21 @@ class SpeechLM(nn.Module):
 
     def _loudest(self, audio: Tensor, windows: Windows) -> Tensor:
         """Return the largest log10 mel power of each window's recording ``[W]``: the first of two passes."""
-        tops = [
-            self.mel.log_power(windows.take(audio, group, across=True)).amax(dim=(1, 2))
-            for group in windows.groups(self.encoder_batch_windows)
-        ]
+        num_mel_frames = windows.num_mel_frames().to(audio.device)
+        tops = []
+        for group in windows.groups(self.encoder_batch_windows):
+            power = self.mel.log_power(windows.take(audio, group, across=True))  # [W, M, T]
+            inside = _first(num_mel_frames[group], power.shape[-1])
+            tops.append(power.masked_fill(~inside, -torch.inf).amax(dim=(1, 2)))
         recording = torch.tensor(windows.recording, device=audio.device)
-        top = torch.cat(tops)
-        per_recording = torch.full((int(recording.max()) + 1,), -torch.inf, device=audio.device)
-        return per_recording.scatter_reduce(0, recording, top, "amax")[recording]
+        silence = -10.0  # log10 of the front end's floor
+        per_recording = torch.full((windows.recording[-1] + 1,), silence, device=audio.device)
+        return per_recording.scatter_reduce(0, recording, torch.cat(tops), "amax")[recording]
 
     def layout(self, batch: Batch, windows: Windows, prompt_only: bool = False) -> Layout:
         """Return where each LLM position comes from, on the host."""
         rows = self.recording_rows(windows)
-        return lay_out(
-            batch.dialogues, rows, self.prompter.audio_id, prompt_only=prompt_only, weights=batch.weights
-        )
+        return lay_out(batch.dialogues, rows, self.prompter.audio_id, prompt_only=prompt_only, weights=batch.weights)
 
     def recording_rows(self, windows: Windows) -> list[Int64Array]:
         """Return for each recording its rows among all ``W * K`` speech tokens, padding left out, on the host."""
@@ -222,7 +232,7 @@ class SpeechLM(nn.Module):
         return self
 
     def _apply(self, fn, recurse: bool = True) -> "SpeechLM":  # type: ignore[no-untyped-def]
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if not self.train_encoder:
-            self.encoder._apply(fn, recurse)
+            self.encoder._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

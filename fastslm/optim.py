@@ -84,9 +84,7 @@ def build_optimizer(model: SpeechLM, settings: OptimizerSettings) -> torch.optim
         ConfigError: a learning rate is given for a part that does not train.
     """
     groups = []
-    trainable = {
-        part: [p for _, p in named if p.requires_grad] for part, named in parameters_by_part(model).items()
-    }
+    trainable = {part: [p for _, p in named if p.requires_grad] for part, named in parameters_by_part(model).items()}
     trainable = {part: parameters for part, parameters in trainable.items() if parameters}
     for part in settings.part_learning_rates:
         if part not in trainable:

@@ -128,9 +128,7 @@ class TrainingCLI(LightningCLI):
 def _loggers(folder: Path) -> list[Namespace]:
     module = "lightning.pytorch.loggers"
     return [
-        Namespace(
-            class_path=f"{module}.CSVLogger", init_args=Namespace(save_dir=str(folder), name="", version="")
-        ),
+        Namespace(class_path=f"{module}.CSVLogger", init_args=Namespace(save_dir=str(folder), name="", version="")),
         Namespace(
             class_path=f"{module}.TensorBoardLogger",
             init_args=Namespace(save_dir=str(folder), name="", version="tensorboard"),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastslm.mel import CONTEXT_SAMPLES, pad_with_context
+from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES, pad_with_context
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,18 @@ class Windows:
     def num_frames(self, samples_per_frame: int) -> Tensor:
         """Return the real encoder frames of each window ``[W]`` int64, at least 1."""
         return -(-torch.tensor(self.num_samples, dtype=torch.int64) // samples_per_frame)
+
+    def num_mel_frames(self) -> Tensor:
+        """Return the mel frames of each window ``[W]`` int64 in a spectrogram of its whole recording, as released.
+
+        A recording of n samples has n // HOP_SAMPLES frames, so its last window may have fewer than its samples
+        would make alone, even none.
+        """
+        frames = [
+            max(0, (end - first) // HOP_SAMPLES - (start - first) // HOP_SAMPLES)
+            for start, first, end in zip(self.start, self.first, self.end, strict=True)
+        ]
+        return torch.tensor(frames, dtype=torch.int64).clamp_max(self.window_samples // HOP_SAMPLES)
 
     def groups(self, size: int) -> Iterator[slice]:
         """Return the windows in runs of at most ``size``."""

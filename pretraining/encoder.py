@@ -1,4 +1,4 @@
-"""Trains the small Whisper-architecture encoder that the package ships, with CTC over letters.
+"""Trains the small Whisper-architecture encoder that the package ships, with CTC over letters and over words.
 
     python -m pretraining.encoder --config pretraining/encoder.yaml
 
@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
 
-from fastslm.datamodules._spoken_numbers import CorpusSettings, build_corpus
+from fastslm.datamodules._spoken_numbers import CorpusSettings, build_corpus, number_words
 from fastslm.mel import SAMPLE_RATE_HZ, LogMel, pad_with_context
 from fastslm.modules.encoders.whisper import WhisperEncoder
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"  # class i + 1; class 0 is CTC's blank
+WORDS = sorted({word for number in range(100) for word in number_words(number).split()})
 
 
 class Windows:
@@ -46,7 +47,9 @@ class Windows:
                     else:
                         rows = json.loads(data)["segments"]
                         scale = SAMPLE_RATE_HZ
-                        self.segments.append([(int(r["start"] * scale), int(r["end"] * scale), r["text"]) for r in rows])
+                        self.segments.append(
+                            [(int(r["start"] * scale), int(r["end"] * scale), r["text"]) for r in rows]
+                        )
         self.weights = np.array([len(a) for a in self.audio], float)
         self.weights /= self.weights.sum()
 
@@ -86,18 +89,39 @@ def colour(window: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDA
     return (window * 10 ** rng.uniform(-1.5, 0.0)).astype(np.float32)
 
 
-def letters(text: str) -> list[int]:
-    """Return the CTC classes of a text."""
-    return [LETTERS.index(c) + 1 for c in text]
+class Heads(nn.Module):
+    """CTC classes from frames: letters for detail, words for what the letters come to."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.letters = nn.Linear(width, len(LETTERS) + 1)
+        self.words = nn.Linear(width, len(WORDS) + 1)
+
+    def loss(self, frames: Tensor, texts: list[str]) -> Tensor:
+        """Return the mean CTC loss of both."""
+        letters = [[LETTERS.index(c) + 1 for c in text] for text in texts]
+        words = [[WORDS.index(w) + 1 for w in text.split()] for text in texts]
+        return 0.5 * (_ctc(self.letters(frames), letters) + _ctc(self.words(frames), words))
+
+    def read(self, frames: Tensor) -> tuple[list[str], list[str]]:
+        """Return the best paths as texts, by letters and by words."""
+        letters = ["".join(LETTERS[c - 1] for c in path) for path in _best(self.letters(frames))]
+        return letters, [" ".join(WORDS[c - 1] for c in path) for path in _best(self.words(frames))]
 
 
-def greedy(logits: Tensor) -> list[str]:
-    """Return the best path of CTC logits ``[W, F, C]`` as texts."""
-    texts = []
-    for row in logits.argmax(-1):
-        classes = torch.unique_consecutive(row)
-        texts.append("".join(LETTERS[c - 1] for c in classes.tolist() if c))
-    return texts
+def _ctc(logits: Tensor, targets: list[list[int]]) -> Tensor:
+    log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+    return F.ctc_loss(
+        log_probs,
+        torch.tensor([c for target in targets for c in target]),
+        torch.full((len(targets),), log_probs.shape[0]),
+        torch.tensor([len(t) for t in targets]),
+        zero_infinity=True,
+    )
+
+
+def _best(logits: Tensor) -> list[list[int]]:
+    return [[c for c in torch.unique_consecutive(row).tolist() if c] for row in logits.argmax(-1)]
 
 
 def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
@@ -121,6 +145,7 @@ def train(
     learning_rate: float = 2e-3,
     max_minutes: float = 60.0,
     seed: int = 0,
+    init_from: Path | None = None,
 ) -> None:
     """Train the shipped encoder and save it as a transformers folder.
 
@@ -137,6 +162,7 @@ def train(
         learning_rate: peak of the schedule (linear warm-up, cosine to zero).
         max_minutes: the schedule is shortened to end in time.
         seed: of weights and of everything drawn.
+        init_from: folder of an encoder to go on from; null starts from nothing.
     """
     torch.manual_seed(seed)
     folder = build_corpus(cache.expanduser(), CorpusSettings(train_recordings=960, seed=1000))
@@ -163,14 +189,17 @@ def train(
     config._attn_implementation = "sdpa"
     out.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(out)
-    encoder = WhisperEncoder(str(out), initialize="random")
+    encoder = WhisperEncoder(str(out if init_from is None else init_from), initialize="random")
     encoder.whisper = HFWhisperEncoder(config)
     positions = torch.arange(config.max_source_positions)[:, None]
     rates = torch.exp(-torch.arange(width // 2) * np.log(10000.0) / (width // 2 - 1))
     encoder.whisper.embed_positions.weight.data = torch.cat([(positions * rates).sin(), (positions * rates).cos()], 1)
-    head = nn.Linear(width, len(LETTERS) + 1)
+    if init_from is not None:
+        encoder.whisper = HFWhisperEncoder.from_pretrained(init_from, attn_implementation="sdpa")
+    encoder.train()
+    heads = Heads(width)
     mel = LogMel(80)
-    parameters = [p for m in (encoder, head) for p in m.parameters() if p.requires_grad]
+    parameters = [p for m in (encoder, heads) for p in m.parameters() if p.requires_grad]
     print(f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.2f} M encoder parameters")
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     rng = np.random.default_rng(seed)
@@ -181,47 +210,42 @@ def train(
             break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 300) * 0.5 * (1 + np.cos(np.pi * progress))
-        pairs = [data["train"].draw(rng, augment=True) for _ in range(batch_windows)]
-        loss = ctc_loss(encoder, head, mel, pairs)
+        pairs = [data["train"].draw(rng, augment=rng.random() < 0.75) for _ in range(batch_windows)]
+        loss = heads.loss(frames_of(encoder, mel, [audio for audio, _ in pairs]), [text for _, text in pairs])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         running = 0.98 * running + 0.02 * loss.item() if step else loss.item()
         if step % 250 == 0 or step == steps - 1:
-            print(f"step {step} {progress:.0%} loss {running:.3f} {evaluate(encoder, head, mel, data['dev'])}", flush=True)
+            print(
+                f"step {step} {progress:.0%} loss {running:.3f} {evaluate(encoder, heads, mel, data['dev'])}",
+                flush=True,
+            )
             encoder.whisper.save_pretrained(out)
-    print(evaluate(encoder, head, mel, data["dev"], 512))
+    print(evaluate(encoder, heads, mel, data["dev"], 512))
     encoder.whisper.save_pretrained(out)
 
 
-def ctc_loss(encoder: WhisperEncoder, head: nn.Linear, mel: LogMel, pairs: list[tuple[Tensor, str]]) -> Tensor:
-    """Return the mean CTC loss of windows and their texts."""
-    frames = encoder(mel(torch.stack([pad_with_context(audio, len(audio)) for audio, _ in pairs])))
-    targets = [letters(text) for _, text in pairs]
-    log_probs = head(frames).log_softmax(-1).transpose(0, 1)
-    return F.ctc_loss(
-        log_probs,
-        torch.tensor(sum(targets, [])),
-        torch.full((len(pairs),), log_probs.shape[0]),
-        torch.tensor([len(t) for t in targets]),
-        zero_infinity=True,
-    )
+def frames_of(encoder: WhisperEncoder, mel: LogMel, windows: list[Tensor]) -> Tensor:
+    """Return the frames ``[W, F, D_enc]`` of windows of samples."""
+    with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor knows bf16
+        return encoder(mel(torch.stack([pad_with_context(window, len(window)) for window in windows]))).float()
 
 
 @torch.no_grad()
-def evaluate(encoder: WhisperEncoder, head: nn.Linear, mel: LogMel, dev: Windows, count: int = 96) -> str:
-    """Return the word error rates on held-out voices, clean and coloured, as text."""
+def evaluate(encoder: WhisperEncoder, heads: Heads, mel: LogMel, dev: Windows, count: int = 96) -> str:
+    """Return the word error rates on held-out voices, clean and coloured, by letters and by words, as text."""
     encoder.eval()
     report = []
     for augment in (False, True):
         rng = np.random.default_rng(1)
         pairs = [dev.draw(rng, augment) for _ in range(count)]
-        frames = encoder(mel(torch.stack([pad_with_context(audio, len(audio)) for audio, _ in pairs])))
-        rate = word_error_rate([text for _, text in pairs], greedy(head(frames)))
-        report.append(f"{'coloured' if augment else 'clean'} WER {rate:.1%}")
+        frames = frames_of(encoder, mel, [audio for audio, _ in pairs])
+        rates = [word_error_rate([text for _, text in pairs], read) for read in heads.read(frames)]
+        report.append(f"{'coloured' if augment else 'clean'} WER {rates[0]:.1%} by letters, {rates[1]:.1%} by words")
     encoder.train()
-    return ", ".join(report)
+    return "; ".join(report)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from fastslm.errors import ConfigError
 from fastslm.modules.encoders.whisper import WhisperEncoder
@@ -78,7 +78,7 @@ def test_random_initialisation_takes_the_architecture_alone_and_overrides_change
     llm = CausalLM(str(tiny_llm), initialize="random", overrides={"num_hidden_layers": 1})
     llm.load()
     assert len(llm.causal_lm.model.layers) == 1
-    with pytest.raises(ConfigError, match="num_hidden_layer'.*Did you mean 'num_hidden_layers'"):
+    with pytest.raises(ConfigError, match=r"num_hidden_layer'.*Did you mean 'num_hidden_layers'"):
         CausalLM(str(tiny_llm), initialize="random", overrides={"num_hidden_layer": 1})
     with pytest.raises(ConfigError, match="initialize: random"):
         CausalLM(str(tiny_llm), overrides={"num_hidden_layers": 1})
@@ -108,7 +108,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tiny_encoder, tmp_path):
     state = load_file(folder / "model.safetensors")
     kept = {k: v for k, v in state.items() if "encoder.layers.1.fc2" not in k}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match="lacks 2 weights, such as .*fc2"):
+    with pytest.raises(ConfigError, match=r"lacks 2 weights, such as .*fc2"):
         WhisperEncoder(str(folder)).load()
 
 

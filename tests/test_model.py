@@ -94,7 +94,12 @@ def test_the_head_of_the_llm_sees_label_positions_only(build):
 
 def test_short_long_text_only_and_double_dialogues_share_a_batch_without_touching_each_other(build):
     path = build().eval()
-    samples = [sample(path, 0.3, "one", 1), sample(path, 7.3, "seventy seven", 2), text_only(path), two_recordings(path)]
+    samples = [
+        sample(path, 0.3, "one", 1),
+        sample(path, 7.3, "seventy seven", 2),
+        text_only(path),
+        two_recordings(path),
+    ]
     together = loss_sum(path, *samples)
     apart = sum(loss_sum(path, each) for each in samples)
     assert together == pytest.approx(apart, rel=1e-4)
@@ -207,3 +212,51 @@ def test_parts_cover_every_parameter_once(build):
     assert set(parts) == {"abstractor", "projector", "lora", "llm"}
     names = [name for named in parts.values() for name, _ in named]
     assert sorted(names) == sorted(name for name, _ in path.named_parameters())
+
+
+def test_the_release_front_end_limits_the_range_over_each_recording_and_pads_in_mel_space(build):
+    from transformers import WhisperFeatureExtractor
+
+    path = build(mel_range="recording", encoder_batch_windows=2).eval()
+    seen = []
+    path.encoder.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    first, second = speech(5.3, 1), speech(0.9, 2) // 50
+    path.listen(torch.from_numpy(np.concatenate([first, second])), _windows(path, first, second))
+    mel = torch.cat(seen)
+    for recording, begin, count in ((first, 0, 3), (second, 3, 1)):
+        extractor = WhisperFeatureExtractor(feature_size=80)
+        whole = extractor(
+            recording / 32768.0, sampling_rate=RATE, padding="do_not_pad", return_tensors="pt"
+        ).input_features[0]
+        padded = torch.nn.functional.pad(whole, (0, count * 200 - whole.shape[1]))
+        expected = padded.reshape(80, count, 200).transpose(0, 1)
+        torch.testing.assert_close(mel[begin : begin + count], expected, rtol=0, atol=1e-4)
+
+
+def _windows(path, *recordings):
+    from fastslm.windows import Windows
+
+    return Windows.of([len(recording) for recording in recordings], path.window_samples)
+
+
+def test_the_alignment_loss_is_torchs_ctc_over_the_words_of_the_batch(build):
+    path = build(align=True)
+    batch = Batch.of([sample(path, 7.3, "forty two", 1), sample(path, 2.0, "seven", 2), two_recordings(path)])
+    output = path(batch)
+    assert output.num_aligned == 2  # "forty two" is one id; a dialogue of two recordings has no transcript
+    windows = path.windows(batch)
+    tokens = path.listen(batch.audio, windows).flatten(0, 1)
+    words = [d.labels[d.num_prompt_ids] for d in batch.dialogues[:2]]
+    known = sorted({0, *words})
+    embedded = path.llm.embed(torch.tensor(known))
+    classes = torch.nn.functional.normalize(torch.cat([path.alignment.blank[None], embedded]), dim=-1)
+    expected = 0.0
+    for rows, word in zip(path.recording_rows(windows), words, strict=False):
+        speech_tokens = torch.nn.functional.normalize(tokens[torch.from_numpy(rows)], dim=-1)
+        log_probs = (12.0 * speech_tokens @ classes.T).log_softmax(-1)
+        target = torch.tensor([known.index(word) + 1])
+        expected += torch.nn.functional.ctc_loss(log_probs, target, (len(rows),), (1,), reduction="sum")
+    assert output.alignment_sum.item() == pytest.approx(expected.item(), rel=1e-4)
+    found = gradients(path, sample(path, 3.0))
+    assert found["alignment.blank"] is None  # the loss that `gradients` takes is the LLM's alone
+    path(Batch.of([text_only(path)])).alignment_sum.backward()  # nothing to align: zero, and still connected

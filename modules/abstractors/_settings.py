@@ -22,7 +22,7 @@ def at_least_one(name: str, value: int) -> int:
 
 
 def heads_of(width: int, head_width: int | None) -> int:
-    """Return how many attention heads of ``head_width`` make up ``width``; None picks 64, or a quarter of less than 256.
+    """Return how many attention heads of ``head_width`` make up ``width``; None is 64, or a quarter of narrow widths.
 
     Raises:
         ConfigError: they do not.

@@ -69,7 +69,7 @@ class WhisperEncoder(Encoder):
             return
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
 
-        class EncoderOfWhole(HFWhisperEncoder):  # the decoder's weights are expected, and left in the file
+        class EncoderOfWhole(HFWhisperEncoder):  # type: ignore[misc]  # the decoder's weights are expected, and left in the file
             _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]  # noqa: RUF012
 
         if self.initialize == "random":
@@ -88,7 +88,9 @@ class WhisperEncoder(Encoder):
             raise ConfigError(f"{_KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
-            raise ConfigError(f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights, such as {missing}")
+            raise ConfigError(
+                f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights, such as {missing}"
+            )
 
     def forward(self, mel: Tensor) -> Tensor:
         """Return frames ``[W, F, D_enc]``, F half the mel frames; padded audio is encoded as the silence it is."""

@@ -27,7 +27,11 @@ def recorder(path, every=1):
 
 
 def killer(batch, when):
-    return ["--trainer.callbacks+=killers.KillAt", f"--trainer.callbacks.batch={batch}", f"--trainer.callbacks.when={when}"]
+    return [
+        "--trainer.callbacks+=killers.KillAt",
+        f"--trainer.callbacks.batch={batch}",
+        f"--trainer.callbacks.when={when}",
+    ]
 
 
 def weights(folder):
@@ -116,9 +120,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(fastslm, run
 def test_resuming_on_other_data_is_refused_with_the_way_out(fastslm, run_config):
     steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
     fastslm("fit", "--config", str(run_config), *steps)
-    other = fastslm(
-        "fit", "--config", str(run_config), "--ckpt_path", "last", "--data.batch_samples", "3", check=False
-    )
+    other = fastslm("fit", "--config", str(run_config), "--ckpt_path", "last", "--data.batch_samples", "3", check=False)
     assert other.returncode == 2
     assert "plan hash differs" in other.stderr
     assert "Traceback" not in other.stderr
