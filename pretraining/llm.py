@@ -113,7 +113,7 @@ def train(
         if step % 500 == 499:
             llm.causal_lm.save_pretrained(out)
     llm.causal_lm.save_pretrained(out)
-    llm.tokenizer.save_pretrained(out)
+    CausalLM(str(folder), initialize="random").tokenizer.save_pretrained(out)  # without the added tokens
 
 
 if __name__ == "__main__":

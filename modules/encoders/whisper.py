@@ -69,7 +69,8 @@ class WhisperEncoder(Encoder):
             return
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
 
-        class EncoderOfWhole(HFWhisperEncoder):  # type: ignore[misc]  # the decoder's weights are expected, and left in the file
+        # Of a whole Whisper, the decoder's weights are expected and left in the file.
+        class EncoderOfWhole(HFWhisperEncoder):  # type: ignore[misc]
             _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]  # noqa: RUF012
 
         if self.initialize == "random":

@@ -156,7 +156,7 @@ LARGE = {"width": 1280, "out_width": 2560, "frames": 1500, "stage_tokens": (80, 
 def ours(size, released, *, full_tail=False, positions="index"):
     budget = TokenBudget(size["frames"], size["tokens"], full_tail=full_tail)
     width, queries = size["width"], size["stage_tokens"]
-    model = HTA(width, size["out_width"], budget, queries_per_stage=queries, positions=positions).eval()
+    model = HTA(width, size["out_width"], budget, queries_per_stage=queries, head_width=64, positions=positions).eval()
     model.load_state_dict(from_released(released), strict=True)
     return model
 
@@ -211,13 +211,15 @@ def test_full_tail_reads_padding_like_audio():
 )
 def test_tail_costs_tokens_in_proportion(num_frames, count):
     with torch.device("meta"):
-        proportional, full = (HTA(128, 48, TokenBudget(1500, 50, full_tail=full)) for full in (False, True))
+        proportional, full = (
+            HTA(128, 48, TokenBudget(1500, 50, full_tail=full), head_width=64) for full in (False, True)
+        )
     assert proportional.out_lengths(torch.tensor([num_frames])).tolist() == [count]
     assert full.out_lengths(torch.tensor([num_frames])).tolist() == [50]
 
 
 def test_aligned_positions_by_hand():
-    model = HTA(128, 48, TokenBudget(12, 3), queries_per_stage=(4, 2, 1))
+    model = HTA(128, 48, TokenBudget(12, 3), queries_per_stage=(4, 2, 1), head_width=64)
 
     def at(buffer, *times):
         torch.testing.assert_close(buffer.double(), sinusoids(times, 128), rtol=0, atol=1e-6)
@@ -233,7 +235,7 @@ def test_aligned_positions_by_hand():
 
 
 def test_index_positions_by_hand():
-    model = HTA(128, 48, TokenBudget(12, 3), queries_per_stage=(4, 2, 1), positions="index")
+    model = HTA(128, 48, TokenBudget(12, 3), queries_per_stage=(4, 2, 1), positions="index", head_width=64)
     numbers = [(s.query_positions, s.key_positions) for s in (*model.stages, model.final)]
     for (queries, keys), (num_queries, num_keys) in zip(numbers, ((4, 12), (2, 6), (1, 3), (3, 7)), strict=True):
         torch.testing.assert_close(queries.double(), sinusoids(range(num_queries), 128), rtol=0, atol=1e-6)

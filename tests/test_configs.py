@@ -1,0 +1,55 @@
+"""Every shipped config parses, alone and in the combinations that make sense, and comes out as it says."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastslm.cli import main
+from fastslm.training_cli import shipped_configs
+
+FOLDER = Path(__file__).parents[1] / "configs"
+COMPRESSORS = sorted(p.name for p in FOLDER.glob("*.yaml") if p.name != "base.yaml")
+AXES = {
+    axis.name: sorted(f"{axis.name}/{p.name}" for p in axis.glob("*.yaml"))
+    for axis in FOLDER.iterdir()
+    if axis.is_dir()
+}
+OVERLAYS = sorted(name for names in AXES.values() for name in names)
+STACKS = [["hta.yaml", *names] for names in itertools.product(*(names for names in AXES.values() if names))]
+
+
+def parsed(capsys, *names):
+    flags = [flag for name in names for flag in ("--config", f"configs/{name}")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *flags, "--print_config"])
+    assert stopped.value.code in (0, None)
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_the_shipped_configs_are_those_of_the_checkout():
+    shipped = {str(p.relative_to(shipped_configs())) for p in shipped_configs().rglob("*.yaml")}
+    assert shipped == {str(p.relative_to(FOLDER)) for p in FOLDER.rglob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_a_compressor_is_complete_with_the_base_alone(capsys, name):
+    config = parsed(capsys, name)
+    stated = yaml.safe_load((FOLDER / name).read_text())["model"]["abstractor"]["class_path"]
+    assert config["model"]["abstractor"]["class_path"].endswith(f".{stated}")
+    assert config["run_folder"] == f"runs/{name.removesuffix('.yaml')}"
+
+
+@pytest.mark.parametrize("names", [["hta.yaml", name] for name in OVERLAYS] + STACKS, ids="+".join)
+def test_overlays_stack_on_a_compressor_and_keep_its_class(capsys, names):
+    config = parsed(capsys, *names)
+    assert config["model"]["abstractor"]["class_path"].endswith(".HTA")
+
+
+def test_the_large_models_are_loaded_by_hub_name_with_the_rate_of_the_paper(capsys):
+    config = parsed(capsys, "hta.yaml", "encoder/whisper_large_v3.yaml", "llm/qwen3_4b.yaml")
+    assert config["model"]["encoder"]["init_args"]["pretrained"] == "openai/whisper-large-v3"
+    assert config["model"]["llm"]["init_args"]["pretrained"] == "Qwen/Qwen3-4B"
+    assert config["model"]["tokens_per_window"] / config["model"]["window_seconds"] == pytest.approx(1.67, abs=0.01)
+    assert config["model"]["train_parts"] == ["abstractor", "projector", "lora"]
