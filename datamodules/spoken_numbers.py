@@ -21,6 +21,7 @@ class SpokenNumbers(WebDatasetModule):
         cache_dir: where corpus and indexes are kept; null takes the user's cache folder.
         max_audio_seconds: see ``WebDatasetModule``.
         long_audio: see ``WebDatasetModule``.
+        piece_seconds: see ``WebDatasetModule``.
         batch_samples: see ``WebDatasetModule``.
         batch_windows: see ``WebDatasetModule``.
         batch_tokens: see ``WebDatasetModule``.
@@ -41,6 +42,7 @@ class SpokenNumbers(WebDatasetModule):
         cache_dir: str | None = None,
         max_audio_seconds: float = 900.0,
         long_audio: Literal["drop", "split", "error"] = "drop",
+        piece_seconds: float | None = None,
         batch_samples: int = 16,
         batch_windows: int = 256,
         batch_tokens: int = 16384,
@@ -52,6 +54,7 @@ class SpokenNumbers(WebDatasetModule):
         super().__init__(
             max_audio_seconds=max_audio_seconds,
             long_audio=long_audio,
+            piece_seconds=piece_seconds,
             batch_samples=batch_samples,
             batch_windows=batch_windows,
             batch_tokens=batch_tokens,

@@ -119,6 +119,8 @@ class WebDatasetModule(L.LightningDataModule):
         max_audio_seconds: longest recording taken whole.
         long_audio: ``drop`` refuses longer recordings and counts them, ``split`` cuts them at the boundaries of
             their ``segments``, ``error`` stops the run. Nothing is ever cut short silently.
+        piece_seconds: each training recording that has ``segments`` also takes part in pieces of at most this length,
+            beside the whole; short audio teaches a new compressor its words sooner. Null trains on wholes alone.
         batch_samples: most samples in a batch.
         batch_windows: most encoder windows in a batch.
         batch_tokens: most LLM positions in a batch, padding included.
@@ -138,6 +140,7 @@ class WebDatasetModule(L.LightningDataModule):
         *,
         max_audio_seconds: float = 900.0,
         long_audio: Literal["drop", "split", "error"] = "drop",
+        piece_seconds: float | None = None,
         batch_samples: int = 16,
         batch_windows: int = 256,
         batch_tokens: int = 16384,
@@ -155,9 +158,13 @@ class WebDatasetModule(L.LightningDataModule):
         if not 0.0 <= max_broken_share <= 1.0:
             raise ConfigError(f"data.max_broken_share: {max_broken_share} is outside 0 to 1.")
         self.shards = dict(zip(_SPLITS, (train_shards, val_shards, test_shards, predict_shards), strict=True))
+        if piece_seconds is not None and piece_seconds <= 0:
+            raise ConfigError(f"data.piece_seconds: {piece_seconds} must be above 0, or null.")
         self.limits = Limits(max_audio_seconds, long_audio)
+        self.piece_limits = None if piece_seconds is None else Limits(piece_seconds, "split")
         self.batch_limits = BatchLimits(batch_samples, batch_windows, batch_tokens)
-        self.eval_limits = BatchLimits(eval_batch_samples, batch_windows, batch_tokens)
+        # Without gradients nothing of the encoder is kept, so windows bound no memory in evaluation.
+        self.eval_limits = BatchLimits(eval_batch_samples, 1 << 40, batch_tokens)
         self.num_workers = num_workers
         self.max_broken_share = max_broken_share
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
@@ -183,6 +190,9 @@ class WebDatasetModule(L.LightningDataModule):
         module = self._module
         indexes = index_shards(paths, module.prompter, self.limits, self.cache)
         entries = [entry for index in indexes for entry in index.entries]
+        if split == "train" and self.piece_limits is not None:
+            pieces = index_shards(paths, module.prompter, self.piece_limits, self.cache)
+            entries += [entry for index in pieces for entry in index.entries if entry.segments is not None]
         broken = [item for index in indexes for item in index.broken]
         fitting = []
         for entry, tokens in zip(entries, self._costs(entries).tokens, strict=True):

@@ -126,6 +126,22 @@ def test_a_split_recording_gives_its_pieces_with_their_own_words(tmp_path, write
     os.close(descriptor)
 
 
+def test_training_takes_pieces_beside_the_whole_recording(tmp_path, write_shard, flac, data_of):
+    segments = [{"start": 0.2, "end": 1.8, "text": "one"}, {"start": 2.2, "end": 3.8, "text": "two"}]
+    fields = {"text": "one two", "segments": segments}
+    shard = write_shard(tmp_path / "train.tar", [("a", {"flac": flac(4.0), "json": fields})])
+    write_shard(tmp_path / "val.tar", [("b", {"flac": flac(4.0), "json": fields})])
+    data = data_of(train_shards=str(shard), val_shards=str(tmp_path / "val.tar"), piece_seconds=2.5)
+    data.setup("fit")
+    found = {
+        key: (dialogue.reference, count)
+        for batch in data.train_dataloader()
+        for key, dialogue, count in zip(batch.keys, batch.dialogues, batch.num_samples, strict=True)
+    }
+    assert found == {"a": ("one two", 64_000), "a/0": ("one", 32_000), "a/1": ("two", 32_000)}
+    assert [key for batch in data.val_dataloader() for key in batch.keys] == ["b"]
+
+
 def test_dialogues_without_audio_make_a_batch(tmp_path, write_shard, data_of):
     messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
     write_shard(tmp_path / "text.tar", [(key, {"json": {"messages": messages}}) for key in "ab"])
