@@ -243,19 +243,19 @@ def test_the_alignment_loss_is_torchs_ctc_over_the_words_of_the_batch(build):
     path = build(align=True)
     batch = Batch.of([sample(path, 7.3, "forty two", 1), sample(path, 2.0, "seven", 2), two_recordings(path)])
     output = path(batch)
-    assert output.num_aligned == 2  # "forty two" is one id; a dialogue of two recordings has no transcript
+    assert output.num_aligned == 3  # "forty", " two", "seven"; a dialogue of two recordings has no transcript
     windows = path.windows(batch)
     tokens = path.listen(batch.audio, windows).flatten(0, 1)
-    words = [d.labels[d.num_prompt_ids] for d in batch.dialogues[:2]]
-    known = sorted({0, *words})
+    transcripts = [d.labels[d.num_prompt_ids : -1].tolist() for d in batch.dialogues[:2]]
+    known = sorted({0, *transcripts[0], *transcripts[1]})
     embedded = path.llm.embed(torch.tensor(known))
     classes = torch.nn.functional.normalize(torch.cat([path.alignment.blank[None], embedded]), dim=-1)
     expected = 0.0
-    for rows, word in zip(path.recording_rows(windows), words, strict=False):
+    for rows, transcript in zip(path.recording_rows(windows), transcripts, strict=False):
         speech_tokens = torch.nn.functional.normalize(tokens[torch.from_numpy(rows)], dim=-1)
         log_probs = (12.0 * speech_tokens @ classes.T).log_softmax(-1)
-        target = torch.tensor([known.index(word) + 1])
-        expected += torch.nn.functional.ctc_loss(log_probs, target, (len(rows),), (1,), reduction="sum")
+        target = torch.tensor([known.index(word) + 1 for word in transcript])
+        expected += torch.nn.functional.ctc_loss(log_probs, target, (len(rows),), (len(target),), reduction="sum")
     assert output.alignment_sum.item() == pytest.approx(expected.item(), rel=1e-4)
     found = gradients(path, sample(path, 3.0))
     assert found["alignment.blank"] is None  # the loss that `gradients` takes is the LLM's alone
