@@ -156,8 +156,8 @@ class PlanSampler(Sampler[RankBatch]):
             self._steps = self._plan()
 
     def __iter__(self) -> Iterator[RankBatch]:
-        start, self._start = self._start, 0
-        return (step[self._rank] for step in self._steps[start:])
+        # The place is kept until the epoch changes: a loader with workers calls this twice before its first batch.
+        return (step[self._rank] for step in self._steps[self._start :])
 
     def __len__(self) -> int:
         return len(self._steps)

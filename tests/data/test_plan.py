@@ -155,3 +155,21 @@ def test_the_hash_changes_with_the_data_the_limits_and_the_seed():
     ]
     assert len(set(hashes)) == 5
     assert hashes[0] == plan_hash(some(5), keys, LIMITS, 0)
+
+
+def test_a_loader_with_workers_goes_on_at_the_same_place_as_one_without():
+    from torch.utils.data import DataLoader
+
+    def planned(num_workers):
+        sampler = PlanSampler(some(40), LIMITS, 0, 1, start=3)
+        loader = DataLoader(_Echo(), sampler=sampler, batch_size=None, num_workers=num_workers)
+        return [[tuple(sample) for sample in batch] for batch in loader]
+
+    assert planned(2) == planned(0) == list(PlanSampler(some(40), LIMITS, 0, 1))[3:]
+
+
+class _Echo:
+    """A data set whose items are what was asked for."""
+
+    def __getitem__(self, planned):
+        return planned
