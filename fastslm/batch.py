@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastslm.mel import SAMPLE_RATE_HZ
+
 Int64Array = npt.NDArray[np.int64]
 Int16Array = npt.NDArray[np.int16]
 
@@ -93,4 +95,4 @@ class Batch:
     @property
     def audio_seconds(self) -> float:
         """Seconds of audio in all recordings."""
-        return sum(self.num_samples) / 16_000
+        return sum(self.num_samples) / SAMPLE_RATE_HZ

@@ -1,7 +1,6 @@
 """Trainable weights in checkpoints: nothing frozen is stored, nothing trainable may be missing."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -58,15 +57,3 @@ def _list(names: Iterable[str]) -> str:
     names = sorted(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def differences(stored: Any, now: Any, path: str = "") -> list[str]:
-    """Return lines that say where two nested configurations differ."""
-    if isinstance(stored, Mapping) and isinstance(now, Mapping):
-        keys = [*stored, *(k for k in now if k not in stored)]
-        return [
-            line
-            for key in keys
-            for line in differences(stored.get(key), now.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    return [] if stored == now else [f"{path}: {stored!r} in the checkpoint, {now!r} now"]

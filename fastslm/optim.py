@@ -1,7 +1,7 @@
 """Which parts train, at which rate: parameter groups by part, AdamW, warm-up and decay."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -123,12 +123,3 @@ def build_schedule(
         return warm * (left if settings.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def count_parameters(model: SpeechLM) -> Iterator[tuple[str, int, int]]:
-    """Yield (part, all parameters, trainable parameters), the frozen encoder included."""
-    groups: Mapping[str, list[tuple[str, nn.Parameter]]] = parameters_by_part(model)
-    if not model.train_encoder:
-        yield "encoder", sum(p.numel() for p in model.encoder.parameters()), 0
-    for part, named in groups.items():
-        yield part, sum(p.numel() for _, p in named), sum(p.numel() for _, p in named if p.requires_grad)

@@ -14,7 +14,6 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from fastslm.checkpoint import differences
 from fastslm.config_errors import shorten
 from fastslm.errors import ConfigError, FastSLMError, nearest
 from fastslm.lightning_module import SpeechLMModule
@@ -227,9 +226,3 @@ def main(arguments: Sequence[str]) -> int:
         print(f"fastslm: error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def describe_changes(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return how a checkpoint's configuration differs from this run's, without what may differ freely."""
-    free = ("run_folder", "ckpt_path", "config", "trainer.logger", "trainer.callbacks", "trainer.default_root_dir")
-    return [line for line in differences(stored, now) if not line.startswith(free)]
