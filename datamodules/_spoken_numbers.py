@@ -27,7 +27,7 @@ from fastslm.errors import DataError
 
 SAMPLE_RATE_HZ = 16_000
 #: Raised when the same recipe would give other samples: an old corpus is then built anew.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 #: A recording of this length has room for the slowest voice's longest number.
 MIN_SECONDS = 3.0
 
@@ -128,13 +128,13 @@ def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
 
     rng = np.random.default_rng([settings.seed, index, {"train": 0, "dev": 1}[split]])
     voice = f"{rng.choice(ACCENTS)}+{rng.choice(TRAIN_VOICES if split == 'train' else DEV_VOICES)}"
-    words_per_minute, pitch, pitch_range = (int(rng.integers(*limits)) for limits in ((120, 201), (25, 76), (20, 81)))
+    words_per_minute, pitch, pitch_range = (int(rng.integers(*limits)) for limits in ((100, 171), (25, 76), (20, 81)))
 
     seconds = rng.uniform(settings.min_seconds, settings.max_seconds)
     texts, pauses, total = [], [float(rng.uniform(0.1, 0.8))], 0.0
     while total < seconds - 1.5:
         texts.append(number_words(int(rng.integers(0, 100))))
-        pauses.append(float(rng.uniform(0.2, 0.9)))
+        pauses.append(float(rng.uniform(0.3, 1.0)))
         # An estimate good enough to end near the drawn length; the exact one is measured below.
         total += pauses[-1] + len(texts[-1].split()) * 60.0 / words_per_minute
     with Espeak() as engine:

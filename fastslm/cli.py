@@ -3,6 +3,7 @@
 Nothing heavy is imported at the top, so that ``fastslm --help`` answers at once.
 """
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -28,32 +29,21 @@ A config is a path, or the name of a shipped file (configs/hta.yaml works withou
 """
 
 
-def _doctor(arguments: Sequence[str]) -> int:
-    from fastslm.doctor import main
-
-    return main(arguments)
-
-
-def _plugins(arguments: Sequence[str]) -> int:
-    from fastslm.plugins import main
-
-    return main(arguments)
-
-
-def _train(arguments: Sequence[str]) -> int:
-    from fastslm.training_cli import main
-
-    return main(arguments)
-
-
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "fit": _train,
-    "validate": _train,
-    "test": _train,
-    "predict": _train,
-    "doctor": _doctor,
-    "plugins": _plugins,
+#: Where each command lives, as ``module:function``; the module is imported when its command is run.
+_COMMANDS: dict[str, str] = {
+    "fit": "fastslm.training_cli:main",
+    "validate": "fastslm.training_cli:main",
+    "test": "fastslm.training_cli:main",
+    "predict": "fastslm.training_cli:main",
+    "doctor": "fastslm.doctor:main",
+    "plugins": "fastslm.plugins:main",
 }
+
+
+def _load(target: str) -> Callable[[Sequence[str]], int]:
+    module, _, function = target.partition(":")
+    command: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), function)
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,4 +67,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return command(arguments)
+    return _load(command)(arguments)

@@ -4,11 +4,13 @@ import itertools
 import os
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
+import platformdirs
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -20,7 +22,7 @@ from fastslm.errors import ConfigError
 from fastslm.loss import global_mean
 from fastslm.mel import HOP_SAMPLES, SAMPLE_RATE_HZ
 from fastslm.metrics import ErrorRate
-from fastslm.model import SpeechLM
+from fastslm.model import Output, SpeechLM
 from fastslm.optim import OptimizerSettings, build_optimizer, build_schedule, select_trainable
 from fastslm.prompt import Prompter
 
@@ -42,6 +44,9 @@ class SpeechLMModule(L.LightningModule):
         encoder_batch_windows: most windows in the encoder at once.
         alignment_weight: weight of an auxiliary CTC loss between speech tokens and transcript; 0 leaves it out. It
             needs at least as many speech tokens as the transcript has ids, and is of no use beyond that.
+        match_embedding_norm: scale speech tokens to the mean norm of the LLM's embeddings.
+        frame_cache: keep the frozen encoder's frames on disk, so that it hears each window of the corpus once: true for
+            the user's cache folder, or a folder. Of no use with augmentation, where no window comes twice.
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations.
         enable_thinking: let templates that know it open a thought (Qwen3).
         train_parts: what trains, of encoder, abstractor, projector, lora and llm.
@@ -66,6 +71,8 @@ class SpeechLMModule(L.LightningModule):
         mel_range: Literal["window", "recording"] = "window",
         encoder_batch_windows: int = 16,
         alignment_weight: float = 0.0,
+        match_embedding_norm: bool = False,
+        frame_cache: bool | str = False,
         recompute: bool = False,
         enable_thinking: bool = False,
         train_parts: Sequence[str] = ("abstractor", "projector", "lora"),
@@ -86,6 +93,11 @@ class SpeechLMModule(L.LightningModule):
             raise ConfigError(f"model.alignment_weight: {alignment_weight:g} must not be below 0.")
         if encoder_batch_windows < 1:
             raise ConfigError(f"model.encoder_batch_windows: {encoder_batch_windows} must be at least 1.")
+        if frame_cache and "encoder" in train_parts:
+            raise ConfigError(
+                "model.frame_cache: the encoder trains (model.train_parts names it), so its frames change at every"
+                " step. Set model.frame_cache to false."
+            )
         self.budget = TokenBudget(
             self.window_samples // encoder.samples_per_frame, tokens_per_window, full_tail=tail == "full"
         )
@@ -102,6 +114,8 @@ class SpeechLMModule(L.LightningModule):
             "encoder_batch_windows": encoder_batch_windows,
             "mel_range": mel_range,
             "align": alignment_weight > 0,
+            "match_embedding_norm": match_embedding_norm,
+            "frame_cache": _frame_folder(frame_cache),
             "recompute": recompute,
         }
         self.path: SpeechLM | None = None
@@ -153,7 +167,8 @@ class SpeechLMModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return the loss and, for callbacks, what the step processed."""
-        output = self._path(batch)
+        assert self.path is not None
+        output: Output = self.path(batch)
         loss = global_mean(output.loss_sum, output.num_labels)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         objective = loss
@@ -169,30 +184,33 @@ class SpeechLMModule(L.LightningModule):
             "llm_positions": output.num_positions,
         }
 
-    def _path(self, batch: Batch) -> Any:
-        assert self.path is not None
-        return self.path(batch)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return rows of references and hypotheses; accumulates the teacher-forced loss, WER and CER."""
-        output = self._path(batch)
+        assert self.path is not None
+        tokens = self.path.listen(batch.audio, self.path.windows(batch))
+        output = self.path(batch, tokens)
         if self._eval_sums is None:
             self._eval_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self._eval_sums += torch.stack(
             [output.loss_sum.double(), output.loss_sum.new_tensor(output.num_labels).double()]
         )
-        rows = self.transcribe(batch)
+        rows = self.transcribe(batch, tokens)
         scored = [row for row in rows if row["weight"] and row["task"] == "asr"]
         for metric in (self.wer, self.cer):
             metric.update([r["reference"] for r in scored], [r["hypothesis"] for r in scored], [1.0] * len(scored))
         return {"rows": rows}
 
-    def transcribe(self, batch: Batch) -> list[dict[str, Any]]:
-        """Return one row per dialogue with key, task, reference, hypothesis, audio seconds and weight."""
+    def transcribe(self, batch: Batch, tokens: Tensor | None = None) -> list[dict[str, Any]]:
+        """Return one row per dialogue with key, task, reference, hypothesis, audio seconds and weight.
+
+        Args:
+            batch: what is asked.
+            tokens: its speech tokens ``[W, K, D_llm]`` when they are known.
+        """
         assert self.path is not None
         seconds = _seconds_of_dialogues(batch, self.prompter.audio_id)
         limit = self.max_new_tokens or int(32 + self.new_tokens_per_second * max(seconds))
-        answers = self.path.generate(batch, limit)
+        answers = self.path.generate(batch, limit, tokens)
         texts = self.prompter.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [
             {
@@ -261,3 +279,9 @@ def _seconds_of_dialogues(batch: Batch, audio_id: int) -> list[float]:
     counts = [int((dialogue.input_ids == audio_id).sum()) for dialogue in batch.dialogues]
     ends = np.cumsum([0, *counts])
     return [sum(batch.num_samples[a:b]) / SAMPLE_RATE_HZ for a, b in itertools.pairwise(ends)]
+
+
+def _frame_folder(setting: bool | str) -> Path | None:
+    if not setting:
+        return None
+    return Path(platformdirs.user_cache_dir("fastslm"), "frames") if setting is True else Path(setting).expanduser()

@@ -7,21 +7,28 @@ The windows of all recordings lie in one flat axis W, so there is no loop over r
 recording to a long one; they go through the encoder in groups of bounded size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastslm.batch import Batch, Int64Array
 from fastslm.contracts import Abstractor, Encoder, LanguageModel, Tokens
+from fastslm.frame_cache import FrameCache
 from fastslm.loss import AlignmentLoss, label_loss, transcripts_of
 from fastslm.mel import CONTEXT_SAMPLES, SAMPLE_RATE_HZ, LogMel
 from fastslm.prompt import Prompter
 from fastslm.splice import Layout, lay_out, splice
 from fastslm.windows import Windows
+
+
+_NUM_PROBE_IDS = 256
 
 
 @dataclass
@@ -65,6 +72,10 @@ class SpeechLM(nn.Module):
         mel_range: dynamic range of the spectrogram limited over the ``window`` or the ``recording`` (the release).
         train_encoder: gradients reach the encoder.
         align: add the alignment loss to what ``forward`` gives; it costs little, and inference does not know it.
+        match_embedding_norm: scale each speech token to the mean norm of the LLM's embeddings, so that its layers add as
+            much to speech as to text; off, tokens have the norm that the abstractor gives them (the release).
+        frame_cache: folder where the frozen encoder's frames are kept, so that it hears each window once; None encodes
+            every time.
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations, so
             that training memory holds tokens only, whatever the recording's length.
     """
@@ -83,6 +94,8 @@ class SpeechLM(nn.Module):
         mel_range: Literal["window", "recording"] = "window",
         train_encoder: bool = False,
         align: bool = False,
+        match_embedding_norm: bool = False,
+        frame_cache: Path | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -101,17 +114,20 @@ class SpeechLM(nn.Module):
         self.encoder_batch_windows = encoder_batch_windows
         self.mel_range = mel_range
         self.train_encoder = train_encoder
+        self.match_embedding_norm = match_embedding_norm
+        self.frame_cache = FrameCache(frame_cache, encoder, self.window_samples, mel_range) if frame_cache else None
         self.recompute = recompute
 
-    def forward(self, batch: Batch) -> Output:
-        """Run one batch along the whole path."""
+    def forward(self, batch: Batch, tokens: Tensor | None = None) -> Output:
+        """Run one batch along the whole path; ``tokens`` are its speech tokens when they are known."""
         windows = self.windows(batch)
-        tokens = self.listen(batch.audio, windows)  # [W, K, D_llm]
-        layout = self.layout(batch, windows)
+        tokens = self.listen(batch.audio, windows) if tokens is None else tokens  # [W, K, D_llm]
+        rows = self.recording_rows(windows)
+        layout = self.layout(batch, rows)
         embeddings = self.embed(layout, tokens)  # [B, S, D_llm]
         mask, labels, positions = self._labels(layout, embeddings.device)
         logits = self.llm(embeddings, mask, positions)  # [N, V]
-        alignment_sum, num_aligned = self.align(batch, windows, tokens)
+        alignment_sum, num_aligned = self.align(batch, rows, tokens)
         return Output(
             loss_sum=label_loss(logits, labels),
             num_labels=len(layout.labels),
@@ -123,11 +139,11 @@ class SpeechLM(nn.Module):
         )
 
     @torch.no_grad()
-    def generate(self, batch: Batch, max_new_tokens: int) -> Tensor:
+    def generate(self, batch: Batch, max_new_tokens: int, tokens: Tensor | None = None) -> Tensor:
         """Return greedy answers ``[B, L]`` int64 to the batch's prompts; the reference answers are not seen."""
         windows = self.windows(batch)
-        tokens = self.listen(batch.audio, windows)
-        layout = self.layout(batch, windows, prompt_only=True)
+        tokens = self.listen(batch.audio, windows) if tokens is None else tokens
+        layout = self.layout(batch, self.recording_rows(windows), prompt_only=True)
         embeddings = self.embed(layout, tokens)
         mask = torch.ones_like(layout.source) if layout.attention_mask is None else layout.attention_mask
         return self.llm.generate(embeddings, mask.to(embeddings.device), max_new_tokens, self.prompter.stop_ids)
@@ -150,20 +166,43 @@ class SpeechLM(nn.Module):
                 groups.append(checkpoint(self._group_tokens, *arguments, use_reentrant=False))
             else:
                 groups.append(self._group_tokens(*arguments))
-        return torch.cat(groups)
+        tokens = torch.cat(groups)
+        if not self.match_embedding_norm:
+            return tokens
+        probe = torch.arange(_NUM_PROBE_IDS, device=tokens.device)  # every LLM knows as many ids
+        norm = self.llm.embed(probe).detach().float().norm(dim=-1).mean()
+        return F.normalize(tokens.float(), dim=-1).to(tokens.dtype) * norm.to(tokens.dtype)
 
     def _group_tokens(self, samples: Tensor, num_frames: Tensor, whole: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return tokens ``[W, K, D_llm]`` of a group; ``whole`` has what is known of the windows' whole recordings."""
         with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
-            if whole is None:
-                mel = self.mel(samples)  # [W, M, T]
-            else:  # the release limits the range over the recording, and pads its last window in mel space
-                loudest, num_mel_frames = whole
-                mel = self.mel(samples, loudest)
-                mel = mel * _first(num_mel_frames, mel.shape[-1])
-            frames = self.encoder(mel)  # [W, F, D_enc]
+            frames = self._encode(samples, whole)
         tokens: Tokens = self.abstractor(frames.to(next(self.abstractor.parameters()).dtype), num_frames)
         return tokens.values
+
+    def _encode(self, samples: Tensor, whole: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return frames ``[W, F, D_enc]`` of a group of windows, from the cache where it has them."""
+        if self.frame_cache is None:
+            return self._encode_anew(samples, whole)
+        marks = [b""] * len(samples)
+        if whole is not None:
+            marks = [repr(pair).encode() for pair in zip(whole[0].tolist(), whole[1].tolist(), strict=True)]
+        num_frames = self.window_samples // self.encoder.samples_per_frame
+
+        def encode(chosen: Tensor) -> Tensor:
+            return self._encode_anew(samples[chosen], whole and (whole[0][chosen], whole[1][chosen]))
+
+        return self.frame_cache(samples, marks, num_frames, self.encoder.width, encode)
+
+    def _encode_anew(self, samples: Tensor, whole: tuple[Tensor, Tensor] | None) -> Tensor:
+        if whole is None:
+            mel = self.mel(samples)  # [W, M, T]
+        else:  # the release limits the range over the recording, and pads its last window in mel space
+            loudest, num_mel_frames = whole
+            mel = self.mel(samples, loudest)
+            mel = mel * _first(num_mel_frames, mel.shape[-1])
+        frames: Tensor = self.encoder(mel)  # [W, F, D_enc]
+        return frames
 
     def _silence(self, device: torch.device) -> Tensor:
         """Return tokens of one silent window that no position shows.
@@ -187,9 +226,8 @@ class SpeechLM(nn.Module):
         per_recording = torch.full((windows.recording[-1] + 1,), silence, device=audio.device)
         return per_recording.scatter_reduce(0, recording, torch.cat(tops), "amax")[recording]
 
-    def layout(self, batch: Batch, windows: Windows, prompt_only: bool = False) -> Layout:
-        """Return where each LLM position comes from, on the host."""
-        rows = self.recording_rows(windows)
+    def layout(self, batch: Batch, rows: Sequence[Int64Array], prompt_only: bool = False) -> Layout:
+        """Return where each LLM position comes from, on the host; ``rows`` are those of ``recording_rows``."""
         return lay_out(batch.dialogues, rows, self.prompter.audio_id, prompt_only=prompt_only, weights=batch.weights)
 
     def recording_rows(self, windows: Windows) -> list[Int64Array]:
@@ -201,14 +239,15 @@ class SpeechLM(nn.Module):
             rows.setdefault(recording, []).append(window * tokens_per_window + np.arange(count))
         return [np.concatenate(pieces) for pieces in rows.values()]
 
-    def align(self, batch: Batch, windows: Windows, tokens: Tensor) -> tuple[Tensor | None, int]:
-        """Return the summed alignment loss and the transcript ids behind it; None and 0 when it is off."""
-        if self.alignment is None:
+    def align(self, batch: Batch, rows: Sequence[Int64Array], tokens: Tensor) -> tuple[Tensor | None, int]:
+        """Return the summed alignment loss and the transcript ids behind it; None and 0 where it is not trained."""
+        if self.alignment is None or not self.training:
             return None, 0
         transcripts = transcripts_of(batch.dialogues, batch.weights, self.prompter.audio_id)
-        pairs = [(r, t) for r, t in zip(self.recording_rows(windows), transcripts, strict=True) if t is not None]
-        rows, targets = [r for r, _ in pairs], [t for _, t in pairs]
-        result: tuple[Tensor, int] = self.alignment(tokens, rows, targets, self.llm.embed)
+        pairs = [(r, t) for r, t in zip(rows, transcripts, strict=True) if t is not None]
+        result: tuple[Tensor, int] = self.alignment(
+            tokens, [r for r, _ in pairs], [t for _, t in pairs], self.llm.embed
+        )
         return result
 
     def embed(self, layout: Layout, tokens: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
     python -m pretraining.encoder --config pretraining/encoder.yaml
 
-Takes about 40 minutes on 2 cores. Data: the training voices of the embedded corpus, nothing else; each utterance is
-heard through random gain, noise, band limits and a filter, so that the frames do not depend on espeak-ng's own sound.
+Data: the training voices of an embedded corpus of its own, nothing else. Every window is heard through a random vocal
+tract, tempo, channel and noise, all applied to its mel spectrogram, so that the frames do not depend on espeak-ng's
+own sound and unheard voices are not far away.
 """
 
-import glob
 import io
 import json
 import tarfile
@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import torch
 import torch.nn.functional as F
@@ -24,69 +23,94 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
 
 from fastslm.datamodules._spoken_numbers import CorpusSettings, build_corpus, number_words
-from fastslm.mel import SAMPLE_RATE_HZ, LogMel, pad_with_context
+from fastslm.mel import LogMel, pad_with_context
 from fastslm.modules.encoders.whisper import WhisperEncoder
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"  # class i + 1; class 0 is CTC's blank
 WORDS = sorted({word for number in range(100) for word in number_words(number).split()})
+MEL_BINS, MEL_FRAMES_PER_SECOND = 80, 100
+SLOWEST, FASTEST = 0.8, 1.25  # tempo: source frames for one frame
 
 
-class Windows:
-    """Random windows of the corpus with the words that lie whole inside them."""
+class Recordings:
+    """The corpus as spectrograms of log10 mel power, and when each word is said."""
 
-    def __init__(self, folder: Path, split: str, window_seconds: float) -> None:
-        self.num_samples = int(window_seconds * SAMPLE_RATE_HZ)
-        self.audio: list[npt.NDArray[np.int16]] = []
-        self.segments: list[list[tuple[int, int, str]]] = []
-        for path in sorted(glob.glob(str(folder / f"{split}-*.tar"))):
+    def __init__(self, folder: Path, split: str) -> None:
+        self.mels: list[Tensor] = []  # [M, T] float16
+        self.words: list[list[tuple[float, str]]] = []  # middle of each word in mel frames, and the word
+        mel = LogMel(MEL_BINS)
+        for path in sorted(folder.glob(f"{split}-*.tar")):
             with tarfile.open(path) as tar:
                 for member in tar:
                     data = tar.extractfile(member).read()
                     if member.name.endswith(".flac"):
-                        self.audio.append(soundfile.read(io.BytesIO(data), dtype="int16")[0])
+                        audio = torch.from_numpy(soundfile.read(io.BytesIO(data), dtype="int16")[0])
+                        audio = pad_with_context(audio, len(audio) // 160 * 160)
+                        self.mels.append(mel.log_power(audio[None])[0].half())
                     else:
-                        rows = json.loads(data)["segments"]
-                        scale = SAMPLE_RATE_HZ
-                        self.segments.append(
-                            [(int(r["start"] * scale), int(r["end"] * scale), r["text"]) for r in rows]
-                        )
-        self.weights = np.array([len(a) for a in self.audio], float)
-        self.weights /= self.weights.sum()
+                        self.words.append([w for row in json.loads(data)["segments"] for w in spread(row)])
+        lengths = np.array([m.shape[1] for m in self.mels], float)
+        self.shares = lengths / lengths.sum()
 
-    def draw(self, rng: np.random.Generator, augment: bool) -> tuple[Tensor, str]:
-        """Return one window ``[N]`` float32 and its text."""
-        index = rng.choice(len(self.audio), p=self.weights)
-        audio = self.audio[index]
-        start = int(rng.integers(0, max(1, len(audio) - self.num_samples // 2)))
-        window = audio[start : start + self.num_samples].astype(np.float32) / 32768.0
-        words = [t for a, b, t in self.segments[index] if a >= start - 800 and b <= start + len(window) + 800]
-        window = np.pad(window, (0, self.num_samples - len(window)))
-        if augment:
-            window = colour(window, rng)
-        return torch.from_numpy(window), " ".join(words)
+    def draw(self, rng: np.random.Generator, count: int, num_frames: int, augment: bool) -> tuple[Tensor, list[str]]:
+        """Return normalised windows ``[count, M, num_frames]`` cut anywhere, and the words whose middle they hold."""
+        longest = int(num_frames * FASTEST) + 2
+        power = torch.full((count, MEL_BINS, longest), -10.0)
+        tempo = np.exp(rng.uniform(np.log(SLOWEST), np.log(FASTEST), count)) if augment else np.ones(count)
+        texts = []
+        for i in range(count):
+            recording = rng.choice(len(self.mels), p=self.shares)
+            mel = self.mels[recording]
+            start = int(rng.integers(0, max(1, mel.shape[1] - num_frames // 2)))
+            piece = mel[:, start : start + longest]
+            power[i, :, : piece.shape[1]] = piece
+            end = start + num_frames * tempo[i]
+            texts.append(" ".join(word for middle, word in self.words[recording] if start <= middle < end))
+        power = power[..., :num_frames] if not augment else colour(power, tempo, num_frames, rng)
+        power = torch.maximum(power, power.amax((1, 2), keepdim=True) - 8.0)
+        return (power + 4.0) / 4.0, texts
 
 
-def colour(window: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Return the window heard through a random channel: smooth random filter, band limit, noise, gain, echo."""
-    spectrum = np.fft.rfft(window)
-    hz = np.linspace(0, SAMPLE_RATE_HZ / 2, len(spectrum))
-    knots = np.linspace(0, SAMPLE_RATE_HZ / 2, 8)
-    gain_db = np.interp(hz, knots, rng.uniform(-9, 9, len(knots)))
-    if rng.random() < 0.4:  # telephone and other narrow recordings
-        gain_db = gain_db - 60.0 * (hz > rng.uniform(3300, 7000))
-    if rng.random() < 0.3:
-        gain_db = gain_db - 40.0 * (hz < rng.uniform(80, 300))
-    window = np.fft.irfft(spectrum * 10 ** (gain_db / 20), len(window))
-    if rng.random() < 0.4:
-        delay, level = int(rng.integers(160, 1600)), rng.uniform(0.1, 0.4)
-        window[delay:] += level * window[:-delay]
-    level = 10 ** rng.uniform(-4.5, -1.7)
-    noise = rng.standard_normal(len(window))
-    if rng.random() < 0.5:
-        noise = np.cumsum(noise) * 0.05
-        noise -= np.convolve(noise, np.ones(400) / 400, "same")
-    window = window / max(float(np.abs(window).max()), 1e-3) + level * noise
-    return (window * 10 ** rng.uniform(-1.5, 0.0)).astype(np.float32)
+def spread(segment: dict) -> list[tuple[float, str]]:
+    """Return the words of a spoken number with the middle of each in mel frames, by their share of the letters."""
+    words = segment["text"].split()
+    ends = np.cumsum([len(word) for word in words]) / sum(map(len, words))
+    middles = ends - np.array([len(word) for word in words]) / sum(map(len, words)) / 2
+    seconds = segment["start"] + middles * (segment["end"] - segment["start"])
+    return [(float(s) * MEL_FRAMES_PER_SECOND, word) for s, word in zip(seconds, words, strict=True)]
+
+
+def colour(power: Tensor, tempo: np.ndarray, num_frames: int, rng: np.random.Generator) -> Tensor:
+    """Return log10 mel power ``[B, M, num_frames]`` at another tempo, from another vocal tract, channel and room."""
+    count, num_bins, longest = power.shape
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (count, *shape))).float()
+
+    # One resampling of the picture: time by the tempo, frequency by the vocal tract (a shift of the mel axis).
+    stretch, shift = uniform(0.88, 1.12)[:, None], uniform(-2.0, 2.0)[:, None]
+    rows = torch.arange(num_bins)[None] * stretch + shift
+    columns = torch.arange(num_frames)[None] * torch.from_numpy(tempo).float()[:, None]
+    grid = torch.stack(
+        [
+            (columns / (longest - 1) * 2 - 1)[:, None].expand(-1, num_bins, -1),
+            (rows / (num_bins - 1) * 2 - 1)[:, :, None].expand(-1, -1, num_frames),
+        ],
+        dim=-1,
+    )
+    power = F.grid_sample(power[:, None], grid, padding_mode="border", align_corners=True)[:, 0]
+    # Channel: a smooth random filter, and for some a narrow band.
+    power = power + F.interpolate(uniform(-0.9, 0.9, 1, 8), num_bins, mode="linear", align_corners=True)[:, 0, :, None]
+    bins = torch.arange(num_bins)[None, :, None]
+    power = power - 4.0 * ((bins > uniform(50, 78, 1, 1)) & (uniform(0, 1, 1, 1) < 0.4))
+    power = power - 3.0 * ((bins < uniform(1, 6, 1, 1)) & (uniform(0, 1, 1, 1) < 0.3))
+    # Noise: power of a random slope below the loudest, itself jittering.
+    slope = uniform(-1.5, 0.5, 1, 1) * bins / num_bins
+    level = power.amax((1, 2), keepdim=True) + uniform(-7.0, -2.0, 1, 1) + slope
+    noise = level + 0.2 * torch.from_numpy(rng.standard_normal(power.shape, dtype=np.float32))
+    heard = torch.logaddexp(power * np.log(10), noise * np.log(10)) / np.log(10)
+    untouched = uniform(0, 1, 1, 1) < 0.2
+    return torch.where(untouched, power, heard)
 
 
 class Heads(nn.Module):
@@ -97,16 +121,16 @@ class Heads(nn.Module):
         self.letters = nn.Linear(width, len(LETTERS) + 1)
         self.words = nn.Linear(width, len(WORDS) + 1)
 
-    def loss(self, frames: Tensor, texts: list[str]) -> Tensor:
-        """Return the mean CTC loss of both."""
+    def loss(self, frames: Tensor, texts: list[str], letters_weight: float) -> Tensor:
+        """Return the weighted mean CTC loss of both."""
         letters = [[LETTERS.index(c) + 1 for c in text] for text in texts]
         words = [[WORDS.index(w) + 1 for w in text.split()] for text in texts]
-        return 0.5 * (_ctc(self.letters(frames), letters) + _ctc(self.words(frames), words))
+        by_letters, by_words = _ctc(self.letters(frames), letters), _ctc(self.words(frames), words)
+        return letters_weight * by_letters + (1 - letters_weight) * by_words
 
-    def read(self, frames: Tensor) -> tuple[list[str], list[str]]:
-        """Return the best paths as texts, by letters and by words."""
-        letters = ["".join(LETTERS[c - 1] for c in path) for path in _best(self.letters(frames))]
-        return letters, [" ".join(WORDS[c - 1] for c in path) for path in _best(self.words(frames))]
+    def read(self, frames: Tensor) -> list[str]:
+        """Return the best paths as texts, by words."""
+        return [" ".join(WORDS[c - 1] for c in path) for path in _best(self.words(frames))]
 
 
 def _ctc(logits: Tensor, targets: list[list[int]]) -> Tensor:
@@ -137,15 +161,14 @@ def train(
     cache: Path = Path("~/.cache/fastslm"),
     window_seconds: float = 6.0,
     width: int = 128,
-    layers: int = 3,
-    heads: int = 4,
+    layers: int = 4,
+    heads: int = 2,
     ffn_width: int = 512,
-    steps: int = 6000,
+    steps: int = 12000,
     batch_windows: int = 32,
     learning_rate: float = 2e-3,
     max_minutes: float = 60.0,
     seed: int = 0,
-    init_from: Path | None = None,
 ) -> None:
     """Train the shipped encoder and save it as a transformers folder.
 
@@ -162,22 +185,21 @@ def train(
         learning_rate: peak of the schedule (linear warm-up, cosine to zero).
         max_minutes: the schedule is shortened to end in time.
         seed: of weights and of everything drawn.
-        init_from: folder of an encoder to go on from; null starts from nothing.
     """
     torch.manual_seed(seed)
     folder = build_corpus(cache.expanduser(), CorpusSettings(train_recordings=960, seed=1000))
-    data = {split: Windows(folder, split, window_seconds) for split in ("train", "dev")}
+    data = {split: Recordings(folder, split) for split in ("train", "dev")}
     config = WhisperConfig(
         d_model=width,
         encoder_layers=layers,
         encoder_attention_heads=heads,
         encoder_ffn_dim=ffn_width,
-        num_mel_bins=80,
+        num_mel_bins=MEL_BINS,
         max_source_positions=int(window_seconds * 50),
         decoder_layers=0,
         decoder_attention_heads=heads,
         decoder_ffn_dim=ffn_width,
-        dropout=0.05,
+        dropout=0.0,
         vocab_size=64,
         pad_token_id=0,
         bos_token_id=1,
@@ -189,61 +211,57 @@ def train(
     config._attn_implementation = "sdpa"
     out.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(out)
-    encoder = WhisperEncoder(str(out if init_from is None else init_from), initialize="random")
+    encoder = WhisperEncoder(str(out), initialize="random")
     encoder.whisper = HFWhisperEncoder(config)
     positions = torch.arange(config.max_source_positions)[:, None]
     rates = torch.exp(-torch.arange(width // 2) * np.log(10000.0) / (width // 2 - 1))
     encoder.whisper.embed_positions.weight.data = torch.cat([(positions * rates).sin(), (positions * rates).cos()], 1)
-    if init_from is not None:
-        encoder.whisper = HFWhisperEncoder.from_pretrained(init_from, attn_implementation="sdpa")
     encoder.train()
-    heads = Heads(width)
-    mel = LogMel(80)
-    parameters = [p for m in (encoder, heads) for p in m.parameters() if p.requires_grad]
+    ctc = Heads(width)
+    parameters = [p for m in (encoder, ctc) for p in m.parameters() if p.requires_grad]
     print(f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.2f} M encoder parameters")
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     rng = np.random.default_rng(seed)
-    begin, progress, running = time.time(), 0.0, 0.0
+    num_frames = int(window_seconds * MEL_FRAMES_PER_SECOND)
+    begin, running = time.time(), 0.0
     for step in range(steps):
         progress = max(step / steps, (time.time() - begin) / 60 / max_minutes)
         if progress >= 1.0:
             break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 300) * 0.5 * (1 + np.cos(np.pi * progress))
-        pairs = [data["train"].draw(rng, augment=rng.random() < 0.75) for _ in range(batch_windows)]
-        loss = heads.loss(frames_of(encoder, mel, [audio for audio, _ in pairs]), [text for _, text in pairs])
+        # Short windows first: few words leave CTC few alignments to choose from, so it finds the right one sooner.
+        shortening = 3 if progress < 0.15 else 1
+        mel, texts = data["train"].draw(rng, batch_windows * shortening, num_frames // shortening, augment=True)
+        with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor knows bf16
+            frames = encoder(mel).float()
+        loss = ctc.loss(frames, texts, letters_weight=0.5 if progress < 0.7 else 0.1)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         running = 0.98 * running + 0.02 * loss.item() if step else loss.item()
-        if step % 250 == 0 or step == steps - 1:
-            print(
-                f"step {step} {progress:.0%} loss {running:.3f} {evaluate(encoder, heads, mel, data['dev'])}",
-                flush=True,
-            )
+        if step % 250 == 0:
+            report = evaluate(encoder, ctc, data["dev"], num_frames)
+            print(f"step {step} {progress:.0%} loss {running:.3f} {report}", flush=True)
             encoder.whisper.save_pretrained(out)
-    print(evaluate(encoder, heads, mel, data["dev"], 512))
+    print(evaluate(encoder, ctc, data["dev"], num_frames, 512))
     encoder.whisper.save_pretrained(out)
 
 
-def frames_of(encoder: WhisperEncoder, mel: LogMel, windows: list[Tensor]) -> Tensor:
-    """Return the frames ``[W, F, D_enc]`` of windows of samples."""
-    with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor knows bf16
-        return encoder(mel(torch.stack([pad_with_context(window, len(window)) for window in windows]))).float()
-
-
 @torch.no_grad()
-def evaluate(encoder: WhisperEncoder, heads: Heads, mel: LogMel, dev: Windows, count: int = 96) -> str:
-    """Return the word error rates on held-out voices, clean and coloured, by letters and by words, as text."""
+def evaluate(encoder: WhisperEncoder, ctc: Heads, dev: Recordings, num_frames: int, count: int = 64) -> str:
+    """Return the word error rates on held-out voices, clean and coloured, as text."""
     encoder.eval()
     report = []
     for augment in (False, True):
         rng = np.random.default_rng(1)
-        pairs = [dev.draw(rng, augment) for _ in range(count)]
-        frames = frames_of(encoder, mel, [audio for audio, _ in pairs])
-        rates = [word_error_rate([text for _, text in pairs], read) for read in heads.read(frames)]
-        report.append(f"{'coloured' if augment else 'clean'} WER {rates[0]:.1%} by letters, {rates[1]:.1%} by words")
+        references, read = [], []
+        for _ in range(count // 32):
+            mel, texts = dev.draw(rng, 32, num_frames, augment)
+            references += texts
+            read += ctc.read(encoder(mel))
+        report.append(f"{'coloured' if augment else 'clean'} WER {word_error_rate(references, read):.1%}")
     encoder.train()
     return "; ".join(report)
 

@@ -1,17 +1,21 @@
-"""Trains the small Qwen3-architecture LLM that the package ships: on text alone, it never hears anything.
+"""Trains the small Qwen3-architecture LLM that the package ships: it never hears anything.
 
     python -m pretraining.llm
 
-Takes 12 minutes on 2 cores. It learns what any language model brings along and an untrained one lacks: the
-chat template, the words of numbers, and to write down in order what stands in its context. The input is a line of
-number words with pause marks and stutters between them, the answer is the same words alone.
+It learns what any language model brings along and an untrained one lacks: the chat template, the words of numbers, and
+to write down in order what stands in its context. Where speech tokens will stand it is shown embeddings of words on
+a grid of time, with an unknown vector where nobody speaks, mixed with other words and noise; and its own answer so far
+comes with wrong and missing words, so that it learns to find its place again.
 """
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 
@@ -19,64 +23,164 @@ from fastslm.batch import Dialogue
 from fastslm.datamodules._spoken_numbers import number_words
 from fastslm.loss import label_loss
 from fastslm.modules.llms.causal_lm import CausalLM
-from fastslm.prompt import Prompter
-from fastslm.splice import lay_out
+from fastslm.prompt import Prompter, messages_of
+from fastslm.splice import lay_out, splice
 
-PAUSES = (" .", " ,", " -")
+SLOT_SECONDS = 0.6  # 1.67 tokens per second
+SILENCE = -1
 
 
-def draw(rng: np.random.Generator, num_numbers: int, prompter: Prompter) -> Dialogue:
-    """Return one dialogue: noisy words in, words out."""
-    words = " ".join(number_words(int(n)) for n in rng.integers(0, 100, num_numbers)).split()
-    if rng.random() < 0.3:  # not only numbers as they are said, also their words in any order
-        words = [words[i] for i in rng.permutation(len(words))]
-    pause_share, stutter_share = rng.uniform(0.0, 0.7), rng.uniform(0.0, 0.4)
-    heard = ""
-    for word in words:
-        while rng.random() < pause_share:
-            heard += str(rng.choice(PAUSES))
-        heard += f" {word}" * (2 if rng.random() < stutter_share else 1)
-    question = f"<|audio_bos|>{heard}<|audio_eos|>\nTranscribe the audio clip into text."
-    if rng.random() < 0.8:
-        question = "<|ASR|>" + question
-    return prompter.dialogue(
-        [{"role": "user", "content": question}, {"role": "assistant", "content": " ".join(merge(words, heard))}],
-        0,
-        "asr",
+def time_grid(rng: np.random.Generator, num_numbers: int) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Return words, and for each slot of time the place of its word among them, or SILENCE."""
+    numbers = [number_words(int(n)).split() for n in rng.integers(0, 100, num_numbers)]
+    if rng.random() < 0.2:  # not only numbers as they are said, also their words in any order
+        words = [word for number in numbers for word in number]
+        numbers = [[words[i]] for i in rng.permutation(len(words))]
+    seconds_per_word, pause_scale = rng.uniform(0.25, 0.65), rng.uniform(0.7, 1.5)
+    stutter_share = rng.uniform(0.0, 0.4)
+    words, slots, now = [], [], rng.uniform(0.0, 1.0)
+    for number in numbers:
+        for word in number:
+            earliest = len(slots) + (bool(slots) and slots[-1] != SILENCE and words[slots[-1]] == word)
+            slot = max(earliest, round(now / SLOT_SECONDS + rng.normal(0.0, 0.4)))
+            slots += [SILENCE] * (slot - len(slots)) + [len(words)] * (1 + (rng.random() < stutter_share))
+            words.append(word)
+            now += seconds_per_word
+        now = max(now + pause_scale * rng.uniform(0.3, 1.0), (len(slots) - 1) * SLOT_SECONDS)
+    return words, np.array(slots + [SILENCE] * int(rng.integers(0, 3)))
+
+
+def speech_like(rng: np.random.Generator, words: Tensor, slots: npt.NDArray[np.int64], noise: float) -> Tensor:
+    """Return what stands for speech tokens ``[T, D]``.
+
+    Args:
+        rng: draws the noise.
+        words: embeddings of the words ``[L, D]``.
+        slots: place of each slot's word, or SILENCE ``[T]``.
+        noise: 0 shows the embeddings themselves, 1 the most disturbed ones.
+    """
+    norm = words.norm(dim=-1).mean().detach()
+    width = words.shape[-1]
+
+    def gaussian(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)) / width**0.5
+
+    words = F.normalize(words, dim=-1)
+    with_silence = torch.cat([words, F.normalize(gaussian(1, width), dim=-1)])  # SILENCE is the last row
+    shown = with_silence[torch.from_numpy(slots)]
+    others = with_silence[torch.from_numpy(rng.integers(-1, len(words), len(slots)))]
+    share = torch.from_numpy(rng.uniform(0.0, 0.45, len(slots)) * (rng.random(len(slots)) < 0.5)).float()[:, None]
+    mixed = torch.lerp(shown, others, noise * share) + noise * float(rng.uniform(0.0, 0.7)) * gaussian(*shown.shape)
+    return F.normalize(mixed, dim=-1) * norm * float(np.exp(noise * rng.uniform(-0.5, 0.5)))
+
+
+def misread(rng: np.random.Generator, dialogue: Dialogue, share: float) -> Dialogue:
+    """Return the dialogue with words of the answer's own past wrong or missing; the labels stay right."""
+    begin, end = dialogue.num_prompt_ids, len(dialogue.input_ids) - 1
+    answer = dialogue.input_ids[begin:end]
+    inputs, labels = [], []
+    position = 0
+    while position < len(answer):
+        labels.append(answer[position])
+        kind = rng.random()
+        if kind < share:
+            inputs.append(rng.choice(answer))
+        elif kind < 1.3 * share and position + 1 < len(answer):
+            position += 1
+            inputs.append(answer[position])
+        else:
+            inputs.append(answer[position])
+        position += 1
+    return Dialogue(
+        np.concatenate([dialogue.input_ids[:begin], np.array(inputs, np.int64), dialogue.input_ids[end:]]),
+        np.concatenate([dialogue.labels[:begin], np.array(labels, np.int64), dialogue.labels[end:]]),
+        begin,
+        dialogue.reference,
+        dialogue.task,
     )
 
 
-def merge(words: list[str], heard: str) -> list[str]:
-    """Return the words to write: a stutter is written once, so a word really said twice in a row is said apart."""
-    tokens, written = heard.split(), []
-    for previous, token in zip(["", *tokens], tokens, strict=False):
-        if token not in {p.strip() for p in PAUSES} and token != previous:
-            written.append(token)
-    return written
+class Exercises:
+    """Draws dialogues and what stands for their speech tokens."""
+
+    def __init__(self, llm: CausalLM, rng: np.random.Generator) -> None:
+        self.llm, self.rng = llm, rng
+        self.prompter = Prompter(llm.tokenizer)
+
+    def draw(self, num_numbers: int, noise: float, misread_share: float) -> tuple[Dialogue, Tensor]:
+        """Return a dialogue and its speech-like embeddings ``[T, D]``."""
+        words, slots = time_grid(self.rng, num_numbers)
+        dialogue = self.prompter.dialogue(messages_of({"text": " ".join(words)}), 1, "asr")
+        ids = dialogue.input_ids[dialogue.num_prompt_ids : -1]
+        assert len(ids) == len(words), "a word of a number is not one token"
+        shown = speech_like(self.rng, self.llm.embed(torch.from_numpy(ids)), slots, noise)
+        return misread(self.rng, dialogue, misread_share), shown
+
+    def batches(self, num_numbers: int, count: int, noise: float) -> tuple[list[Dialogue], Tensor, list[Tensor]]:
+        """Return ``count`` dialogues, all embeddings in one, and each one's rows."""
+        drawn = [
+            self.draw(
+                max(1, int(num_numbers * self.rng.uniform(0.7, 1.0))),
+                noise,
+                noise * self.rng.uniform(0.0, 0.1) * (self.rng.random() < 0.6),
+            )
+            for _ in range(count)
+        ]
+        rows, start = [], 0
+        for _, shown in drawn:
+            rows.append(np.arange(start, start + len(shown)))
+            start += len(shown)
+        return [d for d, _ in drawn], torch.cat([s for _, s in drawn]), rows
+
+    def logits_and_labels(self, num_numbers: int, count: int, noise: float) -> tuple[Tensor, Tensor]:
+        """Return logits at label positions and their labels."""
+        dialogues, speech, rows = self.batches(num_numbers, count, noise)
+        layout = lay_out(dialogues, rows, self.prompter.audio_id)
+        embeddings = splice(self.llm.embed(layout.input_ids), speech, layout.source)
+        return self.llm(embeddings, layout.attention_mask, layout.predicting), layout.labels
+
+    @torch.no_grad()
+    def word_error_rate(self, num_numbers: int, count: int, noise: float) -> float:
+        """Return the word error rate of what the LLM writes by itself."""
+        from fastslm.metrics import ErrorRate
+
+        dialogues, speech, rows = self.batches(num_numbers, count, noise)
+        layout = lay_out(dialogues, rows, self.prompter.audio_id, prompt_only=True)
+        embeddings = splice(self.llm.embed(layout.input_ids), speech, layout.source)
+        mask = torch.ones_like(layout.source) if layout.attention_mask is None else layout.attention_mask
+        answers = self.llm.generate(embeddings, mask, 16 + 3 * num_numbers, self.prompter.stop_ids)
+        texts = self.llm.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        rate = ErrorRate("word")
+        rate.update([d.reference for d in dialogues], texts, [1.0] * len(texts))
+        return float(rate.compute())
 
 
-def logits_and_labels(llm: CausalLM, prompter: Prompter, dialogues: list[Dialogue]) -> tuple[Tensor, Tensor]:
-    """Return logits at label positions and their labels."""
-    layout = lay_out(dialogues, [], prompter.audio_id)
-    embeddings = llm.embed(layout.input_ids)[layout.source]
-    return llm(embeddings, layout.attention_mask, layout.predicting), layout.labels
+def lengths(rng: np.random.Generator, max_numbers: int, progress: float) -> Iterator[int]:
+    """Yield how many numbers the dialogues of a step hold; the longest are reached after a third of the schedule."""
+    longest = max(8, int(max_numbers * min(1.0, progress * 3)))
+    while True:
+        yield int(np.exp(rng.uniform(np.log(2), np.log(longest + 1)))) if rng.random() < 0.5 else int(
+            rng.integers(longest // 2, longest + 1)
+        )
 
 
 def train(
     folder: Path = Path("fastslm/demo/llm"),
     out: Path | None = None,
-    steps: int = 3000,
-    batch_tokens: int = 4000,
+    layers: int = 5,
+    steps: int = 12000,
+    batch_tokens: int = 6000,
     max_numbers: int = 90,
     learning_rate: float = 3e-3,
-    max_minutes: float = 12.0,
+    max_minutes: float = 35.0,
     seed: int = 0,
 ) -> None:
     """Train the shipped LLM and save it as a transformers folder.
 
     Args:
         folder: config.json and tokenizer.
-        out: where model.safetensors goes; null means ``folder``.
+        out: where config.json and model.safetensors go; null means ``folder``.
+        layers: transformer layers.
         steps: optimizer steps.
         batch_tokens: about how many positions a step holds.
         max_numbers: most numbers of a dialogue, reached after a third of the schedule.
@@ -86,12 +190,13 @@ def train(
     """
     torch.manual_seed(seed)
     out = out or folder
-    llm = CausalLM(str(folder), initialize="random")
+    overrides = {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
+    llm = CausalLM(str(folder), initialize="random", overrides=overrides)
     llm.load()
-    prompter = Prompter(llm.tokenizer)
+    rng = np.random.default_rng(seed)
+    exercises = Exercises(llm, rng)
     print(f"{sum(p.numel() for p in llm.parameters()) / 1e6:.2f} M parameters")
     optimizer = torch.optim.AdamW(llm.parameters(), learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
-    rng = np.random.default_rng(seed)
     begin = time.time()
     running = accuracy = 0.0
     for step in range(steps):
@@ -100,11 +205,10 @@ def train(
             break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + np.cos(np.pi * progress))
-        longest = max(8, int(max_numbers * min(1.0, progress * 3)))
-        size = int(rng.integers(2, longest + 1))
-        count = max(4, batch_tokens // (30 + 6 * size))
-        dialogues = [draw(rng, max(1, int(size * rng.uniform(0.7, 1.0))), prompter) for _ in range(count)]
-        logits, labels = logits_and_labels(llm, prompter, dialogues)
+        size = next(lengths(rng, max_numbers, progress))
+        noise = float(np.clip((progress - 0.15) / 0.35, 0.0, 1.0))
+        with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor knows bf16
+            logits, labels = exercises.logits_and_labels(size, max(4, batch_tokens // (30 + 5 * size)), noise)
         loss = label_loss(logits, labels) / len(labels)
         optimizer.zero_grad()
         loss.backward()
@@ -112,14 +216,14 @@ def train(
         optimizer.step()
         right = (logits.argmax(-1) == labels).float().mean().item()
         running, accuracy = 0.95 * running + 0.05 * loss.item(), 0.95 * accuracy + 0.05 * right
-        if step % 100 == 0 or step == steps - 1:
-            print(
-                f"step {step} {progress:.0%} numbers <= {longest} loss {running:.4f} right {accuracy:.2%}", flush=True
-            )
-        if step % 500 == 499:
+        if step % 100 == 0:
+            print(f"step {step} {progress:.0%} noise {noise:.2f} loss {running:.4f} right {accuracy:.2%}", flush=True)
+        if step % 1000 == 999:
+            print(f"  WER of 40 numbers without noise {exercises.word_error_rate(40, 16, 0.0):.1%}", flush=True)
             llm.causal_lm.save_pretrained(out)
     llm.causal_lm.save_pretrained(out)
-    CausalLM(str(folder), initialize="random").tokenizer.save_pretrained(out)  # without the added tokens
+    for noise in (0.0, 0.5, 1.0):
+        print(f"WER of 80 numbers, noise {noise}: {exercises.word_error_rate(80, 32, noise):.1%}", flush=True)
 
 
 if __name__ == "__main__":

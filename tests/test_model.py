@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_the_llm_itself_on_the_whole_sequence(build):
     batch = Batch.of([sample(path, 3.0)])
     output = path(batch)
     windows = path.windows(batch)
-    layout = path.layout(batch, windows)
+    layout = path.layout(batch, path.recording_rows(windows))
     embeddings = path.embed(layout, path.listen(batch.audio, windows))
     labels = torch.full((1, embeddings.shape[1]), -100)
     labels[0, layout.predicting + 1] = layout.labels

@@ -1,0 +1,129 @@
+"""Encoder frames kept on disk: the same numbers, made once, and never those of something else."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from fastslm.batch import Batch, Sample
+from fastslm.contracts import TokenBudget
+from fastslm.errors import ConfigError
+from fastslm.model import SpeechLM
+from fastslm.modules.abstractors.hta import HTA
+from fastslm.modules.encoders.whisper import WhisperEncoder
+from fastslm.modules.llms.causal_lm import CausalLM
+from fastslm.prompt import Prompter, messages_of
+
+
+@pytest.fixture
+def build(tiny_encoder, tiny_llm):
+    """Return a maker of the path that counts the windows its encoder hears."""
+
+    def make(frame_cache, change_encoder=False, window_seconds=2.0, **settings):
+        torch.manual_seed(0)
+        encoder, llm = WhisperEncoder(str(tiny_encoder)), CausalLM(str(tiny_llm))
+        encoder.load()
+        llm.load()
+        if change_encoder:
+            encoder.whisper.layer_norm.bias.data[0] += 0.5
+        budget = TokenBudget(frames_per_window=int(window_seconds * 50), tokens_per_window=5)
+        path = SpeechLM(
+            encoder, HTA(encoder.width, llm.width, budget, head_width=16), llm, Prompter(llm.tokenizer),
+            window_seconds=window_seconds, frame_cache=frame_cache, **settings,
+        )  # fmt: skip
+        path.heard = 0
+
+        def count(_module, arguments):
+            path.heard += len(arguments[0])
+
+        encoder.register_forward_pre_hook(count)
+        return path
+
+    return make
+
+
+def batch_of(path, *seconds):
+    samples = []
+    for seed, duration in enumerate(seconds):
+        audio = np.random.default_rng(seed).standard_normal(int(duration * 16_000)) * 2000
+        dialogue = path.prompter.dialogue(messages_of({"text": "forty two"}), 1, "asr")
+        samples.append(Sample(f"s{seed}", dialogue, [audio.astype(np.int16)]))
+    return Batch.of(samples)
+
+
+@pytest.mark.parametrize("mel_range", ["window", "recording"])
+def test_cached_and_uncached_runs_have_the_same_losses(build, tmp_path, mel_range):
+    plain, cached = build(None, mel_range=mel_range), build(tmp_path, mel_range=mel_range)
+    batch = batch_of(plain, 5.0, 0.4, 3.3)
+    expected = plain(batch).loss_sum.item()
+    for _ in range(2):
+        assert cached(batch).loss_sum.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_window_is_heard_once_whatever_batch_it_comes_in(build, tmp_path):
+    path = build(tmp_path)
+    path(batch_of(path, 5.0, 1.0))
+    assert path.heard == 4  # three windows and one
+    path(batch_of(path, 5.0))
+    assert path.heard == 4
+    again = build(tmp_path)
+    again(batch_of(again, 5.0, 1.0, 2.0))
+    assert again.heard == 1
+
+
+def test_another_encoder_another_window_and_another_range_find_nothing(build, tmp_path):
+    path = build(tmp_path)
+    path(batch_of(path, 4.0))
+    for other in (
+        build(tmp_path, change_encoder=True),
+        build(tmp_path, window_seconds=1.0),
+        build(tmp_path, mel_range="recording"),
+    ):
+        other(batch_of(other, 4.0))
+        assert other.heard >= 2
+
+
+def test_a_damaged_file_is_made_anew(build, tmp_path):
+    path = build(tmp_path)
+    expected = path(batch_of(path, 4.0)).loss_sum.item()
+    files = sorted(tmp_path.rglob("*.npy"))
+    assert len(files) == 2
+    files[0].write_bytes(files[0].read_bytes()[:-100])
+    files[1].write_bytes(b"not an array")
+    assert path(batch_of(path, 4.0)).loss_sum.item() == pytest.approx(expected, rel=1e-6)
+    assert path.heard == 4
+    path(batch_of(path, 4.0))
+    assert path.heard == 4
+
+
+def test_a_full_disk_costs_time_and_not_the_run(build, tmp_path, monkeypatch):
+    path = build(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    path(batch_of(path, 4.0))
+    path(batch_of(path, 4.0))
+    assert path.heard == 4
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_a_folder_that_cannot_be_written_costs_time_and_not_the_run(build, tmp_path):
+    (tmp_path / "frames").write_text("a file where the folder should be")
+    path = build(tmp_path / "frames")
+    path(batch_of(path, 4.0))
+    assert path.heard == 2
+
+
+def test_bfloat16_frames_come_back_as_they_were(build, tmp_path):
+    path = build(tmp_path)
+    batch = batch_of(path, 4.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        first = path(batch).loss_sum.item()
+        assert path(batch).loss_sum.item() == first
+    assert path.heard == 2
+    path(batch)
+    assert path.heard == 4  # frames of another precision are other frames
+
+
+def test_it_is_refused_where_the_encoder_trains(make_module):
+    with pytest.raises(ConfigError, match=r"model\.frame_cache.*encoder trains"):
+        make_module(frame_cache=True, train_parts=["encoder", "abstractor"])
