@@ -1,0 +1,106 @@
+"""``fastslm shards index``: the index beside tars that other programs made, or that were modified since."""
+
+import argparse
+import contextlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastslm.errors import DataError
+
+from .._columns import ShardRows
+from .._sidecar import is_current, read_sidecar, tar_state, verify
+from .paths import shard_paths
+from .processes import Progress, Report, run_all
+from .shard_file import index_shard
+
+_EXAMPLES = """\
+examples:
+  fastslm shards index 'foreign/*.tar' --tokenizer Qwen/Qwen3-4B
+  fastslm shards index shards --force            accept shards as they are, whatever their old indexes say
+
+The index of shard.tar is shard.tar.index.npz beside it: places, lengths, checksums. docs/data.md specifies it. A shard
+whose bytes differ from the index that it has is left alone, for that may be damage; the exit status is then 1.
+"""
+
+
+@dataclass
+class _Work:
+    shard: str
+    tokenizer: str | None
+    force: bool
+
+
+@dataclass
+class _Indexed:
+    """How many samples a shard has, how many cannot be used by reason, and in what it differs from its old index."""
+
+    num_samples: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    differences: dict[str, int] = field(default_factory=dict)
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the options of the command."""
+    parser = commands.add_parser(
+        "index", help="index foreign shards", epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
+    parser.add_argument("--tokenizer", metavar="NAME", help="count text lengths with this tokenizer")
+    parser.add_argument("--force", action="store_true", help="make every index anew, from the tars as they are")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Index the shards and say what was found in them; 1 when some differ from the index that they have."""
+    paths = shard_paths(options.shards)
+    work = [_Work(path, options.tokenizer, options.force) for path in paths]
+    results = [_Indexed() for _ in paths]
+    progress = Progress("Indexing", sum(Path(path).stat().st_size for path in paths) / 1e6, "MB")
+    with contextlib.closing(run_all(_index, work, options.workers, progress)) as done:
+        for number, indexed in done:
+            results[number] = indexed
+    print(f"{len(paths)} shards, {sum(result.num_samples for result in results)} samples.")
+    _print_counts("Samples that cannot be used:", paths, [result.reasons for result in results])
+    _print_counts(
+        "Left alone, for they differ from their index; --force takes them as they are:",
+        paths,
+        [result.differences for result in results],
+    )
+    return 1 if any(result.differences for result in results) else 0
+
+
+def _print_counts(title: str, paths: list[str], counts: list[dict[str, int]]) -> None:
+    lines = [
+        f"  {path}: " + ", ".join(f"{count} {reason}" for reason, count in sorted(found.items()))
+        for path, found in zip(paths, counts, strict=True)
+        if found
+    ]
+    if lines:
+        print("\n".join([title, *lines]))
+
+
+def _index(work: _Work, report: Report) -> _Indexed:
+    path = Path(work.shard)
+    rows = _known(work.shard)
+    indexed = _Indexed()
+    if rows is None or work.force:
+        index_shard(path, work.tokenizer)
+    elif not is_current(rows, tar_state(work.shard)):
+        indexed.differences = dict(Counter(finding.reason for finding in verify(work.shard, rows)))
+        if not indexed.differences:
+            index_shard(path, work.tokenizer or rows.tokenizer)
+    elif work.tokenizer not in (None, rows.tokenizer):
+        index_shard(path, work.tokenizer)
+    rows = read_sidecar(work.shard)
+    indexed.num_samples, indexed.reasons = len(rows), dict(Counter(item["reason"] for item in rows.broken))
+    report(path.stat().st_size / 1e6)
+    return indexed
+
+
+def _known(shard: str) -> ShardRows | None:
+    try:
+        return read_sidecar(shard)
+    except (FileNotFoundError, DataError):  # none, or damaged: made anew
+        return None

@@ -1,0 +1,219 @@
+"""All that the sources hold, in one pass: unique keys, this part's share, the dev split and a fingerprint of it all."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from fastslm.errors import DataError
+
+from .utterance import Refused, Utterance, check_fields
+
+_UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
+_LONGEST_KEY = 120  # the rest of a longer one is replaced by a digest
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several builds that share a corpus: ``number`` of ``of``, counted from 1."""
+
+    number: int = 1
+    of: int = 1
+
+    @staticmethod
+    def parse(text: str) -> "Part":
+        """Return the part that ``3/10`` names.
+
+        Raises:
+            DataError: it is none.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise DataError(
+                f"--part {text}: write i/n with i from 1 to n, such as --part 3/10. In an array job that counts from 0:"
+                " --part $((SLURM_ARRAY_TASK_ID + 1))/$SLURM_ARRAY_TASK_COUNT"
+            )
+        return Part(int(match[1]), int(match[2]))
+
+    @property
+    def suffix(self) -> str:
+        """What stands in the names of this part's files; nothing where there is one part alone."""
+        width = len(str(self.of))
+        return "" if self.of == 1 else f"-p{self.number:0{width}d}of{self.of}"
+
+
+@dataclass
+class Listing:
+    """What one part of a build has to do.
+
+    Attributes:
+        utterances: those of this part, in the order of the sources.
+        refused: lines and utterances of this part that cannot be used.
+        dev_voices: see ``voice_of``; those whose samples go to the dev split.
+        num_renamed: utterances of all parts whose key occurred before and got a number.
+        num_listed: utterances and lines of this part, usable or not.
+        num_without_speaker: utterances of all parts that say nothing of who speaks.
+        fingerprint: 16 hex digits over the lines of all parts; it changes with any of them.
+    """
+
+    utterances: list[Utterance] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    dev_voices: set[str] = field(default_factory=set)
+    num_listed: int = 0
+    num_renamed: int = 0
+    num_without_speaker: int = 0
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class ListingOptions:
+    """How a corpus is listed.
+
+    Attributes:
+        defaults: fields for utterances that say nothing of them (task, language, ...).
+        joins: whether utterances of a group stay together, for they will be joined: ``speaker``, ``chapter`` or None.
+        dev_share: share of the utterances that goes to the dev split, 0..1.
+        seed: of the choice of dev voices.
+        part: which share of the corpus is meant.
+    """
+
+    defaults: dict[str, str] = field(default_factory=dict)
+    joins: str | None = None
+    dev_share: float = 0.0
+    seed: int = 0
+    part: Part = Part()
+
+
+def list_corpus(items: Iterable[Utterance | Refused], options: ListingOptions) -> Listing:
+    """Read the sources once and keep what this part has to do; every part sees the same keys and the same split.
+
+    Raises:
+        DataError: a dev split is wanted, and all speech is of one speaker.
+    """
+    listing, digest, units, voices = Listing(), hashlib.sha256(), _Units(), _Voices()
+    for item in _with_unique_keys(items, options.defaults, listing):
+        unit = item.key + item.where if isinstance(item, Refused) else unit_of(item, options.joins)
+        mine = units.number(unit) % options.part.of == options.part.number - 1
+        listing.num_listed += mine
+        digest.update(repr(item).encode("utf-8", "surrogatepass"))
+        if isinstance(item, Refused):
+            listing.refused += [item] if mine else []
+            continue
+        listing.utterances += [item] if mine else []
+        listing.num_without_speaker += item.speaker is None
+        if options.dev_share:
+            voices.add(voice_of(item), item.group if options.joins == "chapter" else None)
+    listing.fingerprint = digest.hexdigest()[:16]
+    if options.dev_share:
+        listing.dev_voices = voices.dev(options.dev_share, options.seed)
+    return listing
+
+
+def unit_of(utterance: Utterance, joins: str | None) -> str:
+    """Return the name of what an utterance must not be separated from."""
+    if joins == "chapter" and utterance.group is not None:
+        return f"group {utterance.group}"
+    if joins is not None and utterance.speaker is not None:
+        return f"speaker {utterance.speaker}"
+    return f"utterance {utterance.key}"
+
+
+def voice_of(utterance: Utterance) -> str:
+    """Return who speaks, as far as is known: the speaker, or else the group, or else the recording itself."""
+    if utterance.speaker is not None:
+        return f"speaker {utterance.speaker}"
+    if utterance.group is not None:
+        return f"group {utterance.group}"
+    audio = utterance.audio[0] if utterance.audio else None
+    return f"utterance {utterance.key}" if audio is None or audio.region or audio.cell else f"file {audio.path}"
+
+
+def _with_unique_keys(
+    items: Iterable[Utterance | Refused], defaults: dict[str, str], listing: Listing
+) -> Iterator[Utterance | Refused]:
+    seen: dict[str, int] = {}
+    for item in items:
+        if isinstance(item, Utterance):
+            for name, value in defaults.items():
+                free = name == "task" and item.fields.get("messages") is not None
+                if item.fields.get(name) in (None, "") and not free:
+                    item.fields[name] = value
+            _spell(item)
+            try:
+                check_fields(item.fields, len(item.audio))
+            except DataError as error:
+                yield Refused.of(item, error)
+                continue
+            item.key = fit_key(item.key)
+            seen[item.key] = count = seen.get(item.key, 0) + 1
+            if count > 1:
+                listing.num_renamed += 1
+                item.key += f"~{count}"
+        yield item
+
+
+def _spell(utterance: Utterance) -> None:
+    """Give an utterance that has segments but no text the text of its segments."""
+    segments = utterance.fields.get("segments")
+    if not utterance.fields.get("text") and isinstance(segments, list) and "messages" not in utterance.fields:
+        texts = [s.get("text") if isinstance(s, dict) else None for s in segments]
+        if texts and all(isinstance(text, str) for text in texts):
+            utterance.fields["text"] = " ".join(str(text).strip() for text in texts)
+
+
+def fit_key(name: str) -> str:
+    """Return a name as a key: a dot would end it in a tar, and ``~`` and ``+`` are kept for numbers behind it."""
+    key = _UNFIT.sub("_", name).strip("_") or "sample"
+    if len(key) > _LONGEST_KEY:
+        key = f"{key[: _LONGEST_KEY - 17]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    return key
+
+
+class _Units:
+    """Numbers what must stay together by its first appearance."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, unit: str) -> int:
+        return self._numbers.setdefault(unit, len(self._numbers))
+
+
+class _Voices:
+    """Who is heard how often; voices that share a joined recording count as one."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, voice: str, group: str | None) -> None:
+        self._counts[voice] = self._counts.get(voice, 0) + 1
+        self._parent.setdefault(voice, voice)
+        if group is not None:
+            root, other = self._root(voice), self._root(f"joined {group}")
+            self._parent[max(root, other)] = min(root, other)
+
+    def _root(self, name: str) -> str:
+        self._parent.setdefault(name, name)
+        while (parent := self._parent[name]) != name:
+            self._parent[name] = self._parent[parent]  # halves the way for the next
+            name = parent
+        return name
+
+    def dev(self, share: float, seed: int) -> set[str]:
+        """Return voices that speak about ``share`` of all utterances, drawn by ``seed``."""
+        sizes: dict[str, int] = {}
+        for voice, count in self._counts.items():
+            sizes[self._root(voice)] = sizes.get(self._root(voice), 0) + count
+        if len(sizes) < 2:
+            raise DataError(
+                f"--dev-share {share:g}: all utterances are of one speaker, so that no split without shared speakers"
+                " exists. Name the speakers (--column speaker=COLUMN), or leave --dev-share away."
+            )
+        wanted, chosen, total = share * sum(sizes.values()), set[str](), 0
+        for root in sorted(sizes, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
+            if abs(total + sizes[root] - wanted) < abs(total - wanted):
+                chosen.add(root)
+                total += sizes[root]
+        chosen = chosen or {min(sizes, key=lambda name: (sizes[name], name))}
+        return {voice for voice in self._counts if self._root(voice) in chosen}

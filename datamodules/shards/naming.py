@@ -1,0 +1,100 @@
+"""Rows of a source to the standard field names, by what columns are usually called or by ``--column NAME=COLUMN``."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastslm.errors import ConfigError, DataError, nearest
+
+#: Standard name, and what it is called elsewhere; the first that a row has is taken.
+USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
+    "audio": ("audio", "audio_filepath", "path", "audio_path", "file", "filename", "file_name", "wav"),
+    "text": ("text", "sentence", "transcript", "transcription", "normalized_text"),
+    "speaker": ("speaker", "speaker_id", "client_id", "spk", "spk_id"),
+    "language": ("language", "lang", "locale", "source_lang"),
+    "id": ("id", "utt_id", "utterance_id", "sample_id", "key"),
+    "group": ("chapter", "chapter_id", "recording_id", "session"),
+}
+#: Those that the command line may name; all others keep the name they have.
+NAMES = (
+    *USUAL_NAMES, "offset", "duration", "task", "translation", "summary", "question", "answer", "target_language",
+    "messages", "segments",
+)  # fmt: skip
+
+
+def parse_columns(pairs: Iterable[str]) -> dict[str, str]:
+    """Return ``{"text": "sentence"}`` for ``["text=sentence"]``.
+
+    Raises:
+        ConfigError: a pair is none, or its name is unknown.
+    """
+    columns = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not equals or not column:
+            raise ConfigError(f"--column {pair}: write NAME=COLUMN, such as --column text=sentence.")
+        if name not in NAMES:
+            raise ConfigError(f"--column {pair}: {name!r} is none of {', '.join(NAMES)}.{nearest(name, NAMES)}")
+        columns[name] = column
+    return columns
+
+
+def resolve_columns(known: Iterable[str], columns: Mapping[str, str], where: str) -> dict[str, str]:
+    """Return which of a table's columns holds each standard name.
+
+    Raises:
+        ConfigError: a column that the command line names is not in the table.
+    """
+    known = list(known)
+    for name, column in columns.items():
+        if column not in known:
+            raise ConfigError(
+                f"--column {name}={column}: {where} has no column {column!r}, only {', '.join(known)}."
+                f"{nearest(column, known)}"
+            )
+    usual = {name: next((c for c in names if c in known), None) for name, names in USUAL_NAMES.items()}
+    return {name: column for name, column in {**usual, **columns}.items() if column is not None}
+
+
+def check_columns(resolved: Mapping[str, str], known: Iterable[str], where: str) -> None:
+    """Raise where a table has no column of audio, or none that could answer anything.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    known = list(known)
+    answered = {*resolved, *known} & {"text", "translation", "summary", "answer", "messages", "segments"}
+    missing = [] if "audio" in resolved or "messages" in {*resolved, *known} else ["audio"]
+    for name in missing or ([] if answered else ["text"]):
+        raise ConfigError(
+            f"{where}: no column is called as {name} usually is; it has {', '.join(known)}."
+            f" Name it: --column {name}=COLUMN."
+        )
+
+
+def renamed(row: Mapping[str, Any], resolved: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row with its columns under their standard names; all others are kept as they are."""
+    by_column: dict[str, list[str]] = {}
+    for name, column in resolved.items():
+        by_column.setdefault(column, []).append(name)
+    fields = {}
+    for column, value in row.items():
+        for name in by_column.get(column, () if column in resolved else (column,)):
+            fields[name] = value
+    return fields
+
+
+def number(value: Any, what: str) -> float | None:
+    """Return a field as a finite number, None where it is absent or empty.
+
+    Raises:
+        DataError: it is no number.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"unusable fields: {what} is {value!r:.40}, no number") from None
+    if result != result or result in (float("inf"), float("-inf")):
+        raise DataError(f"unusable fields: {what} is {value!r:.40}, no number")
+    return result

@@ -1,0 +1,98 @@
+"""References to audio, opened: files, members of tars and cells of tables, all as one kind of file."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from fastslm.errors import DataError
+
+from .._audio import AudioInfo, open_region, read_info
+from .table_cells import read_cell
+from .utterance import Audio
+
+#: First bytes of the formats that shards hold, and the member extension of each.
+_MAGIC = (
+    (b"fLaC", "flac"),
+    (b"RIFF", "wav"),
+    (b"RF64", "wav"),
+    (b"OggS", "ogg"),
+    (b"ID3", "mp3"),
+    (b"\x1aE\xdf\xa3", "webm"),
+)
+
+
+@contextlib.contextmanager
+def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
+    """Open the recording that a reference points into, and say which extension its format has.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    if audio.cell is not None:
+        data, path = read_cell(audio.path, *audio.cell)
+        if data is not None:
+            file = io.BytesIO(data)
+            yield file, extension_of(file, path)
+            return
+        path = os.path.join(os.path.dirname(audio.path), path)
+    else:
+        path = audio.path
+    try:
+        stream = open(path, "rb")  # noqa: SIM115 -- closed below; only opening may fail here
+    except FileNotFoundError:
+        raise DataError(f"missing file: {path}") from None
+    except OSError as error:
+        raise DataError(f"unreadable file: {path}: {error.strerror or error}") from error
+    with stream:
+        try:
+            if audio.region is not None:
+                region = open_region(stream.fileno(), *audio.region)
+                yield region, extension_of(region, "")
+            else:
+                yield stream, extension_of(stream, path)
+        except OSError as error:
+            raise DataError(f"unreadable file: {path}: {error.strerror or error}") from error
+
+
+def extension_of(file: BinaryIO, path: str) -> str:
+    """Return the extension of an encoded recording by its first bytes, and where they say nothing by its path."""
+    file.seek(0)
+    head = file.read(12)
+    file.seek(0)
+    for magic, extension in _MAGIC:
+        if head.startswith(magic):
+            return "opus" if extension == "ogg" and path.lower().endswith(".opus") else extension
+    if head[4:8] == b"ftyp":
+        return "mp4" if path.lower().endswith(".mp4") else "m4a"
+    suffix = os.path.splitext(path)[1].lower().removeprefix(".")
+    if not suffix and len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
+        return "mp3"
+    return suffix
+
+
+def info_of(audio: Audio) -> tuple[AudioInfo, int]:
+    """Return what the header of a recording says, and how many bytes it has.
+
+    Raises:
+        DataError: it is missing, or no audio that can be read.
+    """
+    with opened(audio) as (file, _):
+        info = read_info(file)
+        file.seek(0, os.SEEK_END)
+        return info, file.tell()
+
+
+def seconds_of(info: AudioInfo) -> float:
+    """Return the length of a recording."""
+    return info.num_frames / info.sample_rate_hz
+
+
+def state_of(audio: Audio) -> tuple[int, int]:
+    """Return size and time of change of the file that holds a recording, zeros where it is missing."""
+    try:
+        status = os.stat(audio.path)
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,192 @@
+"""What a folder of shards was built from and how far the build is: refuses to mix shards of different inputs."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import soundfile
+from filelock import FileLock, Timeout
+
+from fastslm.errors import DataError
+
+from .listing import Part
+from .shard_file import PARTIAL, guarded, remove_partials, remove_shard
+from .utterance import Refused
+
+#: Changes when the same input and options would give other shards.
+FORMAT_VERSION = 1
+_STATE, _DONE = ".build", ".done.json"
+
+
+def fingerprint(*values: object) -> str:
+    """Return 16 hex digits over values."""
+    return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass
+class ShardRecord:
+    """A finished shard, as a build remembers it.
+
+    Attributes:
+        name: of its file, whether or not anything was left to write.
+        num_bytes: size of the file; 0 where every sample was refused and there is none.
+        num_samples: in it.
+        seconds: of audio in it.
+        refused: what was left out.
+    """
+
+    name: str
+    num_bytes: int = 0
+    num_samples: int = 0
+    seconds: float = 0.0
+    refused: list[Refused] = field(default_factory=list)
+
+
+class BuildFolder:
+    """The folder that a build (or one part of it) writes.
+
+    Args:
+        folder: made if need be.
+        part: which part of the build this is.
+    """
+
+    def __init__(self, folder: Path, part: Part = Part()) -> None:  # noqa: B008 -- frozen
+        self.folder, self.part = folder, part
+        self.state = folder / _STATE
+        self.recipe = folder / f"build{part.suffix}.json"
+        with guarded(folder):
+            self.state.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other builds of the same part out.
+
+        Raises:
+            DataError: one is at work.
+        """
+        lock = FileLock(self.state / f"lock{self.part.suffix}", timeout=0)
+        with guarded(self.folder):
+            try:
+                lock.acquire()
+            except Timeout:  # an OSError too
+                raise DataError(f"{self.folder}: another build is at work in this folder; wait for it.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, source: str, files: str, options: Mapping[str, Any], names: Sequence[str], overwrite: bool) -> None:
+        """Note what is built, or check that it is the same as before; clear away what a kill has left.
+
+        Args:
+            source: fingerprint of what the sources say, the same in all parts.
+            files: fingerprint of the audio files of this part.
+            options: all that decides what the shards hold.
+            names: of the shards of this part.
+            overwrite: remove shards of another build instead of refusing.
+
+        Raises:
+            DataError: the folder holds shards of another input or other options, or of no known build.
+        """
+        versions = {name: importlib.metadata.version(name) for name in ("soundfile", "soxr")}
+        versions["libsndfile"] = soundfile.__libsndfile_version__
+        now = {
+            "format_version": FORMAT_VERSION, "source": source, "options": dict(options), "versions": versions,
+            "files": files,
+        }  # fmt: skip
+        now = json.loads(json.dumps(now))
+        if overwrite:
+            self._clear()
+        else:
+            for recipe in sorted(self.folder.glob("build*.json")):
+                self._compare(recipe, now)
+        if not self.recipe.exists():
+            self._refuse_strangers(names)
+            self._write(self.recipe, now)
+        remove_partials(self.folder, names)
+
+    def _compare(self, recipe: Path, now: Mapping[str, Any]) -> None:
+        with guarded(recipe):
+            before = json.loads(recipe.read_text())
+        own = recipe == self.recipe
+        what = {"format_version": "this program", "source": "the sources", "files": "the audio files"}
+        changed = [text for name, text in what.items() if before.get(name) != now[name] and (own or name != "files")]
+        for name in ("options", "versions"):
+            old, new = before.get(name, {}), now[name]
+            different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            changed += [f"{key.replace('_', '-')} (was {old.get(key)!r}, is {new.get(key)!r})" for key in different]
+        if changed:
+            raise DataError(
+                f"{self.folder} holds shards of another build: since then there has changed: {', '.join(changed)}."
+                " Shards of both together would lose and repeat samples. Give another --out, or add --overwrite (in a"
+                " build of parts: to each) to remove the old shards and begin anew."
+            )
+
+    def _refuse_strangers(self, names: Sequence[str]) -> None:
+        strangers = [name for name in names if (self.folder / name).exists()]
+        if strangers:
+            raise DataError(
+                f"{self.folder} already holds {strangers[0]}, which this build has not made. Give another --out."
+            )
+
+    def _clear(self) -> None:
+        for marker in self.state.glob(f"*{self.part.suffix}-*{_DONE}"):
+            remove_shard(self.folder / marker.name.removesuffix(_DONE))
+            marker.unlink()
+        for partial in self.folder.glob(f".*{self.part.suffix}-*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
+        for recipe in [self.recipe] if self.part.suffix else self.folder.glob("build*.json"):
+            recipe.unlink(missing_ok=True)
+
+    def _marker(self, name: str) -> Path:
+        return self.state / f"{name}{_DONE}"
+
+    def done(self, name: str) -> ShardRecord | None:
+        """Return a finished shard; None where it has to be made, or made again because it is not as it was."""
+        try:
+            values = json.loads(self._marker(name).read_text())
+        except (OSError, ValueError):
+            return None
+        record = ShardRecord(**{**values, "refused": [Refused(**item) for item in values["refused"]]})
+        shard = self.folder / name
+        whole = shard.stat().st_size == record.num_bytes if shard.exists() else record.num_bytes == 0
+        return record if whole else None
+
+    def finish(self, record: ShardRecord) -> None:
+        """Note that a shard is whole."""
+        self._write(self._marker(record.name), asdict(record))
+
+    def conclude(self, totals: Mapping[str, Any]) -> None:
+        """Write what the build came to into the recipe."""
+        recipe = json.loads(self.recipe.read_text())
+        self._write(self.recipe, {**recipe, "totals": dict(totals)})
+
+    def write_broken(self, refused: Sequence[Refused]) -> Path:
+        """Write the utterances that are left out, one JSON a line, and return the file."""
+        path = self.folder / f"broken{self.part.suffix}.jsonl"
+        self._write_text(path, "".join(json.dumps(asdict(item)) + "\n" for item in refused))
+        return path
+
+    def _write(self, path: Path, value: Mapping[str, Any]) -> None:
+        self._write_text(path, json.dumps(value, indent=1) + "\n")
+
+    def _write_text(self, path: Path, text: str) -> None:
+        with guarded(path), tempfile.NamedTemporaryFile(
+            "w", dir=self.state, prefix=f".{path.name}.", suffix=".partial", delete=False
+        ) as file:  # fmt: skip
+            try:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o644)
+                os.replace(file.name, path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(file.name)

@@ -1,0 +1,179 @@
+"""``fastslm shards reshard``: the same samples, byte for byte, in shards of another size or in another order."""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastslm.errors import ConfigError, DataError
+
+from .._sidecar import is_current, read_sidecar, scan_tar, tar_state
+from .._tar import read_groups
+from .build import ShardSize, divide
+from .paths import shard_paths
+from .processes import Progress, Report, run_all
+from .recipe import BuildFolder, ShardRecord, fingerprint
+from .shard_file import index_shard, writing
+
+_ORDERS = ("keep", "shuffle", "key", "duration")
+_EXAMPLES = """\
+examples:
+  fastslm shards reshard 'shards/train-*.tar' --out larger --shard-size 2GB
+  fastslm shards reshard shards --out mixed --order shuffle --seed 1 --name train
+
+The old shards are left as they are. A reshard that was killed goes on where it was when it is run again.
+"""
+_NUMBERED = re.compile(r"(?P<name>.+?)(-p\d+of\d+)?[-_.]\d+\.tar")
+
+
+@dataclass(slots=True)
+class _Sample:
+    key: str
+    shard: str
+    members: list[tuple[str, int, int]]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(512 + -(-size // 512) * 512 for _, _, size in self.members)
+
+
+@dataclass
+class _Work:
+    path: Path
+    samples: list[_Sample]
+    tokenizer: str | None
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the options of the command."""
+    parser = commands.add_parser(
+        "reshard", help="another size or order", epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
+    add("--out", required=True, type=Path, metavar="FOLDER", help="where the new shards go")
+    add("--shard-size", default="500MB", metavar="SIZE", help="such as 500MB, 2GB, 200samples (500MB)")
+    add("--order", choices=_ORDERS, default="keep", help="of the samples (keep)")
+    add("--seed", type=int, default=0, help="of shuffling (0)")
+    add("--name", help="what the names of the new shards begin with (as the old ones)")
+    add("--tokenizer", metavar="NAME", help="count text lengths for the index with this tokenizer")
+    add("--overwrite", action="store_true", help="remove the shards of another build in --out and begin anew")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the new shards that are not there yet."""
+    size = ShardSize.parse(options.shard_size)
+    paths = shard_paths(options.shards)
+    if options.out.resolve() in {Path(path).resolve().parent for path in paths}:
+        raise ConfigError(f"--out {options.out}: the old shards lie there. Give another folder.")
+    name = options.name or _name_of(paths)
+    samples = _ordered(_samples(paths), options.order, options.seed)
+    chunks = divide(samples, [sample.num_bytes for sample in samples], size)
+    work = [_Work(options.out / f"{name}-{i:06d}.tar", chunk, options.tokenizer) for i, chunk in enumerate(chunks)]
+    states = [(os.path.abspath(path), tar_state(path)) for path in paths]
+    deciding = {name: getattr(options, name) for name in ("shard_size", "order", "seed", "tokenizer")}
+    output = BuildFolder(options.out)
+    with output.locked():
+        names = [item.path.name for item in work]
+        output.begin(fingerprint(paths), fingerprint(states), {**deciding, "name": name}, names, options.overwrite)
+        missing = [item for item in work if output.done(item.path.name) is None]
+        progress = Progress("Copying", sum(s.num_bytes for item in missing for s in item.samples) / 1e6, "MB")
+        with contextlib.closing(run_all(_copy, missing, options.workers, progress)) as done:
+            for _, record in done:
+                output.finish(record)
+        output.conclude({"shards": len(work), "samples": len(samples)})
+    print(f"{len(samples)} samples in {len(work)} shards in {options.out} (they were in {len(paths)})")
+    return 0
+
+
+def _name_of(paths: Sequence[str]) -> str:
+    names = {m["name"] if (m := _NUMBERED.fullmatch(os.path.basename(p))) else Path(p).stem for p in paths}
+    if len(names) > 1:
+        raise ConfigError(
+            f"--name: the shards are called {', '.join(sorted(names))}; say what the new ones are called."
+        )
+    return names.pop()
+
+
+def _samples(paths: Sequence[str]) -> list[_Sample]:
+    """Return the samples of all shards with the places of their members.
+
+    Raises:
+        DataError: a shard is damaged, or a key stands in two samples.
+    """
+    samples: list[_Sample] = []
+    first: dict[str, str] = {}
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                groups, lost = read_groups(file, path)
+        except OSError as error:
+            raise DataError(f"shard {path}: {error.strerror or error}.") from error
+        if lost:
+            raise DataError(
+                f"shard {path}: {lost[0].reason}, {lost[0].detail}. Nothing is copied from damaged shards; what is"
+                " whole in them can be taken over with 'fastslm shards build --keep-audio'."
+            )
+        for key, members in groups.items():
+            if first.setdefault(key, path) != path:
+                raise DataError(
+                    f"shards {first[key]} and {path} both hold the key {key!r}; 'fastslm shards check' lists all."
+                )
+            samples.append(_Sample(key, path, [(extension, *member) for extension, member in members.items()]))
+    return samples
+
+
+def _ordered(samples: list[_Sample], order: str, seed: int) -> list[_Sample]:
+    if order == "shuffle":
+        return sorted(
+            samples, key=lambda s: hashlib.sha256(f"{seed} {s.key}".encode("utf-8", "surrogatepass")).digest()
+        )
+    if order == "key":
+        return sorted(samples, key=lambda s: s.key)
+    if order == "duration":
+        seconds = _seconds_by_key(list(dict.fromkeys(sample.shard for sample in samples)))
+        return sorted(samples, key=lambda s: (seconds.get(s.key, 0.0), s.key))
+    return samples
+
+
+def _seconds_by_key(paths: Sequence[str]) -> dict[str, float]:
+    seconds = {}
+    for path in paths:
+        try:
+            rows = read_sidecar(path)
+        except (FileNotFoundError, DataError):  # none, or damaged: the tar itself is read
+            rows = scan_tar(path)
+        if not is_current(rows, tar_state(path)):
+            rows = scan_tar(path)
+        lengths = rows.seconds
+        for row, key in enumerate(rows.keys):
+            seconds[key] = float(sum(lengths[recording] for recording in rows.recordings(row)))
+    return seconds
+
+
+def _copy(work: _Work, report: Report) -> ShardRecord:
+    record = ShardRecord(work.path.name)
+    with contextlib.ExitStack() as files, writing(work.path) as target:
+        descriptors: dict[str, int] = {}
+        for sample in work.samples:
+            if sample.shard not in descriptors:
+                if len(descriptors) >= 256:  # a shuffled shard draws on all of them
+                    files.close()
+                    descriptors.clear()
+                descriptors[sample.shard] = files.enter_context(open(sample.shard, "rb")).fileno()
+            for extension, offset, size in sample.members:
+                data = os.pread(descriptors[sample.shard], size, offset)
+                if len(data) != size:
+                    raise DataError(f"shard {sample.shard}: it was cut while it was read, at sample {sample.key!r}.")
+                target.add(f"{sample.key}.{extension}", data)
+            record.num_samples += 1
+            report(sample.num_bytes / 1e6)
+    index_shard(work.path, work.tokenizer)
+    record.num_bytes = work.path.stat().st_size
+    return record

@@ -1,0 +1,67 @@
+"""The ``segments`` of a recording: which words are spoken when, and where between them nobody speaks."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from fastslm.errors import DataError
+
+from .utterance import TOLERANCE_SECONDS
+
+
+class Gap(NamedTuple):
+    """What lies between two segments, in seconds; a cut may fall anywhere in it.
+
+    Attributes:
+        after: how many segments come before it.
+        begin: where the segments before it have all ended.
+        end: where the next one begins.
+    """
+
+    after: int
+    begin: float
+    end: float
+
+
+def gaps_of(segments: Any, total_seconds: float) -> list[Gap]:
+    """Return the gaps between segments in which nobody speaks, in order.
+
+    Raises:
+        DataError: the segments have no times or texts, are out of order, or leave the recording.
+    """
+    try:
+        times = [(float(segment["start"]), float(segment["end"])) for segment in segments]
+    except (TypeError, ValueError, KeyError):
+        raise DataError("unusable segments: each needs 'start' and 'end' in seconds") from None
+    if any(not 0.0 <= begin <= end for begin, end in times) or any(a[0] > b[0] for a, b in pairwise(times)):
+        raise DataError("unusable segments: they are not in order of time")
+    if times and max(end for _, end in times) > total_seconds + TOLERANCE_SECONDS:
+        raise DataError(f"unusable segments: they leave the recording of {total_seconds:.2f} s")
+    gaps, latest = [], 0.0
+    for after, ((_, end), (following, _)) in enumerate(pairwise(times), 1):
+        latest = max(latest, end)
+        if following >= latest:
+            gaps.append(Gap(after, latest, min(following, total_seconds)))
+    return gaps
+
+
+def spell(segments: Any, name: str, text: Any) -> bool:
+    """Say whether a field of the segments has, together, the words of a text (spaces, signs and case aside)."""
+
+    def letters(words: str) -> str:
+        return "".join(character for character in words.casefold() if character.isalnum())
+
+    if not isinstance(segments, list) or not all(
+        isinstance(s, dict) and isinstance(s.get(name), str) for s in segments
+    ):
+        return False
+    return letters("".join(segment[name] for segment in segments)) == letters(str(text or ""))
+
+
+def shifted(segments: Sequence[dict[str, Any]], by_seconds: float, limit_seconds: float) -> list[dict[str, Any]]:
+    """Return segments moved in time, rounded to milliseconds and kept between 0 and ``limit_seconds``."""
+
+    def moved(value: Any) -> float:
+        return round(min(max(float(value) + by_seconds, 0.0), limit_seconds), 3)
+
+    return [{**segment, "start": moved(segment["start"]), "end": moved(segment["end"])} for segment in segments]

@@ -1,0 +1,121 @@
+"""One tar shard written so that it is either whole under its name or not there: partial file, fsync, rename."""
+
+import contextlib
+import io
+import os
+import tarfile
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from fastslm.errors import DataError
+
+from .._sidecar import scan_tar, sidecar_path, write_sidecar
+
+PARTIAL = ".partial"
+
+
+class ShardFile:
+    """A tar being written; the same members give the same bytes.
+
+    Args:
+        file: where it goes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115 -- see close
+        self.num_members = 0
+
+    def add(self, name: str, data: bytes) -> None:
+        """Append a member; owner and time are left blank, or no two builds would be equal."""
+        header = tarfile.TarInfo(name)
+        header.size = len(data)
+        self._tar.addfile(header, io.BytesIO(data))
+        self._tar.members = []  # type: ignore[attr-defined]  # or tarfile keeps every header it has written
+        self.num_members += 1
+
+    def close(self) -> None:
+        """Write the end of the tar."""
+        self._tar.close()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[ShardFile]:
+    """Write a shard: it appears under its name when all has gone well, and leaves nothing otherwise.
+
+    A shard without members does not appear at all.
+
+    Raises:
+        DataError: the disk is full, or the folder cannot be written.
+    """
+    with guarded(path), tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL, delete=False, buffering=1 << 20
+    ) as file:  # fmt: skip
+        try:
+            shard = ShardFile(file)  # type: ignore[arg-type]
+            yield shard
+            if shard.num_members:
+                shard.close()
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                os.replace(file.name, path)
+                sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file.name)
+
+
+def index_shard(path: Path, tokenizer: str | None) -> None:
+    """Write the sidecar index of a shard.
+
+    Raises:
+        DataError: the shard cannot be read, or the index not be written.
+    """
+    from .tokenizers import prompter_of
+
+    rows = scan_tar(path, prompter_of(tokenizer), tokenizer)
+    with guarded(path):
+        write_sidecar(path, rows)
+
+
+@contextlib.contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Turn what the system refuses while ``path`` is written into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}. What was finished is kept: make room, or mend the folder,"
+            " and run the same command again."
+        ) from error
+
+
+def remove_partials(folder: Path, names: Collection[str]) -> None:
+    """Remove what killed builds have left of the shards of these names, and of their indexes."""
+    names = set(names)
+    for partial in folder.glob(f".*{PARTIAL}"):
+        if partial.name[1:].partition(".tar.")[0] + ".tar" in names:
+            partial.unlink(missing_ok=True)
+
+
+def remove_shard(path: Path) -> None:
+    """Remove a shard and its index, where they are."""
+    for name in (path, Path(sidecar_path(str(path)))):
+        name.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

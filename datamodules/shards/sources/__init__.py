@@ -1,0 +1,91 @@
+"""Readers of the corpora that ``fastslm shards build`` takes, one file each; the format is found from the path.
+
+Each reader has ``detect(path) -> bool`` and ``read(path, options) -> Iterator[Utterance | Refused]``. Reading lists
+what there is and opens no audio, so that a corpus of millions is listed in minutes.
+"""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import braceexpand
+
+from fastslm.errors import DataError, nearest
+
+from ..utterance import Refused, Utterance
+from . import huggingface, kaldi, lhotse, librispeech, nemo, table, webdataset
+
+#: In the order in which they are asked whether a path is theirs.
+FORMATS: dict[str, ModuleType] = {
+    "kaldi": kaldi,
+    "huggingface": huggingface,
+    "librispeech": librispeech,
+    "webdataset": webdataset,
+    "table": table,
+    "lhotse": lhotse,
+    "nemo": nemo,
+}
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How sources are read.
+
+    Attributes:
+        audio_root: folder that relative audio paths start from; None takes the folder of the source.
+        columns: column by standard name, for sources with rows.
+    """
+
+    audio_root: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+def expand_paths(patterns: Sequence[str]) -> list[str]:
+    """Return the paths that patterns with braces and globs name, sorted within each pattern.
+
+    Raises:
+        DataError: one matches nothing.
+    """
+    paths = []
+    for pattern in patterns:
+        for name in braceexpand.braceexpand(os.path.expanduser(pattern)):
+            found = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
+            if not found or not os.path.exists(found[0]):
+                raise DataError(f"{name}: there is no such file or folder.")
+            paths += found
+    return paths
+
+
+def format_of(path: str, forced: str | None = None) -> str:
+    """Return the format of a source.
+
+    Raises:
+        DataError: it looks like none of them, or ``forced`` names none.
+    """
+    if forced is not None:
+        if forced not in FORMATS:
+            raise DataError(f"--format {forced}: known are {', '.join(FORMATS)}.{nearest(forced, FORMATS)}")
+        return forced
+    for name, reader in FORMATS.items():
+        if reader.detect(path):
+            return name
+    raise DataError(
+        f"{path}: cannot tell what corpus this is. Looked for wav.scp (Kaldi), dataset_info.json, *.arrow or *.parquet"
+        " (Hugging Face), *.trans.txt (LibriSpeech), *.tar (WebDataset), .csv or .tsv (table), JSON lines with"
+        f" 'recording' (Lhotse) or 'audio_filepath' (NeMo). Say which with --format {'|'.join(FORMATS)}."
+    )
+
+
+def read(paths: Sequence[str], forced: str | None, options: SourceOptions) -> Iterator[Utterance | Refused]:
+    """Yield what all sources hold, in their order.
+
+    Raises:
+        ConfigError: the command line does not fit a source.
+        DataError: a source is missing, of no known format, or cannot be read at all.
+    """
+    paths = expand_paths(paths)
+    formats = [format_of(path, forced) for path in paths]  # all before the first line: a slip is seen at once
+    for path, name in zip(paths, formats, strict=True):
+        yield from FORMATS[name].read(path, options)

@@ -1,0 +1,58 @@
+"""NeMo manifests: JSON lines with ``audio_filepath``, ``offset``, ``duration``, ``text`` and whatever else."""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fastslm.errors import DataError
+
+from ..naming import USUAL_NAMES, number, renamed
+from ..utterance import Audio, Refused, Utterance, stem
+from ._lines import first_object, json_lines, located
+
+if TYPE_CHECKING:
+    from . import SourceOptions
+
+
+def detect(path: str) -> bool:
+    """Say whether this is a manifest: JSON lines that name an audio file."""
+    return bool(set(first_object(path)) & set(USUAL_NAMES["audio"]))
+
+
+def read(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
+    """Yield the utterances of a manifest; relative paths start from its folder."""
+    root = options.audio_root or os.path.dirname(os.path.abspath(path))
+    for where, row in json_lines(path):
+        if isinstance(row, Refused):
+            yield row
+            continue
+        resolved = {name: next((c for c in names if c in row), "") for name, names in USUAL_NAMES.items()}
+        fields = renamed(row, {name: c for name, c in {**resolved, **options.columns}.items() if c in row})
+        try:
+            yield from_row(fields, where, [root])
+        except DataError as error:
+            reason, _, detail = str(error).partition(": ")
+            yield Refused(where, str(fields.get("id", "?")), reason, detail)
+
+
+def from_row(fields: dict[str, Any], where: str, roots: list[str]) -> Utterance:
+    """Return the utterance of a row under standard names.
+
+    Raises:
+        DataError: it names no audio, or its times are no numbers.
+    """
+    path = fields.pop("audio", None)
+    start, seconds = number(fields.pop("offset", None), "offset"), number(fields.pop("duration", None), "duration")
+    key, group = fields.pop("id", None), fields.get("group")
+    if fields.get("messages") is not None and path is None:
+        return Utterance(str(key or "dialogue"), [], fields, where)
+    if not isinstance(path, str) or not path:
+        raise DataError("missing audio: the row names no audio file")
+    if key in (None, ""):
+        key = stem(path) if start is None else f"{stem(path)}-{round(start * 1000):09d}"
+    if start is not None and start < 0:
+        raise DataError(f"unusable fields: offset {start:g} is negative")
+    if seconds is not None and seconds < 0:  # as NeMo writes where it does not know
+        seconds = None
+    audio = Audio(located(path, roots), start, seconds)
+    return Utterance(str(key), [audio], fields, where, None if group in (None, "") else str(group))

@@ -1,0 +1,71 @@
+"""Existing tar shards: audio beside ``.json``, ``.txt`` or both."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastslm.errors import DataError
+
+from ..._dialogues import parse_fields
+from ..._tar import Members, read_groups, recordings_of
+from ..naming import renamed, resolve_columns
+from ..utterance import Audio, Refused, Utterance
+
+if TYPE_CHECKING:
+    from . import SourceOptions
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+
+
+def detect(path: str) -> bool:
+    """Say whether this is a tar, or a folder of tars."""
+    if os.path.isdir(path):
+        return any(Path(path).glob("*.tar"))
+    return path.endswith((".tar", *_COMPRESSED))
+
+
+def read(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
+    """Yield the samples of a tar, or of all tars in a folder.
+
+    Raises:
+        DataError: a tar is compressed or no tar.
+    """
+    shards = sorted(str(shard) for shard in Path(path).glob("*.tar")) if os.path.isdir(path) else [path]
+    for shard in shards:
+        if shard.endswith(_COMPRESSED):
+            raise DataError(f"{shard}: a compressed tar cannot be read by offset. Unpack it to .tar first (gunzip).")
+        try:
+            with open(shard, "rb") as file:
+                groups, lost = read_groups(file, shard)
+                yield from (Refused(shard, item.key, item.reason, item.detail) for item in lost)
+                for key, members in groups.items():
+                    yield _sample(shard, key, members, file.fileno(), options)
+        except OSError as error:
+            raise DataError(f"{shard}: {error.strerror or error}.") from error
+
+
+def _sample(shard: str, key: str, members: Members, descriptor: int, options: "SourceOptions") -> Utterance | Refused:
+    fields: dict[str, Any] = {}
+    try:
+        if "json" in members:
+            fields = parse_fields(os.pread(descriptor, members["json"].size, members["json"].offset))
+        resolved = resolve_columns(fields, {n: c for n, c in options.columns.items() if c in fields}, shard)
+        for kept in ("audio", "id"):  # its own key and audio are those of the tar
+            resolved.pop(kept, None)
+        fields = renamed(fields, resolved)
+        if "txt" in members and not fields.get("text"):
+            text = os.pread(descriptor, members["txt"].size, members["txt"].offset)
+            fields["text"] = text.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        return Refused(shard, key, "unreadable text", str(error))
+    except DataError as error:
+        reason, _, detail = str(error).partition(": ")
+        return Refused(shard, key, reason, detail)
+    recordings = recordings_of(members)
+    if not recordings and fields.get("messages") is None:
+        return Refused(shard, key, "missing audio", "the sample has no audio member")
+    audio = [Audio(shard, region=(m.offset, m.size), num_bytes=m.size) for _, m in recordings]
+    group = fields.get("group")
+    fields.pop("duration", None)
+    return Utterance(key, audio, fields, f"{shard} sample {key}", None if group in (None, "") else str(group))

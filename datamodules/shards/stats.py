@@ -1,0 +1,199 @@
+"""``fastslm shards stats``: hours, durations and text lengths of shards by task and language, printed and plotted."""
+
+import argparse
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fastslm.errors import DataError
+
+from .._columns import ShardRows
+from .._sidecar import is_current, read_sidecar, scan_tar, tar_state
+from .paths import shard_paths
+from .processes import Progress, Report, run_all
+from .shard_file import guarded
+
+_EXAMPLES = """\
+example:
+  fastslm shards stats 'shards/train-*.tar' --plot train.png
+
+The numbers come from the indexes; shards without one are read. Text lengths are in tokens where all indexes were made
+with one tokenizer (fastslm shards index --tokenizer NAME), in characters otherwise.
+"""
+_SECONDS = (0, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800)
+_TEXT = (0, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
+_BAR = 40
+
+Numbers = npt.NDArray[np.float64]
+#: Task and language.
+Kind = tuple[str, str]
+
+
+@dataclass
+class ShardNumbers:
+    """One shard: for each sample its kind, seconds of audio, and length of text.
+
+    Attributes:
+        kinds: task and language of each sample.
+        seconds: of all its recordings.
+        characters: of its answer.
+        tokens: of its dialogue; -1 where they were not counted.
+        tokenizer: that counted them.
+        num_broken: samples without numbers.
+    """
+
+    kinds: list[Kind]
+    seconds: Numbers
+    characters: Numbers
+    tokens: Numbers
+    tokenizer: str | None
+    num_broken: int
+
+
+@dataclass
+class Numbered:
+    """The samples of one kind."""
+
+    seconds: Numbers
+    text: Numbers
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the options of the command."""
+    parser = commands.add_parser(
+        "stats", help="hours and lengths", epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
+    parser.add_argument("--plot", type=Path, default=Path("shards.png"), metavar="FILE", help="(shards.png)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the statistics and write the plot."""
+    paths = shard_paths(options.shards)
+    progress = Progress("Reading indexes", len(paths), "shards")
+    found: list[ShardNumbers | None] = [None] * len(paths)
+    with contextlib.closing(run_all(_numbers, paths, options.workers if len(paths) > 64 else 1, progress)) as done:
+        for number, numbers in done:
+            found[number] = numbers
+    shards = [numbers for numbers in found if numbers is not None]
+    tokenizers = {shard.tokenizer for shard in shards}
+    unit = "characters" if len(tokenizers) != 1 or None in tokenizers else f"tokens of {tokenizers.pop()}"
+    kinds = by_kind(shards, in_tokens=unit != "characters")
+    num_broken = sum(shard.num_broken for shard in shards)
+    print_table(len(paths), kinds, unit, num_broken)
+    plot(kinds, unit, options.plot)
+    print(f"Plot: {options.plot}")
+    return 0
+
+
+def _numbers(path: str, report: Report) -> ShardNumbers:
+    try:
+        rows = read_sidecar(path)
+        if not is_current(rows, tar_state(path)):
+            rows = scan_tar(path)
+    except (FileNotFoundError, DataError):  # none, or damaged: read the tar, which says so if it is damaged too
+        rows = scan_tar(path)
+    report(1)
+    kinds = list(zip(rows.labels("task"), (name or "-" for name in rows.labels("language")), strict=True))
+    text = rows["text_characters"].astype(np.float64), rows["text_tokens"].astype(np.float64)
+    return ShardNumbers(kinds, _seconds(rows), *text, rows.tokenizer, len(rows.broken))
+
+
+def _seconds(rows: ShardRows) -> Numbers:
+    """Return the seconds of audio of each sample, all recordings together."""
+    ends = np.concatenate([[0.0], np.cumsum(rows.seconds)])
+    last = rows["recording_end"]
+    return np.asarray(ends[last] - ends[np.concatenate([[0], last[:-1]]).astype(np.int64)], np.float64)
+
+
+def by_kind(shards: Sequence[ShardNumbers], in_tokens: bool) -> dict[Kind, Numbered]:
+    """Return the samples of all shards by task and language, the kind with most audio first."""
+    parts: dict[Kind, list[tuple[Numbers, Numbers]]] = {}
+    for shard in shards:
+        kinds = np.array([f"{task}\0{language}" for task, language in shard.kinds])
+        for kind in dict.fromkeys(shard.kinds):
+            mine = kinds == "\0".join(kind)
+            parts.setdefault(kind, []).append(
+                (shard.seconds[mine], (shard.tokens if in_tokens else shard.characters)[mine])
+            )
+    joined = {
+        kind: Numbered(*(np.concatenate(column) for column in zip(*found, strict=True)))
+        for kind, found in parts.items()
+    }
+    return dict(sorted(joined.items(), key=lambda item: (-item[1].seconds.sum(), item[0])))
+
+
+def print_table(num_shards: int, kinds: Mapping[Kind, Numbered], unit: str, num_broken: int) -> None:
+    """Print a row for each task and language, and the histograms over all of them."""
+    seconds = np.concatenate([n.seconds for n in kinds.values()] or [np.zeros(0)])
+    text = np.concatenate([n.text for n in kinds.values()] or [np.zeros(0)])
+    print(f"{num_shards} shards, {len(seconds)} samples, {seconds.sum() / 3600:.2f} hours of audio")
+    if num_broken:
+        print(f"{num_broken} further samples cannot be used; 'fastslm shards check' says why")
+    print(
+        f"\n{'task':8} {'language':10} {'samples':>9} {'hours':>10}   seconds: min / median / mean / max"
+        "   text: median / max"
+    )
+    for (task, language), found in kinds.items():
+        s, t = found.seconds, found.text
+        durations = f"{s.min():.1f} / {np.median(s):.1f} / {s.mean():.1f} / {s.max():.1f}"
+        print(
+            f"{task:8} {language:10} {len(s):>9} {s.sum() / 3600:>10.2f}   {durations:>35}"
+            f"   {np.median(t):>12.0f} / {t.max():.0f}"
+        )
+    print("\nseconds of audio")
+    _print_histogram(seconds, _SECONDS)
+    print(f"\n{unit} of text")
+    _print_histogram(text, _TEXT)
+
+
+def histogram(values: Numbers, bounds: Sequence[int]) -> list[tuple[str, int]]:
+    """Return counts between the bounds, from the first to the last that is not empty."""
+    counts = np.histogram(values, [*bounds, np.inf])[0]
+    (used,) = np.nonzero(counts)
+    names = [f"{low} - {high}" for low, high in zip(bounds, [*bounds[1:], "more"], strict=True)]
+    return [(names[i], int(counts[i])) for i in range(used[0], used[-1] + 1)] if len(used) else []
+
+
+def _print_histogram(values: Numbers, bounds: Sequence[int]) -> None:
+    rows = histogram(values, bounds)
+    largest = max((count for _, count in rows), default=1)
+    for name, count in rows:
+        print(f"  {name:>18} {count:>9} {'#' * round(_BAR * count / largest)}".rstrip())
+
+
+def plot(kinds: Mapping[Kind, Numbered], unit: str, path: Path) -> None:
+    """Write the histograms of durations and text lengths, a colour for each task and language.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    columns = (
+        ("seconds of audio", [n.seconds for n in kinds.values()]),
+        (f"{unit} of text", [n.text for n in kinds.values()]),
+    )
+    for axis, (label, values) in zip(axes, columns, strict=True):
+        positive = [column[column > 0] for column in values]
+        everything = np.concatenate(positive) if positive else np.zeros(0)
+        if len(everything):
+            bounds = np.geomspace(everything.min(), max(everything.max(), everything.min() * 1.01), 41)
+            names = [f"{task} {language}".removesuffix(" -") for task, language in kinds]
+            axis.hist(positive, bounds, stacked=True, label=names)
+            axis.set_xscale("log")
+            axis.legend(fontsize="small")
+        axis.set_xlabel(label)
+        axis.set_ylabel("samples")
+    hours = sum(n.seconds.sum() for n in kinds.values()) / 3600
+    figure.suptitle(f"{hours:.2f} hours of audio in {sum(len(n.seconds) for n in kinds.values())} samples")
+    with guarded(path):
+        figure.savefig(path, dpi=120)

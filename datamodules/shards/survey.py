@@ -1,0 +1,98 @@
+"""Lengths of all recordings before the first is read: from the source, or from headers; long ones are split here."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from fastslm.errors import DataError
+
+from .opening import info_of, seconds_of, state_of
+from .processes import Progress, Report, run_all
+from .split import split
+from .utterance import Audio, Refused, Utterance
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class SurveyOptions:
+    """How recordings are looked at.
+
+    Attributes:
+        split_seconds: recordings above this length are split; None keeps all whole.
+    """
+
+    split_seconds: float | None = None
+
+
+@dataclass
+class _Chunk:
+    utterances: Sequence[Utterance]
+    options: SurveyOptions
+
+
+@dataclass
+class _Surveyed:
+    found: list[Utterance | Refused]
+    states: list[tuple[int, int]]
+
+
+@dataclass
+class Survey:
+    """Utterances of known length, those that were refused, and a fingerprint of the files' sizes and times."""
+
+    utterances: list[Utterance]
+    refused: list[Refused]
+    fingerprint: str
+
+
+def survey(utterances: Sequence[Utterance], options: SurveyOptions, num_workers: int) -> Survey:
+    """Look at the recordings of all utterances; the result does not depend on the number of processes."""
+    chunks = [_Chunk(utterances[i : i + _CHUNK], options) for i in range(0, len(utterances), _CHUNK)]
+    results: list[_Surveyed | None] = [None] * len(chunks)
+    progress = Progress("Looking at audio files", len(utterances), "utterances")
+    with closing(run_all(_look, chunks, num_workers, progress)) as run:
+        for number, surveyed in run:
+            results[number] = surveyed
+    digest = hashlib.sha256()
+    found: list[Utterance | Refused] = []
+    for result in results:
+        assert result is not None
+        found += result.found
+        digest.update(repr(result.states).encode())
+    kept = [item for item in found if isinstance(item, Utterance)]
+    refused = [item for item in found if isinstance(item, Refused)]
+    return Survey(kept, refused, digest.hexdigest()[:16])
+
+
+def _look(chunk: _Chunk, report: Report) -> _Surveyed:
+    surveyed = _Surveyed([], [])
+    for utterance in chunk.utterances:
+        surveyed.states += [state_of(audio) for audio in utterance.audio]
+        try:
+            for audio in utterance.audio:
+                _measure(audio)
+            limit = chunk.options.split_seconds
+            surveyed.found += [utterance] if limit is None else split(utterance, limit)
+        except DataError as error:
+            surveyed.found.append(Refused.of(utterance, error))
+        report(1)
+    return surveyed
+
+
+def _measure(audio: Audio) -> None:
+    """Complete what a reference says of its length.
+
+    Raises:
+        DataError: the file is missing or cannot be read, or the stretch lies past its end.
+    """
+    size, _ = state_of(audio)
+    if audio.seconds is not None and size:
+        if audio.start_seconds is None and audio.region is None and audio.cell is None:
+            audio.num_bytes = size
+        return  # what the source says is believed until the audio is read
+    info, num_bytes = info_of(audio)
+    begin, end = audio.stretch(seconds_of(info))
+    audio.seconds = end - begin
+    audio.num_bytes = num_bytes if audio.start_seconds is None else 0

@@ -1,0 +1,28 @@
+"""The tokenizer that text lengths in an index are counted with, loaded once in each process."""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from fastslm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastslm.prompt import Prompter
+
+
+@lru_cache(maxsize=1)
+def prompter_of(tokenizer: str | None) -> "Prompter | None":
+    """Return what counts text with the tokenizer of that name or folder; None counts nothing.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    if tokenizer is None:
+        return None
+    from transformers import AutoTokenizer
+
+    from fastslm.prompt import Prompter
+
+    try:
+        return Prompter(AutoTokenizer.from_pretrained(tokenizer))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--tokenizer {tokenizer}: cannot be loaded ({error})".splitlines()[0]) from error

@@ -1,0 +1,214 @@
+"""One sample of a shard from its utterances: audio decoded and encoded anew or kept, fields completed."""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from fastslm.errors import DataError
+from fastslm.mel import SAMPLE_RATE_HZ
+
+from .._audio import decode, read_info
+from .._tar import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+from .join import join
+from .opening import opened, seconds_of
+from .utterance import Audio, Refused, Utterance
+
+Samples = npt.NDArray[np.int16]
+_BLOCK_SAMPLES = 1 << 20
+
+
+@dataclass(slots=True)
+class Job:
+    """One sample to make: an utterance, or a run of utterances to join.
+
+    Attributes:
+        utterances: at least one; several are joined.
+        joined: whether to give the sample ``segments``, as all recordings of a joined corpus have.
+    """
+
+    utterances: list[Utterance]
+    joined: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of the sample: that of its first utterance."""
+        return self.utterances[0].key
+
+    @property
+    def seconds(self) -> float:
+        """Length of its audio, as far as is known."""
+        return math.fsum(utterance.seconds or 0.0 for utterance in self.utterances)
+
+
+@dataclass(frozen=True)
+class AudioOptions:
+    """How audio is written.
+
+    Attributes:
+        keep_audio: keep the encoded bytes of recordings that are used whole, and encode only parts and joins.
+        pause_seconds: silence between joined utterances.
+    """
+
+    keep_audio: bool = False
+    pause_seconds: float = 0.3
+
+
+@dataclass(slots=True)
+class Rendered:
+    """What became of a job: the members of its sample in order (none where all is refused), and what is refused."""
+
+    members: list[tuple[str, bytes]] = field(default_factory=list)
+    seconds: float = 0.0
+    refused: list[Refused] = field(default_factory=list)
+
+
+def render(job: Job, options: AudioOptions) -> Rendered:
+    """Return the sample of a job; utterances that cannot be used are left out of it and listed."""
+    if job.joined:
+        return _render_joined(job, options)
+    utterance = job.utterances[0]
+    try:
+        encoded = [_encode(audio, options.keep_audio) for audio in utterance.audio]
+    except DataError as error:
+        return Rendered(refused=[Refused.of(utterance, error)])
+    seconds = math.fsum(length for _, _, length in encoded)
+    fields = {**utterance.fields, "duration": round(seconds, 6)} if encoded else utterance.fields
+    return _sample(job, fields, [(extension, data) for extension, data, _ in encoded], seconds, [])
+
+
+def _render_joined(job: Job, options: AudioOptions) -> Rendered:
+    parts: list[tuple[Utterance, Samples]] = []
+    refused = []
+    for utterance in job.utterances:
+        try:
+            parts.append((utterance, _samples(utterance.audio[0])))
+        except DataError as error:
+            refused.append(Refused.of(utterance, error))
+    if not parts:
+        return Rendered(refused=refused)
+    samples, fields = join(parts, options.pause_seconds)
+    seconds = len(samples) / SAMPLE_RATE_HZ
+    return _sample(job, {**fields, "duration": round(seconds, 6)}, [("flac", to_flac(samples))], seconds, refused)
+
+
+def _sample(
+    job: Job, fields: dict[str, Any], audio: Sequence[tuple[str, bytes]], seconds: float, refused: list[Refused]
+) -> Rendered:
+    try:
+        data = to_json(fields)
+    except (ValueError, TypeError, RecursionError) as error:
+        refused = [*refused, *(Refused(u.where, u.key, "unusable fields", str(error)) for u in job.utterances)]
+        return Rendered(refused=refused)
+    several = len(audio) > 1
+    members = [(f"{job.key}.{i}.{e}" if several else f"{job.key}.{e}", content) for i, (e, content) in enumerate(audio)]
+    return Rendered([*members, (f"{job.key}.json", data)], seconds, refused)
+
+
+def to_json(fields: dict[str, Any]) -> bytes:
+    """Return fields as JSON in UTF-8; numbers that are none become null, dates become text.
+
+    Raises:
+        ValueError: a text holds half a character.
+    """
+    return json.dumps(_finite(fields), ensure_ascii=False, default=str).encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _encode(audio: Audio, keep_audio: bool) -> tuple[str, bytes, float]:
+    """Return extension, bytes and seconds of a recording as it will stand in the shard.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if keep_audio and audio.channel is None:
+        with opened(audio) as (file, extension):
+            seconds = seconds_of(read_info(file))
+            if audio.stretch(seconds) == (0.0, seconds) and extension in AUDIO_EXTENSIONS + VIDEO_EXTENSIONS:
+                file.seek(0)
+                decode(file)  # kept as it is, but not unseen
+                file.seek(0)
+                return extension, file.read(), seconds
+    samples = _samples(audio)
+    return "flac", to_flac(samples), len(samples) / SAMPLE_RATE_HZ
+
+
+def _samples(audio: Audio) -> Samples:
+    """Return mono samples at 16 kHz of the stretch that a reference names.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with opened(audio) as (file, _):
+        info = read_info(file)
+        seconds = seconds_of(info)
+        begin, end = audio.stretch(seconds)
+        file.seek(0)
+        if audio.channel is not None and (audio.channel or info.num_channels > 1):
+            return decode(_one_channel(file, audio.channel, begin, end))
+        return decode(file, begin, None if end == seconds else end)
+
+
+def _one_channel(file: BinaryIO, channel: int, begin: float, end: float) -> BinaryIO:
+    """Return a stretch of one channel as a file of its own.
+
+    Raises:
+        DataError: there is no such channel, or it cannot be decoded.
+    """
+    try:
+        with soundfile.SoundFile(file) as sound:
+            if channel >= sound.channels:
+                raise DataError(f"missing channel: number {channel + 1} of {sound.channels}")
+            sound.seek(round(begin * sound.samplerate))
+            left, alone = round((end - begin) * sound.samplerate), io.BytesIO()
+            with soundfile.SoundFile(alone, "w", sound.samplerate, 1, "FLOAT", format="RF64") as target:
+                while left > 0 and len(block := sound.read(min(left, _BLOCK_SAMPLES), "float32", always_2d=True)):
+                    target.write(block[:, channel])
+                    left -= len(block)
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"unreadable audio: {error}") from error
+    alone.seek(0)
+    return alone
+
+
+def to_flac(samples: Samples) -> bytes:
+    """Return mono samples at 16 kHz as a FLAC file."""
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format="FLAC") as sound:
+        for begin in range(0, len(samples), _BLOCK_SAMPLES):
+            sound.write(samples[begin : begin + _BLOCK_SAMPLES])
+    return buffer.getvalue()
+
+
+def size_of(audio: Audio, keep_audio: bool, bytes_per_second: float) -> float:
+    """Return how many bytes a recording will take in a shard, as far as can be told without reading it."""
+    if keep_audio and audio.start_seconds is None and audio.num_bytes:
+        return audio.num_bytes
+    return (audio.seconds or 0.0) * bytes_per_second
+
+
+def measured_bytes_per_second(audio: Sequence[Audio]) -> float:
+    """Return what a second of some recordings takes as FLAC; a usual value where none of them can be read."""
+    num_bytes, seconds = 0, 0.0
+    for reference in audio:
+        start, length = reference.start_seconds or 0.0, min(reference.seconds or 20.0, 20.0)
+        try:
+            samples = _samples(replace(reference, start_seconds=start, seconds=length))
+        except DataError:  # counted when its turn comes
+            continue
+        num_bytes += len(to_flac(samples))
+        seconds += len(samples) / SAMPLE_RATE_HZ
+    return num_bytes / seconds if seconds else 18_000.0

@@ -1,0 +1,135 @@
+"""What a source yields: an utterance with references to its audio, or the reason why it cannot be used."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from fastslm.errors import DataError
+from fastslm.prompt import AUDIO, TASKS, messages_of
+
+#: Rounding in manifests, and what encoders add at the end of lossy files.
+TOLERANCE_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class Audio:
+    """Where a stretch of audio lies. Nothing is opened until a worker needs it.
+
+    Attributes:
+        path: of the file that holds it: audio itself, a tar, a parquet or an arrow file.
+        start_seconds: where it begins; None means that the file is meant whole.
+        seconds: how long it is; None means to the end. For a whole file, what the source says of its length.
+        channel: the one channel that is meant, counted from 0; None mixes all.
+        region: offset and size of an encoded recording inside a tar.
+        cell: column, row group (-1 for arrow) and row of an encoded recording inside a table.
+        num_bytes: size of the encoded recording, once it is known.
+    """
+
+    path: str
+    start_seconds: float | None = None
+    seconds: float | None = None
+    channel: int | None = None
+    region: tuple[int, int] | None = None
+    cell: tuple[str, int, int] | None = None
+    num_bytes: int = 0
+
+    def stretch(self, total_seconds: float) -> tuple[float, float]:
+        """Return begin and end in seconds in a recording that holds ``total_seconds``.
+
+        Raises:
+            DataError: it reaches past the end by more than rounding can explain.
+        """
+        begin = self.start_seconds or 0.0
+        end = total_seconds if self.seconds is None else begin + self.seconds
+        if self.seconds is not None and self.seconds <= 0.0:
+            raise DataError(f"empty audio: a stretch of {self.seconds:g} s")
+        if begin >= total_seconds or end > total_seconds + TOLERANCE_SECONDS:
+            what = "audio shorter than stated" if self.start_seconds is None else "offset past the end"
+            raise DataError(f"{what}: {begin:g} to {end:g} s of a recording of {total_seconds:.2f} s")
+        if self.start_seconds is None and end > total_seconds - TOLERANCE_SECONDS:
+            return 0.0, total_seconds
+        return begin, min(end, total_seconds)
+
+
+@dataclass(slots=True)
+class Utterance:
+    """One sample-to-be.
+
+    Attributes:
+        key: the source's name for it; ``listing`` makes it unique and fit for a tar.
+        audio: its recordings: one, none for text alone, several for a dialogue.
+        fields: what its JSON will hold.
+        where: where the source speaks of it, such as ``train.jsonl line 12``.
+        group: chapter or long recording that it is a part of, in whose order utterances are joined.
+    """
+
+    key: str
+    audio: list[Audio]
+    fields: dict[str, Any]
+    where: str
+    group: str | None = None
+
+    @property
+    def speaker(self) -> str | None:
+        """Who speaks, as text."""
+        speaker = self.fields.get("speaker")
+        return None if speaker in (None, "") else str(speaker)
+
+    @property
+    def seconds(self) -> float | None:
+        """Length of all its audio, None where it is not known yet."""
+        lengths = [audio.seconds for audio in self.audio]
+        return None if None in lengths else sum(length for length in lengths if length is not None)
+
+
+@dataclass(slots=True)
+class Refused:
+    """An utterance, or a line of a source, that cannot be used; counted and listed, never silent."""
+
+    where: str
+    key: str
+    reason: str
+    detail: str = ""
+
+    @staticmethod
+    def of(utterance: Utterance, error: DataError) -> "Refused":
+        """Return what an error of the form ``reason: detail`` says of an utterance."""
+        reason, _, detail = str(error).partition(": ")
+        return Refused(utterance.where, utterance.key, reason, detail)
+
+
+def task_of(fields: dict[str, Any]) -> str | None:
+    """Return the task of a sample's fields, None for free messages."""
+    return str(fields.get("task") or "asr") if fields.get("messages") is None else None
+
+
+def answer_field(fields: dict[str, Any]) -> str | None:
+    """Return the field that answers the task, None for free messages and unknown tasks."""
+    task = task_of(fields)
+    return TASKS[task][1] if task is not None and task in TASKS else None
+
+
+def check_fields(fields: dict[str, Any], num_recordings: int) -> None:
+    """Raise where fields make no sample.
+
+    Raises:
+        DataError: ``empty text`` where nothing answers the task, ``unusable fields`` for all else.
+    """
+    answer = answer_field(fields)
+    value = fields.get(answer, "") if answer else None
+    if answer and (value is None or (isinstance(value, str) and not value.strip())):
+        raise DataError(f"empty text: task {task_of(fields)!r} needs the field {answer!r}")
+    try:
+        messages = messages_of(fields)
+    except DataError as error:
+        raise DataError(f"unusable fields: {error}") from error
+    marks = sum(message["content"].count(AUDIO) for message in messages)
+    if marks != num_recordings:
+        raise DataError(
+            f"unusable fields: the dialogue marks {marks} recordings with {AUDIO}, the sample has {num_recordings}"
+        )
+
+
+def stem(path: str) -> str:
+    """Return a file's name without folders and suffix."""
+    return os.path.splitext(os.path.basename(path))[0]

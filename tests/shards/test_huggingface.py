@@ -1,0 +1,102 @@
+"""Hugging Face data sets on disk to shards, in the files that `datasets` 5.2 writes."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+FEATURES = {
+    "audio": {"sampling_rate": 16000, "decode": True, "_type": "Audio"},
+    "sentence": {"dtype": "string", "_type": "Value"},
+    "lang": {"names": ["en", "de"], "_type": "ClassLabel"},
+}
+
+
+@pytest.fixture
+def rows(tone):
+    def make(num, begin=0):
+        audio = []
+        for i in range(begin, begin + num):
+            buffer = io.BytesIO()
+            soundfile.write(buffer, tone(1.0 + i % 3, 200 + 50 * i), 16_000, format="FLAC" if i % 2 else "WAV")
+            audio.append({"bytes": buffer.getvalue(), "path": f"clip{i}.wav"})
+        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        return pa.table(
+            {
+                "audio": pa.array(audio, kind),
+                "sentence": [f"sentence {i}" for i in range(begin, begin + num)],
+                "lang": [i % 2 for i in range(begin, begin + num)],
+            }
+        ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": FEATURES}})})
+
+    return make
+
+
+def save_to_disk(folder, tables):
+    folder.mkdir(parents=True)
+    files = [f"data-{i:05d}-of-{len(tables):05d}.arrow" for i in range(len(tables))]
+    for name, table in zip(files, tables, strict=True):
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in files]}))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+def check(samples, num, tone):
+    assert list(samples) == [f"clip{i}" for i in range(num)]
+    for i, sample in enumerate(samples.values()):
+        expected = {"text": f"sentence {i}", "language": ("en", "de")[i % 2], "duration": 1.0 + i % 3}
+        assert sample.fields == expected
+        np.testing.assert_allclose(sample.audio, tone(1.0 + i % 3, 200 + 50 * i), atol=1e-4)
+
+
+def test_a_folder_of_save_to_disk(build, rows, tone, tmp_path):
+    check(build(save_to_disk(tmp_path / "hf", [rows(4), rows(3, 4)])), 7, tone)
+
+
+def test_parquet_files_of_several_row_groups(build, rows, tone, tmp_path):
+    (tmp_path / "data").mkdir()
+    pq.write_table(rows(5), tmp_path / "data/train-00000-of-00002.parquet", row_group_size=2)
+    pq.write_table(rows(2, 5), tmp_path / "data/train-00001-of-00002.parquet")
+    check(build(tmp_path / "data" / "train-*.parquet"), 7, tone)
+    check(build(tmp_path, out="whole folder"), 7, tone)
+
+
+def test_keep_audio_keeps_the_bytes_of_the_cells(build, rows, tmp_path):
+    pq.write_table(rows(2), tmp_path / "x.parquet")
+    samples = build(tmp_path / "x.parquet", "--keep-audio")
+    cells = rows(2).column("audio").to_pylist()
+    assert samples["clip0"].members["wav"] == cells[0]["bytes"]
+    assert samples["clip1"].members["flac"] == cells[1]["bytes"]  # by its bytes, whatever its path says
+
+
+def test_plain_bytes_and_paths_are_audio_too(build, rows, save, tmp_path):
+    cells = [cell["bytes"] for cell in rows(2).column("audio").to_pylist()]
+    pq.write_table(pa.table({"speech": cells, "text": ["a", "b"], "id": ["x.1", "x.2"]}), tmp_path / "b.parquet")
+    assert [s.seconds for s in build(tmp_path / "b.parquet", out="1").values()] == [1.0, 2.0]
+    paths = [str(save("p.wav", 1.5)), None]
+    pq.write_table(pa.table({"path": paths, "text": ["a", "b"]}), tmp_path / "p.parquet")
+    assert [s.seconds for s in build(tmp_path / "p.parquet", "--max-broken-share", 0.5, out="2").values()] == [1.5]
+
+
+def test_several_splits_are_refused_with_the_choices(build, rows, tmp_path, capsys):
+    save_to_disk(tmp_path / "hf/train", [rows(2)])
+    (tmp_path / "hf/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    build(tmp_path / "hf", status=2)
+    assert f"{tmp_path}/hf/train, {tmp_path}/hf/test" in capsys.readouterr().err
+    for split in ("train", "test"):
+        pq.write_table(rows(1), tmp_path / f"{split}-00000-of-00001.parquet")
+    build(tmp_path, status=2, out="x")
+    assert "train-*" in capsys.readouterr().err
+
+
+def test_a_damaged_file_gives_one_message(build, tmp_path, capsys):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1" + bytes(100))
+    build(tmp_path / "x.parquet", status=2)
+    assert f"{tmp_path}/x.parquet: unreadable table" in capsys.readouterr().err

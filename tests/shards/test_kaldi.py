@@ -1,0 +1,76 @@
+"""Kaldi data folders to shards."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Return a writer of a Kaldi folder from the lines of its files."""
+
+    def write(**files):
+        folder = tmp_path / "data"
+        folder.mkdir(exist_ok=True)
+        for name, lines in files.items():
+            (folder / name.replace("_scp", ".scp")).write_text("".join(line + "\n" for line in lines))
+        return folder
+
+    return write
+
+
+def test_segments_are_cut_out_of_their_recordings(build, save, data, tone):
+    call = save("call.flac", samples=np.concatenate([tone(1.0, 300), tone(2.0, 600), tone(1.5, 900)]))
+    folder = data(
+        wav_scp=[f"call {call}"],
+        segments=["call-1 call 0.0 1.0", "call-2 call 1.0 3.0", "call-3 call 3.0 -1"],
+        text=["call-1 one", "call-2 two words", "call-3 three"],
+        utt2spk=["call-1 anna", "call-2 ben", "call-3 anna"],
+        utt2lang=["call-1 en", "call-2 de", "call-3 en"],
+        spk2gender=["anna f", "ben m"],
+    )
+    samples = build(folder)
+    assert list(samples) == ["call-1", "call-2", "call-3"]
+    assert samples["call-2"].fields == {
+        "text": "two words", "speaker": "ben", "language": "de", "gender": "m", "recording": "call", "duration": 2.0,
+    }  # fmt: skip
+    np.testing.assert_allclose(samples["call-2"].audio, tone(2.0, 600), atol=1e-4)
+    np.testing.assert_allclose(samples["call-3"].audio, tone(1.5, 900), atol=1e-4)
+
+
+def test_without_segments_each_recording_is_an_utterance(build, save, data):
+    folder = data(wav_scp=[f"a {save('a.wav', 1.0)}", f"b\t{save('b b.flac', 2.0)}"], text=["a first one", "b second"])
+    samples = build(folder)
+    assert {key: (s.fields["text"], s.seconds) for key, s in samples.items()} == {
+        "a": ("first one", 1.0), "b": ("second", 2.0),
+    }  # fmt: skip
+
+
+def test_the_sides_of_a_telephone_call_are_taken_apart(build, data, save, tone):
+    path = save("call.wav", samples=np.stack([tone(2.0, 300), tone(2.0, 700)], axis=1))
+    folder = data(
+        wav_scp=[f"call-A {path}", f"call-B {path}"],
+        reco2file_and_channel=["call-A call A", "call-B call B"],
+        text=["call-A left", "call-B right"],
+    )
+    samples = build(folder, "--keep-audio")
+    np.testing.assert_allclose(samples["call-A"].audio, tone(2.0, 300), atol=1e-4)
+    np.testing.assert_allclose(samples["call-B"].audio, tone(2.0, 700), atol=1e-4)
+
+
+@pytest.mark.parametrize("entry", ["sph2pipe -f wav /data/b.sph |", "/data/raw.ark:4096"])
+def test_a_command_or_an_archive_is_refused_with_its_line(build, save, data, capsys, entry):
+    folder = data(wav_scp=[f"a {save('a.wav')}", f"b {entry}"], text=["a x", "b y"])
+    build(folder, status=2)
+    error = capsys.readouterr().err
+    assert f"{folder}/wav.scp line 2" in error
+    assert entry.strip(" |") in error
+
+
+def test_utterances_that_do_not_fit_together_are_counted(build, save, data, reasons):
+    folder = data(
+        wav_scp=[f"r {save('r.wav', 2.0)}"],
+        segments=["u1 r 0 1", "u2 r 0.5", "u3 gone 0 1", "u4 r 1 9", "u5 r 1 2"],
+        text=["u1 fine", "u2 x", "u3 x", "u4 x", "u6 x"],
+    )
+    assert list(build(folder, "--max-broken-share", 0.9)) == ["u1"]
+    assert reasons() == {"unreadable line": 1, "missing audio": 2, "offset past the end": 1, "empty text": 1}

@@ -1,0 +1,84 @@
+"""The same samples in other shards."""
+
+import os
+
+import pytest
+
+
+@pytest.fixture
+def built(build, manifest, tmp_path):
+    build(manifest(10), "--shard-size", "4samples")
+    return tmp_path / "out"
+
+
+def members_of(samples):
+    return {key: sample.members for key, sample in samples.items()}
+
+
+def test_another_size_keeps_every_byte_and_the_order(built, shards, samples_of, tmp_path):
+    assert shards("reshard", built, "--out", tmp_path / "new", "--shard-size", "3samples") == 0
+    assert sorted(path.name for path in (tmp_path / "new").glob("*.tar")) == [f"train-{i:06d}.tar" for i in range(4)]
+    before, after = members_of(samples_of(built)), members_of(samples_of(tmp_path / "new"))
+    assert before == after
+    assert list(before) == list(after)
+    assert shards("check", tmp_path / "new") == 0
+
+
+@pytest.mark.parametrize("order", ["shuffle", "key", "duration"])
+def test_another_order(built, shards, samples_of, tmp_path, order):
+    assert shards("reshard", built, "--out", tmp_path / "new", "--order", order, "--shard-size", "4samples") == 0
+    before, after = samples_of(built), samples_of(tmp_path / "new")
+    assert members_of(before) == members_of(after)
+    if order == "shuffle":
+        assert list(after) != sorted(after)
+    if order == "key":
+        assert list(after) == sorted(after)
+    if order == "duration":
+        seconds = [sample.seconds for sample in after.values()]
+        assert seconds == sorted(seconds)
+
+
+def test_a_reshard_is_the_same_with_more_workers_and_goes_on(built, shards, tmp_path, tar_bytes):
+    options = ("--shard-size", "2samples", "--order", "shuffle")
+    shards("reshard", built, "--out", tmp_path / "one", *options, "--workers", 1)
+    shards("reshard", built, "--out", tmp_path / "two", *options, "--workers", 2)
+    assert tar_bytes(tmp_path / "one") == tar_bytes(tmp_path / "two")
+    gone = tmp_path / "two/train-000002.tar"
+    gone.unlink()
+    kept = (tmp_path / "two/train-000001.tar").stat().st_mtime_ns
+    shards("reshard", built, "--out", tmp_path / "two", *options)
+    assert tar_bytes(tmp_path / "one") == tar_bytes(tmp_path / "two")
+    assert (tmp_path / "two/train-000001.tar").stat().st_mtime_ns == kept
+
+
+def test_other_members_of_foreign_shards_are_kept(write_shard, shards, samples_of, flac, tmp_path):
+    samples = [(f"k{i}", {"flac": flac(0.5, i), "json": {"text": "x"}, "txt": b"x", "cls": b"7"}) for i in range(3)]
+    write_shard(tmp_path / "old/a.tar", samples)
+    assert shards("reshard", tmp_path / "old/a.tar", "--out", tmp_path / "new", "--shard-size", "2samples") == 0
+    found = samples_of(tmp_path / "new")
+    assert {key: {**sample.members} for key, sample in found.items()} == members_of(samples_of(tmp_path / "old"))
+    assert set(found["k0"].members) == {"flac", "json", "txt", "cls"}
+
+
+def test_damaged_or_ambiguous_shards_are_refused(built, shards, tmp_path, capsys):
+    (built / "train-000003.tar").write_bytes((built / "train-000000.tar").read_bytes())
+    assert shards("reshard", built, "--out", tmp_path / "new") == 2
+    assert "both hold the key 'u000'" in capsys.readouterr().err
+    (built / "train-000003.tar").unlink()
+    os.truncate(built / "train-000001.tar", 5000)
+    assert shards("reshard", built, "--out", tmp_path / "new") == 2
+    assert "train-000001.tar" in capsys.readouterr().err
+    assert not list((tmp_path / "new").glob("*.tar"))
+
+
+def test_the_folder_of_the_old_shards_is_refused(built, shards, capsys):
+    assert shards("reshard", built, "--out", built) == 2
+    assert "the old shards lie there" in capsys.readouterr().err
+
+
+def test_changed_shards_are_not_mixed_in(built, shards, tmp_path, capsys):
+    shards("reshard", built, "--out", tmp_path / "new")
+    os.utime(built / "train-000000.tar", ns=(1, 1))
+    assert shards("reshard", built, "--out", tmp_path / "new") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert shards("reshard", built, "--out", tmp_path / "new", "--overwrite") == 0
