@@ -1,0 +1,1 @@
+"""Trained models as folders that Hugging Face tools load without this package."""

@@ -1,0 +1,214 @@
+"""Writes a trained model as one self-contained Hugging Face folder: weights, configuration, processor, code, card."""
+
+import copy
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastslm.errors import ConfigError
+from fastslm.export.card import model_card
+from fastslm.export.remote.configuration_fastslm import FastSLMConfig
+from fastslm.export.sources import export_sources
+from fastslm.export.stock import hf_model, llm_state, save_stock_llm
+from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.model import SpeechLM
+from fastslm.runs import Run
+from fastslm.whole_folder import whole_folder
+
+_TRAINING_ONLY = ("align", "frame_cache", "recompute")  # settings of SpeechLM that inference does not know
+_MODEL_CLASS = "FastSLMForConditionalGeneration"
+_AUTO_MAP = {
+    "AutoConfig": "configuration_fastslm.FastSLMConfig",
+    "AutoModel": f"modeling_fastslm.{_MODEL_CLASS}",
+    "AutoModelForCausalLM": f"modeling_fastslm.{_MODEL_CLASS}",
+    "AutoProcessor": "processing_fastslm.FastSLMProcessor",
+    "AutoFeatureExtractor": "processing_fastslm.FastSLMFeatureExtractor",
+}
+
+
+def export_model(run: Run, folder: Path, *, merge_lora: bool = False) -> None:
+    """Write the whole model; ``AutoModel.from_pretrained(folder, trust_remote_code=True)`` loads it anywhere.
+
+    Args:
+        run: what was trained.
+        folder: new or empty.
+        merge_lora: add the adapters to the LLM's weights; otherwise they stay apart, and loading needs peft.
+
+    Raises:
+        CheckpointError: the folder holds something.
+        ConfigError: a part of the model cannot be exported.
+    """
+    path = _path(run)
+    sources = export_sources(type(_whisper(path)), type(path.abstractor))
+    config = _config(run, merge_lora)
+    state = _state(path, merge_lora)
+    with whole_folder(folder) as partial:
+        for name, text in sources.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        config.save_pretrained(partial)
+        _check(partial, state)
+        _save_weights(state, partial)
+        _generation_config(path).save_pretrained(partial)
+        path.prompter.tokenizer.save_pretrained(partial)
+        _write_processor(run, partial)
+        (partial / "README.md").write_text(model_card(run, folder.name, merged=merge_lora), encoding="utf-8")
+
+
+def export_llm(run: Run, folder: Path) -> None:
+    """Write the LLM alone, adapters merged, as a stock folder of its own architecture.
+
+    Raises:
+        CheckpointError: the folder holds something.
+        ConfigError: the LLM cannot be exported.
+    """
+    path = _path(run)
+    with whole_folder(folder) as partial:
+        save_stock_llm(path.llm, partial, merged=True)
+        _generation_config(path).save_pretrained(partial)
+        (partial / "README.md").write_text(model_card(run, folder.name, merged=True, llm_only=True), encoding="utf-8")
+
+
+def _path(run: Run) -> SpeechLM:
+    assert run.module.path is not None
+    return run.module.path
+
+
+def _whisper(path: SpeechLM) -> Any:
+    encoder: Any = path.encoder
+    if type(encoder).__name__ != "WhisperEncoder" or not hasattr(encoder, "whisper"):
+        raise ConfigError(
+            f"model.encoder: {type(encoder).__name__} cannot be exported; an exported folder holds a WhisperEncoder."
+        )
+    return encoder
+
+
+def _config(run: Run, merged: bool) -> FastSLMConfig:
+    path, module = _path(run), run.module
+    llm = hf_model(path.llm)
+    dtypes = {"encoder": _whisper(path).whisper.dtype, "abstractor": _dtype(path.abstractor), "llm": llm.dtype}
+    narrow = {dtype for dtype in dtypes.values() if dtype != torch.float32}
+    if len(narrow) > 1:
+        raise ConfigError(
+            f"model: the parts have the dtypes {', '.join(f'{p} {d}' for p, d in dtypes.items())}. A folder holds"
+            " float32 and one 16-bit dtype at most; set model.encoder.init_args.dtype and model.llm.init_args.dtype"
+            " alike."
+        )
+    dtype = narrow.pop() if narrow else torch.float32
+    budget = module.budget
+    arguments = (run.config["model"]["abstractor"] or {}).get("init_args") or {}
+    # Copies: transformers settles things such as the attention in the very objects that it is given.
+    config = FastSLMConfig(
+        encoder_config=copy.deepcopy(_whisper(path).whisper.config),
+        text_config=copy.deepcopy(llm.config),
+        abstractor=dict(arguments),
+        budget={
+            "frames_per_window": budget.frames_per_window,
+            "tokens_per_window": budget.tokens_per_window,
+            "full_tail": budget.full_tail,
+        },
+        tokens_per_window=path.abstractor.budget.tokens_per_window,
+        path={name: value for name, value in module._path_settings.items() if name not in _TRAINING_ONLY},
+        lora=None if merged else _lora(path),
+        float32_parts=[] if dtype == torch.float32 else [p for p, d in dtypes.items() if d == torch.float32],
+        audio_token_id=path.prompter.audio_id,
+        stop_ids=list(path.prompter.stop_ids),
+        new_tokens_per_second=module.new_tokens_per_second,
+        tie_word_embeddings=bool(getattr(llm.config, "tie_word_embeddings", False)),
+        architectures=[_MODEL_CLASS],
+        dtype=dtype,
+    )
+    config.auto_map = {name: target for name, target in _AUTO_MAP.items() if name.startswith(("AutoC", "AutoM"))}
+    return config
+
+
+def _dtype(module: torch.nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def _lora(path: SpeechLM) -> dict[str, Any] | None:
+    settings: Any = getattr(path.llm, "lora", None)
+    if settings is None:
+        return None
+    targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
+    return {
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": targets,
+    }
+
+
+def _state(path: SpeechLM, merged: bool) -> dict[str, Tensor]:
+    """Return every weight by its name in the exported model, each storage once."""
+    llm = hf_model(path.llm)
+    state = {f"path.encoder.{name}": value for name, value in path.encoder.state_dict().items()}
+    state |= {f"path.abstractor.{name}": value for name, value in path.abstractor.state_dict().items()}
+    text = llm_state(llm, merged=True) if merged else llm.state_dict()
+    tied = set(getattr(llm, "all_tied_weights_keys", {}))
+    state |= {f"path.llm.causal_lm.{name}": value for name, value in text.items() if name not in tied}
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _save_weights(state: dict[str, Tensor], folder: Path) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(state, folder, filename_pattern="model{suffix}.safetensors", metadata={"format": "pt"})
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # it makes them readable for their owner alone
+
+
+def _generation_config(path: SpeechLM) -> Any:
+    from transformers import GenerationConfig
+
+    stops = list(path.prompter.stop_ids)
+    return GenerationConfig(do_sample=False, eos_token_id=stops, pad_token_id=stops[0])
+
+
+def _write_processor(run: Run, folder: Path) -> None:
+    extractor = {"sampling_rate": SAMPLE_RATE_HZ, "feature_extractor_type": "FastSLMFeatureExtractor"}
+    processor = {"enable_thinking": run.module.prompter.enable_thinking}
+    names = ("AutoProcessor", "AutoFeatureExtractor")
+    for file, values in (("preprocessor_config.json", extractor), ("processor_config.json", processor)):
+        values = {**values, "processor_class": "FastSLMProcessor", "auto_map": {n: _AUTO_MAP[n] for n in names}}
+        (folder / file).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _check(folder: Path, state: dict[str, Tensor]) -> None:
+    """Build the exported model from the exported files, without weights, and compare names and shapes.
+
+    Raises:
+        ConfigError: they differ, or the files do not run.
+    """
+    package = f"_fastslm_export_{folder.parent.name.replace('.', '_').replace('-', '_')}"
+    spec = importlib.util.spec_from_loader(package, loader=None, is_package=True)
+    assert spec is not None
+    spec.submodule_search_locations = [str(folder)]
+    sys.modules[package] = importlib.util.module_from_spec(spec)
+    try:
+        modeling = importlib.import_module(f"{package}.modeling_fastslm")
+        config = modeling.FastSLMConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = getattr(modeling, _MODEL_CLASS)(config)
+        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        tied = set(model.all_tied_weights_keys)
+    except Exception as error:  # whatever a third party's compressor does when it is built
+        raise ConfigError(
+            f"the exported files cannot build the model: {type(error).__name__}: {error}. Arguments of a compressor"
+            " must be plain values."
+        ) from error
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+            del sys.modules[name]
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = [n for n in expected.keys() | found.keys() if n not in tied and expected.get(n) != found.get(n)]
+    if wrong:
+        raise ConfigError(
+            f"the exported files build another model: {len(wrong)} weights differ, such as {sorted(wrong)[0]}."
+            " Arguments of a compressor must be plain values."
+        )

@@ -1,0 +1,101 @@
+"""``fastslm push``: upload an exported folder to the Hugging Face hub."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_EXAMPLE = """\
+example:
+  hf auth login
+  fastslm push my-model OWNER/my-model --private
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Upload a folder and print its address; the exit status is 2 when it cannot be uploaded."""
+    parser = argparse.ArgumentParser(
+        "fastslm push",
+        description="Upload a folder that `fastslm export` wrote to a model repository, which is made when it is not"
+        " there. What is there already and equal is not sent again.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="OUT", help="exported folder")
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to [main]")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--message", default="Upload model with fastslm", help="of the commit [%(default)s]")
+    given = parser.parse_args(arguments[1:])
+
+    from fastslm.errors import FastSLMError
+
+    try:
+        address = push(
+            given.folder,
+            given.repo,
+            private=given.private,
+            revision=given.revision,
+            create_pr=given.create_pr,
+            message=given.message,
+        )
+    except FastSLMError as error:
+        print(f"fastslm: error: {error}", file=sys.stderr)
+        return 2
+    print(address)
+    return 0
+
+
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str = "Upload model with fastslm",
+) -> str:
+    """Upload a folder and return the address of the commit or pull request.
+
+    Raises:
+        CheckpointError: the folder is no exported model.
+        HubError: the hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    from fastslm.errors import CheckpointError, HubError
+
+    missing = [name for name in ("config.json", "tokenizer.json", "README.md") if not (folder / name).is_file()]
+    if missing or not list(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder} is no exported model: it lacks {', '.join(missing) or 'safetensors'}. 'fastslm export' writes"
+            " one."
+        )
+    api = HfApi()
+    try:
+        made = api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
+        commit = api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+            ignore_patterns=["__pycache__/*", ".*"],
+        )
+    except (OSError, HFValidationError, ValueError) as error:
+        raise HubError(_explained(error, repo, api.endpoint)) from error
+    except Exception as error:  # huggingface_hub lets errors of its HTTP library through, which is another every year
+        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+            raise
+        raise HubError(_explained(error, repo, api.endpoint)) from error
+    return str(commit.pr_url or commit.commit_url)
+
+
+def _explained(error: Exception, repo: str, endpoint: str) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if status in (401, 403):
+        return f"{endpoint} does not let you write to {repo}: log in with 'hf auth login', or set HF_TOKEN. ({first})"
+    return f"cannot push to {repo} at {endpoint}: {first}"

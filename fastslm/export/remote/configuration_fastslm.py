@@ -1,0 +1,62 @@
+"""The configuration of an exported model: its parts' configurations, and how they are put together."""
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+
+class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
+    """Configuration of ``FastSLMForConditionalGeneration``.
+
+    Args:
+        encoder_config: transformers' configuration of the speech encoder.
+        text_config: transformers' configuration of the LLM.
+        abstractor: arguments of the compressor beyond widths and budget.
+        budget: arguments of ``TokenBudget``, at the rate that decided the sizes of the weights.
+        tokens_per_window: LLM tokens of a full window.
+        path: arguments of ``SpeechLM``: windows and mel.
+        lora: rank, alpha and target layers of the LLM's adapters; None when they are merged, or were never there.
+        float32_parts: parts kept in float32 when the others are in 16 bit: ``encoder``, ``abstractor``, ``llm``.
+        audio_token_id: id that marks a recording in a prompt.
+        stop_ids: ids that end an answer.
+        new_tokens_per_second: most tokens of an answer for each second of audio, when no limit is given.
+    """
+
+    model_type = "fastslm"
+    sub_configs = {"encoder_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        encoder_config: Any = None,
+        text_config: Any = None,
+        abstractor: dict[str, Any] | None = None,
+        budget: dict[str, Any] | None = None,
+        tokens_per_window: int = 1,
+        path: dict[str, Any] | None = None,
+        lora: dict[str, Any] | None = None,
+        float32_parts: list[str] | None = None,
+        audio_token_id: int = -1,
+        stop_ids: list[int] | None = None,
+        new_tokens_per_second: float = 4.0,
+        **others: Any,
+    ) -> None:
+        self.encoder_config = _config(encoder_config)
+        self.text_config = _config(text_config)
+        self.abstractor = abstractor or {}
+        self.budget = budget or {}
+        self.tokens_per_window = tokens_per_window
+        self.path = path or {}
+        self.lora = lora
+        self.float32_parts = float32_parts or []
+        self.audio_token_id = audio_token_id
+        self.stop_ids = stop_ids or []
+        self.new_tokens_per_second = new_tokens_per_second
+        super().__init__(**others)
+
+
+def _config(given: Any) -> Any:
+    if isinstance(given, dict):
+        values = dict(given)
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    return given

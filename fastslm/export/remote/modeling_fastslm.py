@@ -1,0 +1,265 @@
+"""An exported speech language model: transformers' interface around the same ``SpeechLM`` that was trained."""
+
+import copy
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
+
+from fastslm.batch import Batch, Dialogue
+from fastslm.contracts import LanguageModel, TokenBudget
+from fastslm.export.remote.configuration_fastslm import FastSLMConfig
+from fastslm.export.remote.parts import Abstractor, Encoder
+from fastslm.mel import HOP_SAMPLES, SAMPLE_RATE_HZ
+from fastslm.model import SpeechLM
+
+
+class _SpeechEncoder(Encoder):
+    """A Whisper encoder from its configuration; weights come with the folder."""
+
+    def __init__(self, config: Any) -> None:
+        nn.Module.__init__(self)
+        self.width, self.num_mel_bins = config.d_model, config.num_mel_bins
+        self.samples_per_frame = 2 * HOP_SAMPLES
+        self.max_window_seconds = config.max_source_positions * self.samples_per_frame / SAMPLE_RATE_HZ
+        self.whisper = HFWhisperEncoder(config)
+
+    def load(self) -> None:
+        """Do nothing: weights come with the folder."""
+
+
+class _TextModel(LanguageModel):
+    """A causal LM from its configuration, with adapters in its layers when they are not merged."""
+
+    def __init__(self, config: Any, lora: dict[str, Any] | None) -> None:
+        super().__init__()
+        self.width = config.get_text_config().hidden_size
+        self.causal_lm = AutoModelForCausalLM.from_config(config)
+        if lora is not None:
+            try:
+                from peft import LoraConfig, inject_adapter_in_model
+            except ImportError as error:
+                raise ImportError(
+                    "This model's adapters are not merged, and need the package peft: pip install peft, or export again"
+                    " with --merge-lora."
+                ) from error
+            inject_adapter_in_model(LoraConfig(task_type="CAUSAL_LM", **lora), self.causal_lm)
+
+    def load(self) -> None:
+        """Do nothing: weights come with the folder."""
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings ``[..., D_llm]`` of token ids ``[...]``."""
+        return self.causal_lm.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
+
+    def forward(self, embeddings: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        """Return logits ``[N, V]`` at flat ``positions``."""
+        logits: Tensor = self.causal_lm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).logits
+        return logits.flatten(0, 1)[positions]
+
+    def generate(
+        self, embeddings: Tensor, attention_mask: Tensor, max_new_tokens: int, stop_ids: Sequence[int]
+    ) -> Tensor:
+        """Return continuations ``[B, L]`` int64."""
+        return self.causal_lm.generate(  # type: ignore[no-any-return]
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stop_ids),
+            pad_token_id=stop_ids[0],
+        )
+
+
+class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """Speech and text in, text out; recordings of any length.
+
+    Inputs come from ``FastSLMProcessor``: ``input_ids`` and ``attention_mask`` ``[B, L]`` with one placeholder for each
+    recording, ``audio`` int16 ``[N]``, all recordings end to end at 16 kHz, and ``num_samples`` ``[R]``, their lengths.
+    """
+
+    config_class = FastSLMConfig
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: FastSLMConfig) -> None:
+        super().__init__(config)
+        encoder = _SpeechEncoder(config.encoder_config)  # type: ignore[abstract]
+        llm = _TextModel(config.text_config, config.lora)
+        marks: Any = SimpleNamespace(audio_id=config.audio_token_id, stop_ids=config.stop_ids)
+        # The encoder counts as trained so that it is part of the tree, and its weights of the folder's.
+        self.path = SpeechLM(
+            encoder, self._compressor(encoder.width, llm.width), llm, marks, train_encoder=True, **config.path
+        )
+        self.path.abstractor.set_tokens_per_window(config.tokens_per_window)
+        # transformers asks direct children only for these, and the LLM is further down.
+        llm_name = "path.llm.causal_lm"
+        tied = llm.causal_lm.all_tied_weights_keys
+        self._tied_weights_keys = {f"{llm_name}.{head}": f"{llm_name}.{table}" for head, table in tied.items()}
+        self._no_split_modules = {*llm.causal_lm._no_split_modules, *encoder.whisper._no_split_modules}
+        self._keep_in_fp32_modules_strict = {f"path.{part}." for part in config.float32_parts}
+        self._computed_done = False
+        self.post_init()
+
+    def _compressor(self, in_width: int, out_width: int) -> Abstractor:
+        budget = TokenBudget(**self.config.budget)
+        return Abstractor(in_width, out_width, budget, **self.config.abstractor)  # type: ignore[abstract]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fill in what is computed rather than stored, such as position tables: ``from_pretrained`` leaves it empty."""
+        super()._init_weights(module)
+        if self._computed_done or not any(part is module for part in self.path.abstractor.modules()):
+            return
+        self._computed_done = True
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            twin = self._compressor(self.path.abstractor.in_width, self.path.abstractor.out_width)
+            twin.set_tokens_per_window(self.path.abstractor.budget.tokens_per_window)
+        stored = self.path.abstractor.state_dict().keys()
+        computed = {name: value for name, value in twin.named_buffers() if name not in stored}
+        for name, buffer in self.path.abstractor.named_buffers():
+            if name in computed:
+                buffer.copy_(computed[name])
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the LLM's embedding table."""
+        return self.path.llm.causal_lm.get_input_embeddings()  # type: ignore[no-any-return, operator, union-attr]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's embedding table."""
+        self.path.llm.causal_lm.set_input_embeddings(value)  # type: ignore[operator, union-attr]
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the LLM's head."""
+        return self.path.llm.causal_lm.get_output_embeddings()  # type: ignore[no-any-return, operator, union-attr]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio: Tensor | None = None,
+        num_samples: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **others: Any,
+    ) -> Any:
+        """Return the LLM's output; its logits ``[B, S, V]`` stand where each placeholder has become speech tokens.
+
+        Args:
+            input_ids: ``[B, L]``.
+            attention_mask: ``[B, L]``, 0 at padding.
+            audio: int16 ``[N]``; None for text alone.
+            num_samples: samples of each recording ``[R]``.
+            labels: ``[B, L]``, -100 where nothing is to be predicted. With labels rows are padded at the right, without
+                at the left.
+            inputs_embeds: the spliced sequence itself, ``[B, S, D_llm]``, in place of all of these.
+            others: passed to the LLM.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("Give input_ids (and audio with num_samples), or inputs_embeds.")
+            inputs_embeds, attention_mask, labels = self._splice(input_ids, attention_mask, audio, num_samples, labels)
+        causal_lm: Any = self.path.llm.causal_lm
+        return causal_lm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **others)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio: Tensor | None = None,
+        num_samples: Tensor | None = None,
+        generation_config: Any = None,
+        **others: Any,
+    ) -> Any:
+        """Return the answers' ids ``[B, L]``, without the prompt; all options of transformers' ``generate`` work.
+
+        Without ``max_new_tokens`` the limit follows the longest audio of a row.
+        """
+        if input_ids is None:
+            raise ValueError("Give input_ids, and audio with num_samples, as the processor makes them.")
+        embeddings, mask, _ = self._splice(input_ids, attention_mask, audio, num_samples, None)
+        if mask is None:
+            mask = torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device)
+        causal_lm: Any = self.path.llm.causal_lm
+        settings = copy.deepcopy(generation_config or self.generation_config)
+        given = [others.get(name) or getattr(settings, name) for name in ("max_new_tokens", "max_length")]
+        if not any(given):
+            settings.max_new_tokens = self._limit(input_ids, num_samples)
+        if generation_config is not None:
+            others["generation_config"] = settings
+        else:  # transformers takes either a whole configuration or single settings over the model's own
+            causal_lm.generation_config = settings
+        return causal_lm.generate(inputs_embeds=embeddings, attention_mask=mask, **others)
+
+    @torch.no_grad()
+    def prompt_embeds(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        audio: Tensor | None = None,
+        num_samples: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Return for each row what the LLM reads, ``[S, D_llm]``, as engines with prompt embeddings take it."""
+        embeddings, mask, _ = self._splice(input_ids, attention_mask, audio, num_samples, None)
+        if mask is None:
+            return list(embeddings)
+        return [row[kept.bool()] for row, kept in zip(embeddings, mask, strict=True)]
+
+    def _splice(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        audio: Tensor | None,
+        num_samples: Tensor | None,
+        labels: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return embeddings ``[B, S, D_llm]``, their mask (None when nothing is padded) and labels ``[B, S]``."""
+        batch = self._batch(input_ids, attention_mask, audio, num_samples, labels)
+        windows = self.path.windows(batch)
+        layout = self.path.layout(batch, self.path.recording_rows(windows), prompt_only=labels is None)
+        embeddings = self.path.embed(layout, self.path.listen(batch.audio, windows))
+        device = embeddings.device
+        mask = None if layout.attention_mask is None else layout.attention_mask.to(device)
+        if labels is None:
+            return embeddings, mask, None
+        spread = torch.full((embeddings.shape[0] * embeddings.shape[1],), -100, device=device)
+        spread[layout.predicting.to(device) + 1] = layout.labels.to(device)
+        return embeddings, mask, spread.reshape(embeddings.shape[:2])
+
+    def _batch(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        audio: Tensor | None,
+        num_samples: Tensor | None,
+        labels: Tensor | None,
+    ) -> Batch:
+        kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        dialogues = []
+        for i, (row, keep) in enumerate(zip(input_ids.cpu(), kept.cpu().bool(), strict=True)):
+            ids = row[keep].numpy()
+            targets = torch.full_like(row, -100) if labels is None else labels[i].cpu()
+            dialogues.append(Dialogue(ids, targets[keep].numpy(), len(ids), reference="", task="dialogue"))
+        samples = torch.zeros(0, dtype=torch.int16) if audio is None else audio.flatten()
+        lengths = [] if num_samples is None else [int(n) for n in num_samples]
+        if sum(lengths) != len(samples):
+            raise ValueError(f"num_samples says {sum(lengths)} samples, and audio has {len(samples)}.")
+        names = [str(i) for i in range(len(dialogues))]
+        return Batch(samples.to(self.device), lengths, dialogues, names, [1.0] * len(dialogues))
+
+    def _limit(self, input_ids: Tensor, num_samples: Tensor | None) -> int:
+        lengths = [] if num_samples is None else [int(n) for n in num_samples]
+        seconds, place = [0.0], 0
+        for count in (input_ids == self.config.audio_token_id).sum(1).tolist():
+            seconds.append(sum(lengths[place : place + count]) / SAMPLE_RATE_HZ)
+            place += count
+        return int(32 + self.config.new_tokens_per_second * max(seconds))

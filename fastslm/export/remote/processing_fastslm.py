@@ -1,0 +1,123 @@
+"""Audio and a request to model inputs: the prompt as in training, the samples as int16 at 16 kHz."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, FeatureExtractionMixin, ProcessorMixin
+
+from fastslm.inference.request import Request
+from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.prompt import Prompter
+
+
+class FastSLMFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
+    """Recordings to int16 samples, end to end; the spectrogram is made by the model, on its device.
+
+    Args:
+        sampling_rate: samples per second that the model takes.
+    """
+
+    model_input_names = ("audio", "num_samples")
+
+    def __init__(self, sampling_rate: int = SAMPLE_RATE_HZ, **others: Any) -> None:
+        super().__init__(**others)
+        self.sampling_rate = sampling_rate
+
+    def __call__(self, audio: Any, sampling_rate: int | None = None) -> BatchFeature:
+        """Return ``audio`` int16 ``[N]`` and ``num_samples`` ``[R]``.
+
+        Args:
+            audio: one recording or several: floats in -1..1 or int16, ``[N]``, NumPy or torch, mono.
+            sampling_rate: samples per second; None means that of the model.
+
+        Raises:
+            ValueError: the rate is another, a recording is empty or has more than one channel, or is not finite.
+        """
+        if sampling_rate not in (None, self.sampling_rate):
+            raise ValueError(
+                f"The audio has {sampling_rate} samples per second; resample it to {self.sampling_rate} first."
+            )
+        several = isinstance(audio, (list, tuple)) and len(audio) > 0 and np.ndim(audio[0]) > 0
+        samples = [_int16(recording) for recording in (audio if several else [audio])]
+        lengths = torch.tensor([len(recording) for recording in samples], dtype=torch.int64)
+        return BatchFeature({"audio": torch.from_numpy(np.concatenate(samples)), "num_samples": lengths})
+
+
+def _int16(recording: Any) -> np.ndarray:
+    values = np.asarray(recording)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"A recording must be one channel of samples, [N]; this one has the shape {values.shape}.")
+    if values.dtype == np.int16:
+        return values
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(f"A recording must hold floats in -1..1 or int16, and this one holds {values.dtype}.")
+    if not np.isfinite(values).all():
+        raise ValueError("A recording holds values that are not finite.")
+    return np.clip(np.round(values.astype(np.float64) * 32768.0), -32768, 32767).astype(np.int16)
+
+
+class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
+    """Feature extractor and tokenizer as one.
+
+    Args:
+        feature_extractor: for the audio.
+        tokenizer: for the text, with the special tokens that mark audio and task.
+        enable_thinking: passed to chat templates that know it (Qwen3).
+    """
+
+    def __init__(
+        self, feature_extractor: Any, tokenizer: Any, enable_thinking: bool = False, chat_template: Any = None
+    ) -> None:
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        self.enable_thinking = enable_thinking
+        self._prompter = Prompter(tokenizer, enable_thinking)
+
+    def __call__(
+        self,
+        audio: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        task: str = "asr",
+        language: str | None = None,
+        sampling_rate: int | None = None,
+        **others: Any,
+    ) -> BatchFeature:
+        """Return inputs for ``generate``: one row for each recording.
+
+        Args:
+            audio: one recording or a list of them, see ``FastSLMFeatureExtractor``.
+            text: words in place of the task's own, one for all or one for each; for ``sqqa`` the question.
+            task: ``asr``, ``ast`` (translation), ``ssum`` (summary) or ``sqqa`` (a spoken question's answer).
+            language: what ``ast`` translates into, in English (``Korean``).
+            sampling_rate: of the audio; must be 16000.
+            others: ``return_tensors="pt"``, which is what comes out anyway.
+
+        Raises:
+            ValueError: recordings and texts differ in number, or the request makes no sense.
+        """
+        if audio is None:
+            raise ValueError("Give audio; for text alone use the tokenizer's chat template and the LLM.")
+        if others.pop("return_tensors", "pt") != "pt" or others:
+            raise ValueError(
+                f"This processor returns PyTorch tensors, and takes no {', '.join(others) or 'other kind'}."
+            )
+        features = self.feature_extractor(audio, sampling_rate)
+        count = len(features["num_samples"])
+        texts = [text] * count if text is None or isinstance(text, str) else list(text)
+        if len(texts) != count:
+            raise ValueError(f"There are {count} recordings and {len(texts)} texts.")
+        rows = [self._prompter.prompt_ids(Request(task, words, language).messages()) for words in texts]
+        longest = max(len(row) for row in rows)
+        ids = np.full((count, longest), self._prompter.stop_ids[0], np.int64)
+        mask = np.zeros((count, longest), np.int64)
+        for i, row in enumerate(rows):  # padded at the left, as generation needs
+            ids[i, longest - len(row) :], mask[i, longest - len(row) :] = row, 1
+        tensors = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        return BatchFeature({**tensors, **features})
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what ``__call__`` returns."""
+        return ["input_ids", "attention_mask", "audio", "num_samples"]

@@ -1,0 +1,244 @@
+"""Exported folders say, in a process without fastslm, what the trained model says here."""
+
+import ast
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from fastslm.batch import Batch, Sample
+from fastslm.cli import main
+from fastslm.errors import CheckpointError, ConfigError
+from fastslm.export.folder import export_llm, export_model
+from fastslm.inference.request import Request
+from fastslm.runs import open_run
+
+RATE = 16_000
+RECORDINGS = [
+    (np.random.default_rng(i).standard_normal(n) * 2000).astype(np.int16) for i, n in enumerate((84_000, 9_000))
+]
+#: Runs by name: compressor, its arguments, further settings; and how each is exported.
+RUNS = {
+    "hta": ("HTA", {"head_width": 16}, {}),
+    "index": ("HTA", {"head_width": 16, "positions": "index"}, {"tail": "full", "mel_range": "recording",
+              "min_recording_seconds": 1.0}),
+    "half": ("HTA", {"head_width": 16}, {"dtype": "bfloat16"}),
+    "fusion": ("FrameFusion", {}, {"lora": None}),
+    "window": ("WindowQFormer", {}, {"match_embedding_norm": True}),
+    "many_rates": ("HTA", {"head_width": 16}, {"tokens_per_window": [2, 4]}),
+}  # fmt: skip
+QUICK = {"hta": ("hta", False), "hta_merged": ("hta", True)}
+MORE = {name: (name, False) for name in RUNS if name != "hta"}
+EXPORTS = QUICK | MORE
+NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+
+
+def embeddings_here(path, recordings, request=None):
+    ids = path.prompter.prompt_ids((request or Request()).messages())
+    samples = []
+    for i, recording in enumerate(recordings):
+        dialogue = path.prompter.dialogue(
+            [*(request or Request()).messages(), {"role": "assistant", "content": "x"}], 1, "asr"
+        )
+        assert dialogue.input_ids[: dialogue.num_prompt_ids].tolist() == ids.tolist()
+        samples.append(Sample(str(i), dialogue, [recording]))
+    batch = Batch.of(samples)
+    windows = path.windows(batch)
+    layout = path.layout(batch, path.recording_rows(windows), prompt_only=True)
+    return batch, path.embed(layout, path.listen(batch.audio, windows)), layout.attention_mask
+
+
+def made(folder, make_run, exports):
+    """Return runs, and exports of them as jobs for the process without fastslm."""
+    torch.set_num_threads(1)
+    wanted = {run for run, _ in exports.values()}
+    kinds = {name: RUNS[name] for name in wanted}
+    runs = {n: open_run(make_run(folder / f"run-{n}", kind, args, **more)) for n, (kind, args, more) in kinds.items()}
+    jobs = {}
+    for name, (run, merged) in exports.items():
+        export_model(runs[run], folder / name, merge_lora=merged)
+        jobs[name] = {"folder": str(folder / name), "kind": "speech", "audio": RECORDINGS}
+    return runs, jobs
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory, make_run, outside):
+    """Return what each export says outside, beside the run it comes from and the folder."""
+    folder = tmp_path_factory.mktemp("exports")
+    runs, jobs = made(folder, make_run, QUICK)
+    jobs["ast"] = {**jobs["hta"], "audio": RECORDINGS[0], "request": {"task": "ast", "language": "Korean"}}
+    jobs["causal"] = {**jobs["hta"], "auto": "AutoModelForCausalLM"}
+    export_llm(runs["hta"], folder / "llm")
+    with torch.no_grad():
+        embeds = embeddings_here(runs["hta"].module.path, RECORDINGS[:1])[1]
+    ids = runs["hta"].module.prompter.prompt_ids(Request().messages()).tolist()
+    jobs["llm"] = {"folder": str(folder / "llm"), "kind": "llm", "embeds": embeds, "ids": ids}
+    found = outside(jobs)
+    return {name: (found[name], runs["hta"], folder / name) for name in jobs} | {"modules": found["modules"]}
+
+
+@pytest.fixture(scope="session")
+def more_results(tmp_path_factory, make_run, outside):
+    """Return the same for other compressors, settings and dtypes."""
+    folder = tmp_path_factory.mktemp("more-exports")
+    runs, jobs = made(folder, make_run, MORE)
+    found = outside(jobs)
+    return {name: (found[name], runs[name], folder / name) for name in jobs}
+
+
+@pytest.fixture
+def said(request):
+    """Return a look-up of both."""
+    return lambda name: request.getfixturevalue("results" if name in QUICK else "more_results")[name]
+
+
+def test_nothing_of_fastslm_was_imported_outside(results):
+    assert results["modules"] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_and_answers_are_those_of_the_trained_model(said, one_thread, name):
+    found, run, _ = said(name)
+    path = run.module.path
+    batch, embeddings, mask = embeddings_here(path, RECORDINGS)
+    expected = path.llm.causal_lm(inputs_embeds=embeddings, attention_mask=mask).logits
+    assert expected.float().std() > 0.05
+    if EXPORTS[name][1]:
+        torch.testing.assert_close(found["logits"], expected, rtol=0, atol=1e-4)
+    else:
+        assert torch.equal(found["logits"], expected)
+    assert found["answer"].tolist() == path.generate(batch, 6).tolist()
+    assert found["text"] == run.module.prompter.tokenizer.batch_decode(found["answer"], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_weight_is_found_and_none_is_left_over(said, name):
+    info = said(name)[0]["info"]
+    assert {kind: names for kind, names in info.items() if names} == {}
+
+
+def test_the_model_is_in_evaluation_mode_and_answers_in_other_ways_too(results):
+    found = results["hta"][0]
+    assert not found["training"]
+    assert found["beams"].shape[0] == found["answer"].shape[0] == 2
+    longest = int(32 + 4 * 84_000 / RATE)  # without a limit it follows the audio
+    assert 6 < found["free"].shape[1] <= longest
+    assert np.isfinite(found["loss"])
+
+
+@pytest.mark.slow
+def test_dtypes_stay_as_they_were_used(more_results):
+    dtypes = more_results["half"][0]["dtypes"]
+    assert {d for n, d in dtypes.items() if ".abstractor." in n} == {"torch.float32"}
+    assert {d for n, d in dtypes.items() if ".abstractor." not in n} == {"torch.bfloat16"}
+
+
+@torch.no_grad()
+def test_other_tasks_have_their_prompts(results, one_thread):
+    found, run, _ = results["ast"]
+    request = Request("ast", language="Korean")
+    assert found["ids"][0].tolist() == run.module.prompter.prompt_ids(request.messages()).tolist()
+    _, embeddings, _ = embeddings_here(run.module.path, RECORDINGS[:1], request)
+    assert torch.equal(found["embeds"][0], embeddings[0])
+
+
+def test_other_auto_classes_load_the_same_model(results):
+    assert results["causal"][0]["class"] == results["hta"][0]["class"] == "FastSLMForConditionalGeneration"
+    assert torch.equal(results["causal"][0]["logits"], results["hta"][0]["logits"])
+
+
+@torch.no_grad()
+def test_the_llm_alone_is_a_stock_model_that_reads_the_prompt_embeddings(results, one_thread):
+    found, run, folder = results["llm"]
+    assert found["class"] == "Qwen3ForCausalLM"
+    assert {kind: names for kind, names in found["info"].items() if names} == {}
+    assert not list(folder.glob("*.py"))
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    path = run.module.path
+    _, embeddings, _ = embeddings_here(path, RECORDINGS[:1])
+    expected = path.llm.causal_lm(inputs_embeds=embeddings).logits
+    torch.testing.assert_close(found["logits"], expected, rtol=0, atol=1e-4)
+    whole = results["hta"][0]
+    torch.testing.assert_close(whole["embeds"][0], embeddings[0])
+    assert "<|AUDIO|>" in found["words"]
+    stop = run.module.prompter.stop_ids[0]
+    answers = [row.tolist() for row in (found["answer"][0], whole["answer"][0])]
+    first, second = (row[: row.index(stop)] if stop in row else row for row in answers)
+    assert first == second
+
+
+def test_the_folder_is_complete(results):
+    _, _, folder = results["hta"]
+    names = {file.name for file in folder.iterdir()}
+    assert names >= {
+        "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json",
+        "processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md",
+    }  # fmt: skip
+    assert all(os.access(file, os.R_OK) and file.stat().st_mode & 0o044 == 0o044 for file in folder.iterdir())
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            named = (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            )
+            assert not any(name.split(".")[0] == "fastslm" for name in named), file
+
+
+def test_the_card_says_data_metrics_and_licences(tmp_path, make_run, tiny_llm):
+    metrics = "epoch,step,val/loss,val/wer\n0,9,2.0,0.9\n0,19,1.5,0.25\n0,29,1.0,0.1\n"
+    run = make_run(tmp_path / "run", "AvgPool", lora=None, metrics=metrics)
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "train_shards: a.tar" in card
+    assert "| val/wer | 25.00% | 19 |" in card  # the last before the checkpoint's step 20
+    assert f"LLM `{tiny_llm}`: not stated there" in card
+    from huggingface_hub import ModelCard
+
+    assert ModelCard(card).data.library_name == "transformers"
+
+
+def test_a_base_model_says_its_licence_itself(tmp_path):
+    from fastslm.export.card import base_licence
+
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A model")
+    assert base_licence(str(tmp_path)) == "mit"
+    assert base_licence("fastslm:demo/llm") == "apache-2.0"
+    assert base_licence("nobody/has-this") is None
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path, make_run, capsys):
+    run = make_run(tmp_path / "run", "AvgPool", lora=None)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    assert main(["export", str(run), str(tmp_path / "out")]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_an_export_that_fails_leaves_nothing_behind(tmp_path, make_run, monkeypatch):
+    run = open_run(make_run(tmp_path / "run", "AvgPool", lora=None))
+    monkeypatch.setattr("fastslm.export.folder._save_weights", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        export_model(run, tmp_path / "out")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run"]
+
+
+def test_what_is_no_run_is_said_in_one_sentence(tmp_path, capsys):
+    assert main(["export", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
+    assert "there is no such file or folder" in capsys.readouterr().err
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="no checkpoint of fastslm"):
+        open_run(tmp_path / "other.pt")
+
+
+def test_an_encoder_of_another_kind_is_refused(tmp_path, make_run, monkeypatch):
+    run = open_run(make_run(tmp_path / "run", "AvgPool", lora=None))
+
+    class Other(type(run.module.path.encoder)):
+        pass
+
+    run.module.path.encoder.__class__ = Other
+    with pytest.raises(ConfigError, match=r"model\.encoder: Other cannot be exported"):
+        export_model(run, tmp_path / "out")

@@ -1,0 +1,160 @@
+"""Uploading, against a stand-in of the hub's API on this machine."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers the calls that huggingface_hub makes to upload a folder; keeps what arrives."""
+
+    def answer(self, content, status=200):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def body(self):
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def do_POST(self):
+        hub, body = self.server, self.body()
+        hub.calls.append(("POST", self.path))
+        if self.headers.get("Authorization") != "Bearer hf_test":
+            self.answer({"error": "Invalid user token."}, 401)
+        elif self.path == "/api/repos/create":
+            hub.repo = json.loads(body)
+            self.answer({"url": f"{hub.address}/me/model", "id": "me/model", "name": "me/model"})
+        elif self.path == "/api/validate-yaml":
+            hub.card = json.loads(body)["content"]
+            self.answer({"errors": [], "warnings": []})
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            modes = [{"path": f["path"], "uploadMode": hub.mode(f["path"]), "shouldIgnore": False} for f in files]
+            self.answer({"files": modes})
+        elif self.path.endswith("/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            self.answer({"transfer": "basic", "objects": [
+                {**o, "actions": {"upload": {"href": f"{hub.address}/store/{o['oid']}"}}} for o in objects
+            ]})  # fmt: skip
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.decode().splitlines()):
+                value = line["value"]
+                if line["key"] == "header":
+                    hub.message = value["summary"]
+                elif line["key"] == "file":
+                    hub.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    hub.files[value["path"]] = hub.store[value["oid"]]
+            url = f"{hub.address}/me/model/commit/1"
+            self.answer({"commitUrl": url, "commitOid": "1", "pullRequestUrl": None, "success": True})
+        else:
+            self.answer({"error": f"no such call {self.path}"}, 404)
+
+    def do_PUT(self):
+        body = self.body()
+        self.server.calls.append(("PUT", self.path))
+        self.server.store[hashlib.sha256(body).hexdigest()] = body
+        self.answer({})
+
+    def do_GET(self):
+        self.server.calls.append(("GET", self.path))
+        self.answer({"error": "not here"}, 404)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    """Return a running stand-in; safetensors go by LFS, the rest within the commit."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.address = f"http://127.0.0.1:{server.server_address[1]}"
+    server.calls, server.files, server.store, server.repo = [], {}, {}, None
+    server.mode = lambda path: "lfs" if path.endswith(".safetensors") else "regular"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """Return a folder that looks like an export."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, content in {
+        "config.json": b"{}", "tokenizer.json": b"{}", "README.md": b"# A model", "mel.py": b"x = 1\n",
+        "model.safetensors": os.urandom(3000),
+    }.items():  # fmt: skip
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def push(folder, hub_address, *flags, token="hf_test", offline="0"):
+    environment = {**os.environ, "HF_ENDPOINT": hub_address, "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(folder.parent / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment.pop("HF_TOKEN", None)
+    if token:
+        environment["HF_TOKEN"] = token
+    command = [sys.executable, "-m", "fastslm", "push", str(folder), "me/model", *flags]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+def test_every_file_arrives_as_it_is(exported, hub):
+    done = push(exported, hub.address, "--private", "--message", "First")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{hub.address}/me/model/commit/1"
+    assert hub.files == {file.name: file.read_bytes() for file in exported.iterdir()}
+    assert hub.repo["name"] == "model"
+    assert hub.repo.get("visibility") == "private" or hub.repo.get("private") is True
+    assert hub.message == "First"
+    assert any(call[0] == "PUT" for call in hub.calls)
+
+
+def test_caches_and_hidden_files_stay_here(exported, hub):
+    (exported / "__pycache__").mkdir()
+    (exported / "__pycache__" / "mel.pyc").write_bytes(b"x")
+    (exported / ".notes").write_bytes(b"x")
+    assert push(exported, hub.address).returncode == 0
+    assert not any(name.startswith((".", "__pycache__")) for name in hub.files)
+
+
+def test_without_a_token_the_way_to_log_in_is_said(exported, hub):
+    done = push(exported, hub.address, token=None)
+    assert done.returncode == 2
+    assert "hf auth login" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert hub.files == {}
+
+
+def test_a_hub_that_is_not_there_is_one_sentence(exported):
+    done = push(exported, "http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "cannot push to me/model at http://127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_offline_mode_is_one_sentence(exported, hub):
+    done = push(exported, hub.address, offline="1")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert hub.calls == []
+
+
+def test_a_folder_that_is_no_export_is_refused_before_anything_is_sent(exported, hub):
+    (exported / "model.safetensors").unlink()
+    done = push(exported, hub.address)
+    assert done.returncode == 2
+    assert "is no exported model: it lacks safetensors" in done.stderr
+    assert hub.calls == []

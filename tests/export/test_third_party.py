@@ -1,0 +1,136 @@
+"""Compressors of other packages: exported with their source when it stands by itself, refused by name when not."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fastslm.errors import ConfigError
+from fastslm.export.folder import export_model
+from fastslm.export.sources import export_sources, flat_name
+from fastslm.modules.encoders.whisper import WhisperEncoder
+from fastslm.runs import open_run
+
+POOLING = '''"""A compressor that is not part of fastslm."""
+
+{imports}
+import torch
+from torch import Tensor, nn
+
+from fastslm.contracts import Abstractor, TokenBudget, Tokens
+
+
+class Pooling(Abstractor):
+    """Takes evenly spaced frames, weighted by a table that is computed and not stored."""
+
+    def __init__(self, in_width: int, out_width: int, budget: TokenBudget, *, scale: float = 1.0) -> None:
+        super().__init__(in_width, out_width, budget)
+        self.projector = nn.Linear(in_width, out_width)
+        self.register_buffer("table", torch.linspace(0.5, 1.5, in_width) * scale, persistent=False)
+
+    def forward(self, frames: Tensor, num_frames: Tensor) -> Tokens:
+        counts = self.out_lengths(num_frames)
+        place = torch.arange(self.budget.tokens_per_window, device=frames.device)
+        last = (num_frames - 1)[:, None]
+        index = torch.minimum(place[None] * frames.shape[1] // len(place), last)
+        chosen = frames.gather(1, index[..., None].expand(-1, -1, frames.shape[2])) * self.table.to(frames)
+        kept = place[None] < counts[:, None]
+        return Tokens({value}.where(kept[..., None], 0), counts)
+'''
+PLAIN = {"imports": "", "value": "self.projector(chosen)"}
+
+
+@pytest.fixture
+def their_package(tmp_path, monkeypatch):
+    """Return a writer of modules of a package that is importable during the test."""
+    (tmp_path / "site" / "their_pooling").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+
+    def write(**modules):
+        for name, text in {"__init__": "", **modules}.items():
+            (tmp_path / "site" / "their_pooling" / f"{name}.py").write_text(text)
+
+    yield write
+    for name in [name for name in sys.modules if name.startswith("their_pooling")]:
+        del sys.modules[name]
+
+
+def test_a_compressor_in_a_file_of_its_own_comes_along(tmp_path, their_package, make_run, outside):
+    their_package(
+        pool=POOLING.format(imports="import math\nfrom .scale import twice", value="twice(self.projector(chosen))"),
+        scale="def twice(x):\n    return 2 * x\n",
+    )
+    run = open_run(make_run(tmp_path / "run", "their_pooling.pool.Pooling", {"scale": 3.0}, lora=None))
+    export_model(run, tmp_path / "out")
+    assert (tmp_path / "out" / "their_pooling_pool.py").is_file()
+    assert (tmp_path / "out" / "their_pooling_scale.py").is_file()
+
+    recording = (np.random.default_rng(0).standard_normal(40_000) * 2000).astype(np.int16)
+    found = outside({"theirs": {"folder": str(tmp_path / "out"), "kind": "speech", "audio": recording}})
+    assert found["modules"] == []
+    path = run.module.path
+    tokens = path.listen(torch.from_numpy(recording), path.cut([len(recording)])).flatten(0, 1)
+    tokens = tokens[torch.from_numpy(path.recording_rows(path.cut([len(recording)]))[0])]
+    place = int((found["theirs"]["ids"][0] == path.prompter.audio_id).nonzero())
+    torch.testing.assert_close(found["theirs"]["embeds"][0][place : place + len(tokens)], tokens)
+
+
+@pytest.mark.parametrize(
+    ("imports", "message"),
+    [
+        ("import yaml", r"line 3 imports the package 'yaml', which an exported folder cannot carry"),
+        ("from scipy import signal", r"the package 'scipy'"),
+        ("import their_pooling.scale", r"'import their_pooling.scale'; write 'from their_pooling.scale import"),
+        ("from . import scale", r"names from the package 'their_pooling'; import them from their own files"),
+        ("from fastslm import modules", r"names from the package 'fastslm'"),
+        ("from fastslm.lightning_module import SpeechLMModule", r"fastslm\.\w+ cannot be exported.*the package"),
+    ],
+)
+def test_what_a_folder_cannot_carry_is_refused_with_file_line_and_name(their_package, imports, message):
+    their_package(pool=POOLING.format(**(PLAIN | {"imports": f"if False:\n    {imports}"})), scale="x = 1\n")
+    text = message.replace("line 3", "line 4")
+    from importlib import import_module
+
+    with pytest.raises(ConfigError, match=text):
+        export_sources(WhisperEncoder, import_module("their_pooling.pool").Pooling)
+
+
+def test_a_class_inside_a_function_is_refused():
+    from fastslm.modules.abstractors.avg_pool import AvgPool
+
+    class Local(AvgPool):
+        pass
+
+    with pytest.raises(ConfigError, match="no class at the top of a module"):
+        export_sources(WhisperEncoder, Local)
+
+
+def test_a_compressor_whose_arguments_do_not_survive_is_refused(tmp_path, their_package, make_run):
+    source = POOLING.format(**PLAIN).replace(
+        "self.projector = nn.Linear(in_width, out_width)",
+        "self.projector = nn.Linear(in_width, out_width, bias=Pooling.biased)",
+    )
+    their_package(
+        pool=source.replace("table, that", "table, that").replace(
+            "    def __init__", "    biased = True\n\n    def __init__", 1
+        )
+    )
+    from importlib import import_module
+
+    run = make_run(tmp_path / "run", "their_pooling.pool.Pooling", lora=None)
+    opened = open_run(run)
+    opened.module.path.abstractor.projector.bias = None
+    import_module("their_pooling.pool").Pooling.biased = False  # this process only; the file says True
+    with pytest.raises(
+        ConfigError, match=r"build another model: 1 weights differ, such as path\.abstractor\.projector\.bias"
+    ):
+        export_model(opened, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_names_are_flat_and_keep_the_package_apart():
+    assert flat_name("fastslm.modules.abstractors.hta") == "abstractors_hta"
+    assert flat_name("fastslm.mel") == "mel"
+    assert flat_name("fastslm.export.remote.modeling_fastslm") == "modeling_fastslm"
+    assert flat_name("their_pooling.mel") == "their_pooling_mel"
