@@ -6,9 +6,9 @@ Dimension letters are those of ``fastslm.batch``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass
-class Tokens:
-    """What an abstractor gives: ``values`` ``[W, K, D_llm]``, zero at padding, and ``counts`` ``[W]`` int64."""
+class Tokens(NamedTuple):
+    """What an abstractor gives: ``values`` ``[W, K, D_llm]``, zero at padding, and ``counts`` ``[W]`` int64.
+
+    A tuple, since strategies that shard parameters look for tensors in tuples, lists and dictionaries only.
+    """
 
     values: Tensor
     counts: Tensor
@@ -112,6 +114,26 @@ class Abstractor(nn.Module, ABC):
         """Return the tokens ``[W]`` int64 of windows with ``num_frames`` ``[W]`` real frames; needs no weights."""
         return self.budget.num_tokens(num_frames)
 
+    def set_tokens_per_window(self, tokens_per_window: int) -> None:
+        """Give ``tokens_per_window`` tokens for a full window from now on, with the same weights.
+
+        Raises:
+            ConfigError: the weights are for one rate only (what this does unless a subclass knows better), or the
+                rate is outside the budget's range.
+        """
+        if tokens_per_window != self.budget.tokens_per_window:
+            raise ConfigError(
+                f"model.tokens_per_window: {type(self).__name__} has weights for {self.budget.tokens_per_window} tokens"
+                f" only, and cannot give {tokens_per_window} with them. Train one model for each rate, or choose a"
+                " compressor that takes many, such as HTA."
+            )
+
+    def adopt_shapes(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the sizes of a state dict of this compressor that was trained at another rate, before it is loaded.
+
+        Does nothing unless a subclass has weights whose size follows the rate it is trained at.
+        """
+
     @abstractmethod
     def forward(self, frames: Tensor, num_frames: Tensor) -> Tokens:
         """Return the tokens of each window.
@@ -126,6 +148,32 @@ class Abstractor(nn.Module, ABC):
         """
 
 
+class KVCache(ABC):
+    """What an LLM has read so far: B rows of positions, which ``LanguageModel.extend`` adds to."""
+
+    @property
+    @abstractmethod
+    def num_positions(self) -> int:
+        """Positions read so far, padding included."""
+
+    @property
+    @abstractmethod
+    def can_cut(self) -> bool:
+        """Whether ``cut`` works; a sliding window may have let go of what it would need again."""
+
+    @abstractmethod
+    def cut(self, num_positions: int) -> None:
+        """Forget everything from ``num_positions`` on."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> None:
+        """Keep ``rows`` (int64), in that order; a row may come more than once."""
+
+    @abstractmethod
+    def copy(self) -> "KVCache":
+        """Return a cache of its own that holds the same."""
+
+
 class LanguageModel(nn.Module, ABC):
     """Reads embeddings and writes text.
 
@@ -133,11 +181,14 @@ class LanguageModel(nn.Module, ABC):
         width: features of an embedding, D_llm.
         context_length: positions it was made for.
         tokenizer: its tokenizer, with a chat template.
+        in_step: ranks share its parameters, so while one of them still generates the others run along; set by the
+            training.
     """
 
     width: int
     context_length: int
     tokenizer: "PreTrainedTokenizerBase"
+    in_step: bool = False
 
     @abstractmethod
     def load(self) -> None:
@@ -173,3 +224,22 @@ class LanguageModel(nn.Module, ABC):
             max_new_tokens: most tokens of a continuation.
             stop_ids: ids that end an answer.
         """
+
+    def new_cache(self) -> KVCache:
+        """Return an empty cache for ``extend``; an LLM without it trains, and cannot be used by ``fastslm.load``.
+
+        Raises:
+            ConfigError: this LLM has no cache.
+        """
+        raise ConfigError(f"model.llm: {type(self).__name__} cannot read step by step: it has no new_cache and extend.")
+
+    def extend(self, embeddings: Tensor, attention_mask: Tensor | None, cache: KVCache) -> Tensor:
+        """Read on from what ``cache`` holds and return the logits ``[B, V]`` of the last position only.
+
+        Args:
+            embeddings: ``[B, S, D_llm]``, S at least 1.
+            attention_mask: ``[B, cache.num_positions + S]`` int64, 0 at padding, which stands at the left; None when
+                nothing is padded.
+            cache: what was read before; S positions are added to it.
+        """
+        raise NotImplementedError

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastslm.contracts import Abstractor, TokenBudget, Tokens
+from fastslm.errors import ConfigError
 
 
 class AbstractorContract:
@@ -121,6 +122,30 @@ class AbstractorContract:
         other.load_state_dict(module.state_dict(), strict=True)
         frames, num_frames = self._windows()
         assert torch.equal(self._run(module, frames, num_frames).values, self._run(other, frames, num_frames).values)
+
+    def test_another_rate(self) -> None:
+        """With another number of tokens it keeps its promises, and back at its own it is what it was; or it refuses."""
+        frames_per_window, tokens_per_window = self.budgets[0]
+        module, other = self._built(), 2 * tokens_per_window
+        frames, num_frames = self._windows()
+        before = self._run(module, frames, num_frames).values
+        try:
+            module.set_tokens_per_window(other)
+        except ConfigError:
+            assert module.budget.tokens_per_window == tokens_per_window, "refused, and changed nevertheless"
+            return
+        budget = TokenBudget(frames_per_window, other)
+        tokens = self._run(module, frames, num_frames)
+        assert tokens.values.shape == (len(frames), other, self.out_width)
+        assert torch.equal(tokens.counts, budget.num_tokens(num_frames))
+        assert (tokens.values[torch.arange(other) < tokens.counts[:, None]] != 0).any(-1).all()
+        # A checkpoint trained at another rate gives the same tokens at this one.
+        twin = self._built(budget)
+        twin.adopt_shapes(module.state_dict())
+        twin.load_state_dict(module.state_dict(), strict=True)
+        assert torch.equal(self._run(twin, frames, num_frames).values, tokens.values)
+        module.set_tokens_per_window(tokens_per_window)
+        assert torch.equal(self._run(module, frames, num_frames).values, before)
 
     def test_compiles(self) -> None:
         """``torch.compile`` traces it, graph breaks allowed, and changes nothing."""

@@ -1,6 +1,9 @@
-"""What every compressor does about padding, in one place."""
+"""What every compressor does about padding, and what those do that serve any token rate, in one place."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,3 +37,36 @@ class MaskedAbstractor(Abstractor):
             frames: encoder output ``[W, F, D_enc]``, zero at padding; F is at most ``budget.frames_per_window``.
             valid: ``[W, F]`` bool, True at frames that hold audio: a first part of each window, never empty.
         """
+
+
+class AnyRateAbstractor(MaskedAbstractor):
+    """A compressor whose weights serve any number of tokens per window.
+
+    Subclasses keep what follows the rate (positions, shares) out of their weights and work it out in ``follow_rate``.
+    Learned queries are kept at the rate they are trained at and read at another through ``resampled``.
+
+    Attributes:
+        query_names: last names of the parameters ``[n, d]`` that hold learned queries in time order.
+    """
+
+    query_names: ClassVar[tuple[str, ...]] = ()
+
+    def set_tokens_per_window(self, tokens_per_window: int) -> None:
+        """Give ``tokens_per_window`` tokens for a full window from now on, with the same weights."""
+        if tokens_per_window != self.budget.tokens_per_window:
+            self.budget = replace(self.budget, tokens_per_window=tokens_per_window)
+            self.follow_rate()
+
+    @abstractmethod
+    def follow_rate(self) -> None:
+        """Work out anew what depends on ``budget.tokens_per_window``; a constructor's last call."""
+
+    def adopt_shapes(self, state: Mapping[str, Tensor]) -> None:
+        """Take as many queries as the state dict has; how many tokens come out does not change."""
+        for name, module in self.named_modules():
+            for short in self.query_names:
+                given = state.get(f"{name}.{short}" if name else short)
+                own = getattr(module, short, None)
+                if given is not None and isinstance(own, nn.Parameter) and given.shape[1:] == own.shape[1:]:
+                    setattr(module, short, nn.Parameter(own.new_zeros(given.shape), own.requires_grad))
+        self.follow_rate()

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -28,3 +29,13 @@ def centres(count: int, extent: float) -> Tensor:
     Part i of n over m frames lies at ``(i + 1/2) m/n - 1/2``, so n = m gives 0, 1, 2, ...
     """
     return (torch.arange(count, dtype=torch.float64) + 0.5) * (extent / count) - 0.5
+
+
+def resampled(rows: Tensor, count: int) -> Tensor:
+    """Return ``rows`` ``[n, d]`` at the ``centres`` of ``count`` equal parts of their axis, linear in between.
+
+    With ``count`` equal to n these are the rows themselves, to the bit.
+    """
+    if count == len(rows):
+        return rows
+    return F.interpolate(rows.T[None], size=count, mode="linear", align_corners=False)[0].T

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ._attention import Attention, FeedForward
+from ._positions import resampled
 
 
 class _Layer(nn.Module):
@@ -45,18 +46,21 @@ class QueryTransformer(nn.Module):
         self.context_norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(_Layer(width, num_heads, ffn_width, num_queries == 1) for _ in range(depth))
 
-    def forward(self, context: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, context: Tensor, valid: Tensor, num_queries: int | None = None) -> Tensor:
         """Return the queries after reading.
 
         Args:
             context: ``[N, L, d]``, N sequences that do not see each other.
             valid: ``[N, L]`` bool, at least one True in each row.
+            num_queries: queries to interpolate the learned ones to; None takes them as they are.
 
         Returns:
             ``[N, Q, d]``.
         """
         context = self.context_norm(context)
-        queries: Tensor = self.query_norm(self.queries).expand(len(context), -1, -1)
+        queries: Tensor = self.query_norm(resampled(self.queries, num_queries or len(self.queries))).expand(
+            len(context), -1, -1
+        )
         for layer in self.layers:
             queries = layer(queries, context, valid)
         return queries

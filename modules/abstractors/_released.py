@@ -30,7 +30,7 @@ _PARTS = {
     "v": "value",
     "out_proj": "out",
 }
-_COMPUTED = ("q_pos_embeds", "kv_pos_embeds")  # sinusoids, which HTA makes itself
+_COMPUTED = {"q_pos_embeds": "query_positions", "kv_pos_embeds": "key_positions"}  # sinusoids, which HTA makes itself
 
 
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -56,3 +56,19 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         renamed = ".".join([_MODULES[module], *(_PARTS.get(part, part) for part in parts)])
         ours[renamed] = value.squeeze(0) if renamed.endswith(".query") else value  # queries are [1, n, d] there
     return ours
+
+
+def released_name(name: str) -> str:
+    """Return what the release calls a weight or table of ``HTA``: ``encoder.compressor1.query`` for ``stages.0.query``.
+
+    Raises:
+        KeyError: the release has no such module.
+    """
+    inverse = {ours: theirs for theirs, ours in (_PARTS | _COMPUTED).items()}
+    for theirs, ours in _MODULES.items():
+        if name.startswith(f"{ours}."):
+            parts = name.removeprefix(f"{ours}.").split(".")
+            if parts != ["query"]:  # a compressor's learnable queries; anywhere else it is a matrix
+                parts = [inverse.get(part, part) for part in parts]
+            return ".".join([f"{_SPEECH}{theirs}", *parts])
+    raise KeyError(name)

@@ -4,11 +4,11 @@ from torch import Tensor, nn
 
 from fastslm.contracts import TokenBudget
 
-from ._masked import MaskedAbstractor
+from ._masked import AnyRateAbstractor
 from ._shares import Shares
 
 
-class AvgPool(MaskedAbstractor):
+class AvgPool(AnyRateAbstractor):
     """Averages the frames of each token's share of the window and projects the means to the LLM's width.
 
     With 1500 frames and 50 tokens each token is the mean of 30 frames (0.6 s). Where frames do not divide by tokens,
@@ -22,8 +22,13 @@ class AvgPool(MaskedAbstractor):
 
     def __init__(self, in_width: int, out_width: int, budget: TokenBudget) -> None:
         super().__init__(in_width, out_width, budget)
-        self.shares = Shares(budget.frames_per_window, budget.tokens_per_window)
         self.projector = nn.Linear(in_width, out_width)
+        self.follow_rate()
+
+    def follow_rate(self) -> None:
+        """Cut the window into one share for each token."""
+        self.shares = Shares(self.budget.frames_per_window, self.budget.tokens_per_window)
+        self.shares.to(next(self.projector.parameters()).device)
 
     def compress(self, frames: Tensor, valid: Tensor) -> Tensor:
         """Return the means ``[W, K, D_enc]``."""

@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from fastslm.contracts import TokenBudget
 
-from ._masked import MaskedAbstractor
+from ._masked import AnyRateAbstractor
 from ._settings import hidden_width as hidden_width_of
 from ._shares import Shares
 
 
-class AvgPoolMLP(MaskedAbstractor):
+class AvgPoolMLP(AnyRateAbstractor):
     """Averages the frames of each token's share of the window and maps the means through a hidden layer with GELU.
 
     Tells what a compressor owes to its parameters from what it owes to its way of reading time, when
@@ -44,9 +44,14 @@ class AvgPoolMLP(MaskedAbstractor):
             default=out_width,
             count=lambda width: (in_width + 1) * width + (width + 1) * out_width,
         )
-        self.shares = Shares(budget.frames_per_window, budget.tokens_per_window)
         self.hidden = nn.Linear(in_width, hidden_width)
         self.projector = nn.Linear(hidden_width, out_width)
+        self.follow_rate()
+
+    def follow_rate(self) -> None:
+        """Cut the window into one share for each token."""
+        self.shares = Shares(self.budget.frames_per_window, self.budget.tokens_per_window)
+        self.shares.to(next(self.projector.parameters()).device)
 
     def compress(self, frames: Tensor, valid: Tensor) -> Tensor:
         """Return the hidden layer ``[W, K, D_hidden]``."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastslm.contracts import TokenBudget
 
-from ._masked import MaskedAbstractor
+from ._masked import AnyRateAbstractor
 
 
 def _means(frames: Tensor, owner: Tensor, valid: Tensor, count: int) -> Tensor:
@@ -19,7 +19,7 @@ def _means(frames: Tensor, owner: Tensor, valid: Tensor, count: int) -> Tensor:
     return owned.to(frames) @ frames / owned.sum(-1, keepdim=True).clamp_min(1)
 
 
-class FrameFusion(MaskedAbstractor):
+class FrameFusion(AnyRateAbstractor):
     """Averages runs of similar frames, so that tokens go where the signal changes, and projects the means.
 
     In each round the pairs of neighbours with the highest cosine similarity merge, at most half of the frames, until
@@ -34,11 +34,15 @@ class FrameFusion(MaskedAbstractor):
 
     def __init__(self, in_width: int, out_width: int, budget: TokenBudget) -> None:
         super().__init__(in_width, out_width, budget)
-        most = [budget.frames_per_window]  # spans of a full window, round by round
-        while len(most) == 1 or most[-1] > budget.tokens_per_window:
-            most.append(max(budget.tokens_per_window, -(-most[-1] // 2)))
-        self.most_spans = tuple(most[1:])
         self.projector = nn.Linear(in_width, out_width)
+        self.follow_rate()
+
+    def follow_rate(self) -> None:
+        """Work out how many spans a full window has at most, round by round."""
+        num_tokens, most = self.budget.tokens_per_window, [self.budget.frames_per_window]
+        while len(most) == 1 or most[-1] > num_tokens:
+            most.append(max(num_tokens, -(-most[-1] // 2)))
+        self.most_spans = tuple(most[1:])
 
     def compress(self, frames: Tensor, valid: Tensor) -> Tensor:
         """Return the means of the spans ``[W, K, D_enc]``."""

@@ -4,20 +4,24 @@ Lee, Lee, Chun: "FastSLM: Hierarchical Temporal Abstraction for Efficient Long-F
 (arXiv 2601.06199), section 3. A window of 30 s (1500 frames) becomes 50 tokens, 1.67 tokens per second.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastslm.attention.record import AttentionAxes
 from fastslm.contracts import TokenBudget
 from fastslm.errors import ConfigError
 
-from ._attention import Attention, attend, valid_positions
-from ._masked import MaskedAbstractor
-from ._positions import centres, sinusoids
+from ._attention import Attention, FeedForward, attend, valid_positions
+from ._masked import AnyRateAbstractor
+from ._positions import centres, resampled, sinusoids
+from ._released import from_released, released_name
 from ._settings import KEY, heads_of
+from ._shares import Shares
 
 
 class _Downsampler(nn.Module):
@@ -42,34 +46,41 @@ class _Compressor(nn.Module):
     query_positions: Tensor
     key_positions: Tensor
 
-    def __init__(self, width: int, num_heads: int, query_positions: Tensor, key_positions: Tensor) -> None:
+    def __init__(self, width: int, num_heads: int, num_queries: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Parameter(torch.randn(len(query_positions), width) * 0.02)
+        self.query = nn.Parameter(torch.randn(num_queries, width) * 0.02)
         self.query_norm = nn.LayerNorm(width)
         self.context_norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
-        self.register_buffer("query_positions", sinusoids(query_positions, width), persistent=False)
-        self.register_buffer("key_positions", sinusoids(key_positions, width), persistent=False)
+
+    def place(self, query_positions: Tensor, key_positions: Tensor) -> None:
+        """Set where queries and keys lie from now on, in frames; their numbers need not be those of the weights."""
+        device, width = self.query.device, self.query.shape[1]
+        self.register_buffer("query_positions", sinusoids(query_positions, width).to(device), persistent=False)
+        self.register_buffer("key_positions", sinusoids(key_positions, width).to(device), persistent=False)
 
     def forward(self, context: Tensor, valid: Tensor | None) -> Tensor:
         """Return ``[W, num queries, d]`` from ``context`` ``[W, L, d]``."""
         values = self.context_norm(context)
         keys = values + self.key_positions[: context.shape[1]].to(values)
-        queries = self.query_norm(self.query) + self.query_positions.to(values)
+        query = resampled(self.query, len(self.query_positions))
+        queries = self.query_norm(query) + self.query_positions.to(values)
         queries = queries.expand(len(context), -1, -1)
         return self.out(attend(queries, keys, values, valid, self.num_heads))  # type: ignore[no-any-return]
 
 
 class _Refinement(nn.Module):
-    """The tokens read each other, then all scales; residual, without a feed-forward part."""
+    """The tokens read each other, then all scales; residual, with a feed-forward part where it has a width."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_width: int) -> None:
         super().__init__()
         self.self_norm = nn.LayerNorm(width)
         self.self_attention = Attention(width, num_heads)
         self.cross_norm = nn.LayerNorm(width)
         self.cross_attention = Attention(width, num_heads)
+        self.ffn_norm = nn.LayerNorm(width) if ffn_width else None
+        self.ffn = FeedForward(width, ffn_width) if ffn_width else None
 
     def forward(
         self, tokens: Tensor, scales: Tensor, valid_tokens: Tensor | None, valid_scales: Tensor | None
@@ -77,10 +88,11 @@ class _Refinement(nn.Module):
         """Return ``[W, K, d]``."""
         normed = self.self_norm(tokens)
         tokens = tokens + self.self_attention(normed, normed, valid_tokens)
-        return tokens + self.cross_attention(self.cross_norm(tokens), scales, valid_scales)  # type: ignore[no-any-return]
+        tokens = tokens + self.cross_attention(self.cross_norm(tokens), scales, valid_scales)
+        return tokens if self.ffn is None or self.ffn_norm is None else tokens + self.ffn(self.ffn_norm(tokens))
 
 
-class HTA(MaskedAbstractor):
+class HTA(AnyRateAbstractor):
     """Compresses a window through a hierarchy of time scales.
 
     Scale 1 is the encoder's frames, each further scale runs at a lower rate; learnable stage queries read each scale,
@@ -98,11 +110,20 @@ class HTA(MaskedAbstractor):
             1 to 4.
         refinement_depth: refinement blocks, 0 to 4.
         refinement_scales: which scales refinement reads, counted from 1; null reads all.
+        refinement_ffn_width: hidden features of a feed-forward part in each refinement block; 0 leaves it out (the
+            release).
+        pooled_residual: add to each token, before refinement, the mean of the frames of its share of the window, so
+            that what attention has not learned to find is there from the start; off in the release.
         head_width: features of an attention head; null takes 64 (the release), in encoders below 256 a quarter.
 
     Raises:
         ConfigError: a number is outside its range, or ``head_width`` does not divide the encoder's width.
     """
+
+    query_names: ClassVar[tuple[str, ...]] = ("query",)
+    #: The authors' names of these weights, for whoever reads their checkpoint.
+    from_released = staticmethod(from_released)
+    released_name = staticmethod(released_name)
 
     def __init__(
         self,
@@ -115,6 +136,8 @@ class HTA(MaskedAbstractor):
         downsampling: Sequence[int] = (2, 2),
         refinement_depth: int = 2,
         refinement_scales: Sequence[int] | None = None,
+        refinement_ffn_width: int = 0,
+        pooled_residual: bool = False,
         head_width: int | None = None,
     ) -> None:
         super().__init__(in_width, out_width, budget)
@@ -123,6 +146,8 @@ class HTA(MaskedAbstractor):
             raise ConfigError(f"{KEY}.downsampling: {list(downsampling)} must hold at most 3 factors, each 1 to 8.")
         if not 0 <= refinement_depth <= 4:
             raise ConfigError(f"{KEY}.refinement_depth: {refinement_depth} is outside 0 to 4.")
+        if refinement_ffn_width < 0:
+            raise ConfigError(f"{KEY}.refinement_ffn_width: {refinement_ffn_width} must not be below 0.")
         num_heads = heads_of(in_width, head_width)
         if queries_per_stage is None:
             queries_per_stage = max(1, round(1.6 * budget.tokens_per_window))
@@ -136,27 +161,42 @@ class HTA(MaskedAbstractor):
             raise ConfigError(f"{KEY}.refinement_scales: {list(read)} must name scales of 1 to {num_scales}.")
         self.refinement_scales = tuple(sorted(set(read)))
 
-        num_frames, num_tokens = budget.frames_per_window, budget.tokens_per_window
+        self.positions = positions
+        self.pooled_residual = pooled_residual
+        self.downsampling = tuple(downsampling)
+        self.downsamplers = nn.ModuleList(_Downsampler(in_width, factor) for factor in downsampling)
+        self.stages = nn.ModuleList(_Compressor(in_width, num_heads, count) for count in queries)
+        self.final = _Compressor(in_width, num_heads, budget.tokens_per_window)
+        self.refinement = nn.ModuleList(
+            _Refinement(in_width, num_heads, refinement_ffn_width) for _ in range(refinement_depth)
+        )
+        self.projector = nn.Linear(in_width, out_width)
+        self.follow_rate()
+
+    def follow_rate(self) -> None:
+        """Put queries and keys of all stages in their places on the time axis; stages keep their share of tokens."""
+        num_frames, num_tokens = self.budget.frames_per_window, self.budget.tokens_per_window
+        trained_tokens = len(self.final.query)
+        self.stage_counts = tuple(
+            max(1, round(len(stage.query) * num_tokens / trained_tokens))  # type: ignore[arg-type]
+            for stage in self.stages
+        )
         lengths, steps = [num_frames], [1]  # of each scale: positions, and encoder frames from one to the next
-        for factor in downsampling:
+        for factor in self.downsampling:
             lengths.append(-(-lengths[-1] // factor))
             steps.append(steps[-1] * factor)
-        self.downsampling = tuple(downsampling)
-        self.stage_counts = tuple(queries)
-
-        def compressor(count: int, key_times: Tensor) -> _Compressor:
-            if positions == "index":
-                return _Compressor(in_width, num_heads, torch.arange(count), torch.arange(len(key_times)))
-            return _Compressor(in_width, num_heads, centres(count, num_frames), key_times)
-
-        self.downsamplers = nn.ModuleList(_Downsampler(in_width, factor) for factor in downsampling)
-        self.stages = nn.ModuleList(
-            compressor(count, torch.arange(length, dtype=torch.float64) * step)
-            for count, length, step in zip(queries, lengths, steps, strict=True)
-        )
-        self.final = compressor(num_tokens, torch.cat([centres(count, num_frames) for count in queries]))
-        self.refinement = nn.ModuleList(_Refinement(in_width, num_heads) for _ in range(refinement_depth))
-        self.projector = nn.Linear(in_width, out_width)
+        stage_times = [centres(count, num_frames) for count in self.stage_counts]
+        jobs = [
+            (stage, times, torch.arange(length, dtype=torch.float64) * step)
+            for stage, times, length, step in zip(self.stages, stage_times, lengths, steps, strict=True)
+        ]
+        jobs.append((self.final, centres(num_tokens, num_frames), torch.cat(stage_times)))
+        for compressor, query_times, key_times in jobs:
+            if self.positions == "index":
+                query_times, key_times = torch.arange(len(query_times)), torch.arange(len(key_times))
+            compressor.place(query_times, key_times)  # type: ignore[operator]
+        if self.pooled_residual:
+            self.shares = Shares(num_frames, num_tokens).to(self.final.query.device)
 
     def compress(self, frames: Tensor, valid: Tensor) -> Tensor:
         """Return the final queries' tokens, refined ``[W, K, D_enc]``."""
@@ -169,6 +209,8 @@ class HTA(MaskedAbstractor):
         stage_tokens = [stage(scale, v) for stage, scale, v in zip(self.stages, scales, valids, strict=True)]
         stage_valid = [valid_positions(self._share(num_frames, count), count) for count in self.stage_counts]
         tokens = self.final(torch.cat(stage_tokens, 1), torch.cat(stage_valid, 1))
+        if self.pooled_residual:
+            tokens = tokens + self.shares.mean(frames, valid)
         if not self.refinement:
             return tokens  # type: ignore[no-any-return]
 
@@ -182,3 +224,21 @@ class HTA(MaskedAbstractor):
     def _share(self, num_frames: Tensor, count: int) -> Tensor:
         """Return how many of ``count`` stage tokens lie in the audio of each window ``[W]``."""
         return -(-num_frames * count // self.budget.frames_per_window)
+
+    def attention_axes(self) -> dict[str, AttentionAxes]:
+        """Return what stages, final queries and refinement read, for ``fastslm attention``."""
+        num_frames, num_tokens = self.budget.frames_per_window, self.budget.tokens_per_window
+        names = [f"scale {i}" for i in range(1, len(self.stages) + 1)]
+        steps = [math.prod(self.downsampling[:i]) for i in range(len(self.stages))]
+        times = {name: torch.arange(0, num_frames, step) for name, step in zip(names, steps, strict=True)}
+        axes = {
+            f"stages.{i}": AttentionAxes("stage tokens", self.stage_counts[i], {name: times[name]})
+            for i, name in enumerate(names)
+        }
+        stage_times = {n: centres(count, num_frames) for n, count in zip(names, self.stage_counts, strict=True)}
+        makers = {name: f"stages.{i}" for i, name in enumerate(names)}
+        axes["final"] = AttentionAxes("final tokens", num_tokens, stage_times, makers)
+        read = {names[i - 1]: times[names[i - 1]] for i in self.refinement_scales}
+        for i in range(len(self.refinement)):
+            axes[f"refinement.{i}.cross_attention"] = AttentionAxes(f"refinement {i + 1}", num_tokens, read)
+        return axes

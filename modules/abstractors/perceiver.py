@@ -1,12 +1,15 @@
 """Perceiver: the resampler of Flamingo (Alayrac et al., arXiv 2204.14198)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from fastslm.contracts import TokenBudget
 
 from ._attention import Attention, FeedForward
-from ._masked import MaskedAbstractor
+from ._masked import AnyRateAbstractor
+from ._positions import resampled
 from ._settings import at_least_one, heads_of, hidden_width
 
 
@@ -28,7 +31,7 @@ class _Layer(nn.Module):
         return latents + self.feed_forward(self.feed_forward_norm(latents))  # type: ignore[no-any-return]
 
 
-class Perceiver(MaskedAbstractor):
+class Perceiver(AnyRateAbstractor):
     """Resamples a window to one latent for each token.
 
     Frames get learnable time embeddings; in each layer the latents read frames and latents together. A window with
@@ -47,6 +50,8 @@ class Perceiver(MaskedAbstractor):
         ConfigError: a number is outside its range, ``head_width`` does not divide the encoder's width, or
             ``ffn_width`` is set twice or cannot meet the number of parameters.
     """
+
+    query_names: ClassVar[tuple[str, ...]] = ("latents",)
 
     def __init__(
         self,
@@ -75,10 +80,13 @@ class Perceiver(MaskedAbstractor):
         self.norm = nn.LayerNorm(in_width)
         self.projector = nn.Linear(in_width, out_width)
 
+    def follow_rate(self) -> None:
+        """Do nothing: the latents are interpolated as they are read."""
+
     def compress(self, frames: Tensor, valid: Tensor) -> Tensor:
         """Return the latents after reading ``[W, K, D_enc]``."""
         frames = frames + self.times[: frames.shape[1]]
-        latents = self.latents.expand(len(frames), -1, -1)
+        latents = resampled(self.latents, self.budget.tokens_per_window).expand(len(frames), -1, -1)
         valid = torch.cat([valid, valid.new_ones(latents.shape[:2])], 1)
         for layer in self.layers:
             latents = layer(latents, frames, valid)

@@ -1,15 +1,17 @@
 """QFormer: learnable queries over the whole window, as in BLIP-2 (Li et al., arXiv 2301.12597)."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from fastslm.contracts import TokenBudget
 
-from ._masked import MaskedAbstractor
+from ._masked import AnyRateAbstractor
 from ._query_transformer import QueryTransformer
 from ._settings import at_least_one, heads_of, hidden_width
 
 
-class QFormer(MaskedAbstractor):
+class QFormer(AnyRateAbstractor):
     """Reads a window with one learnable query for each token.
 
     In each layer the queries read each other, then the window's frames, then pass a feed-forward part. Neither
@@ -29,6 +31,8 @@ class QFormer(MaskedAbstractor):
         ConfigError: a number is outside its range, ``head_width`` does not divide the encoder's width, or
             ``ffn_width`` is set twice or cannot meet the number of parameters.
     """
+
+    query_names: ClassVar[tuple[str, ...]] = ("queries",)
 
     def __init__(
         self,
@@ -52,6 +56,9 @@ class QFormer(MaskedAbstractor):
         self.reader = QueryTransformer(in_width, num_queries, depth, num_heads, ffn_width)
         self.projector = nn.Linear(in_width, out_width)
 
+    def follow_rate(self) -> None:
+        """Do nothing: the queries are interpolated as they are read."""
+
     def compress(self, frames: Tensor, valid: Tensor) -> Tensor:
         """Return the queries after reading ``[W, K, D_enc]``."""
-        return self.reader(frames, valid)  # type: ignore[no-any-return]
+        return self.reader(frames, valid, self.budget.tokens_per_window)  # type: ignore[no-any-return]

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from fastslm.contracts import TokenBudget
 from fastslm.errors import ConfigError
 
-from ._masked import MaskedAbstractor
+from ._masked import AnyRateAbstractor
 from ._query_transformer import QueryTransformer
 from ._settings import KEY, at_least_one, heads_of, hidden_width
 from ._shares import Shares
 
 
-class WindowQFormer(MaskedAbstractor):
+class WindowQFormer(AnyRateAbstractor):
     """Cuts a window into equal sub-windows and reads each with the same few queries.
 
     The budget fixes the rest: with 1500 frames (30 s), 50 tokens and one query there are 50 sub-windows of 30 frames
@@ -53,21 +53,31 @@ class WindowQFormer(MaskedAbstractor):
         super().__init__(in_width, out_width, budget)
         num_heads, num_queries = heads_of(in_width, head_width), queries_per_subwindow
         at_least_one("depth", depth)
-        num_tokens = budget.tokens_per_window
+
+        def count(width: int) -> int:
+            return QueryTransformer.count(in_width, num_queries, depth, width) + (in_width + 1) * out_width
+
+        ffn_width = hidden_width("ffn_width", ffn_width, match_parameters, default=4 * in_width, count=count)
+        self.num_queries = num_queries
+        self.reader = QueryTransformer(in_width, num_queries, depth, num_heads, ffn_width)
+        self.projector = nn.Linear(in_width, out_width)
+        self.follow_rate()
+
+    def follow_rate(self) -> None:
+        """Cut the window into one sub-window for each group of queries.
+
+        Raises:
+            ConfigError: the queries of a sub-window do not divide the tokens of a window.
+        """
+        num_tokens, num_queries = self.budget.tokens_per_window, self.num_queries
         if num_queries < 1 or num_tokens % num_queries:
             divisors = ", ".join(str(n) for n in range(1, num_tokens + 1) if num_tokens % n == 0)
             raise ConfigError(
                 f"{KEY}.queries_per_subwindow: {num_queries} does not divide model.tokens_per_window: {num_tokens}."
                 f" Choose one of {divisors}."
             )
-
-        def count(width: int) -> int:
-            return QueryTransformer.count(in_width, num_queries, depth, width) + (in_width + 1) * out_width
-
-        ffn_width = hidden_width("ffn_width", ffn_width, match_parameters, default=4 * in_width, count=count)
-        self.subwindows = Shares(budget.frames_per_window, num_tokens // num_queries)
-        self.reader = QueryTransformer(in_width, num_queries, depth, num_heads, ffn_width)
-        self.projector = nn.Linear(in_width, out_width)
+        self.subwindows = Shares(self.budget.frames_per_window, num_tokens // num_queries)
+        self.subwindows.to(next(self.projector.parameters()).device)
 
     def compress(self, frames: Tensor, valid: Tensor) -> Tensor:
         """Return the queries of all sub-windows after reading ``[W, K, D_enc]``."""

@@ -44,6 +44,8 @@ for _scale in (1, 2, 3):
     globals()[f"TestHTA_refined_from_scale_{_scale}"] = variant(HTA, refinement_scales=[_scale])
 TestHTA_refined_from_nothing = variant(HTA, refinement_depth=0, refinement_scales=[])
 TestHTA_uneven_stages = variant(HTA, queries_per_stage=[9, 2, 30])
+TestHTA_with_feed_forward = variant(HTA, refinement_ffn_width=40)
+TestHTA_with_pooled_residual = variant(HTA, pooled_residual=True)
 TestQFormer_one_layer = variant(QFormer, depth=1, head_width=16, ffn_width=40)
 TestPerceiver_three_layers = variant(Perceiver, depth=3, ffn_width=40)
 TestConv_narrow = variant(Conv, hidden_width=24)
@@ -149,3 +151,34 @@ def test_number_of_parameters_can_be_matched(abstractor, in_width, out_width, bu
 def test_mistakes_name_value_key_and_way_out(abstractor, settings, message):
     with pytest.raises(ConfigError, match=message):
         abstractor(128, 48, TokenBudget(23, 6), **settings)
+
+
+ANY_RATE = ("AvgPool", "AvgPoolMLP", "FrameFusion", "HTA", "Perceiver", "QFormer", "WindowQFormer")
+
+
+@pytest.mark.parametrize("name", sorted(set(BUILT_IN) - set(ANY_RATE)))
+def test_weights_for_one_rate_refuse_another(name):
+    module = BUILT_IN[name](128, 48, TokenBudget(24, 6))
+    with pytest.raises(ConfigError, match=f"{name} has weights for 6 tokens only, and cannot give 8"):
+        module.set_tokens_per_window(8)
+
+
+@pytest.mark.parametrize("name", ANY_RATE)
+def test_a_rate_beyond_the_frames_is_refused(name):
+    module = BUILT_IN[name](128, 48, TokenBudget(24, 6))
+    with pytest.raises(ConfigError, match="25 tokens cannot be made of the 24 encoder frames"):
+        module.set_tokens_per_window(25)
+    assert module.budget.tokens_per_window == 6
+
+
+def test_interpolated_queries_stand_where_the_learned_ones_would():
+    """Queries that rise linearly in time do so at any rate: half the queries are the means of neighbours."""
+    module = HTA(8, 4, TokenBudget(24, 6), head_width=4, queries_per_stage=6)
+    with torch.no_grad():
+        module.final.query.copy_(torch.arange(6.0)[:, None].expand(6, 8))
+    seen = {}
+    module.final.query_norm.register_forward_pre_hook(lambda _, arguments: seen.update(rows=arguments[0][:, 0]))
+    module.set_tokens_per_window(3)
+    module(torch.randn(1, 24, 8), torch.tensor([24]))
+    torch.testing.assert_close(seen["rows"], torch.tensor([0.5, 2.5, 4.5]))
+    assert module.stage_counts == (3, 3, 3)
