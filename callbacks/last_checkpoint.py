@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 class LastCheckpoint(ModelCheckpoint):
     """Saves the latest state, whatever the metrics say; beside it another callback may keep the best.
 
-    Lightning writes to a temporary file and renames it, so a kill during a save leaves the one before.
+    Each save is a folder of its own, ``step-000100``; ``last`` leads to it once it is complete, and the one before is
+    removed after that. A kill at any moment therefore leaves ``last`` at a complete one, and so does a full disk.
 
     Args:
         every_n_train_steps: optimizer steps between saves, above 0.
@@ -17,7 +18,13 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, every_n_train_steps: int = 100, dirpath: str | None = None) -> None:
-        super().__init__(dirpath, save_top_k=0, save_last=True, every_n_train_steps=every_n_train_steps)
+        super().__init__(
+            dirpath,
+            save_top_k=0,
+            save_last=True,
+            every_n_train_steps=every_n_train_steps,
+            enable_version_counter=False,  # there is one last checkpoint, also in a run folder that was moved
+        )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the final state, unless the last step did."""

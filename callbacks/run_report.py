@@ -1,14 +1,14 @@
 """RunReport: what a run came to: reference and hypothesis pairs, WER, a loss/WER plot, and where everything lies."""
 
-import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from fastslm.batch import Batch
+from fastslm.history import read_history
 
 _CLIPPED = 160
 
@@ -112,28 +112,6 @@ class RunReport(L.Callback):
 
 def _clip(text: str) -> str:
     return text if len(text) <= _CLIPPED else text[: _CLIPPED - 3] + "..."
-
-
-def read_history(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return every logged metric as (step, value) pairs, those of interrupted earlier starts first.
-
-    A resumed run repeats the steps since its checkpoint; the later value of a step wins.
-    """
-    older = sorted(folder.glob("metrics.csv.before-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    merged: dict[str, dict[int, float]] = {}
-    for path in [*older, folder / "metrics.csv"]:
-        for name, step, value in _cells(path):
-            merged.setdefault(name, {})[step] = value
-    return {name: sorted(values.items()) for name, values in merged.items()}
-
-
-def _cells(path: Path) -> Iterator[tuple[str, int, float]]:
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and row.get("step") and name not in ("step", "epoch"):
-                        yield name, int(row["step"]), float(value)
 
 
 def draw_history(history: dict[str, list[tuple[int, float]]], path: Path) -> Path | None:

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -15,8 +16,12 @@ import soxr
 from fastslm.errors import DataError
 from fastslm.mel import SAMPLE_RATE_HZ
 
+from ._av import av_blocks, av_info, needs_av
+from ._regions import Region, reading
+
 _BLOCK_SECONDS = 30
 _BUFFER_BYTES = 1 << 18
+_CRC_BLOCK_BYTES = 1 << 20
 MAX_RATE_HZ = 768_000
 #: libsndfile's note on a WAV that is shorter than its header says; it reads what is there without a word.
 _SHORT_WAV = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -24,7 +29,7 @@ _UNKNOWN_BYTES = 0x7FFF0000  # from here on, what programs write that did not kn
 _OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # of the largest page
 
 
-class FileRegion(io.RawIOBase):
+class FileRegion(Region):
     """A run of bytes inside a local file, as a file of its own.
 
     Args:
@@ -34,30 +39,11 @@ class FileRegion(io.RawIOBase):
     """
 
     def __init__(self, descriptor: int, offset: int, size: int) -> None:
-        self._descriptor, self._offset, self._size, self._position = descriptor, offset, size, 0
+        super().__init__(size)
+        self._descriptor, self._offset = descriptor, offset
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_SET and offset < 0:
-            raise ValueError(f"negative seek value {offset}")
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), max(0, self._size - self._position))
-        data = os.pread(self._descriptor, wanted, self._offset + self._position)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+    def _read_at(self, position: int, count: int) -> bytes:
+        return os.pread(self._descriptor, count, self._offset + position)
 
 
 def open_region(descriptor: int, offset: int, size: int) -> BinaryIO:
@@ -65,13 +51,29 @@ def open_region(descriptor: int, offset: int, size: int) -> BinaryIO:
     return io.BufferedReader(FileRegion(descriptor, offset, size), _BUFFER_BYTES)
 
 
+def crc32_of_file(file: BinaryIO) -> int:
+    """Return the CRC-32 of a file's bytes, read in blocks; the file is left at its start.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    crc = 0
+    file.seek(0)
+    with reading(file):
+        while block := file.read(_CRC_BLOCK_BYTES):
+            crc = zlib.crc32(block, crc)
+    file.seek(0)
+    return crc
+
+
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a header says: frames per channel, samples per second, channels."""
+    """What a header says: frames per channel, samples per second, channels, and how they are encoded."""
 
     num_frames: int
     sample_rate_hz: int
     num_channels: int
+    codec: str = ""
 
     @property
     def num_samples(self) -> int:
@@ -84,7 +86,13 @@ def read_info(file: BinaryIO) -> AudioInfo:
 
     Raises:
         DataError: it is no audio that can be read, or its header makes no sense.
+        MissingExtraError: it needs the extra ``av``.
     """
+    with reading(file):
+        return AudioInfo(*av_info(file)) if needs_av(file) else _read_info(file)
+
+
+def _read_info(file: BinaryIO) -> AudioInfo:
     _check_ogg(file)
     try:
         info = soundfile.info(file)
@@ -93,15 +101,26 @@ def read_info(file: BinaryIO) -> AudioInfo:
     _check_header(info)
     if info.frames <= 0 or info.channels <= 0:
         raise DataError("unreadable audio: it holds no samples")
-    return AudioInfo(info.frames, info.samplerate, info.channels)
+    return AudioInfo(info.frames, info.samplerate, info.channels, f"{info.format}/{info.subtype}".lower())
 
 
 def decode(file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | None = None) -> npt.NDArray[np.int16]:
     """Return int16 mono samples ``[N]`` at 16 kHz of a file, or of a part of it.
 
+    Memory: the samples returned and one block.
+
     Raises:
         DataError: the audio cannot be decoded to its end, or holds no samples.
+        MissingExtraError: it needs the extra ``av``.
     """
+    with reading(file):
+        if not needs_av(file):
+            return _decode(file, start_seconds, stop_seconds)
+        rate_hz, num_frames, blocks = av_blocks(file, start_seconds, stop_seconds)
+        return _collected(_resampled(blocks, rate_hz), num_frames, rate_hz)
+
+
+def _decode(file: BinaryIO, start_seconds: float, stop_seconds: float | None) -> npt.NDArray[np.int16]:
     _check_ogg(file)
     try:
         with soundfile.SoundFile(file) as sound:
@@ -110,13 +129,25 @@ def decode(file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | Non
             stop = sound.frames if stop_seconds is None else min(sound.frames, round(stop_seconds * sound.samplerate))
             if start:
                 sound.seek(start)
-            pieces = list(_resampled(_blocks(sound, stop - start), sound.samplerate))
+            pieces = _resampled(_blocks(sound, stop - start), sound.samplerate)
+            return _collected(pieces, stop - start, sound.samplerate)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise DataError(f"unreadable audio: {_short(error)}") from error
-    samples = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
-    if not len(samples):
+
+
+def _collected(pieces: Iterator[npt.NDArray[np.int16]], num_frames: int, rate_hz: int) -> npt.NDArray[np.int16]:
+    """Return pieces end to end; they are laid into one array of the expected length, never held beside it."""
+    # A header may promise anything: what it says is taken for no more than a day, and grown from there.
+    expected = min(max(num_frames, 0), 86_400 * rate_hz) * SAMPLE_RATE_HZ // rate_hz + 2
+    samples, length = np.empty(expected, np.int16), 0
+    for piece in pieces:
+        if length + len(piece) > len(samples):
+            samples = np.concatenate([samples[:length], np.empty(max(length, len(piece)), np.int16)])
+        samples[length : length + len(piece)] = piece
+        length += len(piece)
+    if not length:
         raise DataError("unreadable audio: it holds no samples")
-    return samples
+    return samples[:length] if 8 * length > 7 * len(samples) else samples[:length].copy()
 
 
 def _check_header(sound: Any) -> None:

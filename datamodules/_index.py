@@ -1,309 +1,210 @@
-"""What a tar shard holds, found once: where a sample's bytes lie, how long its audio is, how many ids its text has."""
+"""The index of a shard that agrees with its tar: from beside it or the cache, checked, and made where there is none."""
 
 import contextlib
 import hashlib
-import json
 import os
-import re
-import tarfile
-import tempfile
+import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from itertools import pairwise
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
-from fastslm.batch import Dialogue
 from fastslm.errors import DataError
-from fastslm.mel import SAMPLE_RATE_HZ
-from fastslm.prompt import TASKS, Prompter, messages_of
+from fastslm.prompt import Prompter
 
-from ._audio import open_region, read_info
+from ._columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, TarState, pack_keys
+from ._sidecar import is_current, parse_sidecar, regions_of, scan_tar, sidecar_path, verify, write_sidecar
+from ._store import Store, is_remote
+from ._texts import Texts, read_texts
 
-AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "ogg", "opus")
-_FORMAT_VERSION = 2
-#: Folders, name up to its first dot, extension; as in WebDataset, names that begin with a dot belong to no sample.
-_SAMPLE_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<extension>[^/]+)", re.DOTALL)
-
-
-@dataclass
-class Broken:
-    """A sample that cannot be used, and why; counted, shown, never silent."""
-
-    shard: str
-    key: str
-    reason: str
-    detail: str = ""
-
-
-@dataclass
-class Entry:
-    """One sample of the plan: a whole sample of a shard, or a run of segments of a long one.
-
-    Attributes:
-        shard: path of the tar.
-        key: the sample's name; pieces of a split recording get ``/0``, ``/1``, ... behind it.
-        json_region: offset and size of its JSON in the tar.
-        audio_regions: offset and size of each recording.
-        num_samples: samples of each recording at 16 kHz, from its header.
-        num_text_ids: ids of the dialogue, each recording one placeholder.
-        segments: first and one past the last segment of the piece; None for a whole sample.
-        span_seconds: begin and end of the piece in its recording; None for a whole sample.
-    """
-
-    shard: str
-    key: str
-    json_region: tuple[int, int]
-    audio_regions: list[tuple[int, int]]
-    num_samples: list[int]
-    num_text_ids: int
-    segments: tuple[int, int] | None = None
-    span_seconds: tuple[float, float] | None = None
+_MIN_POOL_SHARDS = 16  # fewer are read before the processes of a pool have started
+_MAX_PROCESSES = 16
 
 
 @dataclass
 class ShardIndex:
-    """Everything known of one shard."""
+    """What a run knows of one shard: its rows, and the lengths of their texts in ids of the run's tokenizer."""
 
-    entries: list[Entry] = field(default_factory=list)
-    broken: list[Broken] = field(default_factory=list)
+    shard: str
+    rows: ShardRows
+    texts: Texts
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How long a recording may be, and what happens to a longer one.
+@dataclass
+class IndexBuilder:
+    """Makes the index of shards, one process for each few of them.
 
     Attributes:
-        max_audio_seconds: longest recording taken whole.
-        long_audio: ``drop`` refuses a longer one and counts it; ``split`` cuts it at the boundaries of its
-            ``segments``, and refuses it where it has none; ``error`` stops the run.
+        prompter: the text side.
+        cache: folder for indexes that cannot lie beside their tar, and for text lengths.
+        piece_seconds: lengths of pieces that samples with ``segments`` are to be cut into; see ``Texts``.
+        store: opens shards.
     """
 
-    max_audio_seconds: float
-    long_audio: Literal["drop", "split", "error"]
+    prompter: Prompter
+    cache: Path
+    piece_seconds: tuple[float, ...] = ()
+    store: Store = field(default_factory=Store)
 
+    def index(self, shards: Sequence[str]) -> list[ShardIndex]:
+        """Return the index of each shard.
 
-def index_shards(paths: Sequence[str], prompter: Prompter, limits: Limits, cache: Path) -> list[ShardIndex]:
-    """Return the index of each shard, from the cache where neither shard nor settings have changed.
-
-    Raises:
-        DataError: a shard is missing or empty, or a recording is too long and the limits say ``error``.
-    """
-    progress = tqdm(paths, desc="Reading shards", unit="shard", disable=len(paths) < 8, leave=False)
-    return [_cached(path, prompter, limits, cache) for path in progress]
-
-
-def _cached(path: str, prompter: Prompter, limits: Limits, cache: Path) -> ShardIndex:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise DataError(f"shard {path}: {error.strerror}. Check data.train_shards and data.val_shards.") from error
-    tokenizer = prompter.tokenizer
-    probe = tokenizer(f"{tokenizer.chat_template} 0123456789 The quick brown fox", add_special_tokens=False)
-    identity = [
-        _FORMAT_VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns, asdict(limits), list(TASKS.items()),
-        len(tokenizer), probe["input_ids"], prompter.enable_thinking,
-    ]  # fmt: skip
-    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-    stored = cache / "index" / f"{name}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: made anew below
-        rows = json.loads(stored.read_text())
-        return ShardIndex([_entry(row) for row in rows["entries"]], [Broken(**row) for row in rows["broken"]])
-    index = index_shard(path, prompter, limits)
-    try:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=stored.parent, delete=False, suffix=".partial") as file:
-            json.dump(asdict(index), file)
-        os.replace(file.name, stored)
-    except OSError as error:
-        raise DataError(f"cannot keep the index in {stored.parent}: {error}. Set data.cache_dir.") from error
-    return index
-
-
-def _entry(row: dict[str, Any]) -> Entry:
-    values = {f.name: row[f.name] for f in fields(Entry)}
-    values["json_region"] = tuple(row["json_region"])
-    values["audio_regions"] = [tuple(region) for region in row["audio_regions"]]
-    values["segments"] = row["segments"] and tuple(row["segments"])
-    values["span_seconds"] = row["span_seconds"] and tuple(row["span_seconds"])
-    return Entry(**values)
-
-
-def index_shard(path: str, prompter: Prompter, limits: Limits) -> ShardIndex:
-    """Return what one shard holds; samples that cannot be used are listed, not raised.
-
-    Raises:
-        DataError: the shard cannot be read or holds no sample at all, or a recording is too long and the limits say
-            ``error``.
-    """
-    index = ShardIndex()
-    try:
-        groups = _grouped(path, index.broken)
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise DataError(f"shard {path}: {error.strerror}.") from error
-    if not groups and not index.broken:
-        raise DataError(f"shard {path}: holds no sample. Remove it from the list or build it anew.")
-    try:
-        for key, members in groups.items():
-            try:
-                index.entries += _entries(path, key, members, descriptor, prompter, limits)
-            except DataError as error:
-                if limits.long_audio == "error" and str(error).startswith("audio too long"):
-                    raise DataError(f"shard {path}, sample {key!r}: {error}") from error
-                what, _, detail = str(error).partition(": ")
-                index.broken.append(Broken(path, key, what, detail))
-    finally:
-        os.close(descriptor)
-    return index
-
-
-#: Offset and size of each member of a sample, by extension.
-Members = dict[str, tuple[int, int]]
-
-
-def _grouped(path: str, broken: list[Broken]) -> dict[str, Members]:
-    """Return the members of each sample; adds what a damaged or ambiguous tar lost to ``broken``."""
-    groups: dict[str, Members] = {}
-    latest: dict[str, Members] = {}  # differs from groups where a key came again: its second members go together
-    size = os.path.getsize(path)
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                match = _SAMPLE_MEMBER.fullmatch(member.name)
-                if match is None or not member.isfile():
-                    continue
-                key, extension = match["key"], match["extension"].lower()
-                if member.offset_data + member.size > size:  # nothing can follow
-                    broken.append(Broken(path, key, "truncated shard", f"{member.name} runs past the end"))
-                    groups.pop(key, None)
-                    return groups
-                if extension in latest.setdefault(key, groups.setdefault(key, {})):
-                    broken.append(Broken(path, key, "duplicate key", f"{member.name} comes again; the first is kept"))
-                    latest[key] = {}
-                latest[key][extension] = (member.offset_data, member.size)
-            with open(path, "rb") as file:
-                file.seek(tar.offset)
-                end = file.read(tarfile.BLOCKSIZE)
-    except tarfile.TarError as error:
-        if not groups:
-            raise DataError(f"shard {path}: not an uncompressed tar ({error}).") from error
-        broken.append(Broken(path, "?", "truncated shard", str(error)))
-        return groups
-    if end != tarfile.NUL * tarfile.BLOCKSIZE:  # where tarfile just stops
-        what = "damaged" if len(end) == tarfile.BLOCKSIZE else "cut"
-        broken.append(Broken(path, "?", "truncated shard", f"{what} at byte {tar.offset}, samples behind it are lost"))
-    return groups
-
-
-def _entries(path: str, key: str, members: Members, descriptor: int, prompter: Prompter, limits: Limits) -> list[Entry]:
-    if "json" not in members:
-        raise DataError("missing json: the sample has no .json member beside its audio")
-    sample_fields = read_fields(descriptor, members["json"])
-    regions = [members[e] for e in sorted(members, key=_by_number) if e.rpartition(".")[2] in AUDIO_EXTENSIONS]
-    infos = [read_info(open_region(descriptor, *region)) for region in regions]
-    if not regions and sample_fields.get("messages") is None:
-        raise DataError(f"missing audio: the sample has no member ending in {', '.join(AUDIO_EXTENSIONS)}")
-    num_samples = [info.num_samples for info in infos]
-    longest = max(num_samples, default=0) / SAMPLE_RATE_HZ
-    if longest <= limits.max_audio_seconds:
-        dialogue = dialogue_of(sample_fields, prompter, len(regions))
-        return [Entry(path, key, members["json"], regions, num_samples, len(dialogue.input_ids))]
-    if limits.long_audio != "split" or not _can_split(sample_fields, regions):
-        raise DataError(
-            f"audio too long: {longest:.1f} s is above data.max_audio_seconds {limits.max_audio_seconds:g}; raise it,"
-            " or set data.long_audio to 'split' (for transcripts with 'segments') or 'drop'"
+        Raises:
+            DataError: a shard is missing, empty or no uncompressed tar.
+        """
+        if len(set(shards)) < len(shards):
+            twice = next(shard for shard, count in Counter(shards).items() if count > 1)
+            raise DataError(f"shard {twice}: is named more than once, and its samples would be too.")
+        bar = tqdm(
+            total=len(shards), desc="Reading the index of shards", unit="shard", disable=len(shards) < 8, leave=False
         )
-    pieces = []
-    for part, (first, last, begin, end) in enumerate(split_segments(sample_fields["segments"], limits, longest)):
-        dialogue = dialogue_of({**sample_fields, "text": joined(sample_fields, (first, last))}, prompter, 1)
-        samples = round((end - begin) * SAMPLE_RATE_HZ)
-        text_ids = len(dialogue.input_ids)
-        place = (path, f"{key}/{part}", members["json"], regions)
-        pieces.append(Entry(*place, [samples], text_ids, segments=(first, last), span_seconds=(begin, end)))
-    return pieces
+        num_processes = min(len(os.sched_getaffinity(0)), _MAX_PROCESSES)
+        with bar:
+            if len(shards) < _MIN_POOL_SHARDS or num_processes == 1 or not self._is_work(shards):
+                return [_counted(self.index_one(shard), bar) for shard in shards]
+            with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+                return [_counted(index, bar) for index in pool.map(self.index_one, shards, chunksize=4)]
+
+    def _is_work(self, shards: Sequence[str]) -> bool:
+        """Say whether the first shards lack an index; a pool takes seconds to start and gains nothing otherwise."""
+        targets = [(sidecar_path(shard), self._cached(shard)) for shard in shards[:_MIN_POOL_SHARDS]]
+        return not any(os.path.exists(beside) or cached.exists() for beside, cached in targets)
+
+    def index_one(self, shard: str) -> ShardIndex:
+        """Return the index of one shard."""
+        rows = self._current(shard)
+        return ShardIndex(
+            shard, rows, read_texts(shard, rows, self.prompter, self.store, self.cache, self.piece_seconds)
+        )
+
+    # -- rows that agree with the tar --------------------------------------------------------------------------------
+
+    def _current(self, shard: str) -> ShardRows:
+        try:
+            state = self.store.state(shard)
+        except DataError as error:
+            raise DataError(f"shard {shard}: {error}. Check data.train_shards and data.val_shards.") from error
+        stale = []
+        for target in (sidecar_path(shard), str(self._cached(shard))):
+            rows = self._read(target)
+            if rows is not None and is_current(rows, state):
+                return rows
+            if rows is not None:
+                stale.append(rows)
+        return self._renewed(shard, state, stale)
+
+    def _cached(self, shard: str) -> Path:
+        place = shard if is_remote(shard) else os.path.abspath(shard)
+        return self.cache / "index" / f"{hashlib.sha256(place.encode()).hexdigest()[:24]}.npz"
+
+    def _read(self, target: str) -> ShardRows | None:
+        data = self.store.read_whole(target)
+        if data is None:
+            return None
+        try:
+            return parse_sidecar(data)
+        except DataError as error:
+            print(f"index {target}: {error}; the shard is indexed anew.", file=sys.stderr)
+            return None
+
+    def _renewed(self, shard: str, state: TarState, stale: Sequence[ShardRows]) -> ShardRows:
+        """Return rows of a tar that has no index, or one of another size or time."""
+        with self.store.local(shard) as path:
+            for old in stale:  # a copy has another time and the same bytes
+                if old.tar.size == state.size and not any(verify(path, old)):
+                    old.tar = state
+                    self._keep(shard, old)
+                    return old
+            rows = scan_tar(path, self.prompter)
+            rows.tar = state
+            if stale and (_is_cut(rows) or (stale[0].tar.size == state.size and _keeps_places(stale[0], rows))):
+                rows = _what_is_left(stale[0], rows, shard)
+                self._keep(shard, rows, beside=False)  # the index beside it says what the tar should hold
+            else:
+                if stale:
+                    print(f"shard {shard}: was replaced after it was indexed; it is indexed anew.", file=sys.stderr)
+                self._keep(shard, rows)
+        return rows
+
+    def _keep(self, shard: str, rows: ShardRows, beside: bool = True) -> None:
+        if beside and not is_remote(shard):
+            with contextlib.suppress(OSError):  # a folder that only reads; the cache it is then
+                write_sidecar(shard, rows)
+                return
+        target = self._cached(shard)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_sidecar(shard, rows, target)
+        except OSError as error:
+            raise DataError(
+                f"cannot keep the index of {shard}, neither beside it nor in {target.parent}: {error.strerror}."
+                " Set data.cache_dir to a folder that can be written."
+            ) from error
 
 
-def _by_number(extension: str) -> list[tuple[int, str]]:
-    """Sort ``10.flac`` behind ``9.flac``."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", extension)]
+def _counted(index: ShardIndex, bar: "tqdm[None]") -> ShardIndex:
+    bar.update()
+    return index
 
 
-def _can_split(sample_fields: dict[str, Any], regions: Sequence[tuple[int, int]]) -> bool:
-    # A summary or an answer belongs to the whole recording, a transcript to its segments.
-    transcript = sample_fields.get("messages") is None and (sample_fields.get("task") or "asr") == "asr"
-    return transcript and len(regions) == 1 and bool(sample_fields.get("segments"))
+def _finding(key: str, reason: str, detail: str) -> dict[str, str]:
+    return {"key": key, "reason": reason, "detail": detail}
 
 
-def split_segments(segments: Any, limits: Limits, duration: float) -> list[tuple[int, int, float, float]]:
-    """Return pieces of a long recording as (first segment, one past the last, begin, end in seconds).
+def _is_cut(rows: ShardRows) -> bool:
+    return any(item["reason"] == "truncated shard" for item in rows.broken)
 
-    A piece takes as many whole segments as fit; it begins and ends in the middle of the gaps between segments.
+
+def _keeps_places(old: ShardRows, new: ShardRows) -> bool:
+    """Say whether every sample still lies where it was: then what differs is damage, not another shard."""
+    places = {key: _regions(new, row)[0] for row, key in enumerate(new.keys)}
+    lost = {item["key"] for item in new.broken}
+    return all(
+        places[key] == _regions(old, row)[0] if key in places else key in lost for row, key in enumerate(old.keys)
+    )
+
+
+def _what_is_left(old: ShardRows, new: ShardRows, shard: str) -> ShardRows:
+    """Return the rows of ``old`` whose bytes are still the same in a damaged tar; the others become findings."""
+    found = {key: _regions(new, row) for row, key in enumerate(new.keys)}
+    same = np.array([found.get(key) == _regions(old, row) for row, key in enumerate(old.keys)], bool)
+    rows = select_rows(old, same)
+    rows.tar, rows.broken = new.tar, list(new.broken)
+    named = {item["key"] for item in rows.broken}
+    for key in (key for key, stays in zip(old.keys, same, strict=True) if not stays and key not in named):
+        if key in found:
+            detail = f"modified after indexing; to take it as it is: fastslm shards index --force {shard}"
+            rows.broken.append(_finding(key, "checksum differs", detail))
+        else:
+            detail = "its index knows the sample, the tar no longer holds it"
+            rows.broken.append(_finding(key, "truncated shard", detail))
+    return rows
+
+
+def _regions(rows: ShardRows, row: int) -> tuple[list[tuple[int, int]], list[int]]:
+    """Return places and checksums of a sample's members."""
+    members = list(regions_of(rows, row))
+    return [region for _, region, _ in members], [crc for *_, crc in members]
+
+
+def select_rows(rows: ShardRows, kept: npt.NDArray[np.bool_]) -> ShardRows:
+    """Return an index of some of the samples.
 
     Args:
-        segments: from the sample's JSON: a list of ``start`` and ``end`` in seconds and ``text``.
-        limits: of a piece.
-        duration: seconds of the recording.
-
-    Raises:
-        DataError: one segment alone is longer than the limit, or the segments make no sense.
+        rows: index.
+        kept: ``[n]``, True for samples that stay.
     """
-    try:
-        times = [(float(segment["start"]), float(segment["end"])) for segment in segments]
-        texts = [segment["text"] for segment in segments]
-    except (TypeError, ValueError, KeyError) as error:
-        raise DataError("unusable segments: each needs 'start' and 'end' in seconds, and 'text'") from error
-    cuts = [0.0, *((a[1] + b[0]) / 2 for a, b in pairwise(times)), duration]
-    ordered = times == sorted(times) and all(a <= b for a, b in times)
-    ordered = ordered and all(a < b for a, b in pairwise(cuts))
-    if not ordered or times[-1][1] > duration + 1.0 or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"unusable segments: they are not in order, or leave the recording of {duration:.1f} s")
-    pieces, first = [], 0
-    while first < len(times):
-        last = first + 1
-        while last < len(times) and cuts[last + 1] - cuts[first] <= limits.max_audio_seconds:
-            last += 1
-        if cuts[last] - cuts[first] > limits.max_audio_seconds:
-            raise DataError(f"audio too long: the segment at {times[first][0]:.1f} s alone exceeds the limit")
-        pieces.append((first, last, cuts[first], cuts[last]))
-        first = last
-    return pieces
-
-
-def read_fields(descriptor: int, region: tuple[int, int]) -> dict[str, Any]:
-    """Return a sample's JSON.
-
-    Raises:
-        DataError: it is not a JSON object.
-    """
-    try:
-        value = json.loads(os.pread(descriptor, region[1], region[0]))
-    except ValueError as error:
-        raise DataError(f"unreadable json: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"unreadable json: a {type(value).__name__} where an object was expected")
-    return value
-
-
-def joined(sample_fields: dict[str, Any], segments: tuple[int, int]) -> str:
-    """Return the words of a run of segments, as its first and one past its last."""
-    return " ".join(segment["text"].strip() for segment in sample_fields["segments"][slice(*segments)])
-
-
-def dialogue_of(sample_fields: dict[str, Any], prompter: Prompter, num_recordings: int) -> Dialogue:
-    """Return the dialogue of a sample's fields.
-
-    Raises:
-        DataError: the text is missing or does not fit the recordings.
-    """
-    try:
-        messages = messages_of(sample_fields)
-    except DataError as error:
-        raise DataError(f"missing text: {error}") from error
-    task = sample_fields.get("task") or ("asr" if sample_fields.get("messages") is None else "dialogue")
-    try:
-        return prompter.dialogue(messages, num_recordings, str(task))
-    except DataError as error:
-        raise DataError(f"unusable text: {error}") from error
+    counts = np.diff(rows["recording_end"], prepend=0)
+    recordings = np.repeat(kept, counts)
+    columns = {name: rows[name][kept] for name in SAMPLE_COLUMNS}
+    columns |= {name: rows[name][recordings] for name in RECORDING_COLUMNS}
+    keys = [key for key, stays in zip(rows.keys, kept, strict=True) if stays]
+    columns["key_bytes"], columns["key_end"] = pack_keys(keys)
+    columns["recording_end"] = np.cumsum(counts[kept], dtype=np.int64)
+    return ShardRows(rows.tar, columns, rows.names, rows.broken, rows.tokenizer, rows.tokenizer_digest)

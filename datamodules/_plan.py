@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 Int64Array = npt.NDArray[np.int64]
 #: Samples are sorted by length within pools of this many batches, so that a batch pads little and order stays random.
 _POOL_BATCHES = 16
+_MAX_STEP_BATCHES = 1 << 16  # hashing as many takes less than a tenth of a second
 
 
 @dataclass(frozen=True)
@@ -43,32 +44,144 @@ class Costs:
 RankBatch = list[tuple[int, bool]]
 
 
-def pack(order: Sequence[int], costs: Costs, limits: BatchLimits) -> list[list[int]]:
-    """Return batches of samples in the given order, each filled until the next sample would break a limit."""
-    batches: list[list[int]] = []
-    windows, longest = 0, 0
-    for index in order:
-        windows += int(costs.windows[index])
-        longest = max(longest, int(costs.tokens[index]))
-        full = batches and (
-            len(batches[-1]) + 1 > limits.samples
-            or windows > limits.windows
-            or longest * (len(batches[-1]) + 1) > limits.tokens
-        )
-        if not batches or full:
-            batches.append([])
-            windows, longest = int(costs.windows[index]), int(costs.tokens[index])
-        batches[-1].append(index)
-    return batches
+# -- order ------------------------------------------------------------------------------------------------------------
+
+
+def shuffled(num: int, *identity: int) -> Int64Array:
+    """Return a random order of ``0..num-1`` that follows from ``identity`` alone, whatever the version of NumPy.
+
+    Each number is hashed with the identity (SplitMix64), and the hashes are sorted.
+    """
+    seed = int.from_bytes(hashlib.sha256(repr(identity).encode()).digest()[:8], "little")
+    hashes = np.arange(1, num + 1, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        hashes *= np.uint64(0x9E3779B97F4A7C15)
+        hashes += np.uint64(seed)
+        hashes ^= hashes >> np.uint64(30)
+        hashes *= np.uint64(0xBF58476D1CE4E5B9)
+        hashes ^= hashes >> np.uint64(27)
+        hashes *= np.uint64(0x94D049BB133111EB)
+        hashes ^= hashes >> np.uint64(31)
+    return np.argsort(hashes, kind="stable").astype(np.int64, copy=False)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How many samples each source gives to an epoch.
+
+    Attributes:
+        sizes: samples of each source; source 0 has numbers ``0..sizes[0]-1``, source 1 the next, and so on.
+        counts: samples that each gives to an epoch.
+    """
+
+    sizes: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @staticmethod
+    def of(sizes: Sequence[int], weights: Sequence[float] | None = None, temperature: float = 1.0) -> "Mixture":
+        """Return the mixture whose epoch has as many samples as the sources together.
+
+        Args:
+            sizes: samples of each source.
+            weights: of each source, relative to each other; None takes the sizes, so that every sample comes once.
+            temperature: weights are raised to ``1 / temperature``: 1 takes them as they are, more brings them closer
+                to each other.
+        """
+        if weights is None and temperature == 1.0:
+            return Mixture(tuple(sizes), tuple(sizes))
+        raised = np.array(sizes if weights is None else weights, float) ** (1.0 / temperature)
+        raised[np.array(sizes) == 0] = 0.0
+        exact = raised / raised.sum() * sum(sizes)
+        counts = np.floor(exact).astype(int)
+        for source in np.argsort(counts - exact, kind="stable")[: sum(sizes) - counts.sum()]:  # the largest remainders
+            counts[source] += 1
+        return Mixture(tuple(sizes), tuple(counts.tolist()))
+
+    @property
+    def takes_each_once(self) -> bool:
+        """Say whether an epoch is every sample exactly once."""
+        return self.sizes == self.counts
+
+    def samples(self, seed: int, epoch: int) -> Int64Array:
+        """Return the samples of an epoch.
+
+        Each source is an endless row of its own epochs, every one a shuffle of all its samples, and each epoch of the
+        mixture takes the next ``counts`` of it: no sample of a source comes again before all others have come.
+        """
+        parts, base = [], 0
+        for source, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
+            begin, end = epoch * count, (epoch + 1) * count
+            while begin < end:
+                own_epoch, offset = divmod(begin, size)
+                taken = min(end - begin, size - offset)
+                whole = taken == size
+                order = np.arange(size) if whole else shuffled(size, seed, source, own_epoch)
+                parts.append(base + order[offset : offset + taken])
+                begin += taken
+            base += size
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An epoch as one row of batches; a step takes the next one for each rank.
+
+    Attributes:
+        samples: of all batches, end to end ``[n]``.
+        ends: where each batch ends ``[num_batches]``.
+    """
+
+    samples: Int64Array
+    ends: Int64Array
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of all ranks together."""
+        return len(self.ends)
+
+    def batch(self, number: int) -> list[int]:
+        """Return the samples of a batch."""
+        begin = self.ends[number - 1] if number else 0
+        members: list[int] = self.samples[begin : self.ends[number]].tolist()
+        return members
+
+    def num_steps(self, world_size: int, start: int = 0) -> int:
+        """Return the steps from batch ``start`` to the end of the epoch."""
+        return -(-(self.num_batches - start) // world_size)
+
+    def step(self, first: int, world_size: int) -> list[RankBatch]:
+        """Return the batches of the step that begins with batch ``first``, one for each rank.
+
+        Where fewer batches than ranks are left, the fullest are split; where even samples are too few, the first is
+        repeated, marked False.
+        """
+        batches = [self.batch(number) for number in range(first, min(first + world_size, self.num_batches))]
+        while len(batches) < world_size and max(map(len, batches)) > 1:
+            fullest = max(range(len(batches)), key=lambda i: len(batches[i]))
+            members = batches[fullest]
+            batches[fullest : fullest + 1] = [members[::2], members[1::2]]
+        step: list[RankBatch] = [[(index, True) for index in batch] for batch in batches]
+        return step + [[(step[0][0][0], False)]] * (world_size - len(step))
 
 
 def plan_epoch(
-    costs: Costs, limits: BatchLimits, world_size: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = True
-) -> list[list[RankBatch]]:
-    """Return the steps of an epoch, each with one batch per rank.
+    costs: Costs,
+    limits: BatchLimits,
+    world_size: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = True,
+    mixture: Mixture | None = None,
+) -> Plan:
+    """Return the batches of an epoch.
 
-    Every sample occurs exactly once and every rank has the same number of batches; the batches of a step cost about
-    the same, since the slowest rank sets the pace. An uneven last step is filled with repeated samples marked False.
+    Every sample occurs exactly once unless the mixture says otherwise. The number of batches is a multiple of the
+    ranks wherever there are enough samples, and the batches of a step cost about the same, since the slowest rank sets
+    the pace.
 
     Args:
         costs: of all samples.
@@ -77,41 +190,112 @@ def plan_epoch(
         seed: of the order.
         epoch: gives each epoch an order of its own.
         shuffle: False sorts by length instead, longest first, for evaluation.
+        mixture: how often the samples of each source come; None takes each once.
     """
-    if not len(costs):
-        return []
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(costs)) if shuffle else np.arange(len(costs))
-    per_batch = max(1, min(limits.samples, int(limits.windows / max(costs.windows.mean(), 1e-9))))
-    pool = per_batch * _POOL_BATCHES * world_size if shuffle else len(costs)
-    batches: list[list[int]] = []
-    for begin in range(0, len(order), pool):
-        part = order[begin : begin + pool]
-        by_length = part[np.argsort(-costs.tokens[part], kind="stable")]
-        batches += pack(by_length.tolist(), costs, limits)
-    while len(batches) % world_size and max(map(len, batches)) > 1:  # split the fullest rather than repeat samples
-        fullest = max(range(len(batches)), key=lambda i: len(batches[i]))
-        samples = batches[fullest]
-        batches[fullest : fullest + 1] = [samples[::2], samples[1::2]]
-    steps: list[list[RankBatch]] = []
-    for begin in range(0, len(batches), world_size):  # neighbours come from one pool, hence are of similar length
-        step: list[RankBatch] = [[(index, True) for index in batch] for batch in batches[begin : begin + world_size]]
-        while len(step) < world_size:
-            step.append([(step[0][0][0], False)])
-        steps.append(step)
+    chosen = np.arange(len(costs)) if mixture is None else mixture.samples(seed, epoch)
+    if not len(chosen):
+        return Plan(np.zeros(0, np.int64), np.zeros(0, np.int64))
     if shuffle:
-        steps = [steps[i] for i in rng.permutation(len(steps))]
-    return steps
+        chosen = chosen[shuffled(len(chosen), seed, epoch)]
+    windows, tokens = costs.windows[chosen], costs.tokens[chosen]
+    per_batch = max(1, min(limits.samples, int(limits.windows / max(windows.mean(), 1e-9))))
+    pool = per_batch * _POOL_BATCHES * world_size if shuffle else len(chosen)
+    order = _by_length(tokens, pool)
+    bounds = _pack(windows[order], tokens[order], limits, pool)
+    samples, bounds = _split_to_multiple(chosen[order], bounds, world_size)
+    if not shuffle:
+        return Plan(samples, bounds[1:])
+    # Neighbours come from one pool, hence are of like length: they make a step, and steps are shuffled.
+    num_steps = (len(bounds) - 1) // world_size
+    steps = shuffled(num_steps, seed, epoch, 1)
+    batches = (steps[:, None] * world_size + np.arange(world_size)).ravel()
+    batches = np.concatenate([batches, np.arange(num_steps * world_size, len(bounds) - 1)])
+    return _in_order(samples, bounds, batches)
 
 
-def plan_hash(costs: Costs, keys: Sequence[str], limits: BatchLimits, seed: int) -> str:
-    """Return 16 hex digits that change with the data, the limits or the seed, but not with ranks or workers."""
-    digest = hashlib.sha256(repr((limits, seed, len(keys))).encode())
-    for key in keys:
-        digest.update(key.encode() + b"\0")
-    digest.update(costs.windows.tobytes())
-    digest.update(costs.tokens.tobytes())
+def _by_length(tokens: Int64Array, pool: int) -> Int64Array:
+    """Return the order that sorts each run of ``pool`` samples by length, longest first."""
+    longest = int(tokens.max())
+    keys = (np.arange(len(tokens)) // pool) * (longest + 1) + (longest - tokens)
+    return np.argsort(keys, kind="stable")
+
+
+def _pack(windows: Int64Array, tokens: Int64Array, limits: BatchLimits, pool: int) -> Int64Array:
+    """Return where batches begin and end ``[num_batches + 1]``, each filled until the next sample breaks a limit.
+
+    Args:
+        windows: of the samples in their order ``[n]``.
+        tokens: of the samples, falling within each pool, so that the first of a batch is its longest ``[n]``.
+        limits: of a batch.
+        pool: samples after which a new batch begins.
+    """
+    num = len(windows)
+    places = np.arange(num)
+    by_tokens = places + limits.tokens // np.maximum(tokens, 1)
+    total = np.cumsum(windows)
+    by_windows = np.searchsorted(total, total - windows + limits.windows, side="right")
+    ends = np.minimum(places + limits.samples, by_tokens)
+    np.minimum(ends, by_windows, out=ends)
+    np.minimum(ends, np.minimum((places // pool + 1) * pool, num), out=ends)
+    np.maximum(ends, places + 1, out=ends)
+    following, bounds, place = ends.tolist(), [0], 0
+    while place < num:
+        place = following[place]
+        bounds.append(place)
+    return np.array(bounds, np.int64)
+
+
+def _split_to_multiple(samples: Int64Array, bounds: Int64Array, world_size: int) -> tuple[Int64Array, Int64Array]:
+    """Return samples and bounds with the fullest batches split until their number is a multiple of the ranks."""
+    sizes = np.diff(bounds)
+    while len(sizes) % world_size and sizes.max() > 1:
+        fullest = int(sizes.argmax())
+        begin, end = bounds[fullest], bounds[fullest + 1]
+        members = samples[begin:end].copy()
+        samples[begin:end] = np.concatenate([members[::2], members[1::2]])
+        bounds = np.insert(bounds, fullest + 1, begin + len(members[::2]))
+        sizes = np.diff(bounds)
+    return samples, bounds
+
+
+def _in_order(samples: Int64Array, bounds: Int64Array, batches: Int64Array) -> Plan:
+    """Return the plan with its batches in another order."""
+    begins, sizes = bounds[batches], np.diff(bounds)[batches]
+    ends = np.cumsum(sizes)
+    places = np.arange(len(samples)) + np.repeat(begins - (ends - sizes), sizes)
+    return Plan(samples[places], ends)
+
+
+# -- identity ---------------------------------------------------------------------------------------------------------
+
+
+def data_hash(
+    costs: Costs, digests: Sequence[str], limits: BatchLimits, seed: int, *parts: npt.NDArray[np.generic]
+) -> str:
+    """Return 16 hex digits that change with the data, the limits or the seed.
+
+    Args:
+        costs: of all samples.
+        digests: of the content of each shard.
+        limits: of a batch.
+        seed: of the order.
+        parts: whatever else the plan depends on.
+    """
+    digest = hashlib.sha256(repr((limits, seed, len(costs), list(digests))).encode())
+    for array in (costs.windows, costs.tokens, *parts):
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
+
+
+def plan_hash(data: str, step_batches: int) -> str:
+    """Return 16 hex digits over ``data_hash`` and the batches of a step that an epoch was planned in."""
+    return hashlib.sha256(f"{data} {step_batches}".encode()).hexdigest()[:16]
+
+
+def planned_in(data: str, hash_of_plan: str) -> int | None:
+    """Return the batches of a step that the plan behind a hash was made in; None where it is of other data."""
+    candidates = range(1, _MAX_STEP_BATCHES + 1)
+    return next((n for n in candidates if plan_hash(data, n) == hash_of_plan), None)
 
 
 class PlanSampler(Sampler[RankBatch]):
@@ -125,7 +309,19 @@ class PlanSampler(Sampler[RankBatch]):
         seed: of the order.
         shuffle: a new order in every epoch.
         epoch: the epoch to begin with.
-        start: batches of that epoch that are already done.
+        start: batches of that epoch that are already done, those of all ranks together.
+        planned_for: batches of an optimizer step that this epoch was planned for, where it began with another number
+            of them; later epochs are planned for ``world_size * num_micro_batches``.
+        steps_done: steps in which those batches were done, so that the length is that of the whole epoch.
+        mixture: how often the samples of each source come; None takes each once.
+        num_micro_batches: batches of each rank that make one optimizer step, so that a step holds the same samples
+            however it is shared between ranks and micro-batches.
+
+    Attributes:
+        epoch: the epoch we are in.
+        start: batches of it that were done before this sampler began.
+        planned_for: batches of an optimizer step that it was planned for.
+        plan: its batches.
     """
 
     def __init__(
@@ -139,25 +335,42 @@ class PlanSampler(Sampler[RankBatch]):
         shuffle: bool = True,
         epoch: int = 0,
         start: int = 0,
+        planned_for: int | None = None,
+        steps_done: int = 0,
+        mixture: Mixture | None = None,
+        num_micro_batches: int = 1,
     ) -> None:
+        self._step_batches = world_size * num_micro_batches
         self._costs, self._limits, self._rank, self._world_size = costs, limits, rank, world_size
-        self._seed, self._shuffle, self._epoch, self._start = seed, shuffle, epoch, start
-        self._steps = self._plan()
+        self._seed, self._shuffle, self._mixture = seed, shuffle, mixture
+        self.epoch, self.start, self.planned_for = epoch, start, planned_for or self._step_batches
+        self._steps_done = steps_done
+        self.plan = self._plan()
 
-    def _plan(self) -> list[list[RankBatch]]:
+    def _plan(self) -> Plan:
         return plan_epoch(
-            self._costs, self._limits, self._world_size, seed=self._seed, epoch=self._epoch, shuffle=self._shuffle
+            self._costs,
+            self._limits,
+            self.planned_for,
+            seed=self._seed,
+            epoch=self.epoch,
+            shuffle=self._shuffle,
+            mixture=self._mixture,
         )
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch; the one we are in already keeps its place."""
-        if epoch != self._epoch:
-            self._epoch, self._start = epoch, 0
-            self._steps = self._plan()
+        if epoch != self.epoch:
+            self.epoch, self.start, self._steps_done, self.planned_for = epoch, 0, 0, self._step_batches
+            if self._shuffle:
+                self.plan = self._plan()
 
     def __iter__(self) -> Iterator[RankBatch]:
         # The place is kept until the epoch changes: a loader with workers calls this twice before its first batch.
-        return (step[self._rank] for step in self._steps[self._start :])
+        plan, start = self.plan, self.start
+        for first in range(start, plan.num_batches, self._world_size):
+            yield plan.step(first, self._world_size)[self._rank]
 
     def __len__(self) -> int:
-        return len(self._steps)
+        """Return the steps of the epoch, those done before this sampler began among them."""
+        return self._steps_done + self.plan.num_steps(self._world_size, self.start)

@@ -59,6 +59,10 @@ class CorpusSettings:
         dev_recordings: recordings of the held-out split.
         min_seconds: shortest recording, at least 3; lengths are about uniform between the two limits.
         max_seconds: longest recording.
+        min_pause_seconds: shortest silence between two numbers.
+        max_pause_seconds: longest silence between two numbers.
+        repeats: a number may come again in a recording; otherwise it is a draw, each number at most once until all
+            hundred are out.
         recordings_per_shard: recordings in one tar.
         seed: chooses numbers, voices, rates, pitches, pauses and noise.
     """
@@ -67,6 +71,9 @@ class CorpusSettings:
     dev_recordings: int = 32
     min_seconds: float = 20.0
     max_seconds: float = 120.0
+    min_pause_seconds: float = 0.5
+    max_pause_seconds: float = 1.5
+    repeats: bool = False
     recordings_per_shard: int = 40
     seed: int = 0
 
@@ -116,6 +123,20 @@ class Recording:
         return buffer.getvalue()
 
 
+def _numbers(rng: np.random.Generator, repeats: bool) -> Iterator[int]:
+    """Yield numbers of 0..99 without end; without repeats, no pair of them reads as a third ("twenty", "two")."""
+    while repeats:
+        yield int(rng.integers(0, 100))
+    previous = 0
+    while True:
+        left = rng.permutation(100).tolist()
+        while left:
+            joins = previous >= 20 and previous % 10 == 0
+            place = next((i for i, n in enumerate(left) if not (joins and 0 < n < 10)), 0)
+            previous = left.pop(place)
+            yield previous
+
+
 def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
     """Return recording ``index`` of ``split`` ("train" or "dev"): the same call gives the same samples.
 
@@ -132,9 +153,10 @@ def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
 
     seconds = rng.uniform(settings.min_seconds, settings.max_seconds)
     texts, pauses, total = [], [float(rng.uniform(0.1, 0.8))], 0.0
+    numbers = _numbers(rng, settings.repeats)
     while total < seconds - 1.5:
-        texts.append(number_words(int(rng.integers(0, 100))))
-        pauses.append(float(rng.uniform(0.3, 1.0)))
+        texts.append(number_words(next(numbers)))
+        pauses.append(float(rng.uniform(settings.min_pause_seconds, settings.max_pause_seconds)))
         # An estimate good enough to end near the drawn length; the exact one is measured below.
         total += pauses[-1] + len(texts[-1].split()) * 60.0 / words_per_minute
     with Espeak() as engine:

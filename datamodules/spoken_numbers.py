@@ -73,12 +73,17 @@ class SpokenNumbers(WebDatasetModule):
         )
 
     def prepare_data(self) -> None:
-        """Build the corpus, once per node, unless it is there."""
+        """Build the corpus, once per node, unless it is there, and index it."""
         build_corpus(self.cache, self.corpus)
+        self._name_shards()
+        super().prepare_data()
 
     def setup(self, stage: str) -> None:
         """Name the shards, then index them."""
+        self._name_shards()
+        super().setup(stage)
+
+    def _name_shards(self) -> None:
         folder = self.cache / f"spoken-numbers-{self.corpus.fingerprint}"
         self.shards["train"] = str(folder / "train-*.tar")
         self.shards["val"] = str(folder / "dev-*.tar")
-        super().setup(stage)

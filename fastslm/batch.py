@@ -6,7 +6,7 @@ Dimension letters, the one legend of the project:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,25 @@ class Sample:
 
 
 @dataclass
+class StepLabels:
+    """What one rank's optimizer step counts, known before its first micro-batch runs.
+
+    Attributes:
+        labels: labels of all its micro-batches.
+        aligned: transcript ids of all its micro-batches, of the alignment loss.
+        ids: those ids, each once, sorted ``[n]``.
+        place: which micro-batch this is, from 0.
+        num_micro_batches: how many there are.
+    """
+
+    labels: int
+    aligned: int
+    ids: Int64Array
+    place: int = 0
+    num_micro_batches: int = 1
+
+
+@dataclass
 class Batch:
     """Samples side by side; the audio is the only tensor, so it is all that moves to the device.
 
@@ -67,6 +86,7 @@ class Batch:
         keys: B names.
         weights: B numbers, 0.0 for samples that count nowhere.
         broken: samples that could not be read, as ``{"shard": ..., "key": ..., "reason": ..., "detail": ...}``.
+        step: labels of the optimizer step it belongs to; None when it is a step of its own.
     """
 
     audio: Tensor
@@ -75,12 +95,16 @@ class Batch:
     keys: list[str]
     weights: list[float]
     broken: list[dict[str, Any]] = field(default_factory=list)
+    step: StepLabels | None = None
 
     @staticmethod
     def of(samples: Sequence[Sample]) -> "Batch":
         """Put samples side by side."""
         recordings = [recording for sample in samples for recording in sample.audio]
-        audio = np.concatenate(recordings) if recordings else np.zeros(0, np.int16)
+        if len(recordings) == 1:  # hours of audio need not be copied
+            audio = recordings[0]
+        else:
+            audio = np.concatenate(recordings) if recordings else np.zeros(0, np.int16)
         return Batch(
             audio=torch.from_numpy(audio),
             num_samples=[len(recording) for recording in recordings],
@@ -88,6 +112,10 @@ class Batch:
             keys=[sample.key for sample in samples],
             weights=[sample.weight for sample in samples],
         )
+
+    def weightless(self) -> "Batch":
+        """Return a batch with the same content that counts nowhere."""
+        return replace(self, weights=[0.0] * len(self), broken=[], step=None)
 
     def __len__(self) -> int:
         return len(self.dialogues)

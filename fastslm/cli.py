@@ -17,8 +17,24 @@ Train and evaluate:
   validate   loss, WER and CER of a checkpoint on the validation shards
   test       the same on the test shards
   predict    write hypotheses of a checkpoint to predictions.jsonl
+  ablate     train variants of one configuration over seeds; table, intervals and plots
+
+Data:
+  shards     any corpus to tar shards; index, check, count and reshard them: fastslm shards --help
+
+Use a trained model:
+  transcribe      audio of any length to text or subtitles; try: fastslm transcribe talk.mp3
+  ask             questions about a recording, which is heard once
+
+Take in, take out:
+  import-release  the authors' checkpoint becomes a run
+  export          a run becomes a Hugging Face folder that needs no fastslm
+  push            upload such a folder to the Hugging Face hub
+  checkpoint      look into a checkpoint; take its weights out of any strategy's format
 
 Look:
+  plan       parameters, tokens and memory of a configuration, before any weight is loaded
+  attention  draw where a compressor looks in a recording, as PNG
   doctor     versions, devices and the state of this installation
   plugins    encoders, compressors, LLMs and data modules that can be named in a config
 
@@ -35,6 +51,16 @@ _COMMANDS: dict[str, str] = {
     "validate": "fastslm.training_cli:main",
     "test": "fastslm.training_cli:main",
     "predict": "fastslm.training_cli:main",
+    "ablate": "fastslm.ablation.command:main",
+    "attention": "fastslm.attention.command:main",
+    "import-release": "fastslm.release.command:main",
+    "transcribe": "fastslm.inference.transcribe:main",
+    "ask": "fastslm.inference.ask:main",
+    "export": "fastslm.export.command:main",
+    "push": "fastslm.export.push:main",
+    "shards": "fastslm.datamodules.shards.command:main",
+    "checkpoint": "fastslm.checkpoint.command:main",
+    "plan": "fastslm.plan.command:main",
     "doctor": "fastslm.doctor:main",
     "plugins": "fastslm.plugins:main",
 }

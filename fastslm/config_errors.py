@@ -26,6 +26,9 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
     if found := re.search(r"does not accept option '([\w.]+)'", message):
         return f"unknown key {found[1]!r}.{nearest(found[1], options)} 'fastslm COMMAND --print_config' shows all keys."
     if found := re.search(r"[Ee]xpected a dot import path string: (\S+)", message):
+        for plugin in plugins:
+            if plugin.problem and plugin.name == found[1]:
+                return f"{key}: {plugin.name} of {plugin.distribution} cannot be used: {plugin.problem}."
         names = [plugin.name for plugin in plugins if plugin.kind == _kind(key)] or [p.name for p in plugins]
         guess = nearest(found[1], names)
         return f"{key}: there is no class {found[1]!r}.{guess} 'fastslm plugins' lists what is installed."

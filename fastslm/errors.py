@@ -20,6 +20,10 @@ class CheckpointError(FastSLMError):
     """A checkpoint does not fit the model, the data or this version."""
 
 
+class HubError(FastSLMError):
+    """The Hugging Face hub cannot be reached, or refuses."""
+
+
 class MissingExtraError(FastSLMError):
     """An optional package is not installed.
 

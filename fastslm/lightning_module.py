@@ -1,5 +1,6 @@
 """Training around the path: builds it, steps, validates by generating, logs, saves what trains."""
 
+import contextlib
 import itertools
 import os
 import zlib
@@ -16,15 +17,27 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from fastslm.batch import Batch
-from fastslm.checkpoint import check_state, trainable_state
+from fastslm.checkpoint import (
+    Checkpoint,
+    Purpose,
+    adopt_shapes,
+    carried_names,
+    check_state,
+    is_sharded,
+    load_weights,
+    trainable_state,
+)
+from fastslm.compilation import check_compilable
 from fastslm.contracts import Abstractor, Encoder, LanguageModel, TokenBudget
 from fastslm.errors import ConfigError
-from fastslm.loss import global_mean
 from fastslm.mel import HOP_SAMPLES, SAMPLE_RATE_HZ
 from fastslm.metrics import ErrorRate
 from fastslm.model import Output, SpeechLM
 from fastslm.optim import OptimizerSettings, build_optimizer, build_schedule, select_trainable
 from fastslm.prompt import Prompter
+from fastslm.startup_checks import check_batch, check_groups, check_loader, check_model, check_request
+from fastslm.step import Agreement, agree, give_whole_steps, labels_of, share_of_mean
+from fastslm.strategies.support import cast_trainable, replicated, shard, shards_parameters
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -37,10 +50,13 @@ class SpeechLMModule(L.LightningModule):
         abstractor: compressor; its widths and its budget come from the model.
         llm: language model, with or without LoRA.
         window_seconds: audio of a window; at most what the encoder has positions for.
-        tokens_per_window: LLM tokens of a full window; 50 for 30 s is 1.67 tokens per second.
+        tokens_per_window: LLM tokens of a full window; 50 for 30 s is 1.67 tokens per second. A list trains one model
+            for many rates: each step draws one, the same on every rank, and the first is the one that validation and
+            inference take; a checkpoint of such a model may be run at any other rate too.
         tail: the last window of a recording costs tokens in proportion to its audio, or all of them (``full``, the
             release).
         mel_range: dynamic range of the spectrogram limited over the ``window`` or the ``recording`` (the release).
+        min_recording_seconds: a shorter recording counts as this long, silence follows it (the release: 1).
         encoder_batch_windows: most windows in the encoder at once.
         alignment_weight: weight of an auxiliary CTC loss between speech tokens and transcript; 0 leaves it out. It
             needs at least as many speech tokens as the transcript has ids, and is of no use beyond that.
@@ -48,12 +64,15 @@ class SpeechLMModule(L.LightningModule):
         frame_cache: keep the frozen encoder's frames on disk, so that it hears each window of the corpus once: true for
             the user's cache folder, or a folder. Of no use with augmentation, where no window comes twice.
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations.
+        compile_parts: which of encoder and abstractor run through torch.compile: slow to start, then faster.
         enable_thinking: let templates that know it open a thought (Qwen3).
         train_parts: what trains, of encoder, abstractor, projector, lora and llm.
         optimizer: AdamW and its schedule.
         max_new_tokens: most tokens of a generated answer; null takes 32 and ``new_tokens_per_second`` for each second
-            of the batch's longest dialogue.
+            of audio.
         new_tokens_per_second: see ``max_new_tokens``; speech rarely needs more than 4.
+        max_generated: most recordings that a validation during training answers in text, the same ones every time;
+            null answers all. The loss is always over all of them.
 
     Raises:
         ConfigError: numbers do not fit each other.
@@ -66,19 +85,22 @@ class SpeechLMModule(L.LightningModule):
         llm: LanguageModel,
         *,
         window_seconds: float = 30.0,
-        tokens_per_window: int = 50,
+        tokens_per_window: int | Sequence[int] = 50,
         tail: Literal["proportional", "full"] = "proportional",
         mel_range: Literal["window", "recording"] = "window",
+        min_recording_seconds: float = 0.0,
         encoder_batch_windows: int = 16,
         alignment_weight: float = 0.0,
         match_embedding_norm: bool = False,
         frame_cache: bool | str = False,
         recompute: bool = False,
+        compile_parts: Sequence[Literal["encoder", "abstractor"]] = (),
         enable_thinking: bool = False,
         train_parts: Sequence[str] = ("abstractor", "projector", "lora"),
         optimizer: OptimizerSettings | None = None,
         max_new_tokens: int | None = None,
         new_tokens_per_second: float = 4.0,
+        max_generated: int | None = None,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # frozen weights are not in a checkpoint; `on_load_checkpoint` is the strict one
@@ -91,6 +113,10 @@ class SpeechLMModule(L.LightningModule):
             )
         if alignment_weight < 0:
             raise ConfigError(f"model.alignment_weight: {alignment_weight:g} must not be below 0.")
+        if min_recording_seconds < 0:
+            raise ConfigError(f"model.min_recording_seconds: {min_recording_seconds:g} must not be below 0.")
+        if max_generated is not None and max_generated < 0:
+            raise ConfigError(f"model.max_generated: {max_generated} must not be below 0.")
         if encoder_batch_windows < 1:
             raise ConfigError(f"model.encoder_batch_windows: {encoder_batch_windows} must be at least 1.")
         if frame_cache and "encoder" in train_parts:
@@ -98,21 +124,34 @@ class SpeechLMModule(L.LightningModule):
                 "model.frame_cache: the encoder trains (model.train_parts names it), so its frames change at every"
                 " step. Set model.frame_cache to false."
             )
-        self.budget = TokenBudget(
-            self.window_samples // encoder.samples_per_frame, tokens_per_window, full_tail=tail == "full"
-        )
+        if "llm" in train_parts and getattr(llm, "quantize", None) is not None:
+            raise ConfigError(
+                "model.llm.quantize: 4-bit weights cannot train, and model.train_parts names llm. Train lora instead."
+            )
+        check_compilable(compile_parts)
+        self.rates = (tokens_per_window,) if isinstance(tokens_per_window, int) else tuple(tokens_per_window)
+        if not self.rates:
+            raise ConfigError("model.tokens_per_window: the list is empty. Give one number or more.")
+        budgets = [
+            TokenBudget(self.window_samples // encoder.samples_per_frame, rate, full_tail=tail == "full")
+            for rate in self.rates
+        ]
+        self.budget = max(budgets, key=lambda budget: budget.tokens_per_window)  # batches are planned for the dearest
         self._parts = (encoder, abstractor, llm)  # no submodules yet: `configure_model` builds the path from them
         self.prompter = Prompter(llm.tokenizer, enable_thinking)
         self.context_length = llm.context_length
         self.train_parts = tuple(train_parts)
+        self.compile_parts = tuple(compile_parts)
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.alignment_weight = alignment_weight
         self.max_new_tokens = max_new_tokens
         self.new_tokens_per_second = new_tokens_per_second
-        self._path_settings = {
+        self.max_generated = max_generated
+        self._path_settings: dict[str, Any] = {
             "window_seconds": window_seconds,
             "encoder_batch_windows": encoder_batch_windows,
             "mel_range": mel_range,
+            "min_recording_seconds": min_recording_seconds,
             "align": alignment_weight > 0,
             "match_embedding_norm": match_embedding_norm,
             "frame_cache": _frame_folder(frame_cache),
@@ -121,8 +160,36 @@ class SpeechLMModule(L.LightningModule):
         self.path: SpeechLM | None = None
         self.wer, self.cer = ErrorRate("word"), ErrorRate("character")
         self._eval_sums: Tensor | None = None
+        self._batch_checked = False
+        self._step_means: dict[str, Tensor] = {}  # losses of the micro-batches of a step so far
+        self._generated_keys: set[str] | None = None  # what this validation answers; None means all
+        #: Set on any rank, from any thread: all ranks end training after the step they are in.
+        self.stop_requested = False
+        #: Whether training ended because a rank asked for it.
+        self.stop_agreed = False
         #: The resolved configuration as nested plain values; the command sets it, checkpoints carry it.
         self.run_config: dict[str, Any] = {}
+        #: Weights that ``configure_model`` brings besides those of the base models, and what for; the command sets it.
+        self.weights: tuple[Checkpoint, Purpose] | None = None
+        #: Names of base-model tensors that do not train here but did before: checkpoints hold them too.
+        self.carried: frozenset[str] = frozenset()
+
+    # -- checks --------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check what was asked for; under accumulation let batches know the labels of their whole step."""
+        check_request(self.trainer, self.run_config)
+        if stage == "fit" and self.trainer.accumulate_grad_batches > 1 and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            give_whole_steps(self.trainer.datamodule, self.trainer.accumulate_grad_batches, self.prompter.audio_id)  # type: ignore[attr-defined]
+
+    def on_fit_start(self) -> None:
+        """Check the model as the strategy has set it up."""
+        assert self.path is not None
+        check_model(self.trainer, self.path, self.train_parts)
+
+    def on_train_start(self) -> None:
+        """Check what training is fed with."""
+        check_loader(self.trainer)
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -131,17 +198,31 @@ class SpeechLMModule(L.LightningModule):
         if self.path is not None:
             return
         encoder, abstractor, llm = self._parts
-        encoder.load()
+        strategy = self._trainer.strategy if self._trainer is not None else None
+        trains_encoder = "encoder" in self.train_parts
+        with contextlib.nullcontext() if trains_encoder else replicated(strategy):
+            encoder.load()
         llm.load()
         self.path = SpeechLM(
             encoder,
             abstractor(encoder.width, llm.width, self.budget),
             llm,
             self.prompter,
-            train_encoder="encoder" in self.train_parts,
-            **self._path_settings,  # type: ignore[arg-type]
+            train_encoder=trains_encoder,
+            **self._path_settings,
         )
+        for rate in reversed(self.rates):  # each is tried; the first is left set
+            self.path.abstractor.set_tokens_per_window(rate)
         select_trainable(self.path, self.train_parts)
+        if strategy is not None:
+            llm.in_step = shards_parameters(strategy)
+            cast_trainable(self.path, strategy)
+        if self.weights is not None:  # stored as precisely as they trained, so not before they have that dtype here
+            load_weights(self, *self.weights, report=self.global_rank == 0)
+        if strategy is not None:
+            shard(self.path, strategy)
+        for part in self.compile_parts:
+            getattr(self.path, part).compile()  # in place: names in checkpoints stay
 
     def audio_costs(self, num_samples: Sequence[Sequence[int]]) -> tuple[Int64Array, Int64Array]:
         """Return what audio costs, before any weight exists: windows and LLM tokens of each sample, two ``[n]``.
@@ -151,79 +232,140 @@ class SpeechLMModule(L.LightningModule):
         """
         flat = np.array([n for sample in num_samples for n in sample], np.int64)
         owner = np.repeat(np.arange(len(num_samples)), [len(sample) for sample in num_samples])
-        full, rest = np.divmod(flat, self.window_samples)
+        full, rest = self._full_windows(flat)
         frames = -(-rest // (self.window_samples // self.budget.frames_per_window))
         tail = np.where(rest > 0, self.budget.num_tokens(torch.from_numpy(frames)).numpy(), 0)
         windows = np.bincount(owner, full + (rest > 0), len(num_samples)).astype(np.int64)
         tokens = np.bincount(owner, full * self.budget.tokens_per_window + tail, len(num_samples)).astype(np.int64)
         return windows, tokens
 
+    def _full_windows(self, num_samples: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Return full windows and samples of the last, shorter one for recordings, ``Windows.of`` in bulk."""
+        heard = np.maximum(num_samples, round(self._path_settings["min_recording_seconds"] * SAMPLE_RATE_HZ))
+        full, rest = np.divmod(heard, self.window_samples)
+        if self._path_settings["mel_range"] == "recording":  # a remainder without a mel frame has no window
+            rest = np.where((rest < HOP_SAMPLES) & (full > 0), 0, rest)
+        return full, rest
+
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make the step's randomness a function of (seed, step, rank), so that a resumed run repeats it."""
+        if not self._batch_checked:
+            check_batch(self.trainer, batch)
+            self._batch_checked = True
         identity = (os.environ.get("PL_GLOBAL_SEED", "0"), self.trainer.fit_loop.total_batch_idx, self.global_rank)
         torch.manual_seed(zlib.crc32(repr(identity).encode()))
+        if len(self.rates) > 1:
+            assert self.path is not None
+            draw = zlib.crc32(repr((*identity[:2], "rate")).encode())
+            self.path.abstractor.set_tokens_per_window(self.rates[draw % len(self.rates)])
+
+    def on_validation_start(self) -> None:
+        """Evaluate at the first of many rates."""
+        assert self.path is not None
+        self.path.abstractor.set_tokens_per_window(self.rates[0])
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return the loss and, for callbacks, what the step processed."""
         assert self.path is not None
-        output: Output = self.path(batch)
-        loss = global_mean(output.loss_sum, output.num_labels)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        objective = loss
+        agreed = self._agree(batch, asked=self.stop_requested)
+        self.stop_agreed |= agreed.asked
+        output: Output = self.path(batch, num_groups=agreed.num_groups, classes=agreed.ids)
+        objective = loss = self._share(batch, agreed, output.loss_sum, agreed.labels, "train/loss", prog_bar=True)
         if output.alignment_sum is not None:
-            alignment = global_mean(output.alignment_sum, output.num_aligned)
-            self.log("train/alignment_loss", alignment, batch_size=len(batch), sync_dist=True)
+            alignment = self._share(batch, agreed, output.alignment_sum, agreed.aligned, "train/alignment_loss")
             objective = loss + self.alignment_weight * alignment
+        counts = float(any(batch.weights))  # what only fills up a step is no work done
         return {
             "loss": objective,
-            "audio_seconds": batch.audio_seconds,
-            "speech_tokens": output.num_speech_tokens,
-            "llm_tokens": output.num_tokens,
-            "llm_positions": output.num_positions,
+            "audio_seconds": counts * batch.audio_seconds,
+            "speech_tokens": counts * output.num_speech_tokens,
+            "llm_tokens": counts * output.num_tokens,
+            "llm_positions": counts * output.num_positions,
         }
+
+    def _agree(self, batch: Batch, asked: bool) -> Agreement:
+        """Exchange with all ranks what this step holds."""
+        assert self.path is not None
+        num_groups = self.path.num_groups(batch) if shards_parameters(self.trainer.strategy) else 1
+        if self.trainer.training and batch.step is None and self.trainer.accumulate_grad_batches > 1:
+            raise ConfigError(
+                "trainer.accumulate_grad_batches: batches do not know the labels of their whole step. Train with a"
+                " data module, or wrap the loader in fastslm.step.WholeSteps."
+            )
+        aligns = self.alignment_weight > 0 and self.trainer.training
+        vocabulary = len(self.prompter.tokenizer) if aligns else None
+        step = batch.step or labels_of([batch], self.prompter.audio_id)
+        return agree(step, num_groups, asked, self.device, vocabulary)
+
+    def _share(
+        self, batch: Batch, agreed: Agreement, loss_sum: Tensor, total: int, name: str, prog_bar: bool = False
+    ) -> Tensor:
+        """Return the share of a mean that this micro-batch contributes; log the mean over the step so far."""
+        place, micro_batches = (batch.step.place, batch.step.num_micro_batches) if batch.step else (0, 1)
+        share = share_of_mean(loss_sum, total, agreed.world_size, micro_batches)
+        before = self._step_means[name] if place else 0.0
+        self._step_means[name] = before + share.detach() / micro_batches
+        self.log(name, self._step_means[name], prog_bar=prog_bar, batch_size=len(batch), sync_dist=True)
+        return share
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """End training after a whole step when a rank was asked to."""
+        whole = batch.step is None or batch.step.place == batch.step.num_micro_batches - 1
+        if self.stop_agreed and whole:
+            self.trainer.should_stop = True
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return rows of references and hypotheses; accumulates the teacher-forced loss, WER and CER."""
         assert self.path is not None
-        tokens = self.path.listen(batch.audio, self.path.windows(batch))
+        chosen = [i for i, key in enumerate(batch.keys) if self._generated_keys is None or key in self._generated_keys]
+        num_groups, generate = 1, bool(chosen)
+        if shards_parameters(self.trainer.strategy):
+            agreed = self._agree(batch, asked=generate)
+            num_groups, generate = agreed.num_groups, agreed.asked
+        tokens = self.path.listen(batch.audio, self.path.windows(batch), num_groups=num_groups)
         output = self.path(batch, tokens)
         if self._eval_sums is None:
             self._eval_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self._eval_sums += torch.stack(
             [output.loss_sum.double(), output.loss_sum.new_tensor(output.num_labels).double()]
         )
-        rows = self.transcribe(batch, tokens)
+        rows = self._answers(batch, tokens, chosen) if generate else []
         scored = [row for row in rows if row["weight"] and row["task"] == "asr"]
         for metric in (self.wer, self.cer):
             metric.update([r["reference"] for r in scored], [r["hypothesis"] for r in scored], [1.0] * len(scored))
         return {"rows": rows}
 
-    def transcribe(self, batch: Batch, tokens: Tensor | None = None) -> list[dict[str, Any]]:
-        """Return one row per dialogue with key, task, reference, hypothesis, audio seconds and weight.
+    def transcribe(self, batch: Batch) -> list[dict[str, Any]]:
+        """Return one row per dialogue with key, task, reference, hypothesis, audio seconds and weight."""
+        assert self.path is not None
+        num_groups = self._agree(batch, asked=True).num_groups if shards_parameters(self.trainer.strategy) else 1
+        tokens = self.path.listen(batch.audio, self.path.windows(batch), num_groups=num_groups)
+        return self._answers(batch, tokens, range(len(batch)))
 
-        Args:
-            batch: what is asked.
-            tokens: its speech tokens ``[W, K, D_llm]`` when they are known.
+    def _answers(self, batch: Batch, tokens: Tensor, chosen: Sequence[int]) -> list[dict[str, Any]]:
+        """Return rows of the chosen dialogues; without any, generate all the same, since another rank does.
+
+        Each answer ends at a length of its own, whatever it is batched with, so that scores do not depend on ranks.
         """
         assert self.path is not None
         seconds = _seconds_of_dialogues(batch, self.prompter.audio_id)
-        limit = self.max_new_tokens or int(32 + self.new_tokens_per_second * max(seconds))
-        answers = self.path.generate(batch, limit, tokens)
-        texts = self.prompter.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        limits = [self.max_new_tokens or int(32 + self.new_tokens_per_second * duration) for duration in seconds]
+        longest = max((limits[i] for i in chosen), default=1)
+        answers = self.path.generate(batch, longest, tokens, chosen or [0])
+        cut = [answer[: limits[i]] for i, answer in zip(chosen, answers, strict=False)]
+        texts = self.prompter.tokenizer.batch_decode(cut, skip_special_tokens=True)
         return [
             {
-                "key": key,
-                "task": dialogue.task,
-                "reference": dialogue.reference,
+                "key": batch.keys[i],
+                "task": batch.dialogues[i].task,
+                "reference": batch.dialogues[i].reference,
                 "hypothesis": text.strip(),
-                "audio_seconds": round(duration, 3),
-                "weight": weight,
+                "audio_seconds": round(seconds[i], 3),
+                "weight": batch.weights[i],
             }
-            for key, dialogue, text, duration, weight in zip(
-                batch.keys, batch.dialogues, texts, seconds, batch.weights, strict=True
-            )
+            for i, text in zip(chosen, texts, strict=True)
         ]
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -233,6 +375,19 @@ class SpeechLMModule(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return rows as ``transcribe`` does."""
         return {"rows": self.transcribe(batch)}
+
+    def on_validation_epoch_start(self) -> None:
+        """Choose what is answered in text: within training at most ``max_generated`` recordings of all ranks."""
+        self._generated_keys = None
+        if self.max_generated is not None and self.trainer.state.fn == "fit":
+            keys = getattr(self.trainer.datamodule, "keys", None)  # type: ignore[attr-defined]
+            if keys is None:
+                raise ConfigError(
+                    "model.max_generated: the data module does not tell the keys of its samples, so nothing can be"
+                    " chosen among them. Give it a method keys(split), or set model.max_generated to null."
+                )
+            by_chance = sorted(keys("val"), key=lambda key: (zlib.crc32(key.encode()), key))
+            self._generated_keys = set(by_chance[: self.max_generated])
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, WER and CER over all ranks."""
@@ -261,18 +416,26 @@ class SpeechLMModule(L.LightningModule):
         """Return AdamW by part, and its schedule by step."""
         assert self.path is not None
         optimizer = build_optimizer(self.path, self.optimizer_settings)
+        check_groups(optimizer)
         schedule = build_schedule(optimizer, self.optimizer_settings, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable weights only, and add the configuration."""
-        checkpoint["state_dict"] = trainable_state(self, checkpoint["state_dict"])
+        """Keep what the base models cannot give back, and add the configuration."""
+        if is_sharded(self):  # pieces, which DeepSpeed saves itself
+            checkpoint["state_dict"] = {}
+        else:
+            checkpoint["state_dict"] = trainable_state(self, checkpoint["state_dict"])
         checkpoint["fastslm_config"] = self.run_config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that do not fit."""
+        """Refuse weights that do not fit; a strategy that shards has none here, ``load_weights`` checked them."""
         self.configure_model()
-        check_state(self, checkpoint["state_dict"], "the checkpoint")
+        state = checkpoint.get("state_dict")
+        if state:
+            adopt_shapes(self, state)
+            check_state(self, state, "the checkpoint")
+            self.carried = carried_names(self, state)
 
 
 def _seconds_of_dialogues(batch: Batch, audio_id: int) -> list[float]:

@@ -1,10 +1,9 @@
-"""Cross-entropy at label positions and CTC on speech tokens, normalised by the labels of all ranks."""
+"""Cross-entropy at label positions and CTC on speech tokens, both as sums; ``fastslm.step`` makes means of them."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,33 +15,12 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
 
 
-def global_mean(loss_sum: Tensor, num_labels: int) -> Tensor:
-    """Return this rank's share of the mean loss over all ranks' labels.
-
-    Data-parallel strategies average gradients over ranks, which weighs a rank with three labels like one with three
-    thousand. Here each rank's sum is divided by the labels per rank of the whole step, so that the average that the
-    strategy takes is the mean over all labels. Every rank must call this, also one without labels.
-
-    Args:
-        loss_sum: summed loss of this rank, a scalar.
-        num_labels: labels behind it.
-    """
-    total, world = float(num_labels), 1
-    if dist.is_available() and dist.is_initialized():
-        world = dist.get_world_size()
-        counter = torch.tensor([total], dtype=torch.float64 if loss_sum.device.type != "mps" else torch.float32)
-        counter = counter.to(loss_sum.device)
-        dist.all_reduce(counter)
-        total = float(counter)
-    return loss_sum * (world / max(total, 1.0))
-
-
 class AlignmentLoss(nn.Module):
     """CTC between a recording's speech tokens and its transcript, in the LLM's own embedding space.
 
     Tells the compressor, long before the LLM has found out where to look, which words each stretch of audio holds and
     in which order: a speech token should point towards the embedding of the word it carries, or to a learned blank.
-    Only the ids that occur in the batch's transcripts compete, so the cost does not grow with the vocabulary, and
+    Only the ids that occur in a step's transcripts compete, so the cost does not grow with the vocabulary, and
     they are embedded by the LLM's own module, frozen. Transcripts with more ids than speech tokens have no alignment
     and add nothing.
 
@@ -64,6 +42,7 @@ class AlignmentLoss(nn.Module):
         recording_rows: Sequence[Int64Array],
         transcripts: Sequence[Int64Array],
         embed: Callable[[Tensor], Tensor],
+        classes: Int64Array | None = None,
     ) -> tuple[Tensor, int]:
         """Return the summed loss, a scalar, and the number of transcript ids behind it.
 
@@ -72,28 +51,30 @@ class AlignmentLoss(nn.Module):
             recording_rows: for each recording that has a transcript, its rows among the ``W * K`` tokens, in time.
             transcripts: its ids ``[L]``.
             embed: gives the LLM's embeddings of ids.
+            classes: the ids that compete, sorted, all transcripts' among them; None takes those of the transcripts.
         """
         device = tokens.device
         # One recording that asks for nothing keeps the step alike on every rank.
         rows = list(recording_rows) or [np.zeros(1, np.int64)]
         targets = list(transcripts) or [np.zeros(0, np.int64)]
-        known, places = np.unique(np.concatenate([*targets, np.zeros(1, np.int64)]), return_inverse=True)
+        wanted = np.concatenate(targets)
+        known = np.union1d(wanted if classes is None else classes, [0])
         lengths = [len(target) for target in targets]
         words = embed(torch.from_numpy(known).to(device)).detach().float()
-        classes = F.normalize(torch.cat([self.blank.float()[None], words]), dim=-1)
+        directions = F.normalize(torch.cat([self.blank.float()[None], words]), dim=-1)
         longest = max(map(len, rows))
         padded = torch.from_numpy(np.stack([np.pad(row, (0, longest - len(row))) for row in rows])).to(device)
         speech = F.normalize(tokens.flatten(0, 1).float(), dim=-1)
-        log_probs = (self.sharpness * F.embedding(padded, speech @ classes.T)).log_softmax(-1)
+        log_probs = (self.sharpness * F.embedding(padded, speech @ directions.T)).log_softmax(-1)
         loss = F.ctc_loss(
             log_probs.transpose(0, 1),
-            torch.from_numpy(places[:-1] + 1).to(device),
+            torch.from_numpy(np.searchsorted(known, wanted) + 1).to(device),
             torch.tensor([len(row) for row in rows]),
             torch.tensor(lengths),
             reduction="sum",
             zero_infinity=True,
         )
-        return loss, sum(lengths)
+        return loss if recording_rows else loss * 0.0, sum(lengths)
 
 
 def transcripts_of(dialogues: Sequence[Dialogue], weights: Sequence[float], audio_id: int) -> list[Int64Array | None]:

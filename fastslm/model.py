@@ -10,7 +10,7 @@ recording to a long one; they go through the encoder in groups of bounded size.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from fastslm.mel import CONTEXT_SAMPLES, SAMPLE_RATE_HZ, LogMel
 from fastslm.prompt import Prompter
 from fastslm.splice import Layout, lay_out, splice
 from fastslm.windows import Windows
-
 
 _NUM_PROBE_IDS = 256
 
@@ -70,10 +69,11 @@ class SpeechLM(nn.Module):
         window_seconds: audio of a window.
         encoder_batch_windows: most windows in the encoder at once; bounds memory, whatever the recording's length.
         mel_range: dynamic range of the spectrogram limited over the ``window`` or the ``recording`` (the release).
+        min_recording_seconds: a shorter recording counts as this long, silence follows it (the release: 1).
         train_encoder: gradients reach the encoder.
         align: add the alignment loss to what ``forward`` gives; it costs little, and inference does not know it.
-        match_embedding_norm: scale each speech token to the mean norm of the LLM's embeddings, so that its layers add as
-            much to speech as to text; off, tokens have the norm that the abstractor gives them (the release).
+        match_embedding_norm: scale each speech token to the mean norm of the LLM's embeddings, so that its layers add
+            as much to speech as to text; off, tokens have the norm that the abstractor gives them (the release).
         frame_cache: folder where the frozen encoder's frames are kept, so that it hears each window once; None encodes
             every time.
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations, so
@@ -92,6 +92,7 @@ class SpeechLM(nn.Module):
         window_seconds: float,
         encoder_batch_windows: int = 16,
         mel_range: Literal["window", "recording"] = "window",
+        min_recording_seconds: float = 0.0,
         train_encoder: bool = False,
         align: bool = False,
         match_embedding_norm: bool = False,
@@ -113,21 +114,27 @@ class SpeechLM(nn.Module):
         self.window_samples = round(window_seconds * SAMPLE_RATE_HZ)
         self.encoder_batch_windows = encoder_batch_windows
         self.mel_range = mel_range
+        self.min_recording_samples = round(min_recording_seconds * SAMPLE_RATE_HZ)
         self.train_encoder = train_encoder
         self.match_embedding_norm = match_embedding_norm
         self.frame_cache = FrameCache(frame_cache, encoder, self.window_samples, mel_range) if frame_cache else None
         self.recompute = recompute
 
-    def forward(self, batch: Batch, tokens: Tensor | None = None) -> Output:
-        """Run one batch along the whole path; ``tokens`` are its speech tokens when they are known."""
+    def forward(
+        self, batch: Batch, tokens: Tensor | None = None, *, num_groups: int = 1, classes: Int64Array | None = None
+    ) -> Output:
+        """Run one batch along the whole path; ``tokens`` are its speech tokens when they are known.
+
+        ``num_groups`` is that of ``listen``, and ``classes`` are those of the alignment loss.
+        """
         windows = self.windows(batch)
-        tokens = self.listen(batch.audio, windows) if tokens is None else tokens  # [W, K, D_llm]
+        tokens = self.listen(batch.audio, windows, num_groups=num_groups) if tokens is None else tokens  # [W, K, D_llm]
         rows = self.recording_rows(windows)
         layout = self.layout(batch, rows)
         embeddings = self.embed(layout, tokens)  # [B, S, D_llm]
         mask, labels, positions = self._labels(layout, embeddings.device)
         logits = self.llm(embeddings, mask, positions)  # [N, V]
-        alignment_sum, num_aligned = self.align(batch, rows, tokens)
+        alignment_sum, num_aligned = self.align(batch, rows, tokens, classes)
         return Output(
             loss_sum=label_loss(logits, labels),
             num_labels=len(layout.labels),
@@ -139,39 +146,70 @@ class SpeechLM(nn.Module):
         )
 
     @torch.no_grad()
-    def generate(self, batch: Batch, max_new_tokens: int, tokens: Tensor | None = None) -> Tensor:
-        """Return greedy answers ``[B, L]`` int64 to the batch's prompts; the reference answers are not seen."""
+    def generate(
+        self, batch: Batch, max_new_tokens: int, tokens: Tensor | None = None, chosen: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return greedy answers ``[B, L]`` int64 to the batch's prompts; the reference answers are not seen.
+
+        Args:
+            batch: what is asked.
+            max_new_tokens: most tokens of an answer.
+            tokens: its speech tokens ``[W, K, D_llm]`` when they are known.
+            chosen: the dialogues to answer, in order; None answers all.
+        """
         windows = self.windows(batch)
         tokens = self.listen(batch.audio, windows) if tokens is None else tokens
-        layout = self.layout(batch, self.recording_rows(windows), prompt_only=True)
+        layout = self._prompts(batch, self.recording_rows(windows), range(len(batch)) if chosen is None else chosen)
         embeddings = self.embed(layout, tokens)
         mask = torch.ones_like(layout.source) if layout.attention_mask is None else layout.attention_mask
         return self.llm.generate(embeddings, mask.to(embeddings.device), max_new_tokens, self.prompter.stop_ids)
 
     def windows(self, batch: Batch) -> Windows:
         """Cut the batch's recordings into windows, on the host."""
-        return Windows.of(batch.num_samples, self.window_samples)
+        return self.cut(batch.num_samples)
 
-    def listen(self, audio: Tensor, windows: Windows) -> Tensor:
-        """Return the speech tokens ``[W, K, D_llm]`` of all windows, a bounded group of windows at a time."""
-        loudest = self._loudest(audio, windows) if self.mel_range == "recording" and len(windows) else None
+    def cut(self, num_samples: Sequence[int]) -> Windows:
+        """Cut recordings of ``num_samples`` each into windows, as this model hears them."""
+        whole = self.mel_range == "recording"
+        return Windows.of(num_samples, self.window_samples, whole=whole, min_samples=self.min_recording_samples)
+
+    def num_groups(self, batch: Batch) -> int:
+        """Return the groups of windows that a batch goes through encoder and abstractor in, at least 1."""
+        return max(1, -(-len(self.windows(batch)) // self.encoder_batch_windows))
+
+    def listen(self, audio: Tensor, windows: Windows, loudest: Tensor | None = None, *, num_groups: int = 1) -> Tensor:
+        """Return the speech tokens ``[W, K, D_llm]`` of all windows, a bounded group of windows at a time.
+
+        Args:
+            audio: int16 ``[N]``, all recordings end to end.
+            windows: where its windows lie.
+            loudest: what ``loudest`` gives for each window, when ``audio`` is only a part of the recordings.
+            num_groups: run at least so many groups, silent ones at the end. Where ranks share parameters each group is
+                a collective, so they agree on the most that any of them has.
+        """
+        if loudest is None and self.mel_range == "recording" and len(windows):
+            loudest = self.loudest(audio, windows)
         num_frames = windows.num_frames(self.encoder.samples_per_frame)
         num_mel_frames = windows.num_mel_frames()
-        groups = [] if len(windows) else [self._silence(audio.device)]
+        groups = []
         for group in windows.groups(self.encoder_batch_windows):
             samples = windows.take(audio, group, across=loudest is not None)
             whole = None if loudest is None else (loudest[group], num_mel_frames[group].to(audio.device))
-            arguments = (samples, num_frames[group].to(audio.device), whole)
-            if self.recompute and torch.is_grad_enabled():
-                groups.append(checkpoint(self._group_tokens, *arguments, use_reentrant=False))
-            else:
-                groups.append(self._group_tokens(*arguments))
+            groups.append(self._group(samples, num_frames[group].to(audio.device), whole))
+        while len(groups) < max(1, num_groups):
+            groups.append(self._silence(audio.device))
         tokens = torch.cat(groups)
         if not self.match_embedding_norm:
             return tokens
         probe = torch.arange(_NUM_PROBE_IDS, device=tokens.device)  # every LLM knows as many ids
-        norm = self.llm.embed(probe).detach().float().norm(dim=-1).mean()
+        norm: Tensor = self.llm.embed(probe).detach().float().norm(dim=-1).mean()
         return F.normalize(tokens.float(), dim=-1).to(tokens.dtype) * norm.to(tokens.dtype)
+
+    def _group(self, *arguments: Any) -> Tensor:
+        """Return what ``_group_tokens`` does; its activations are kept, or made again in the backward pass."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._group_tokens, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
+        return self._group_tokens(*arguments)
 
     def _group_tokens(self, samples: Tensor, num_frames: Tensor, whole: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return tokens ``[W, K, D_llm]`` of a group; ``whole`` has what is known of the windows' whole recordings."""
@@ -207,13 +245,13 @@ class SpeechLM(nn.Module):
     def _silence(self, device: torch.device) -> Tensor:
         """Return tokens of one silent window that no position shows.
 
-        A batch without audio runs the same modules as any other: gradients stay connected and no rank of a sharded
-        run skips a module that the others wait in.
+        A batch with less audio than another rank's, or none, runs the same modules as often: gradients stay connected
+        and no rank of a sharded run skips a module that the others wait in.
         """
         samples = torch.zeros(1, self.window_samples + 2 * CONTEXT_SAMPLES, dtype=torch.int16, device=device)
-        return self._group_tokens(samples, torch.ones(1, dtype=torch.int64, device=device), None)
+        return self._group(samples, torch.ones(1, dtype=torch.int64, device=device), None)
 
-    def _loudest(self, audio: Tensor, windows: Windows) -> Tensor:
+    def loudest(self, audio: Tensor, windows: Windows) -> Tensor:
         """Return the largest log10 mel power of each window's recording ``[W]``: the first of two passes."""
         num_mel_frames = windows.num_mel_frames().to(audio.device)
         tops = []
@@ -230,6 +268,13 @@ class SpeechLM(nn.Module):
         """Return where each LLM position comes from, on the host; ``rows`` are those of ``recording_rows``."""
         return lay_out(batch.dialogues, rows, self.prompter.audio_id, prompt_only=prompt_only, weights=batch.weights)
 
+    def _prompts(self, batch: Batch, rows: Sequence[Int64Array], chosen: Sequence[int]) -> Layout:
+        """Return the layout of the prompts of chosen dialogues."""
+        counts = [int((dialogue.input_ids == self.prompter.audio_id).sum()) for dialogue in batch.dialogues]
+        ends = np.cumsum([0, *counts])
+        rows = [row for i in chosen for row in rows[ends[i] : ends[i + 1]]]
+        return lay_out([batch.dialogues[i] for i in chosen], rows, self.prompter.audio_id, prompt_only=True)
+
     def recording_rows(self, windows: Windows) -> list[Int64Array]:
         """Return for each recording its rows among all ``W * K`` speech tokens, padding left out, on the host."""
         counts = self.abstractor.out_lengths(windows.num_frames(self.encoder.samples_per_frame)).numpy()
@@ -239,14 +284,16 @@ class SpeechLM(nn.Module):
             rows.setdefault(recording, []).append(window * tokens_per_window + np.arange(count))
         return [np.concatenate(pieces) for pieces in rows.values()]
 
-    def align(self, batch: Batch, rows: Sequence[Int64Array], tokens: Tensor) -> tuple[Tensor | None, int]:
+    def align(
+        self, batch: Batch, rows: Sequence[Int64Array], tokens: Tensor, classes: Int64Array | None
+    ) -> tuple[Tensor | None, int]:
         """Return the summed alignment loss and the transcript ids behind it; None and 0 where it is not trained."""
         if self.alignment is None or not self.training:
             return None, 0
         transcripts = transcripts_of(batch.dialogues, batch.weights, self.prompter.audio_id)
         pairs = [(r, t) for r, t in zip(rows, transcripts, strict=True) if t is not None]
         result: tuple[Tensor, int] = self.alignment(
-            tokens, [r for r, _ in pairs], [t for _, t in pairs], self.llm.embed
+            tokens, [r for r, _ in pairs], [t for _, t in pairs], self.llm.embed, classes
         )
         return result
 

@@ -1,12 +1,14 @@
 """Installed parts by short name: entry points in the groups ``fastslm.*``, which the built-in parts use too."""
 
+import importlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-from fastslm.errors import ConfigError
+from fastslm.errors import ConfigError, nearest
 
 GROUPS = ("encoders", "abstractors", "llms", "datamodules", "callbacks")
 
@@ -70,9 +72,50 @@ def _load(kind: str, point: EntryPoint) -> Plugin:
     loaded, problem = None, ""
     try:
         loaded = point.load()
-    except Exception as error:  # whatever a third party's module does at import must not stop the command
+    except (Exception, SystemExit) as error:  # whatever a third party's module does at import must not stop the command
         problem = f"{type(error).__name__}: {error}"
+    else:
+        problem = _misfit(kind, point.name, loaded)
+    if problem:
+        loaded = None
     return Plugin(kind, point.name, point.value, _distribution(point), loaded, problem)
+
+
+def class_of(kind: str, name: str) -> Any:
+    """Return one part by short name or import path; no other part is imported.
+
+    Args:
+        kind: its group, such as ``abstractors``.
+        name: a short name (``HTA``), or an import path (``package.module.Class``).
+
+    Raises:
+        ConfigError: there is no such part, or it cannot be imported.
+    """
+    module, _, attribute = name.rpartition(".")
+    try:
+        if module:
+            return getattr(importlib.import_module(module), attribute)
+        points = {point.name: point for point in _unique(kind)}
+        if name in points:
+            return points[name].load()
+    except Exception as error:  # whatever a third party's module does at import
+        raise ConfigError(f"{kind}: {name} cannot be imported here: {type(error).__name__}: {error}") from error
+    guess = nearest(name, points)
+    raise ConfigError(f"{kind}: there is no {name!r}.{guess} 'fastslm plugins' lists what is installed.")
+
+
+def _misfit(kind: str, name: str, loaded: object) -> str:
+    """Return why what was imported could not be selected by its short name, or an empty text."""
+    from fastslm.contracts import Abstractor, Encoder, LanguageModel
+
+    promised = {"abstractors": Abstractor, "encoders": Encoder, "llms": LanguageModel}.get(kind, object)
+    if not isinstance(loaded, type):
+        return "it is no class"
+    if not issubclass(loaded, promised):
+        return f"it is no subclass of fastslm.contracts.{promised.__name__}"
+    if loaded.__name__ != name:
+        return f"its entry point must have the name of its class, {loaded.__name__}"
+    return ""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fastslm.batch import Dialogue
+from fastslm.batch import Dialogue, Int64Array
 from fastslm.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -139,6 +139,11 @@ class Prompter:
         ids = self.tokenizer(rest, add_special_tokens=False)["input_ids"]
         special = set(self.tokenizer.all_special_ids)
         return str(self.tokenizer.decode(ids[:1]) if ids and ids[0] in special else self.tokenizer.eos_token)
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> Int64Array:
+        """Return the ids ``[L]`` of a dialogue that ends with the user's turn, up to where the answer begins."""
+        text = self._render(messages, generate=True)
+        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
 
     def dialogue(self, messages: Sequence[Mapping[str, str]], num_recordings: int, task: str) -> Dialogue:
         """Return the ids and labels of a dialogue whose last turn is the assistant's.

@@ -14,10 +14,16 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from fastslm.checkpoint import Checkpoint, Purpose, find_folder, open_checkpoint, verify_trainer_state
+from fastslm.checkpoint.resume import prepare_resume
 from fastslm.config_errors import shorten
 from fastslm.errors import ConfigError, FastSLMError, nearest
 from fastslm.lightning_module import SpeechLMModule
 from fastslm.plugins import discover
+from fastslm.preemption import EXIT_STATUS, Preemption
+from fastslm.strategies.support import settled
+from fastslm.trainer import Trainer
+from fastslm.watchdog import Watchdog
 
 _CHECKPOINTS = "checkpoints"
 
@@ -96,6 +102,21 @@ class TrainingCLI(LightningCLI):
             help="Where checkpoints, logs, plots and predictions go. An earlier run found there is moved aside unless"
             " it is continued with --ckpt_path.",
         )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Start training from the weights of another run or checkpoint, with a new optimizer: the next of"
+            " several stages. Parts that it does not have start fresh; --ckpt_path goes before it.",
+        )
+
+        parser.add_argument(
+            "--watchdog_seconds",
+            type=float,
+            default=1500.0,
+            help="In a run of several processes: one that stays this long at one station of a step ends the run, which"
+            " says where each process is. 0 turns it off.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Do not merge hyper-parameters of a checkpoint over the command line."""
@@ -105,10 +126,15 @@ class TrainingCLI(LightningCLI):
         command = str(self.subcommand)
         config = self.config[command]
         folder = Path(config.run_folder).expanduser()
-        config.ckpt_path = resolve_checkpoint(config.get("ckpt_path"), folder, command)
-        if command == "fit" and int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0:
+        given = resolve_checkpoint(config.get("ckpt_path"), folder, command)
+        self._weights = find_weights(given, config.get("init_from"), folder, command)
+        # Evaluation needs weights only, which come in one format whatever strategy saved them.
+        resumed = self._weights[0].trainer_state if given and command == "fit" and self._weights else None
+        config.ckpt_path = None if resumed is None else str(resumed)
+        if command == "fit" and _is_first_process():
             prepare_folder(folder, resuming=config.ckpt_path is not None)
         trainer = config.trainer
+        trainer.strategy = settled(trainer.strategy)
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(folder)
         if trainer.logger is None or trainer.logger is True:
@@ -118,10 +144,29 @@ class TrainingCLI(LightningCLI):
             if str(callback.class_path).endswith("Checkpoint") and arguments.get("dirpath") is None:
                 arguments.dirpath = str(folder / _CHECKPOINTS)
 
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Add what belongs to every run, whatever its list of callbacks."""
+        trainer = super().instantiate_trainer(**kwargs)
+        seconds = self.config[str(self.subcommand)].watchdog_seconds
+        trainer.callbacks[:0] = [Preemption(), Watchdog(seconds)]  # type: ignore[attr-defined]
+        return trainer
+
     def after_instantiate_classes(self) -> None:
         """Give the model the resolved configuration, for its checkpoints."""
         self._dump_config()
         self.model.run_config = self.config_dump
+        self.model.weights = self._weights
+        if self._weights is not None and self._weights[1] == "resume":
+            state = prepare_resume(self.trainer, self._weights[0])
+            self.config_init[self.subcommand].ckpt_path = str(state)
+
+
+def _is_first_process() -> bool:
+    """Whether this is global rank 0, by what torchrun, SLURM or Lightning's own launcher say before any is set up."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name]) == 0
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
 
 def _loggers(folder: Path) -> list[Namespace]:
@@ -150,7 +195,11 @@ def resolve_checkpoint(given: str | None, folder: Path, command: str) -> str | N
         return None
     if given in (None, "last", "best"):
         name = given or "last"
-        found = sorted((folder / _CHECKPOINTS).glob(f"{name}*.ckpt"), key=lambda path: path.stat().st_mtime)
+        complete = find_folder(folder / _CHECKPOINTS, name)
+        if complete is not None:
+            return str(complete)
+        links = (path for path in (folder / _CHECKPOINTS).glob(f"{name}*.ckpt") if path.exists())
+        found = sorted(links, key=lambda path: path.stat().st_mtime)
         if found:
             return str(found[-1])
         if command == "fit":
@@ -162,6 +211,39 @@ def resolve_checkpoint(given: str | None, folder: Path, command: str) -> str | N
     if not Path(str(given)).exists():
         raise ConfigError(f"--ckpt_path {given}: there is no such file.")
     return given
+
+
+def find_weights(
+    given: str | None, init_from: str | None, folder: Path, command: str
+) -> tuple[Checkpoint, Purpose] | None:
+    """Return the checkpoint whose weights the model gets, verified, and what for; None starts from the base models.
+
+    Args:
+        given: what ``resolve_checkpoint`` found.
+        init_from: the key of that name.
+        folder: the run folder.
+        command: the subcommand.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or has no state to go on from.
+        ConfigError: ``init_from`` lies in the run folder, which is about to be moved aside.
+    """
+    if given is not None:
+        checkpoint = open_checkpoint(Path(given))
+        if command != "fit":
+            return checkpoint, "evaluate"
+        if checkpoint.trainer_state is None or _is_first_process():
+            verify_trainer_state(checkpoint)
+        return checkpoint, "resume"
+    if init_from is None or command != "fit":
+        return None
+    checkpoint = open_checkpoint(Path(init_from).expanduser())
+    if folder.resolve() in checkpoint.path.resolve().parents and _is_first_process():
+        raise ConfigError(
+            f"init_from: {init_from} lies in the run folder {folder}, which a new run moves aside. Give the new run"
+            " another --run_folder, or go on with the old one by --ckpt_path last."
+        )
+    return checkpoint, "initialize"
 
 
 def prepare_folder(folder: Path, resuming: bool) -> None:
@@ -193,36 +275,55 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")
+        # Values that are the same on every rank when they are logged, and names that torch gives new ones.
+        warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
+        warnings.filterwarnings("ignore", message="`?torch.distributed.*deprecated.*")
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
         warnings.filterwarnings("ignore", message=".*ckpt_path.*weights_only.*")
         yield
 
 
+def command_line(kind: type[TrainingCLI], arguments: Sequence[str]) -> TrainingCLI:
+    """Parse ``arguments`` (a subcommand and its options) and do with them what ``kind`` does.
+
+    Raises:
+        FastSLMError: a mistake in them, or in what they lead to.
+    """
+    for plugin in discover():
+        if plugin.loaded is None and plugin.distribution.startswith("fastslm "):
+            raise ConfigError(f"the built-in {plugin.name} cannot be imported: {plugin.problem}")
+    options: dict[str, Any] = {
+        "default_config_files": [str(shipped_configs() / "base.yaml")],
+        "parser_mode": "omegaconf+",
+    }
+    with _quiet():
+        return kind(
+            SpeechLMModule,
+            L.LightningDataModule,
+            trainer_class=Trainer,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={name: dict(options) for name in ("fit", "validate", "test", "predict")},
+            seed_everything_default=0,
+            args=_find_configs(arguments),
+        )
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one of fit, validate, test, predict and return its exit status; a user's mistake gives one message."""
     try:
-        with _quiet():
-            for plugin in discover():
-                if plugin.loaded is None and plugin.distribution.startswith("fastslm "):
-                    raise ConfigError(f"the built-in {plugin.name} cannot be imported: {plugin.problem}")
-            options: dict[str, Any] = {
-                "default_config_files": [str(shipped_configs() / "base.yaml")],
-                "parser_mode": "omegaconf+",
-            }
-            TrainingCLI(
-                SpeechLMModule,
-                L.LightningDataModule,
-                subclass_mode_data=True,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                save_config_callback=SaveConfigCallback,
-                save_config_kwargs={"overwrite": True},
-                parser_class=Parser,
-                parser_kwargs={name: dict(options) for name in ("fit", "validate", "test", "predict")},
-                seed_everything_default=0,
-                args=_find_configs(arguments),
-            )
+        cli = command_line(TrainingCLI, arguments)
     except FastSLMError as error:
         print(f"fastslm: error: {error}", file=sys.stderr)
         return 2
+    if cli.model.stop_agreed:
+        cli.trainer.strategy.barrier("stopped")  # launchers kill the others when the first process ends like this
+        if cli.trainer.is_global_zero:
+            step = cli.trainer.global_step
+            print(f"stopped by a signal after step {step}; go on with --ckpt_path last", file=sys.stderr)
+        return EXIT_STATUS
     return 0

@@ -21,6 +21,7 @@ class Windows:
         first: first sample of that recording.
         end: one past the last sample of that recording.
         window_samples: samples of a full window.
+        min_samples: a shorter recording counts as this long: silence follows it.
     """
 
     start: tuple[int, ...]
@@ -29,21 +30,32 @@ class Windows:
     first: tuple[int, ...]
     end: tuple[int, ...]
     window_samples: int
+    min_samples: int = 0
 
     @staticmethod
-    def of(num_samples: Sequence[int], window_samples: int) -> "Windows":
-        """Cut recordings of ``num_samples`` each into windows that do not overlap; nothing is left out."""
+    def of(num_samples: Sequence[int], window_samples: int, *, whole: bool = False, min_samples: int = 0) -> "Windows":
+        """Cut recordings of ``num_samples`` each into windows that do not overlap; nothing is left out.
+
+        Args:
+            num_samples: samples of each recording.
+            window_samples: samples of a full window.
+            whole: windows are cut from a spectrogram of the whole recording, in which a remainder below
+                ``HOP_SAMPLES`` has no frame of its own, and so no window (the release).
+            min_samples: a shorter recording counts as this long (the release: 1 s).
+        """
         rows: list[tuple[int, int, int, int, int]] = []
         first = 0
         for recording, count in enumerate(num_samples):
             end = first + count
+            heard = max(count, min_samples)
+            span = max(heard // HOP_SAMPLES * HOP_SAMPLES, min(heard, 1)) if whole else heard
             rows += [
-                (start, min(window_samples, end - start), recording, first, end)
-                for start in range(first, end, window_samples)
+                (start, min(window_samples, first + heard - start), recording, first, end)
+                for start in range(first, first + span, window_samples)
             ]
             first = end
         start, num, recording_of, begin, end_of = zip(*rows, strict=True) if rows else ((),) * 5
-        return Windows(start, num, recording_of, begin, end_of, window_samples)
+        return Windows(start, num, recording_of, begin, end_of, window_samples, min_samples)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -59,7 +71,7 @@ class Windows:
         would make alone, even none.
         """
         frames = [
-            max(0, (end - first) // HOP_SAMPLES - (start - first) // HOP_SAMPLES)
+            max(0, max(end - first, self.min_samples) // HOP_SAMPLES - (start - first) // HOP_SAMPLES)
             for start, first, end in zip(self.start, self.first, self.end, strict=True)
         ]
         return torch.tensor(frames, dtype=torch.int64).clamp_max(self.window_samples // HOP_SAMPLES)
@@ -82,14 +94,15 @@ class Windows:
             if across:
                 rows.append(self._with_neighbours(audio, i))
             else:
-                start = self.start[i]
-                rows.append(pad_with_context(audio[start : start + self.num_samples[i]], self.window_samples))
+                start, stop = self.start[i], min(self.start[i] + self.num_samples[i], self.end[i])
+                rows.append(pad_with_context(audio[start:stop], self.window_samples))
         return torch.stack(rows)
 
     def _with_neighbours(self, audio: Tensor, i: int) -> Tensor:
         recording = audio[self.first[i] : self.end[i]]
-        if len(recording) <= CONTEXT_SAMPLES:  # too short to mirror: silence up to where it can be
-            recording = F.pad(recording, (0, CONTEXT_SAMPLES + 1 - len(recording)))
+        shortest = max(self.min_samples, CONTEXT_SAMPLES + 1)  # what is too short to mirror gets silence to mirror
+        if len(recording) < shortest:
+            recording = F.pad(recording, (0, shortest - len(recording)))
         begin = self.start[i] - self.first[i] - CONTEXT_SAMPLES
         stop = begin + self.window_samples + 2 * CONTEXT_SAMPLES
         middle = recording[max(begin, 0) : min(stop, len(recording))]

@@ -187,7 +187,10 @@ def train(
         seed: of weights and of everything drawn.
     """
     torch.manual_seed(seed)
-    folder = build_corpus(cache.expanduser(), CorpusSettings(train_recordings=960, seed=1000))
+    settings = CorpusSettings(
+        train_recordings=960, seed=1000, min_pause_seconds=0.3, max_pause_seconds=1.0, repeats=True
+    )
+    folder = build_corpus(cache.expanduser(), settings)
     data = {split: Recordings(folder, split) for split in ("train", "dev")}
     config = WhisperConfig(
         d_model=width,

@@ -1,4 +1,4 @@
-"""Makes the small byte-level BPE tokenizer of the embedded LLM: any text is legal, number words are one token each.
+"""Makes the small byte-level BPE tokenizer of the embedded LLM: any text is legal, a number ("forty two") is one token.
 
 python -m pretraining.tokenizer --out fastslm/demo/llm
 """
@@ -6,7 +6,7 @@ python -m pretraining.tokenizer --out fastslm/demo/llm
 from pathlib import Path
 
 from jsonargparse import auto_cli
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from fastslm.datamodules._spoken_numbers import number_words
@@ -17,6 +17,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+_TENS = "|".join(number_words(n) for n in range(20, 100, 10))
+_ONES = "|".join(number_words(n) for n in range(1, 10))
+
 
 def make(out: Path = Path("fastslm/demo/llm"), vocabulary: int = 512) -> None:
     """Train and save the tokenizer.
@@ -26,8 +29,13 @@ def make(out: Path = Path("fastslm/demo/llm"), vocabulary: int = 512) -> None:
         vocabulary: most entries before the special tokens.
     """
     tokenizer = Tokenizer(models.BPE())
+    # A piece is a number of two words, or a word, or white space. Each gets a space in front, so that a number at the
+    # start of a line is the token that it is in the middle.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(rf" ?(?:{_TENS}) (?:{_ONES})\b| ?\S+|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -36,9 +44,9 @@ def make(out: Path = Path("fastslm/demo/llm"), vocabulary: int = 512) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    numbers = [f"{prefix}{number_words(n)}" for n in range(100) for prefix in ("", " ")] * 20
-    prompts = [prompt for prompt, _ in TASKS.values()]
-    tokenizer.train_from_iterator([*numbers, *prompts * 5, *["user", "assistant", "system"] * 50], trainer)
+    numbers = [number_words(n) for n in range(100)] * 50
+    words = [word for prompt, _ in TASKS.values() for word in prompt.split()] + ["user", "assistant", "system"] * 10
+    tokenizer.train_from_iterator([*numbers, *words], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
     )

@@ -53,3 +53,23 @@ def test_the_large_models_are_loaded_by_hub_name_with_the_rate_of_the_paper(caps
     assert config["model"]["llm"]["init_args"]["pretrained"] == "Qwen/Qwen3-4B"
     assert config["model"]["tokens_per_window"] / config["model"]["window_seconds"] == pytest.approx(1.67, abs=0.01)
     assert config["model"]["train_parts"] == ["abstractor", "projector", "lora"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hardware", AXES["hardware"])
+def test_every_compressor_runs_on_every_hardware_overlay(capsys, hardware):
+    stated = yaml.safe_load((FOLDER / hardware).read_text())["trainer"]
+    for name in COMPRESSORS:
+        trainer = parsed(capsys, name, hardware)["trainer"]
+        assert trainer["accelerator"] == stated["accelerator"]
+        assert trainer["devices"] == stated["devices"]
+
+
+@pytest.mark.parametrize("job", ["8gpu_ddp", "8gpu_zero2", "8gpu_zero3", "zero3_offload", "multinode_zero3", "fsdp2"])
+def test_a_rehearsal_goes_over_the_overlay_of_the_job(capsys, job):
+    large = ["encoder/whisper_large_v3.yaml", "llm/qwen3_4b.yaml"]
+    config = parsed(capsys, "hta.yaml", *large, f"hardware/{job}.yaml", "hardware/cpu_zero3_rehearsal.yaml")
+    trainer = config["trainer"]
+    assert trainer["strategy"]["class_path"].endswith(".ZeRORehearsal")
+    assert trainer["strategy"]["init_args"]["stage"] == 3
+    assert (trainer["accelerator"], trainer["devices"], trainer["num_nodes"]) == ("cpu", 2, 1)

@@ -101,3 +101,27 @@ def test_a_group_takes_only_its_windows():
     windows = Windows.of([5 * WINDOW], WINDOW)
     whole = windows.take(audio, slice(0, 5), across=True)
     assert torch.equal(windows.take(audio, slice(2, 4), across=True), whole[2:4])
+
+
+@given(st.lists(st.integers(1, 4 * WINDOW), min_size=1, max_size=5), st.integers(0, 2 * WINDOW))
+def test_cut_from_a_whole_spectrogram_a_recording_has_the_windows_that_its_mel_frames_fill(num_samples, shortest):
+    windows = Windows.of(num_samples, WINDOW, whole=True, min_samples=shortest)
+    frames = [max(n, shortest) // 160 for n in num_samples]
+    expected = [max(1, -(-n // (WINDOW // 160))) for n in frames]
+    assert [windows.recording.count(i) for i in range(len(num_samples))] == expected
+    totals = [0] * len(num_samples)
+    for recording, count in zip(windows.recording, windows.num_mel_frames().tolist(), strict=True):
+        totals[recording] += count
+    assert totals == frames
+
+
+@given(st.lists(st.integers(1, 3 * WINDOW), min_size=1, max_size=4), st.integers(0, 2 * WINDOW), st.booleans())
+def test_a_short_recording_is_heard_as_if_silence_had_been_recorded_after_it(num_samples, shortest, across):
+    rng = np.random.default_rng(0)
+    recordings = [rng.integers(1, 10, n).astype(np.int16) for n in num_samples]
+    longer = [np.pad(r, (0, max(0, shortest - len(r)))) for r in recordings]
+    short = Windows.of(num_samples, WINDOW, min_samples=shortest)
+    padded = Windows.of([len(r) for r in longer], WINDOW)
+    assert short.num_samples == padded.num_samples
+    found = short.take(torch.from_numpy(np.concatenate(recordings)), slice(0, len(short)), across)
+    assert torch.equal(found, padded.take(torch.from_numpy(np.concatenate(longer)), slice(0, len(padded)), across))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import lightning as L
 
@@ -42,3 +43,33 @@ class Record(L.Callback):
         row = {"batch": trainer.fit_loop.total_batch_idx, "keys": batch.keys, "loss": outputs["loss"].item()}
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+class Slow(L.Callback):
+    """Makes each training batch take longer.
+
+    Args:
+        seconds: by how much.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_end(self, *_):
+        time.sleep(self.seconds)
+
+
+class KillOnceAtEnd(L.Callback):
+    """Kills this process when training has ended, the first time.
+
+    Args:
+        marker: file that says that it has.
+    """
+
+    def __init__(self, marker: str) -> None:
+        self.marker = marker
+
+    def on_fit_end(self, *_):
+        if not os.path.exists(self.marker):
+            open(self.marker, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import struct
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -102,6 +103,17 @@ def test_full_scale_is_kept_and_what_is_louder_is_clipped():
 def test_int16_samples_come_back_as_they_were():
     exact = np.array([-32768, -32767, -1, 0, 1, 32767], np.int16)[:, None].repeat(100, axis=0)
     assert decode(io.BytesIO(encode(exact, RATE, "FLAC", "PCM_16"))).tolist() == exact[:, 0].tolist()
+
+
+def test_decoding_takes_the_samples_and_a_block_of_memory():
+    noise = np.random.default_rng(0).standard_normal((44_100 * 60, 2)).astype(np.float32) * 0.1
+    file = io.BytesIO(encode(np.tile(noise, (10, 1)), 44_100, "WAV", "PCM_16"))  # 10 minutes, 212 MB as floats
+    tracemalloc.start()
+    samples = decode(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(samples) == pytest.approx(600 * RATE, abs=1)
+    assert peak < samples.nbytes + 40e6
 
 
 # -- parts of files ---------------------------------------------------------------------------------

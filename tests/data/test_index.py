@@ -1,17 +1,40 @@
-"""Shards written on the fly: what the index finds in whole, damaged and ambiguous ones."""
+"""Shards written on the fly: what the index finds in whole, damaged and ambiguous ones, and when it is made anew."""
 
 import io
 import os
+import shutil
 import tarfile
 from collections import Counter
 
 import pytest
 
-from fastslm.datamodules._index import Limits, index_shard, index_shards
+from fastslm.datamodules import _index, _texts
+from fastslm.datamodules._entries import Limits, collect
+from fastslm.datamodules._index import IndexBuilder
+from fastslm.datamodules._sidecar import read_sidecar, scan_tar, sidecar_path, write_sidecar
 from fastslm.errors import DataError
 from fastslm.prompt import Prompter
 
 NO_LIMITS = Limits(max_audio_seconds=900.0, long_audio="drop")
+
+
+class Index:
+    """What a run makes of some shards: entries ready to be read, and what is broken."""
+
+    def __init__(self, paths, prompter, limits, cache):
+        lengths = (limits.max_audio_seconds,) if limits.long_audio == "split" else ()
+        indexes = IndexBuilder(prompter, cache, lengths).index([str(path) for path in paths])
+        self.columns, self.broken = collect(indexes, limits)
+        self.entries = [self.columns[i] for i in range(len(self.columns))]
+        lengths, counts = self.columns.recording_lengths()
+        ends = counts.cumsum()
+        self.num_samples = [lengths[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
+        self.num_tokens = self.columns.num_tokens.tolist()
+
+    def __eq__(self, other):
+        return (self.entries, self.broken, self.num_samples, self.num_tokens) == (
+            other.entries, other.broken, other.num_samples, other.num_tokens,
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -20,11 +43,21 @@ def prompter(demo_tokenizer):
 
 
 @pytest.fixture
-def index_of(tmp_path, write_shard, prompter):
+def open_index(tmp_path, prompter):
+    """Return the index of a shard as a run finds or makes it."""
+
+    def index(*paths, limits=NO_LIMITS):
+        return Index(paths, prompter, limits, tmp_path / "cache")
+
+    return index
+
+
+@pytest.fixture
+def index_of(tmp_path, write_shard, open_index):
     """Return the index of a shard that holds the given samples."""
 
     def index(samples, limits=NO_LIMITS):
-        return index_shard(str(write_shard(tmp_path / "shard.tar", samples)), prompter, limits)
+        return open_index(write_shard(tmp_path / "shard.tar", samples), limits=limits)
 
     return index
 
@@ -53,17 +86,17 @@ def offsets(path):
 # -- whole shards -----------------------------------------------------------------------------------
 
 
-def test_an_entry_says_where_the_bytes_are_and_what_they_cost(three, prompter, flac):
-    index = index_shard(str(three), prompter, NO_LIMITS)
+def test_an_entry_says_where_the_bytes_are_and_what_they_cost(three, prompter, open_index, flac):
+    index = open_index(three)
     assert keys(index) == ["a", "b", "c"]
     assert not index.broken
     entry = index.entries[1]
-    ((offset, size),) = entry.audio_regions
+    ((offset, size, _),) = entry.audio_regions
     assert three.read_bytes()[offset : offset + size] == flac(1.0, 1)
     assert three.read_bytes()[entry.json_region[0] :][: entry.json_region[1]] == b'{"text": "number b"}'
-    assert entry.num_samples == [16_000]
+    assert index.num_samples[1] == [16_000]
     messages = [{"role": "user", "content": "<|AUDIO|>"}, {"role": "assistant", "content": "number b"}]
-    assert entry.num_text_ids > len(prompter.dialogue(messages, 1, "asr").input_ids)
+    assert index.num_tokens[1] > len(prompter.dialogue(messages, 1, "asr").input_ids)
 
 
 def test_folders_are_part_of_the_key_and_the_first_dot_ends_it(index_of, flac):
@@ -71,25 +104,26 @@ def test_folders_are_part_of_the_key_and_the_first_dot_ends_it(index_of, flac):
     assert keys(index) == ["v1.0/a"]
 
 
-def test_members_that_are_no_sample_are_passed_over(tmp_path, three, prompter):
+def test_members_that_are_no_sample_are_passed_over(three, open_index):
     with tarfile.open(three, "a") as tar:
         for name in ("README", ".DS_Store", "folder/._a.flac"):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
-    index = index_shard(str(three), prompter, NO_LIMITS)
+    index = open_index(three)
     assert (keys(index), reasons(index)) == (["a", "b", "c"], [])
 
 
 def test_recordings_of_a_dialogue_are_in_the_order_of_their_numbers(index_of, flac):
     messages = [{"role": "user", "content": "<|AUDIO|>" * 11}, {"role": "assistant", "content": "eleven"}]
     recordings = {f"{i}.flac": flac(0.1 * (i + 1)) for i in range(11)}
-    (entry,) = index_of([("a", {**recordings, "json": {"messages": messages}})]).entries
-    assert entry.num_samples == [1600 * (i + 1) for i in range(11)]
+    index = index_of([("a", {**recordings, "json": {"messages": messages}})])
+    (num_samples,) = index.num_samples
+    assert num_samples == [1600 * (i + 1) for i in range(11)]
 
 
 def test_a_dialogue_may_have_no_audio(index_of):
     messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello"}]
-    (entry,) = index_of([("a", {"json": {"messages": messages}})]).entries
-    assert (entry.num_samples, entry.audio_regions) == ([], [])
+    index = index_of([("a", {"json": {"messages": messages}})])
+    assert (index.num_samples, index.entries[0].audio_regions) == ([[]], [])
 
 
 # -- samples that cannot be used --------------------------------------------------------------------
@@ -100,7 +134,8 @@ def test_a_dialogue_may_have_no_audio(index_of):
     [
         ({"flac": "audio"}, "missing json"),
         ({"json": {"text": "x"}}, "missing audio"),
-        ({"json": {"text": "x"}, "m4a": "audio"}, "missing audio"),
+        ({"json": {"text": "x"}, "txt": b"audio"}, "missing audio"),
+        ({"json": {"text": "x"}, "m4a": b"no audio"}, "unreadable audio"),
         ({"flac": "audio", "json": {}}, "missing text"),
         ({"flac": "audio", "json": {"text": "  "}}, "missing text"),
         ({"flac": "audio", "json": {"text": 7}}, "missing text"),
@@ -128,7 +163,7 @@ def test_a_sample_that_cannot_be_used_is_named_and_the_others_stay(index_of, fla
 def test_a_key_that_comes_again_is_counted_and_the_first_is_kept(index_of, flac):
     samples = [(key, {"flac": flac(seconds), "json": {"text": key}}) for key, seconds in [("a", 1), ("b", 2), ("a", 3)]]
     index = index_of([*samples, ("a", {"flac": flac(4), "json": {"text": "a"}})])
-    assert [(entry.key, entry.num_samples) for entry in index.entries] == [("a", [16_000]), ("b", [32_000])]
+    assert list(zip(keys(index), index.num_samples, strict=True)) == [("a", [16_000]), ("b", [32_000])]
     assert reasons(index) == [("a", "duplicate key")] * 2
 
 
@@ -142,60 +177,61 @@ def test_halves_of_two_samples_of_one_key_are_never_put_together(index_of, flac)
 # -- damaged shards ---------------------------------------------------------------------------------
 
 
-def test_a_shard_cut_between_samples_is_noticed(three, prompter):
+def test_a_shard_cut_between_samples_is_noticed(three, open_index):
     os.truncate(three, offsets(three)["c.flac"][0])
-    index = index_shard(str(three), prompter, NO_LIMITS)
+    index = open_index(three)
     assert keys(index) == ["a", "b"]
     assert [item.reason for item in index.broken] == ["truncated shard"]
 
 
-def test_a_shard_cut_between_the_members_of_a_sample_is_noticed(three, prompter):
+def test_a_shard_cut_between_the_members_of_a_sample_is_noticed(three, open_index):
     os.truncate(three, offsets(three)["c.json"][0])
-    index = index_shard(str(three), prompter, NO_LIMITS)
+    index = open_index(three)
     assert keys(index) == ["a", "b"]
     assert Counter(item.reason for item in index.broken) == {"truncated shard": 1, "missing json": 1}
 
 
 @pytest.mark.parametrize("member", ["c.flac", "c.json"])
-def test_a_shard_cut_inside_a_member_is_noticed(three, prompter, member):
+def test_a_shard_cut_inside_a_member_is_noticed(three, open_index, member):
     os.truncate(three, offsets(three)[member][2] - 5)
-    index = index_shard(str(three), prompter, NO_LIMITS)
+    index = open_index(three)
     assert keys(index) == ["a", "b"]
     assert reasons(index) == [("c", "truncated shard")]
 
 
-def test_a_shard_cut_inside_a_header_is_noticed(three, prompter):
+def test_a_shard_cut_inside_a_header_is_noticed(three, open_index):
     os.truncate(three, offsets(three)["c.flac"][0] + 100)
-    index = index_shard(str(three), prompter, NO_LIMITS)
+    index = open_index(three)
     assert keys(index) == ["a", "b"]
     assert [item.reason for item in index.broken] == ["truncated shard"]
 
 
-def test_a_shard_with_a_damaged_header_in_its_middle_is_noticed(three, prompter):
+def test_a_shard_with_a_damaged_header_in_its_middle_is_noticed(three, open_index):
     at = offsets(three)["b.flac"][0]
     data = bytearray(three.read_bytes())
     data[at : at + 512] = b"\x55" * 512
     three.write_bytes(data)
-    index = index_shard(str(three), prompter, NO_LIMITS)
+    index = open_index(three)
     assert keys(index) == ["a"]
     assert [item.reason for item in index.broken] == ["truncated shard"]
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 10240, b"no tar" * 1000, b"\x1f\x8b compressed" * 100])
-def test_a_shard_without_samples_stops_the_run(tmp_path, prompter, data):
+def test_a_shard_without_samples_stops_the_run(tmp_path, open_index, data):
     (tmp_path / "shard.tar").write_bytes(data)
     with pytest.raises(DataError, match=r"shard .*shard\.tar: (holds no sample|not an uncompressed tar)"):
-        index_shard(str(tmp_path / "shard.tar"), prompter, NO_LIMITS)
+        open_index(tmp_path / "shard.tar")
 
 
-def test_a_missing_shard_stops_the_run(tmp_path, prompter):
+def test_a_missing_shard_stops_the_run(tmp_path, open_index):
     with pytest.raises(DataError, match=r"none\.tar: No such file"):
-        index_shards([str(tmp_path / "none.tar")], prompter, NO_LIMITS, tmp_path / "cache")
+        open_index(tmp_path / "none.tar")
 
 
-def test_a_folder_in_place_of_a_shard_stops_the_run(tmp_path, prompter):
+def test_a_folder_in_place_of_a_shard_stops_the_run(tmp_path, open_index):
+    (tmp_path / "folder.tar").mkdir()
     with pytest.raises(DataError, match="Is a directory"):
-        index_shards([str(tmp_path)], prompter, NO_LIMITS, tmp_path / "cache")
+        open_index(tmp_path / "folder.tar")
 
 
 # -- long recordings --------------------------------------------------------------------------------
@@ -231,12 +267,13 @@ def test_a_long_recording_is_split_in_the_middle_of_gaps(index_of, flac):
     assert keys(index) == ["a/0", "a/1", "a/2"]
     assert [entry.segments for entry in index.entries] == [(0, 2), (2, 3), (3, 4)]
     assert [entry.span_seconds for entry in index.entries] == [(0.0, 4.3), (4.3, 6.5), (6.5, 10.0)]
-    assert [entry.num_samples for entry in index.entries] == [[68_800], [35_200], [56_000]]
+    assert index.num_samples == [[68_800], [35_200], [56_000]]
 
 
 def test_a_recording_at_the_limit_is_whole(index_of, flac):
-    (entry,) = index_of(long_sample(flac), Limits(10.0, "split")).entries
-    assert (entry.key, entry.segments, entry.num_samples) == ("a", None, [160_000])
+    index = index_of(long_sample(flac), Limits(10.0, "split"))
+    assert [(entry.key, entry.segments) for entry in index.entries] == [("a", None)]
+    assert index.num_samples == [[160_000]]
 
 
 @pytest.mark.parametrize("fields", [{"segments": None}, {"segments": []}, {"task": "ssum", "summary": "numbers"}])
@@ -274,48 +311,142 @@ def test_segments_that_make_no_sense_refuse_the_recording(index_of, flac, segmen
     assert reasons(index_of(long_sample(flac, segments=segments), Limits(5.0, "split"))) == [("a", "unusable segments")]
 
 
-# -- the cache --------------------------------------------------------------------------------------
+# -- the file beside the shard, and the cache --------------------------------------------------------
 
 
-def test_the_index_is_read_from_the_cache_and_is_the_same(tmp_path, three, prompter, monkeypatch):
-    first = index_shards([str(three)], prompter, NO_LIMITS, tmp_path / "cache")
-    with monkeypatch.context() as patch:
-        patch.setattr(tarfile, "open", None)  # a second reading of the shard would fail
-        assert index_shards([str(three)], prompter, NO_LIMITS, tmp_path / "cache") == first
+@pytest.fixture
+def readings(monkeypatch):
+    """Return a list of the shards that are read from end to end."""
+    paths = []
+
+    def counting(path, *arguments):
+        paths.append(os.fspath(path))
+        return scan_tar(path, *arguments)
+
+    monkeypatch.setattr(_index, "scan_tar", counting)
+    return paths
 
 
-def test_entries_of_split_recordings_survive_the_cache(tmp_path, write_shard, flac, prompter):
+def test_an_index_is_written_beside_the_shard_and_read_the_next_time(three, open_index, readings):
+    first = open_index(three)
+    assert os.path.exists(sidecar_path(str(three)))
+    assert open_index(three) == first
+    assert len(readings) == 1
+
+
+def test_where_the_folder_only_reads_the_index_is_kept_in_the_cache(tmp_path, three, open_index, readings, monkeypatch):
+    write = write_sidecar
+
+    def refusing(path, rows, target=None):
+        if target is None:
+            raise PermissionError(13, "Permission denied")
+        return write(path, rows, target)
+
+    monkeypatch.setattr(_index, "write_sidecar", refusing)
+    first = open_index(three)
+    assert not os.path.exists(sidecar_path(str(three)))
+    assert open_index(three) == first
+    assert len(readings) == 1
+
+
+def test_a_cache_that_cannot_be_written_either_is_an_error_in_words(tmp_path, three, open_index, monkeypatch):
+    def refusing(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_index, "write_sidecar", refusing)
+    with pytest.raises(DataError, match=r"cannot keep the index .* No space left on device\. Set data\.cache_dir"):
+        open_index(three)
+
+
+def test_entries_of_split_recordings_are_kept_too(tmp_path, write_shard, flac, open_index, monkeypatch):
     path = write_shard(tmp_path / "long.tar", long_sample(flac))
-    made, read = (index_shards([str(path)], prompter, Limits(5.0, "split"), tmp_path / "cache") for _ in range(2))
-    assert made == read
-    assert read[0].entries[0].segments == (0, 2)
+    made = open_index(path, limits=Limits(5.0, "split"))
+    monkeypatch.setattr(_texts, "_cut", None)  # a second cutting would fail
+    assert open_index(path, limits=Limits(5.0, "split")) == made
+    assert made.entries[0].segments == (0, 2)
 
 
-def test_a_changed_shard_is_indexed_anew(tmp_path, three, write_shard, flac, prompter):
-    index_shards([str(three)], prompter, NO_LIMITS, tmp_path / "cache")
+def test_a_replaced_shard_is_indexed_anew_and_said_so(three, write_shard, flac, open_index, capsys):
+    open_index(three)
     write_shard(three, [("d", {"flac": flac(1), "json": {"text": "new"}})])
-    (index,) = index_shards([str(three)], prompter, NO_LIMITS, tmp_path / "cache")
-    assert keys(index) == ["d"]
+    assert keys(open_index(three)) == ["d"]
+    assert "was replaced after it was indexed" in capsys.readouterr().err
+    assert read_sidecar(three).keys == ["d"]
 
 
-def test_other_limits_and_other_templates_are_indexed_anew(tmp_path, three, prompter):
-    index_shards([str(three)], prompter, NO_LIMITS, tmp_path / "cache")
-    (index,) = index_shards([str(three)], prompter, Limits(0.5, "drop"), tmp_path / "cache")
+def test_a_copy_of_shard_and_index_is_checked_once_and_taken(tmp_path, three, open_index, readings):
+    first = open_index(three)
+    (tmp_path / "elsewhere").mkdir()
+    copy = tmp_path / "elsewhere" / "three.tar"
+    shutil.copyfile(three, copy)
+    os.utime(copy, (1, 1))
+    shutil.copyfile(sidecar_path(str(three)), sidecar_path(str(copy)))
+    assert keys(open_index(copy)) == keys(first)
+    assert len(readings) == 1
+    assert read_sidecar(copy).tar.mtime_ns == 10**9
+
+
+def test_samples_that_a_later_cut_took_away_are_counted_one_by_one(three, open_index):
+    open_index(three)
+    os.truncate(three, offsets(three)["b.flac"][0])
+    for _ in range(2):  # the second time from what the first has found
+        index = open_index(three)
+        assert keys(index) == ["a"]
+        assert sorted(reasons(index)) == [("?", "truncated shard"), ("b", "truncated shard"), ("c", "truncated shard")]
+    assert read_sidecar(three).keys == ["a", "b", "c"]  # what the shard should hold is not forgotten
+
+
+def test_a_sample_modified_in_place_is_left_out_until_it_is_accepted(three, open_index):
+    before = open_index(three)
+    begin, end = offsets(three)["b.json"][1:]
+    data = bytearray(three.read_bytes())
+    data[begin:end] = b'{"text": "number z"}'
+    three.write_bytes(data)
+    for _ in range(2):
+        index = open_index(three)
+        assert keys(index) == ["a", "c"]
+        assert reasons(index) == [("b", "checksum differs")]
+    assert index.columns.digests != before.columns.digests
+    write_sidecar(three, scan_tar(three))  # what fastslm shards index --force does
+    assert keys(open_index(three)) == ["a", "b", "c"]
+
+
+def test_other_limits_use_the_same_index(three, open_index, readings):
+    open_index(three)
+    index = open_index(three, limits=Limits(0.5, "drop"))
     assert [item.reason for item in index.broken] == ["audio too long"] * 3
-    (before,) = index_shards([str(three)], prompter, NO_LIMITS, tmp_path / "cache")
+    assert len(readings) == 1
+
+
+def test_another_template_counts_the_texts_again_and_reads_no_audio(three, open_index, prompter, readings, monkeypatch):
+    before = open_index(three).num_tokens
     prompter.tokenizer.chat_template = "system: be brief\n" + prompter.tokenizer.chat_template
-    (after,) = index_shards([str(three)], prompter, NO_LIMITS, tmp_path / "cache")
-    assert after.entries[0].num_text_ids > before.entries[0].num_text_ids
+    after = open_index(three).num_tokens
+    assert all(a > b for a, b in zip(after, before, strict=True))
+    assert len(readings) == 1
+    monkeypatch.setattr(_texts, "_count", None)  # counting once more would fail
+    assert open_index(three).num_tokens == after
 
 
-def test_a_damaged_cache_is_made_anew(tmp_path, three, prompter):
-    first = index_shards([str(three)], prompter, NO_LIMITS, tmp_path / "cache")
-    (stored,) = (tmp_path / "cache" / "index").iterdir()
-    stored.write_text(stored.read_text()[:50])
-    assert index_shards([str(three)], prompter, NO_LIMITS, tmp_path / "cache") == first
+def test_a_damaged_index_is_made_anew_and_said_so(three, open_index, capsys):
+    first = open_index(three)
+    with open(sidecar_path(str(three)), "r+b") as file:
+        file.truncate(50)
+    assert open_index(three) == first
+    assert "damaged index" in capsys.readouterr().err
 
 
-def test_a_cache_that_cannot_be_written_is_an_error_in_words(tmp_path, three, prompter):
-    (tmp_path / "cache").write_text("a file where a folder should be")
-    with pytest.raises(DataError, match=r"cannot keep the index .* Set data\.cache_dir"):
-        index_shards([str(three)], prompter, NO_LIMITS, tmp_path / "cache")
+@pytest.mark.slow
+def test_many_shards_are_indexed_by_several_processes_to_the_same_result(
+    tmp_path, make_shards, open_index, monkeypatch
+):
+    make_shards(tmp_path / "many", 16, 0.1, per_shard=1)
+    paths = sorted((tmp_path / "many").glob("*.tar"))
+    monkeypatch.setattr(_index, "_MAX_PROCESSES", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    several = open_index(*paths)
+    for path in paths:
+        os.remove(sidecar_path(str(path)))
+    monkeypatch.setattr(_index, "_MAX_PROCESSES", 1)
+    assert open_index(*paths) == several
+    assert keys(several) == [f"train-{i:03d}" for i in range(16)]

@@ -1,11 +1,23 @@
 """The plan of an epoch: nothing lost, nothing twice, as many steps on every rank."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslm.datamodules._plan import BatchLimits, Costs, PlanSampler, pack, plan_epoch, plan_hash
+from fastslm.datamodules import _plan
+from fastslm.datamodules._plan import (
+    BatchLimits,
+    Costs,
+    Mixture,
+    PlanSampler,
+    data_hash,
+    plan_hash,
+    planned_in,
+    shuffled,
+)
 
 LIMITS = BatchLimits(samples=4, windows=12, tokens=100)
 
@@ -13,6 +25,10 @@ LIMITS = BatchLimits(samples=4, windows=12, tokens=100)
 def costs_of(*pairs):
     windows, tokens = zip(*pairs, strict=True) if pairs else ((), ())
     return Costs(np.array(windows, np.int64), np.array(tokens, np.int64))
+
+
+#: Of 10 numbers for the identity (0, 0), computed with Python's own integers.
+ORDER = [6, 2, 3, 9, 5, 0, 1, 4, 7, 8]
 
 
 def some(num, seed=0):
@@ -23,6 +39,12 @@ def some(num, seed=0):
 costs = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 150)), max_size=40).map(lambda rows: costs_of(*rows))
 limits = st.builds(BatchLimits, st.integers(1, 6), st.integers(1, 25), st.integers(1, 200))
 world_sizes = st.sampled_from([1, 2, 3, 7])
+
+
+def plan_epoch(costs, limits, world_size, **settings):
+    """Return the steps of an epoch, each with one batch for each rank."""
+    plan = _plan.plan_epoch(costs, limits, world_size, **settings)
+    return [plan.step(first, world_size) for first in range(0, plan.num_batches, world_size)]
 
 
 def counted(steps):
@@ -79,15 +101,19 @@ def test_a_resumed_epoch_is_the_tail_of_the_whole_one(costs, limits, world_size,
     rank = data.draw(st.integers(0, world_size - 1))
     whole = list(PlanSampler(costs, limits, rank, world_size, seed=1, epoch=2))
     start = data.draw(st.integers(0, len(whole)))
-    assert list(PlanSampler(costs, limits, rank, world_size, seed=1, epoch=2, start=start)) == whole[start:]
+    resumed = PlanSampler(costs, limits, rank, world_size, seed=1, epoch=2, start=start * world_size)
+    assert list(resumed) == whole[start:]
 
 
 # -- examples ---------------------------------------------------------------------------------------
 
 
 def test_packing_by_hand():
+    # At most 4 samples, 12 windows, 100 tokens with padding; without shuffling the longest come first.
     costs = costs_of((1, 30), (1, 30), (1, 30), (1, 51), (13, 10), (6, 10), (6, 10), (1, 10))
-    assert pack(range(8), costs, LIMITS) == [[0, 1, 2], [3], [4], [5, 6], [7]]
+    assert plan_epoch(costs, LIMITS, 1, shuffle=False) == [
+        [[(3, True)]], [[(0, True), (1, True), (2, True)]], [[(4, True)]], [[(5, True), (6, True)]], [[(7, True)]],
+    ]  # fmt: skip
 
 
 def test_another_epoch_and_another_seed_have_another_order():
@@ -145,16 +171,106 @@ def test_a_sampler_goes_from_epoch_to_epoch():
 
 
 def test_the_hash_changes_with_the_data_the_limits_and_the_seed():
-    keys = [f"s{i}" for i in range(5)]
+    digests = ["a", "b"]
     hashes = [
-        plan_hash(some(5), keys, LIMITS, 0),
-        plan_hash(some(5, seed=1), keys, LIMITS, 0),
-        plan_hash(some(5), [*keys[1:], "s0"], LIMITS, 0),
-        plan_hash(some(5), keys, BatchLimits(4, 12, 99), 0),
-        plan_hash(some(5), keys, LIMITS, 1),
+        data_hash(some(5), digests, LIMITS, 0),
+        data_hash(some(5, seed=1), digests, LIMITS, 0),
+        data_hash(some(5), ["b", "a"], LIMITS, 0),
+        data_hash(some(5), digests, BatchLimits(4, 12, 99), 0),
+        data_hash(some(5), digests, LIMITS, 1),
+        data_hash(some(5), digests, LIMITS, 0, np.arange(3)),
     ]
-    assert len(set(hashes)) == 5
-    assert hashes[0] == plan_hash(some(5), keys, LIMITS, 0)
+    assert len(set(hashes)) == 6
+    assert hashes[0] == data_hash(some(5), digests, LIMITS, 0)
+
+
+def test_the_hash_of_a_plan_tells_the_batches_of_a_step():
+    hashes = {world_size: plan_hash("data", world_size) for world_size in (1, 2, 7, 512)}
+    assert len(set(hashes.values())) == 4
+    assert {n: planned_in("data", value) for n, value in hashes.items()} == {n: n for n in hashes}
+    assert planned_in("other data", hashes[2]) is None
+
+
+# -- another number of ranks --------------------------------------------------------------------------
+
+
+@given(costs, limits, world_sizes, world_sizes, st.data())
+def test_after_a_change_of_ranks_every_sample_left_comes_once(costs, limits, before, after, data):
+    whole = _plan.plan_epoch(costs, limits, before)
+    steps = data.draw(st.integers(0, whole.num_steps(before)))
+    done = [i for step in plan_epoch(costs, limits, before)[:steps] for batch in step for i, counts in batch if counts]
+    start = min(steps * before, whole.num_batches)
+    ranks = [list(PlanSampler(costs, limits, rank, after, start=start, planned_for=before)) for rank in range(after)]
+    assert len({len(batches) for batches in ranks}) == 1
+    left = [i for batches in ranks for batch in batches for i, counts in batch if counts]
+    assert sorted(done + left) == list(range(len(costs)))
+    assert all(batch for batches in ranks for batch in batches)
+
+
+# -- order and mixtures -------------------------------------------------------------------------------
+
+
+def test_the_order_is_the_same_on_every_machine_and_version():
+    assert shuffled(10, 0, 0).tolist() == ORDER
+    assert sorted(shuffled(1000, 3, 5).tolist()) == list(range(1000))
+
+
+def test_orders_have_no_pattern():
+    places = np.array([np.argsort(shuffled(50, seed)) for seed in range(400)])
+    assert abs(places.mean(0) - 24.5).max() < 3.5  # 400 draws from 0..49 have a standard error of 0.72
+    assert abs(np.corrcoef(places[:-1, 0], places[1:, 0])[0, 1]) < 0.2
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.data())
+def test_no_sample_of_a_source_comes_again_before_all_others(sizes, data):
+    weights = data.draw(st.lists(st.floats(0.1, 10), min_size=len(sizes), max_size=len(sizes)))
+    mixture = Mixture.of(sizes, weights)
+    assert sum(mixture.counts) == sum(sizes)
+    seen = np.zeros(sum(sizes), int)
+    bounds = np.cumsum([0, *sizes])
+    for epoch in range(5):
+        chosen = mixture.samples(7, epoch)
+        np.add.at(seen, chosen, 1)
+        for begin, end, count in zip(bounds[:-1], bounds[1:], mixture.counts, strict=True):
+            assert ((chosen >= begin) & (chosen < end)).sum() == count
+            assert seen[begin:end].max() - seen[begin:end].min() <= 1
+
+
+def test_without_weights_an_epoch_is_every_sample_once():
+    mixture = Mixture.of([3, 5])
+    assert mixture.takes_each_once
+    assert sorted(mixture.samples(0, 4).tolist()) == list(range(8))
+
+
+@given(costs.filter(len), limits, world_sizes, st.integers(0, 3))
+def test_a_plan_of_a_mixture_holds_what_the_mixture_gives(costs, limits, world_size, epoch):
+    sizes = [len(costs) // 2, len(costs) - len(costs) // 2]
+    mixture = Mixture.of(sizes, [1.0, 3.0])
+    steps = plan_epoch(costs, limits, world_size, epoch=epoch, mixture=mixture)
+    assert sorted(counted(steps)) == sorted(mixture.samples(0, epoch).tolist())
+
+
+# -- size -------------------------------------------------------------------------------------------
+
+
+def test_planning_a_million_rows_is_seconds_of_processor_time():
+    rng = np.random.default_rng(0)
+    costs = Costs(rng.integers(1, 60, 1_000_000), rng.integers(40, 3000, 1_000_000))
+    begin = time.process_time()
+    plan = _plan.plan_epoch(costs, BatchLimits(16, 256, 16384), 8)
+    assert time.process_time() - begin < 6
+    assert (np.sort(plan.samples) == np.arange(1_000_000)).all()
+
+
+def test_resuming_late_costs_no_more_than_resuming_early():
+    costs = some(200_000)
+    times = []
+    for share in (0.0, 0.99):
+        start = int(_plan.plan_epoch(costs, LIMITS, 2).num_batches * share)
+        begin = time.process_time()
+        next(iter(PlanSampler(costs, LIMITS, 0, 2, start=start)))
+        times.append(time.process_time() - begin)
+    assert times[1] < 3 * times[0] + 0.5
 
 
 def test_a_loader_with_workers_goes_on_at_the_same_place_as_one_without():

@@ -10,45 +10,10 @@ import pytest
 
 from fastslm.callbacks.data_health import DataHealth
 from fastslm.datamodules._audio import decode, open_region
-from fastslm.datamodules._index import Limits, index_shard
-from fastslm.datamodules.webdataset import WebDatasetModule, expand
+from fastslm.datamodules._sidecar import scan_tar, write_sidecar
+from fastslm.datamodules._sources import expand
+from fastslm.datamodules.webdataset import Source, WebDatasetModule
 from fastslm.errors import ConfigError, DataError
-from fastslm.prompt import Prompter
-
-
-@pytest.fixture
-def data_of(make_module, tmp_path):
-    """Return a maker of data modules that believe they are in a trainer, on a rank of a world."""
-
-    def make(*, rank=0, world_size=1, module=None, steps_done=0, epoch=0, **settings):
-        data = WebDatasetModule(**{"num_workers": 0, "cache_dir": str(tmp_path / "cache"), **settings})
-        progress = SimpleNamespace(current=SimpleNamespace(ready=steps_done))
-        data.trainer = SimpleNamespace(
-            lightning_module=module or make_module(),
-            global_rank=rank,
-            world_size=world_size,
-            current_epoch=epoch,
-            fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
-        )
-        return data
-
-    return make
-
-
-@pytest.fixture
-def damage(demo_tokenizer):
-    """Return a breaker of recordings: their headers stay whole, so that only decoding them fails."""
-
-    def make(shard, *keys):
-        index = index_shard(str(shard), Prompter(demo_tokenizer), Limits(900.0, "drop"))
-        with open(shard, "r+b") as file:
-            for entry in index.entries:
-                if entry.key in keys:
-                    offset, size = entry.audio_regions[0]
-                    file.seek(offset + size // 2)
-                    file.write(bytes(size - size // 2))
-
-    return make
 
 
 def keys_and_weights(loader):
@@ -364,12 +329,180 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, make_shards, data_of):
         resumed(data_of, pattern, state).train_dataloader()
 
 
-def test_a_checkpoint_of_another_world_is_refused(tmp_path, make_shards, data_of):
-    pattern = make_shards(tmp_path, 10, 0.2)
+def test_a_shard_modified_with_the_same_length_is_refused_on_resume(tmp_path, make_shards, data_of):
+    pattern = make_shards(tmp_path, 10, 1.0)
     data = data_of(train_shards=pattern, val_shards=pattern, batch_samples=2)
     data.setup("fit")
-    with pytest.raises(DataError, match="1 processes, and this run has 2"):
-        resumed(data_of, pattern, data.state_dict(), world_size=2).train_dataloader()
+    state = data.state_dict()
+    shard = tmp_path / "train-000001.tar"
+    changed = bytearray(shard.read_bytes())
+    at = changed.index(b"number 4")
+    changed[at : at + 8] = b"number 5"
+    shard.write_bytes(changed)
+    write_sidecar(shard, scan_tar(shard))  # even where its new content was accepted
+    with pytest.raises(DataError, match="the plan hash differs"):
+        resumed(data_of, pattern, state).train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("first_world", "second_world", "steps"), [(1, 2, 3), (2, 1, 2), (2, 3, 1), (3, 2, 2), (4, 7, 1)]
+)
+def test_with_another_number_of_ranks_every_sample_left_comes_once(
+    tmp_path, make_shards, data_of, keys_of, first_world, second_world, steps
+):
+    pattern = make_shards(tmp_path, 23, [0.2, 0.4])
+    first = []
+    for rank in range(first_world):
+        data = data_of(train_shards=pattern, val_shards=pattern, batch_samples=2, rank=rank, world_size=first_world)
+        data.setup("fit")
+        batches = list(data.train_dataloader())[:steps]
+        data.trainer.fit_loop.epoch_loop.batch_progress.current.ready = steps
+        first += keys_of(batches)
+        state = data.state_dict()
+    assert set(state) == {"seed", "epoch", "step", "plan_hash"}
+    second, again = [], []
+    for rank in range(second_world):
+        data = resumed(data_of, pattern, state, rank=rank, world_size=second_world, steps_done=steps)
+        loader = data.train_dataloader()
+        batches = list(loader)
+        assert len(loader) == steps + len(batches)
+        second += keys_of(batches)
+        # ... and once more, one step later, back on one rank
+        data.trainer.fit_loop.epoch_loop.batch_progress.current.ready = steps + 1
+        again += keys_of(batches[:1])
+        later = data.state_dict()
+    whole = sorted(f"train-{i:03d}" for i in range(23))
+    assert sorted(first + second) == whole
+    last = (
+        keys_of(resumed(data_of, pattern, later, steps_done=steps + 1).train_dataloader()) if len(batches) > 1 else []
+    )
+    if len(batches) > 1:
+        assert sorted(first + again + last) == whole
+
+
+# -- sources ----------------------------------------------------------------------------------------
+
+
+def sources(tmp_path, make_shards, *weights):
+    return [
+        Source(name, make_shards(tmp_path / name, num, 0.2, name=name), weight)
+        for (name, num), weight in zip((("big", 12), ("small", 3)), weights, strict=True)
+    ]
+
+
+def epochs_of(data, num):
+    loader = data.train_dataloader()
+    for epoch in range(num):
+        loader.sampler.set_epoch(epoch)
+        yield [key for batch in loader for key in batch.keys]
+
+
+def test_sources_without_weights_give_every_sample_once(tmp_path, make_shards, data_of):
+    named = sources(tmp_path, make_shards, None, None)
+    data = data_of(train_shards=named, val_shards=named[0].shards, batch_samples=2)
+    data.setup("fit")
+    everything = sorted([*(f"big-{i:03d}" for i in range(12)), *(f"small-{i:03d}" for i in range(3))])
+    assert [sorted(keys) for keys in epochs_of(data, 2)] == [everything] * 2
+
+
+def test_weights_set_the_shares_and_no_sample_comes_again_before_all_of_its_source(tmp_path, make_shards, data_of):
+    named = sources(tmp_path, make_shards, 1.0, 1.0)
+    data = data_of(train_shards=named, val_shards=named[0].shards, batch_samples=2)
+    data.setup("fit")
+    epochs = list(epochs_of(data, 4))
+    for keys in epochs:  # 15 samples, half of each: 8 and 7, by the first's larger remainder
+        assert sorted(Counter(key.split("-")[0] for key in keys).values()) == [7, 8]
+    for name, size in (("big", 12), ("small", 3)):
+        counts = Counter(key for keys in epochs for key in keys if key.startswith(name))
+        assert len(counts) == size
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_temperature_brings_sources_closer(tmp_path, make_shards, data_of):
+    named = sources(tmp_path, make_shards, None, None)
+    data = data_of(train_shards=named, val_shards=named[0].shards, temperature=2.0)
+    data.setup("fit")
+    (keys,) = epochs_of(data, 1)
+    # 12 ** 0.5 : 3 ** 0.5 is 2 : 1, of 15 samples
+    assert Counter(key.split("-")[0] for key in keys) == {"big": 10, "small": 5}
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ((1.0, None), "source 'small' has no weight"),
+        ((1.0, -1.0), "must be above 0"),
+        ((1.0, 1e-9), "gives none of its 3"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(tmp_path, make_shards, data_of, weights, words):
+    named = sources(tmp_path, make_shards, *weights)
+    with pytest.raises(ConfigError, match=words):
+        data_of(train_shards=named, val_shards=named[0].shards).setup("fit")
+
+
+# -- keys -------------------------------------------------------------------------------------------
+
+
+def test_equal_keys_in_two_shards_are_told_apart(tmp_path, make_shards, data_of, keys_of, capsys):
+    make_shards(tmp_path / "one", 3, 0.2)
+    make_shards(tmp_path / "two", 2, 0.2)
+    data = data_of(val_shards=[f"{tmp_path}/one/*.tar", f"{tmp_path}/two/*.tar"])
+    data.setup("validate")
+    keys = keys_of(data.val_dataloader())
+    expected = [f"train-{i:03d}@{tmp_path}/{name}/train-000000.tar" for name in ("one", "two") for i in range(2)]
+    assert sorted(keys) == sorted(["train-002", *expected])
+    assert "4 samples have a key that is also in another shard" in capsys.readouterr().out
+
+
+def test_a_shard_that_is_named_twice_is_refused(tmp_path, make_shards, data_of):
+    pattern = make_shards(tmp_path, 3, 0.2)
+    with pytest.raises(DataError, match="is named more than once"):
+        data_of(val_shards=[pattern, pattern]).setup("validate")
+
+
+# -- modified after indexing ------------------------------------------------------------------------
+
+
+def test_a_sample_modified_after_indexing_is_left_out_and_counted(tmp_path, make_shards, data_of, keys_of):
+    pattern = make_shards(tmp_path, 6, 0.5)
+    data_of(val_shards=pattern).setup("validate")
+    shard = tmp_path / "train-000000.tar"
+    changed = bytearray(shard.read_bytes())
+    at = changed.index(b"number 1")
+    changed[at : at + 8] = b"number 9"
+    shard.write_bytes(changed)
+    data = data_of(val_shards=pattern, max_broken_share=0.5)
+    data.setup("validate")
+    assert [(item.key, item.reason) for item in data.broken["val"]] == [("train-001", "checksum differs")]
+    assert "fastslm shards index --force" in data.broken["val"][0].detail
+    assert "train-001" not in keys_of(data.val_dataloader())
+
+
+def test_a_sample_modified_while_the_run_goes_on_is_reported(tmp_path, make_shards, data_of, keys_of):
+    pattern = make_shards(tmp_path, 6, 0.5)
+    data = data_of(val_shards=pattern)
+    data.setup("validate")
+    shard = tmp_path / "train-000000.tar"
+    changed = bytearray(shard.read_bytes())
+    at = changed.index(b"number 1")
+    changed[at : at + 8] = b"number 9"
+    shard.write_bytes(changed)
+    (batch,) = data.val_dataloader()
+    assert [(item["key"], item["reason"]) for item in batch.broken] == [("train-001", "checksum differs")]
+    assert "train-001" not in batch.keys
+
+
+def test_a_shard_that_vanishes_during_the_run_is_reported(tmp_path, make_shards, data_of):
+    pattern = make_shards(tmp_path, 6, 0.5)
+    data = data_of(val_shards=pattern)
+    data.setup("validate")
+    (tmp_path / "train-000001.tar").unlink()
+    (batch,) = data.val_dataloader()
+    assert [(item["key"], item["reason"]) for item in batch.broken] == [
+        (f"train-{i:03d}", "vanished shard") for i in (3, 4, 5)
+    ]
+    assert sorted(batch.keys) == ["train-000", "train-001", "train-002"]
 
 
 # -- settings ---------------------------------------------------------------------------------------
@@ -412,6 +545,7 @@ def test_test_and_prediction_fall_back_to_the_shards_before_them(tmp_path, make_
     [
         ({"max_audio_seconds": 0}, "data.max_audio_seconds"),
         ({"batch_tokens": 0}, "must be above 0"),
+        ({"temperature": 0}, "data.temperature"),
         ({"max_broken_share": 1.5}, "data.max_broken_share: 1.5 is outside 0 to 1"),
     ],
 )

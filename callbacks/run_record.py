@@ -1,0 +1,158 @@
+"""RunRecord: what a comparison of runs needs to know of one, as two JSON files in its run folder."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rapidfuzz.distance import Levenshtein
+
+from fastslm.atomic import write_atomically
+from fastslm.batch import Batch
+from fastslm.flops import count_flops
+from fastslm.lightning_module import SpeechLMModule
+from fastslm.metrics import normalise
+
+from .token_rate import peak_memory_bytes, reduce_over_ranks
+
+
+class RunRecord(L.Callback):
+    """Writes ``validation.json`` after each validation and ``training.json`` when training has ended.
+
+    ``validation.json``: step, loss, WER, token rate, and errors and reference words of each recording.
+    ``training.json``: step, parameters, operations per second of audio, audio seconds per second of wall time (without
+    validation and without the first batch of each start) and peak memory. What it adds up is part of the checkpoints,
+    so that a run that was killed and continued has the figures of all its parts.
+    """
+
+    def __init__(self) -> None:
+        self._sums = {"audio_seconds": 0.0, "wall_seconds": 0.0, "peak_memory_bytes": 0.0}
+        self._flops: dict[str, float] = {}
+        self._mark: float | None = None
+        self._recordings: list[dict[str, Any]] = []
+        self._heard = [0.0, 0.0]  # audio seconds and speech tokens of this validation
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums so far."""
+        return {"sums": dict(self._sums), "flops": dict(self._flops)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on adding to the sums of a checkpoint."""
+        self._sums, self._flops = dict(state_dict["sums"]), dict(state_dict["flops"])
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count operations, on every rank and before hours are spent."""
+        assert isinstance(pl_module, SpeechLMModule)
+        assert pl_module.path is not None
+        with trainer.precision_plugin.forward_context():
+            self._flops = vars(count_flops(pl_module.path)).copy()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Add the batch up, unless nothing says when it began."""
+        now = time.perf_counter()
+        if self._mark is not None:
+            self._sums["audio_seconds"] += outputs["audio_seconds"]
+            self._sums["wall_seconds"] += now - self._mark
+        self._mark = now
+        self._sums["peak_memory_bytes"] = max(self._sums["peak_memory_bytes"], peak_memory_bytes(pl_module.device))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave validation out of the wall time; write what it gave."""
+        if self._mark is not None:
+            self._mark = time.perf_counter()
+        if not trainer.sanity_checking:
+            self._write_validation(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what training came to."""
+        assert isinstance(pl_module, SpeechLMModule)
+        assert pl_module.path is not None
+        names = ("audio_seconds", "wall_seconds")
+        sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64)
+        audio, wall = reduce_over_ranks(trainer, sums, "sum").tolist()
+        memory = torch.tensor([self._sums["peak_memory_bytes"]], dtype=torch.float64)
+        abstractor = sum(_numel(p) for p in pl_module.path.abstractor.parameters())
+        trainable = sum(_numel(p) for p in pl_module.parameters() if p.requires_grad)
+        record = {
+            "step": trainer.global_step,
+            "abstractor_parameters": abstractor,
+            "trainable_parameters": trainable,
+            "abstractor_flops_per_audio_second": self._flops.get("abstractor"),
+            "path_flops_per_audio_second": self._flops.get("path"),
+            # Ranks run side by side: the wall time of the run is the mean of theirs.
+            "audio_seconds_per_second": audio / (wall / trainer.world_size) if wall else None,
+            "peak_memory_gib": reduce_over_ranks(trainer, memory, "max").item() / 2**30,
+            "device": _device_name(pl_module.device),
+            "num_processes": trainer.world_size,
+        }
+        _write(trainer, "training.json", record)
+
+    # -- validation ------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget an earlier validation."""
+        self._recordings, self._heard = [], [0.0, 0.0]
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count errors and tokens."""
+        assert isinstance(pl_module, SpeechLMModule)
+        _, tokens = pl_module.audio_costs([batch.num_samples])
+        self._heard[0] += batch.audio_seconds
+        self._heard[1] += float(tokens[0])
+        for row in outputs["rows"]:
+            reference = normalise(row["reference"]).split()
+            if row["weight"] and row["task"] == "asr" and reference:
+                errors = Levenshtein.distance(reference, normalise(row["hypothesis"]).split())
+                self._recordings.append({"key": row["key"], "errors": errors, "words": len(reference)})
+
+    def _write_validation(self, trainer: L.Trainer) -> None:
+        seconds, tokens = reduce_over_ranks(trainer, torch.tensor(self._heard, dtype=torch.float64), "sum").tolist()
+        recordings = sorted(_gathered(trainer, self._recordings), key=lambda row: row["key"])
+        errors, words = (sum(row[name] for row in recordings) for name in ("errors", "words"))
+        loss = trainer.callback_metrics.get("val/loss")
+        record = {
+            "step": trainer.global_step if trainer.state.fn == "fit" else None,  # elsewhere it is not restored
+            "val_loss": float(loss) if loss is not None and loss.isfinite() else None,
+            "wer": errors / words if words else None,
+            "tokens_per_second": tokens / seconds if seconds else None,
+            "recordings": recordings,
+        }
+        _write(trainer, "validation.json", record)
+
+
+def _numel(parameter: torch.nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor here
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _gathered(trainer: L.Trainer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if trainer.world_size == 1:
+        return rows
+    import torch.distributed as dist
+
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(trainer.world_size)]
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
+
+
+def _write(trainer: L.Trainer, name: str, record: Mapping[str, Any]) -> None:
+    if trainer.is_global_zero:
+        write_atomically(Path(trainer.default_root_dir) / name, json.dumps(record, indent=1) + "\n")

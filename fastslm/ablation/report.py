@@ -1,0 +1,150 @@
+"""The report about an ablation: ``results.jsonl``, a Markdown table and plots, from the rows of its finished runs."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastslm.atomic import write_atomically
+
+from .intervals import mean_interval, paired_difference
+from .plots import draw_plots
+from .runs import Run
+
+Row = Mapping[str, Any]
+_NOTHING = "n/a"
+
+_READING = """\
+WER is the corpus rate on the validation recordings with the weights of the last step: mean over seeds ± the half width
+of its 95 % t interval. The difference is to the first variant, in percentage points, over the same seeds and
+recordings: 95 % interval of a paired bootstrap over recordings (10,000 resamples), which does not cover the choice of
+seeds. FLOPs are of a forward pass, counted by torch's FlopCounterMode, a multiplication and an addition counted as two:
+of the compressor, and of encoder, compressor and LLM together on a recording of about 60 s. Audio s/s is audio trained
+on per second of wall time, validation left out; memory is the peak of a process.
+"""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The finished runs of one variant.
+
+    Attributes:
+        name: of the variant.
+        rows: of its runs.
+        wer: mean over seeds and half width of its interval, in per cent; None where nothing was transcribed.
+        difference: to the first variant, and its interval, in percentage points; None at the first.
+    """
+
+    name: str
+    rows: Sequence[Row]
+    wer: tuple[float, float | None] | None
+    difference: tuple[float, float, float] | None
+
+    def mean(self, key: str) -> float | None:
+        """Return the mean of a figure over the runs that have it."""
+        values = [row[key] for row in self.rows if row.get(key) is not None]
+        return mean_interval(values)[0] if values else None
+
+
+def write_report(out: Path, runs: Sequence[Run], command: str) -> Path:
+    """Write ``results.jsonl``, ``report.md`` and the plots into ``out`` and return the report's path.
+
+    Args:
+        out: folder of the ablation.
+        runs: all of its runs; variants in the order of the table.
+        command: what made it.
+    """
+    rows = [(run, run.row()) for run in runs]
+    finished = [row for _, row in rows if row and row["status"] == "finished"]
+    write_atomically(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in finished))
+    summaries = summarise(finished)
+    plots = draw_plots(out, summaries) if summaries else []
+    parts = ["# Ablation", f"    {command}", *_extent(finished), _table(summaries), _READING.strip()]
+    parts += [f"![{title}]({path.name})" for title, path in plots]
+    failed = [f"- {run.name}: {row['reason']} (log: `{row['log']}`)" for run, row in rows if row and "reason" in row]
+    missing = [f"- {run.name}" for run, row in rows if row is None]
+    if failed:
+        parts += ["## Failed runs, not in the table", "\n".join(failed)]
+    if missing:
+        parts += ["## Runs that are not finished", "\n".join(missing)]
+    report = out / "report.md"
+    write_atomically(report, "\n\n".join(parts) + "\n")
+    return report
+
+
+def summarise(rows: Sequence[Row]) -> list[Summary]:
+    """Return the variants in the order of their first rows; the first is what the others are compared with."""
+    by_variant: dict[str, list[Row]] = {}
+    for row in rows:
+        by_variant.setdefault(row["variant"], []).append(row)
+    summaries = []
+    for name, own in by_variant.items():
+        rates = [100 * row["wer"] for row in own if row["wer"] is not None]
+        first = next(iter(by_variant.values()))
+        difference = None if own is first else _difference(first, own)
+        summaries.append(Summary(name, own, mean_interval(rates) if rates else None, difference))
+    return summaries
+
+
+def _difference(first: Sequence[Row], second: Sequence[Row]) -> tuple[float, float, float] | None:
+    seeds = {row["seed"] for row in first} & {row["seed"] for row in second}
+    one, other = (_by_recording([row for row in rows if row["seed"] in seeds]) for rows in (first, second))
+    if not set(one) & set(other):
+        return None
+    found, low, high = paired_difference(one, other)
+    return 100 * found, 100 * low, 100 * high
+
+
+def _by_recording(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    sums: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        for recording in row["recordings"]:
+            errors, words = sums.get(recording["key"], (0.0, 0.0))
+            sums[recording["key"]] = (errors + recording["errors"], words + recording["words"])
+    return sums
+
+
+def _extent(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return ["No run has finished."]
+    recordings = {recording["key"]: recording["words"] for row in rows for recording in row["recordings"]}
+    steps, devices = sorted({row["step"] for row in rows}), sorted({row["device"] for row in rows})
+    return [
+        f"{len(rows)} runs of {' or '.join(map(str, steps))} steps on {', '.join(devices)}; validation on"
+        f" {len(recordings)} recordings with {sum(recordings.values())} words."
+    ]
+
+
+def _table(summaries: Sequence[Summary]) -> str:
+    columns: dict[str, Callable[[Summary], str]] = {
+        "variant": lambda s: s.name,
+        "seeds": lambda s: str(len(s.rows)),
+        "WER %": lambda s: _with_interval(s.wer),
+        "difference, points": lambda s: _with_bounds(s.difference),
+        "loss": lambda s: _figure(s.mean("val_loss"), 1, 3),
+        "tokens/s": lambda s: _figure(s.mean("tokens_per_second"), 1, 2),
+        "parameters, M": lambda s: _figure(s.mean("abstractor_parameters"), 1e6, 3),
+        "compressor MFLOPs/s": lambda s: _figure(s.mean("abstractor_flops_per_audio_second"), 1e6, 1),
+        "path MFLOPs/s": lambda s: _figure(s.mean("path_flops_per_audio_second"), 1e6, 1),
+        "audio s/s": lambda s: _figure(s.mean("audio_seconds_per_second"), 1, 0),
+        "memory, GiB": lambda s: _figure(s.mean("peak_memory_gib"), 1, 2),
+    }
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "--:|" * (len(columns) - 1)]
+    lines += ["| " + " | ".join(cell(summary) for cell in columns.values()) + " |" for summary in summaries]
+    return "\n".join(lines)
+
+
+def _figure(value: float | None, unit: float, digits: int) -> str:
+    return _NOTHING if value is None else f"{value / unit:,.{digits}f}"
+
+
+def _with_interval(value: tuple[float, float | None] | None) -> str:
+    if value is None:
+        return _NOTHING
+    mean, half = value
+    return f"{mean:.1f}" if half is None else f"{mean:.1f} ± {half:.1f}"
+
+
+def _with_bounds(value: tuple[float, float, float] | None) -> str:
+    return _NOTHING if value is None else f"{value[0]:+.1f} [{value[1]:+.1f}, {value[2]:+.1f}]"

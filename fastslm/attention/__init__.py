@@ -1,0 +1,1 @@
+"""Where a compressor looks: attention weights recorded beside its forward pass, collected by window, and drawn."""

@@ -1,0 +1,144 @@
+"""Folders that are whole or not there, whenever the process is killed, and links that always lead to a whole one.
+
+checkpoints/
+    step-000100/          complete since the moment it has this name
+    last -> step-000100   swapped in one step, after the new folder is complete
+    last.ckpt -> last/trainer.ckpt
+    .step-000150.partial  a save under way, or what a kill left of one; the next save removes it
+
+Every file is on the disk before a folder gets its name.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+
+MANIFEST = "checkpoint.json"
+TRAINER_STATE = "trainer.ckpt"
+_LAST = "last"
+_STEP = re.compile(r"step-\d+(-v\d+)?")
+
+
+def partial_of(final: Path) -> Path:
+    """Return where a folder is written before it has its name."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def folder_name(link: Path, step: int) -> str:
+    """Return a free name for the folder behind ``link``, such as ``last.ckpt`` or ``best-step=100.ckpt``."""
+    name = link.name.removesuffix(".ckpt")
+    stem = f"step-{step:06d}" if name == _LAST else name
+    candidate, number = stem, 0
+    while os.path.lexists(link.parent / candidate):
+        number += 1
+        candidate = f"{stem}-v{number}"
+    return candidate
+
+
+def publish(final: Path, link: Path) -> None:
+    """Give a folder that is written its name, let ``link`` lead to it, and remove what the link led to before."""
+    partial = partial_of(final)
+    sync_tree(partial)
+    os.rename(partial, final)
+    _sync(final.parent)
+    if link.name == f"{_LAST}.ckpt":
+        _point(link.parent / _LAST, final.name)
+        _point(link, f"{_LAST}/{TRAINER_STATE}")
+    else:
+        previous = _folder_behind(link)
+        _point(link, f"{final.name}/{TRAINER_STATE}")
+        if previous is not None and previous != final:
+            remove(previous)
+    _sync(final.parent)
+    sweep(final.parent)
+
+
+def _folder_behind(link: Path) -> Path | None:
+    if not link.is_symlink():
+        return None
+    folder = link.parent / os.readlink(link)
+    folder = folder.parent
+    return folder if folder.parent == link.parent and (folder / MANIFEST).is_file() else None
+
+
+def _point(link: Path, target: str) -> None:
+    """Make ``link`` lead to ``target``, so that at every moment it leads to the old or to the new one."""
+    if link.is_dir() and not link.is_symlink():  # a copy that followed links, or a plain DeepSpeed checkpoint
+        os.rename(link, link.with_name(f"{link.name}.{uuid.uuid4().hex[:8]}"))
+    fresh = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}.link")
+    os.symlink(target, fresh)
+    os.replace(fresh, link)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder so that a kill on the way leaves nothing that looks like a checkpoint."""
+    doomed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.removed")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def sweep(parent: Path) -> None:
+    """Remove what kills have left, and the step folders that ``last`` has moved on from."""
+    for path in parent.glob(".*"):
+        if path.name.endswith((".partial", ".removed")):
+            shutil.rmtree(path)
+        elif path.name.endswith(".link") and path.is_symlink():
+            path.unlink()
+    last = parent / _LAST
+    if not last.is_symlink():
+        return
+    wanted = {os.readlink(last)} | {folder.name for link in parent.glob("*.ckpt") if (folder := _folder_behind(link))}
+    for path in parent.iterdir():
+        if _STEP.fullmatch(path.name) and path.name not in wanted and not path.is_symlink() and path.is_dir():
+            remove(path)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring everything below ``folder`` to the disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def inventory(folder: Path) -> dict[str, dict[str, object]]:
+    """Return size of every file below ``folder``, and of those beside the strategy's own state also the SHA-256."""
+    files: dict[str, dict[str, object]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"bytes": path.stat().st_size}
+            if not name.startswith(TRAINER_STATE):  # large, and with checksums of its own
+                files[name]["sha256"] = sha256(path)
+    return files
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def last_complete(parent: Path) -> Path | None:
+    """Return the folder that ``last`` leads to, or else the newest complete one; None when there is none.
+
+    None too where ``last.ckpt`` is a plain checkpoint, which Lightning alone or an import has written.
+    """
+    last, file = parent / _LAST, parent / f"{_LAST}.ckpt"
+    if (last / MANIFEST).is_file():
+        return last.resolve()
+    if file.exists() and not file.is_symlink():
+        return None
+    complete = [path.parent for path in parent.glob(f"[!.]*/{MANIFEST}")]
+    return max(complete, key=lambda path: (path / MANIFEST).stat().st_mtime, default=None)

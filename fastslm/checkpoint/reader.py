@@ -1,0 +1,240 @@
+"""Reads a checkpoint strictly: every file is there and whole, every tensor is what the manifest says.
+
+Takes what ``writer`` wrote, and for their weights also what Lightning (one file) or DeepSpeed (a folder) write alone.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from fastslm.checkpoint.folder import MANIFEST, TRAINER_STATE, last_complete, sha256
+from fastslm.checkpoint.state import some
+from fastslm.checkpoint.writer import CONFIG, FORMAT, WEIGHTS
+from fastslm.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        path: its folder, or the file of a plain one.
+        manifest: what ``checkpoint.json`` says; empty for a plain one.
+        config: the resolved configuration it was trained with; empty where it is not known.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+
+    @property
+    def trainer_state(self) -> Path | None:
+        """The strategy's own state, a file or a folder; None where only weights are stored."""
+        if not self.manifest:
+            return self.path
+        state = self.path / TRAINER_STATE
+        return state if state.exists() else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights by name, on the CPU.
+
+        Raises:
+            CheckpointError: they are damaged, or not those that the manifest lists.
+        """
+        if not self.manifest:
+            return _plain_tensors(self.path)
+        tensors = _read_weights(self.path / WEIGHTS)
+        table: Mapping[str, Any] = self.manifest["tensors"]
+        wrong = sorted(set(table) ^ set(tensors))
+        wrong += [name for name, tensor in tensors.items() if name in table and not _agrees(tensor, table[name])]
+        if wrong:
+            raise CheckpointError(f"{self.path / WEIGHTS} does not hold what {MANIFEST} lists: {some(wrong)}.")
+        return tensors
+
+
+def _agrees(tensor: Tensor, listed: Mapping[str, Any]) -> bool:
+    return tensor.numel() > 0 and list(tensor.shape) == listed["shape"]
+
+
+def open_checkpoint(path: Path, which: str = "last") -> Checkpoint:
+    """Return the checkpoint that ``path`` means, its files verified.
+
+    Args:
+        path: a checkpoint's folder, a link to one, its trainer state, a plain checkpoint, or a run folder.
+        which: in a run folder, ``last`` or ``best``.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    folder = find_folder(path, which)
+    if folder is None:
+        return _open_plain(find_plain(path, which))
+    manifest = _read_manifest(folder / MANIFEST)
+    _verify_files(folder, manifest)
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be read: {' '.join(str(error).split())}") from error
+    return Checkpoint(folder, manifest, config)
+
+
+def find_folder(path: Path, which: str = "last") -> Path | None:
+    """Return the complete checkpoint's folder that ``path`` means, links resolved; None when it is a plain one."""
+    if not path.exists():
+        return None
+    path = path.resolve()
+    if (path / MANIFEST).is_file():
+        return path
+    if path.name == TRAINER_STATE and (path.parent / MANIFEST).is_file():
+        return path.parent
+    parent = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if which == "last":
+        return last_complete(parent) if parent.is_dir() else None
+    links = sorted(parent.glob(f"{which}*.ckpt"), key=lambda link: link.stat().st_mtime)
+    return find_folder(links[-1]) if links else None
+
+
+def find_plain(path: Path, which: str = "last") -> Path:
+    """Return the plain checkpoint that ``path`` means.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder.")
+    if path.is_file() or _is_deepspeed(path):
+        return path
+    parent = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = sorted(parent.glob(f"{which}*.ckpt"), key=lambda file: file.stat().st_mtime)
+    if found:
+        return found[-1]
+    if (path / WEIGHTS).exists():
+        raise CheckpointError(f"{path} is no complete checkpoint: it has no {MANIFEST}, which is written last.")
+    raise CheckpointError(f"{path} holds no {which} checkpoint: give a checkpoint's folder or file, or a run folder.")
+
+
+def _is_deepspeed(path: Path) -> bool:
+    return (path / "latest").is_file() and any(path.glob("*/*model_states.pt"))
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}. The checkpoint is damaged.") from error
+    if not isinstance(manifest, dict) or not {"format", "files", "tensors"} <= manifest.keys():
+        raise CheckpointError(f"{file} is no manifest of a checkpoint.")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(
+            f"{file}: the checkpoint has format {manifest['format']}, and this version of fastslm reads {FORMAT}."
+            f" It was written by fastslm {manifest.get('versions', {}).get('fastslm', 'of unknown version')}."
+        )
+    return manifest
+
+
+def _verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    bad = []
+    for name, listed in manifest["files"].items():
+        path = folder / name
+        if name.startswith(TRAINER_STATE) and not (folder / TRAINER_STATE).exists():
+            continue  # removed to save space: the weights can still be used
+        if not path.is_file():
+            bad.append(f"{name} is missing")
+        elif path.stat().st_size != listed["bytes"]:
+            bad.append(f"{name} has {path.stat().st_size:,} bytes instead of {listed['bytes']:,}")
+        elif "sha256" in listed and sha256(path) != listed["sha256"]:
+            bad.append(f"{name} has other content than was written")
+    if bad:
+        raise CheckpointError(f"the checkpoint {folder} is damaged: {some(bad)}. Use an earlier one, or a copy.")
+
+
+def verify_trainer_state(checkpoint: Checkpoint) -> None:
+    """Read the trainer's state once against the checksums inside it, before anything is built on it.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    state = checkpoint.trainer_state
+    if state is None:
+        raise CheckpointError(
+            f"{checkpoint.path} holds weights only, no {TRAINER_STATE}: training cannot go on from it, but a new run"
+            " can start from its weights with --init_from."
+        )
+    for path in [state] if state.is_file() else sorted(state.rglob("*.pt")):
+        try:
+            with zipfile.ZipFile(path) as file:
+                damaged = file.testzip()
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}. Use an earlier checkpoint, or a copy.") from error
+        if damaged is not None:
+            raise CheckpointError(f"{path} is damaged in {damaged}. Use an earlier checkpoint, or a copy.")
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}. The checkpoint is damaged.") from error
+
+
+def _open_plain(path: Path) -> Checkpoint:
+    if path.is_dir():
+        return Checkpoint(path, {}, _deepspeed_config(path))
+    config = read_tensors(path).get("fastslm_config")
+    return Checkpoint(path, {}, config if isinstance(config, dict) else {})
+
+
+def _plain_tensors(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        return _deepspeed_tensors(path)
+    state = read_tensors(path).get("state_dict")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is no checkpoint of fastslm: it holds no state_dict.")
+    return state
+
+
+def read_tensors(file: Path) -> dict[str, Any]:
+    """Return what ``torch.save`` put into a file, as far as it is plain values and tensors; large ones stay on disk.
+
+    Raises:
+        CheckpointError: the file is damaged, or would run code when loaded.
+    """
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds more than tensors and plain values, and is not loaded: that could run code of its maker."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{file} cannot be read as a checkpoint: {first}") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not a dictionary of tensors.")
+    return loaded
+
+
+def _deepspeed_config(path: Path) -> dict[str, Any]:
+    states = sorted(path.glob("*/*model_states.pt"))
+    # Written by DeepSpeed with objects of its own, so this is only for checkpoints that one trusts.
+    client = torch.load(states[0], map_location="cpu", weights_only=False)
+    config = client.get("fastslm_config")
+    return config if isinstance(config, dict) else {}
+
+
+def _deepspeed_tensors(path: Path) -> dict[str, Tensor]:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    found = get_fp32_state_dict_from_zero_checkpoint(str(path), exclude_frozen_parameters=True)
+    prefix = "_forward_module."
+    return {name.removeprefix(prefix): tensor.contiguous() for name, tensor in found.items()}

@@ -1,0 +1,135 @@
+"""Which weights a checkpoint holds, and whether a set of weights fits a model.
+
+A checkpoint must give back all that the base models cannot: what trains, what the base models never had (compressor,
+adapters), trained or not, and what an earlier stage changed in the base models.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from fastslm.errors import CheckpointError
+from fastslm.optim import part_of
+
+#: ``resume`` and ``evaluate`` want every stored tensor; ``initialize`` lets whole parts start fresh.
+Purpose = Literal["resume", "evaluate", "initialize"]
+
+_BASE_PARTS = ("encoder", "llm")
+_PATH = "path."
+_SHOWN = 5
+
+
+def part_of_tensor(module: nn.Module, name: str) -> str:
+    """Return encoder, abstractor, projector, alignment, lora or llm; an empty text outside a path."""
+    path: Any = getattr(module, "path", None)
+    if path is None or not name.startswith(_PATH):
+        return ""
+    inner = name.removeprefix(_PATH)
+    if inner.startswith("alignment."):  # trains with the abstractor, and is of no use after training
+        return "alignment"
+    return part_of(inner, path.abstractor.projector_name)
+
+
+def trainable_names(module: nn.Module) -> list[str]:
+    """Return the names of the parameters that train."""
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def stored_names(module: nn.Module) -> list[str]:
+    """Return the names of all tensors that a checkpoint of ``module`` holds."""
+    carried: Iterable[str] = getattr(module, "carried", frozenset())
+    kept = {"", *_BASE_PARTS}
+    names = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad or name in carried or part_of_tensor(module, name) not in kept
+    ]
+    return [*names, *_own_buffers(module)]
+
+
+def storable_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return every tensor that a checkpoint could hold; a sharded one as this rank has it."""
+    return {**dict(module.named_parameters()), **_own_buffers(module)}
+
+
+def _own_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the persistent buffers of parts that no base model has, such as the statistics of a BatchNorm."""
+    found: dict[str, Tensor] = {}
+    path: Any = getattr(module, "path", None)
+    for part in ("abstractor", "alignment"):
+        inner = getattr(path, part, None)
+        if inner is not None:
+            persistent = inner.state_dict().keys()
+            buffers = {name: buffer for name, buffer in inner.named_buffers() if name in persistent}
+            found |= {f"{_PATH}{part}.{name}": buffer for name, buffer in buffers.items()}
+    return found
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Return the whole shape of a tensor, also where a sharded strategy left a piece of it."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def trainable_state(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the entries of ``state`` that a checkpoint of ``module`` holds, all that trains among them.
+
+    Raises:
+        CheckpointError: one of them is missing or empty.
+    """
+    names = stored_names(module)
+    bad = [name for name in names if name not in state or state[name].numel() == 0]
+    if bad:
+        raise CheckpointError(f"refusing to save: {len(bad)} trainable tensors are missing or empty: {some(bad)}")
+    return {name: state[name] for name in names}
+
+
+def check_state(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, purpose: Purpose = "resume", more: Sequence[str] = ()
+) -> None:
+    """Compare a checkpoint's weights with what is stored of ``module``.
+
+    Args:
+        module: the model here.
+        state: tensors, or anything else with a shape, by name.
+        source: what to call the checkpoint.
+        purpose: see ``Purpose``.
+        more: what else is known to differ, for the message.
+
+    Raises:
+        CheckpointError: keys are missing or unexpected, or shapes differ; all of them are counted and some named.
+    """
+    known = {name: shape_of(tensor) for name, tensor in storable_tensors(module).items()}
+    present = {part_of_tensor(module, name) for name in state if name in known}
+    required = set() if purpose == "initialize" else set(stored_names(module))
+    whole = present if purpose == "initialize" else present & set(_BASE_PARTS)
+    required |= {name for name in known if part_of_tensor(module, name) in whole - {""}}
+    unexpected = [name for name in state if name not in known]
+    if purpose == "initialize":
+        unexpected = [name for name in unexpected if not name.startswith(f"{_PATH}alignment.")]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} in the checkpoint, {shape} in the model"
+        for name, shape in known.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {some(names)}"
+        for what, names in (
+            ("missing", required - set(state)),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if problems or more:
+        raise CheckpointError(
+            f"{source} does not fit this model: {'; '.join([*more, *problems])}. Use the configuration it was trained"
+            " with (it is stored in the checkpoint and beside it as config.yaml)."
+        )
+
+
+def some(names: Iterable[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

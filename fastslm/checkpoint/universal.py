@@ -1,0 +1,36 @@
+"""DeepSpeed's optimizer state for another number of processes, through its universal format."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from fastslm.errors import CheckpointError
+
+#: Beside ``trainer.ckpt``, made when a run goes on with another number of processes.
+UNIVERSAL_STATE = "universal.ckpt"
+
+
+def make_universal(state: Path, out: Path) -> None:
+    """Convert DeepSpeed's folder ``state`` to the universal format at ``out``; it is whole or not there.
+
+    Raises:
+        CheckpointError: DeepSpeed cannot convert it.
+    """
+    if out.exists():
+        return
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(state / "checkpoint"), "--output_folder", str(partial / "checkpoint")]
+    # A process of its own: it is a program, and this one may have a distributed run under way.
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
+    if done.returncode != 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise CheckpointError(f"DeepSpeed cannot make a universal checkpoint of {state}: {last}")
+    for name in ("latest", "latest_universal"):
+        (partial / name).write_text("checkpoint")
+    os.rename(partial, out)

@@ -1,0 +1,27 @@
+"""What a run logged, read back from its CSV files, those of interrupted earlier starts included."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def read_history(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return every logged metric as (step, value) pairs, those of interrupted earlier starts first.
+
+    A resumed run repeats the steps since its checkpoint; the later value of a step wins.
+    """
+    older = sorted(folder.glob("metrics.csv.before-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    merged: dict[str, dict[int, float]] = {}
+    for path in [*older, folder / "metrics.csv"]:
+        for name, step, value in _cells(path):
+            merged.setdefault(name, {})[step] = value
+    return {name: sorted(values.items()) for name, values in merged.items()}
+
+
+def _cells(path: Path) -> Iterator[tuple[str, int, float]]:
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and row.get("step") and name not in ("step", "epoch"):
+                        yield name, int(row["step"]), float(value)

@@ -1,0 +1,165 @@
+"""Many recordings at once: they share passes of the encoder, and the LLM writes all answers side by side."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastslm.errors import DataError, FastSLMError
+
+from .audio import AudioSource, open_audio
+from .engine import Decoding, Written, read, write
+from .hearing import hear
+from .request import Request
+from .results import Answer, Timings
+
+if TYPE_CHECKING:
+    from .model import Model
+
+Progress = Callable[[str, float], None]
+
+
+class _Recording:
+    """A recording of the batch, as far as it has come."""
+
+    def __init__(self, audio: Any, sample_rate_hz: int | None) -> None:
+        self.source: AudioSource | None = None
+        self.error: FastSLMError | None = None
+        self.tokens: list[Tensor] = []
+        self.seconds = 0.0
+        self.limit = 0
+        self.name = str(audio) if isinstance(audio, (str, os.PathLike)) else getattr(audio, "name", "audio")
+        try:
+            self.source = open_audio(audio, sample_rate_hz)
+        except FastSLMError as error:
+            self.fail(error)
+
+    def fail(self, error: FastSLMError) -> None:
+        """Leave the batch."""
+        self.error = DataError(f"{self.name}: {error}")
+        self.tokens = []
+
+
+def transcribe(
+    model: "Model",
+    audios: Sequence[Any],
+    request: Request,
+    decoding: Decoding,
+    max_new_tokens: int | None,
+    sample_rate_hz: int | None,
+    on_progress: Progress | None,
+) -> list[Answer | FastSLMError]:
+    """Return one answer, or the error in its place, for each recording; see ``Model.transcribe_batch``."""
+    recordings = [_Recording(audio, sample_rate_hz) for audio in audios]
+    started = time.perf_counter()
+    _hear(model, [r for r in recordings if r.source], on_progress)
+    heard = time.perf_counter()
+    before, after = model.ids_of(request)
+    for recording in recordings:
+        if recording.error is None:
+            num_positions = len(before) + len(after) + sum(len(t) for t in recording.tokens)
+            try:
+                recording.limit = model.limit(recording.seconds, max_new_tokens, num_positions)
+            except FastSLMError as error:
+                recording.fail(error)
+    good = [r for r in recordings if r.error is None]
+    if not good:
+        return [r.error for r in recordings if r.error is not None]
+    prompts = _prompts(model, good, before, after)
+    if decoding.beams > 1:  # beams are rows already
+        written, read_at = [_alone(model, p, r.limit, decoding, []) for p, r in zip(prompts, good, strict=True)], heard
+    else:
+        written, read_at = _write(model, prompts, [r.limit for r in good], decoding, on_progress)
+    total = sum(r.seconds for r in good)
+    answers = {}
+    for recording, prompt, first in zip(good, prompts, written, strict=True):
+        share = recording.seconds / total
+        answers[id(recording)] = _answer(
+            model, recording, prompt, first, request, decoding,
+            ((heard - started) * share, (read_at - heard) * share, read_at),
+        )  # fmt: skip
+    return [answers[id(r)] if r.error is None else r.error for r in recordings]
+
+
+def _hear(model: "Model", recordings: Sequence[_Recording], on_progress: Progress | None) -> None:
+    def failed(i: int, error: FastSLMError) -> None:
+        recordings[i].fail(error)
+
+    for heard in hear(model.path, [r.source for r in recordings if r.source], failed):
+        recording = recordings[heard.recording]
+        if recording.error is not None:
+            continue
+        recording.tokens.append(heard.tokens)
+        recording.seconds += heard.seconds
+        if on_progress:
+            on_progress("heard", heard.seconds)
+
+
+@torch.inference_mode()
+def _prompts(model: "Model", recordings: Sequence[_Recording], before: list[int], after: list[int]) -> list[Tensor]:
+    """Return each prompt's embeddings ``[S, D_llm]``."""
+    memory = model.new_memory()
+    first, last = memory.embed(before, model.device), memory.embed(after, model.device)
+    return [torch.cat([first, *(tokens.to(first.dtype) for tokens in r.tokens), last]) for r in recordings]
+
+
+@torch.inference_mode()
+def _write(
+    model: "Model", prompts: Sequence[Tensor], limits: Sequence[int], decoding: Decoding, on_progress: Progress | None
+) -> tuple[list[Written], float]:
+    """Return what the LLM writes after each prompt, and when it had read them all."""
+    llm, longest = model.path.llm, max(len(prompt) for prompt in prompts)
+    embeddings = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
+    mask = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)
+    for row, prompt in enumerate(prompts):
+        embeddings[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    padded = mask if not mask.all() else None
+    cache = llm.new_cache()
+    logits = read(llm, embeddings, cache, padded)
+    read_at = time.perf_counter()
+    written = [Written() for _ in prompts]
+    for step, _ in enumerate(
+        write(llm, cache, logits, limits, model.path.prompter.stop_ids, decoding, padded, written)
+    ):
+        if on_progress and step % 8 == 0:
+            on_progress("wrote", sum(len(answer.ids) for answer in written))
+    return written, read_at
+
+
+def _alone(model: "Model", prompt: Tensor, limit: int, decoding: Decoding, start: list[int]) -> Written:
+    """Return what the LLM writes after one prompt and a given beginning of its answer."""
+    memory = model.new_memory()
+    with torch.inference_mode():
+        embeddings = torch.cat([prompt, memory.embed(start, model.device)]) if start else prompt
+    written = memory.answer(embeddings, limit - len(start), decoding)
+    return Written([*start, *written.ids], written.end)
+
+
+def _answer(
+    model: "Model",
+    recording: _Recording,
+    prompt: Tensor,
+    first: Written,
+    request: Request,
+    decoding: Decoding,
+    times: tuple[float, float, float],
+) -> Answer:
+    def attempt(how: Decoding, start: list[int]) -> Written:
+        return first if how is decoding else _alone(model, prompt, recording.limit, how, start)
+
+    written, attempts, temperature = model.guarded(attempt, decoding)
+    encode, prefill, read_at = times
+    return model.result(
+        written,
+        request,
+        seconds=recording.seconds,
+        speech_tokens=sum(len(tokens) for tokens in recording.tokens),
+        timings=Timings(encode, prefill, time.perf_counter() - read_at),
+        source=recording.name,
+        attempts=attempts,
+        temperature=temperature,
+    )

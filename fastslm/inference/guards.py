@@ -1,0 +1,74 @@
+"""Answers that run in circles: found by exact repetition of tokens, and by text that compresses too well."""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from .results import Loop
+
+#: A phrase of up to so many tokens is looked for.
+LONGEST_PHRASE = 64
+#: So many occurrences of a phrase, over so many tokens at least, are a loop: "no, no, no, no" is none, nor a refrain.
+FEWEST_REPEATS, FEWEST_TOKENS = 4, 32
+#: Characters over which compression is judged; the rate of a long text would hide a loop at its end.
+_TEXT_WINDOW = 2000
+#: zlib makes prose about 2 times smaller over such a window, random digits in words 5 times, a loop 15 times and more.
+_HIGHEST_COMPRESSION = 6.0
+
+
+def compression_ratio(text: str) -> float:
+    """Return the bytes of a text divided by those of its zlib compression."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data, 9)) if data else 0.0
+
+
+def repeated_phrase(
+    ids: Sequence[int], fewest_repeats: int = FEWEST_REPEATS, fewest_tokens: int = FEWEST_TOKENS
+) -> Loop | None:
+    """Return the longest stretch of tokens that repeats one phrase, or None.
+
+    Args:
+        ids: tokens of an answer.
+        fewest_repeats: occurrences that make a loop.
+        fewest_tokens: tokens that all occurrences together must cover.
+    """
+    tokens = np.asarray(ids)
+    best: tuple[int, Loop] | None = None
+    for period in range(1, min(LONGEST_PHRASE, len(tokens) // 2) + 1):
+        same = np.concatenate([[False], tokens[period:] == tokens[:-period], [False]])
+        edges = np.flatnonzero(same[1:] != same[:-1])  # where runs of equal tokens begin and end, by turns
+        if not len(edges):
+            continue
+        begins, lengths = edges[::2], edges[1::2] - edges[::2] + period
+        longest = int(lengths.argmax())
+        covered = int(lengths[longest])
+        repeats = covered // period
+        if repeats >= fewest_repeats and covered >= fewest_tokens and (best is None or covered > best[0]):
+            best = covered, Loop(int(begins[longest]), period, repeats)
+    return best[1] if best else None
+
+
+def find_loop(ids: Sequence[int], text: str) -> Loop | None:
+    """Return what an answer repeats without end, or None.
+
+    Args:
+        ids: its tokens.
+        text: its text; judged where no phrase repeats exactly, as when a loop counts up or changes a word.
+    """
+    if (loop := repeated_phrase(ids)) is not None:
+        return loop
+    for begin in range(0, max(1, len(text) - _TEXT_WINDOW // 2), _TEXT_WINDOW // 2):
+        piece = text[begin : begin + _TEXT_WINDOW]
+        if len(piece) > _TEXT_WINDOW // 2 and compression_ratio(piece) > _HIGHEST_COMPRESSION:
+            return Loop(round(len(ids) * begin / len(text)), 0, 0)
+    return None
+
+
+def runs_in_circles(ids: Sequence[int]) -> bool:
+    """Say whether the end of an unfinished answer is a loop for sure, so that going on is of no use."""
+    tail = ids[-4 * LONGEST_PHRASE :]
+    loop = repeated_phrase(tail, 2 * FEWEST_REPEATS, 4 * FEWEST_TOKENS)
+    if loop is None:  # a long phrase comes less often in the tail
+        loop = repeated_phrase(tail, FEWEST_REPEATS, 4 * LONGEST_PHRASE - 8)
+    return loop is not None and loop.start + loop.period * (loop.repeats + 1) > len(tail)

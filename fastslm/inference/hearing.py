@@ -1,0 +1,225 @@
+"""Audio in blocks to speech tokens: one group of windows is in memory at a time, and the tokens it made are handed on.
+
+Windows, context samples and spectrogram are those of training, since ``SpeechLM.listen`` makes the tokens here too.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastslm.batch import Int16Array
+from fastslm.errors import FastSLMError
+from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
+from fastslm.model import SpeechLM
+from fastslm.windows import Windows
+
+from .audio import AudioSource
+
+#: Samples kept of what came before a group of windows: its first frames see them; whole mel frames.
+_BEFORE = -(-CONTEXT_SAMPLES // HOP_SAMPLES) * HOP_SAMPLES
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring windows of one recording with the samples around them.
+
+    Attributes:
+        samples: int16 ``[N]``.
+        offset: where the first window begins in ``samples``.
+        end: where the audio of the last window ends; what follows is context.
+        silence: samples at the end that were added to a recording too short for the model.
+    """
+
+    samples: Int16Array
+    offset: int
+    end: int
+    silence: int = 0
+
+    def num_windows(self, window_samples: int) -> int:
+        """Return how many windows it holds."""
+        return -(-(self.end - self.offset) // window_samples)
+
+
+class Cutter:
+    """Cuts blocks of any length into pieces of at most ``num_windows`` windows, as ``SpeechLM.cut`` cuts recordings.
+
+    Args:
+        path: the model.
+        num_windows: windows of a piece.
+    """
+
+    def __init__(self, path: SpeechLM, num_windows: int) -> None:
+        self._window_samples, self._piece_samples = path.window_samples, path.window_samples * num_windows
+        self._least_samples = path.min_recording_samples
+        self._whole = path.mel_range == "recording"  # windows of one spectrogram see the samples around them
+        self._before, self._after = (_BEFORE, CONTEXT_SAMPLES) if self._whole else (0, 0)
+        self._blocks: list[Int16Array] = []
+        self._held = self._offset = self._num_cut = 0
+
+    def push(self, block: Int16Array) -> Iterator[Piece]:
+        """Take a block and return the pieces that are full now."""
+        self._blocks.append(block)
+        self._held += len(block)
+        while self._held >= self._offset + self._piece_samples + self._after:
+            yield self._cut(self._offset + self._piece_samples)
+
+    def finish(self) -> Iterator[Piece]:
+        """Return the rest, when no more audio comes."""
+        silence = self._missing()
+        if silence:
+            self._blocks.append(np.zeros(silence, np.int16))
+            self._held += silence
+        left = self._held - self._offset
+        remainder = left % self._window_samples
+        if self._whole and remainder < HOP_SAMPLES and (self._num_cut or left > remainder):
+            left -= remainder  # it has no frame in a spectrogram of the whole recording, and is context only
+        while left > 0:
+            size = min(left, self._piece_samples)
+            left -= size
+            yield self._cut(self._offset + size, 0 if left else silence)
+
+    def tail(self) -> Piece | None:
+        """Return what would be the last piece if no more audio came, and keep it."""
+        if self._held <= self._offset:
+            return None
+        silence = self._missing()
+        samples = np.concatenate([self._joined(), np.zeros(silence, np.int16)])
+        return Piece(samples, self._offset, len(samples), silence)
+
+    def _missing(self) -> int:
+        """Return the samples by which the whole recording is too short for the model."""
+        return max(0, self._least_samples - self._held) if self._held and not self._num_cut else 0
+
+    def _joined(self) -> Int16Array:
+        if len(self._blocks) > 1:
+            self._blocks = [np.concatenate(self._blocks)]
+        return self._blocks[0]
+
+    def _cut(self, end: int, silence: int = 0) -> Piece:
+        samples = self._joined()
+        piece = Piece(samples[: end + self._after], self._offset, end, silence)
+        kept = max(0, end - self._before)
+        self._blocks = [samples[kept:].copy()]  # a view would keep the whole block alive
+        self._held, self._offset = len(samples) - kept, end - kept
+        self._num_cut += 1
+        return piece
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Speech tokens of neighbouring windows of one recording.
+
+    Attributes:
+        recording: index of the recording.
+        tokens: ``[K, D_llm]``, of all its windows, padding left out.
+        counts: tokens of each window.
+        num_samples: samples of the recording in each window.
+    """
+
+    recording: int
+    tokens: Tensor
+    counts: tuple[int, ...]
+    num_samples: tuple[int, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio in it."""
+        return sum(self.num_samples) / SAMPLE_RATE_HZ
+
+
+def listen(path: SpeechLM, pieces: Sequence[tuple[int, Piece, float | None]]) -> list[Heard]:
+    """Return the tokens of pieces of recordings, all in one pass.
+
+    Args:
+        path: the model.
+        pieces: index of the recording, piece, and the recording's largest log10 mel power where ``mel_range`` is
+            ``recording``.
+    """
+    windows, audio = _windows(path, [piece for _, piece, _ in pieces])
+    loudest = None
+    if path.mel_range == "recording":
+        tops = [float(top or 0.0) for _, _, top in pieces]
+        loudest = torch.tensor([tops[i] for i in windows.recording], device=audio.device)
+    tokens = path.listen(audio, windows, loudest).flatten(0, 1)
+    counts = path.abstractor.out_lengths(windows.num_frames(path.encoder.samples_per_frame)).tolist()
+    rows, heard, first = path.recording_rows(windows), [], 0
+    for (recording, piece, _), chosen in zip(pieces, rows, strict=True):
+        mine = slice(first, first + piece.num_windows(path.window_samples))
+        first = mine.stop
+        num_samples = windows.num_samples[mine]
+        num_samples = (*num_samples[:-1], num_samples[-1] - piece.silence)
+        values = tokens[torch.from_numpy(chosen).to(tokens.device)]
+        heard.append(Heard(recording, values, tuple(counts[mine]), num_samples))
+    return heard
+
+
+def _windows(path: SpeechLM, pieces: Sequence[Piece]) -> tuple[Windows, Tensor]:
+    rows, first = [], 0
+    for i, piece in enumerate(pieces):
+        for start in range(piece.offset, piece.end, path.window_samples):
+            num_samples = min(path.window_samples, piece.end - start)
+            rows.append((first + start, num_samples, i, first, first + len(piece.samples)))
+        first += len(piece.samples)
+    start_of, num, recording, begin, end = zip(*rows, strict=True)
+    audio = np.concatenate([piece.samples for piece in pieces]) if len(pieces) > 1 else pieces[0].samples
+    device = next(path.abstractor.parameters()).device
+    return Windows(start_of, num, recording, begin, end, path.window_samples), torch.from_numpy(audio).to(device)
+
+
+def _pieces(path: SpeechLM, source: AudioSource) -> Iterator[Piece]:
+    cutter = Cutter(path, path.encoder_batch_windows)
+    for block in source.blocks():
+        yield from cutter.push(block)
+    yield from cutter.finish()
+
+
+@torch.inference_mode()
+def loudest_of(path: SpeechLM, source: AudioSource) -> float:
+    """Return the largest log10 mel power of a recording: the first of two passes."""
+    tops = []
+    for piece in _pieces(path, source):
+        windows, audio = _windows(path, [piece])
+        tops.append(float(path.loudest(audio, windows).max()))
+    return max(tops, default=0.0)
+
+
+def hear(
+    path: SpeechLM,
+    sources: Sequence[AudioSource],
+    on_failure: Callable[[int, FastSLMError], None] | None = None,
+) -> Iterator[Heard]:
+    """Return the tokens of recordings as they are made, each recording's in order.
+
+    Short recordings share a pass of the encoder; at most ``encoder_batch_windows`` windows are in it.
+
+    Args:
+        path: the model.
+        sources: the recordings.
+        on_failure: takes the index of a recording that cannot be read to its end, and why; the others go on. None
+            raises.
+    """
+    size = path.encoder_batch_windows
+    waiting: list[tuple[int, Piece, float | None]] = []
+    for i, source in enumerate(sources):
+        try:
+            top = loudest_of(path, source) if path.mel_range == "recording" else None
+            for piece in _pieces(path, source):
+                held = sum(p.num_windows(path.window_samples) for _, p, _ in waiting)
+                if held + piece.num_windows(path.window_samples) > size:
+                    yield from _listened(path, waiting)
+                    waiting = []
+                waiting.append((i, piece, top))
+        except FastSLMError as error:
+            if on_failure is None:
+                raise
+            on_failure(i, error)
+    if waiting:
+        yield from _listened(path, waiting)
+
+
+def _listened(path: SpeechLM, pieces: Sequence[tuple[int, Piece, float | None]]) -> list[Heard]:
+    with torch.inference_mode():
+        return listen(path, pieces)

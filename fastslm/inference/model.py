@@ -1,0 +1,343 @@
+"""Model: a trained model in use. It transcribes, answers, embeds and listens; any number of threads may ask at once."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from fastslm.errors import DataError, FastSLMError
+from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.model import SpeechLM
+
+from . import batch, guards, sections
+from .audio import AudioSource, open_audio
+from .engine import Decoding, Memory, Written
+from .hearing import hear
+from .request import Request
+from .results import Answer, Embedding, Segment, Timings
+from .stream import AudioStream
+
+#: Called with what has happened (``heard`` or ``wrote``) and how much: seconds of audio, or tokens so far.
+Progress = Callable[[str, float], None]
+_FALLBACK_TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+class Model:
+    """A trained model; made by ``fastslm.load``.
+
+    Args:
+        path: the model, in evaluation mode.
+        source: where it came from, for people.
+        max_new_tokens: most tokens of an answer; None takes 32 and ``new_tokens_per_second`` for each second of audio.
+        new_tokens_per_second: see ``max_new_tokens``.
+    """
+
+    def __init__(
+        self, path: SpeechLM, source: str, max_new_tokens: int | None = None, new_tokens_per_second: float = 4.0
+    ) -> None:
+        self.path = path
+        self.source = source
+        self.max_new_tokens = max_new_tokens
+        self.new_tokens_per_second = new_tokens_per_second
+        self._text_lock = threading.Lock()  # fast tokenizers must not be used by two threads at once
+
+    def __repr__(self) -> str:
+        return f"<fastslm model of {self.source} on {self.device}>"
+
+    # -- what it is for --------------------------------------------------------------------------------------------
+
+    def transcribe(
+        self,
+        audio: Any,
+        *,
+        task: str = "asr",
+        prompt: str | None = None,
+        language: str | None = None,
+        beams: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+        section_minutes: float | None = None,
+        segments: bool = False,
+        sample_rate_hz: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> Answer:
+        """Return the transcript of a recording of any length, or what another task makes of it.
+
+        Args:
+            audio: a path, a URL, ``-`` for standard input, or samples (NumPy or torch; floats in -1..1 or int16).
+            task: ``asr``, ``ast`` (translation), ``ssum`` (summary) or ``sqqa`` (a question, as the prompt).
+            prompt: words in place of the task's own.
+            language: what ``ast`` translates into; English if None.
+            beams: hypotheses of beam search; 1 is greedy.
+            temperature: above 0 tokens are drawn.
+            top_p: tokens are drawn from the likeliest that together have this probability.
+            seed: of the draws.
+            max_new_tokens: most tokens of the answer; None follows the audio's length. Reaching it is reported.
+            section_minutes: write section by section, each with the one before as context; None writes in one go.
+            segments: give text by time, window by window.
+            sample_rate_hz: of samples; None means 16 kHz.
+            on_progress: called as work goes on.
+
+        Raises:
+            DataError: the audio cannot be read, or is longer than the LLM's context.
+            ConfigError: the request makes no sense.
+        """
+        request, decoding = Request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
+        source = _opened(audio, sample_rate_hz)
+        if section_minutes is not None or segments:
+            return sections.transcribe(
+                self, source, request, decoding, section_minutes, segments, max_new_tokens, on_progress
+            )
+        stream = AudioStream(self, request, keep_tokens=False)
+        stream.hear(source, on_progress)
+        return stream.answer(
+            decoding=decoding, max_new_tokens=max_new_tokens, source=source.name, on_progress=on_progress
+        )
+
+    def transcribe_batch(
+        self,
+        audios: Sequence[Any],
+        *,
+        task: str = "asr",
+        prompt: str | None = None,
+        language: str | None = None,
+        beams: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+        sample_rate_hz: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> list[Answer | FastSLMError]:
+        """Return one answer for each recording, or the error that stands in its place; see ``transcribe``.
+
+        All of them are in the encoder and in the LLM together.
+        """
+        request, decoding = Request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
+        return batch.transcribe(self, audios, request, decoding, max_new_tokens, sample_rate_hz, on_progress)
+
+    @overload
+    def ask(self, audio: Any, questions: str, **settings: Any) -> Answer: ...
+    @overload
+    def ask(self, audio: Any, questions: Sequence[str], **settings: Any) -> list[Answer]: ...
+    def ask(self, audio: Any, questions: str | Sequence[str], **settings: Any) -> Answer | list[Answer]:
+        """Return the answer to a question about a recording, or those to several questions; see ``ask_all``."""
+        if isinstance(questions, str):
+            return self.ask_all(audio, [questions], **settings)[0]
+        return self.ask_all(audio, questions, **settings)
+
+    def ask_all(
+        self,
+        audio: Any,
+        questions: Sequence[str],
+        *,
+        beams: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+        sample_rate_hz: int | None = None,
+        on_progress: Progress | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[Answer]:
+        """Return the answers to questions about a recording.
+
+        The audio is encoded, and read by the LLM, once, however many questions there are.
+
+        Args:
+            audio: as in ``transcribe``.
+            questions: what to ask.
+            beams: see ``transcribe``.
+            temperature: see ``transcribe``.
+            top_p: see ``transcribe``.
+            seed: see ``transcribe``.
+            max_new_tokens: see ``transcribe``.
+            sample_rate_hz: see ``transcribe``.
+            on_progress: see ``transcribe``.
+            on_text: called with each piece of an answer as it is written. Where an answer runs in circles and is
+                written anew, that is not shown again: what is returned counts.
+        """
+        decoding = Decoding(beams, temperature, top_p, seed)
+        requests = [Request("sqqa", question) for question in questions]
+        if not requests:
+            return []
+        source = _opened(audio, sample_rate_hz)
+        stream = AudioStream(self, requests[0], keep_tokens=False)
+        stream.hear(source, on_progress)
+        answers = []
+        for request in requests:
+            answer = stream.answer(
+                request,
+                decoding=decoding,
+                max_new_tokens=max_new_tokens,
+                source=source.name,
+                on_progress=on_progress,
+                on_text=on_text,
+            )
+            answers.append(answer)
+            stream.timings = Timings()  # the audio was heard for the first question
+        return answers
+
+    def embed(self, audio: Any, *, sample_rate_hz: int | None = None) -> Embedding:
+        """Return a recording as LLM tokens ``[K, D_llm]`` and the second at which each one's share begins ``[K]``."""
+        pieces, times = [], []
+        seconds_per_token = self.path.window_samples / SAMPLE_RATE_HZ / self.path.abstractor.budget.tokens_per_window
+        window_seconds, window = self.path.window_samples / SAMPLE_RATE_HZ, 0
+        for heard in hear(self.path, [_opened(audio, sample_rate_hz)]):
+            pieces.append(heard.tokens)
+            for count in heard.counts:
+                times.append(torch.arange(count) * seconds_per_token + window * window_seconds)
+                window += 1
+        return Embedding(torch.cat(pieces).clone(), torch.cat(times))
+
+    def prompt_embeds(self, audio: Any, *, task: str = "asr", prompt: str | None = None) -> Tensor:
+        """Return the whole prompt as embeddings ``[S, D_llm]``, for an engine that takes those in place of ids."""
+        before, after = self.ids_of(Request(task, prompt))
+        memory = self.new_memory()
+        tokens = self.embed(audio).tokens
+        embedded = [memory.embed(before, self.device), tokens.to(self.dtype), memory.embed(after, self.device)]
+        return torch.cat(embedded).clone()
+
+    def stream(
+        self,
+        chunks: Iterable[Any] | None = None,
+        *,
+        sample_rate_hz: int = SAMPLE_RATE_HZ,
+        task: str = "asr",
+        prompt: str | None = None,
+        language: str | None = None,
+    ) -> AudioStream:
+        """Return a listener for audio that arrives in pieces, which answers at any time; see ``AudioStream``.
+
+        Args:
+            chunks: the pieces, samples as in ``transcribe``; None when you ``push`` them.
+            sample_rate_hz: of the pieces.
+            task: what ``answer`` answers when it is not asked otherwise.
+            prompt: as in ``transcribe``.
+            language: as in ``transcribe``.
+
+        Raises:
+            ConfigError: the model's spectrogram is limited over whole recordings (``mel_range: recording``), whose end
+                a stream does not know.
+        """
+        return AudioStream(self, Request(task, prompt, language), chunks, sample_rate_hz)
+
+    # -- what the other files of this package use ------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.path.abstractor.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the LLM's embeddings."""
+        with torch.inference_mode():
+            return self.path.llm.embed(torch.zeros(1, dtype=torch.int64, device=self.device)).dtype
+
+    def new_memory(self) -> Memory:
+        """Return an empty memory of the LLM."""
+        return Memory(self.path.llm, self.path.prompter.stop_ids)
+
+    def ids_of(self, request: Request) -> tuple[list[int], list[int]]:
+        """Return the prompt's ids before and after the speech tokens."""
+        with self._text_lock:
+            return request.ids(self.path.prompter)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, as it stands."""
+        with self._text_lock:
+            return str(self.path.prompter.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def limit(self, seconds: float, given: int | None, num_positions: int) -> int:
+        """Return the most new tokens of an answer.
+
+        Args:
+            seconds: audio it is about.
+            given: what the caller asked for; None follows the audio.
+            num_positions: positions of the prompt.
+
+        Raises:
+            DataError: the prompt leaves no room in the LLM's context.
+        """
+        room = self.path.llm.context_length - num_positions
+        if room < 1:
+            raise DataError(
+                f"{seconds / 60:.1f} minutes of audio make {num_positions} positions, and the LLM has"
+                f" {self.path.llm.context_length}. Transcribe it section by section (section_minutes)."
+            )
+        wanted = given or self.max_new_tokens or int(32 + self.new_tokens_per_second * seconds)
+        return min(wanted, room)
+
+    def guarded(
+        self, attempt: Callable[[Decoding, list[int]], Written], decoding: Decoding
+    ) -> tuple[Written, int, float]:
+        """Return an answer that does not run in circles if there is a way, the attempts made, and its temperature.
+
+        The first attempt is as asked; each further one keeps the text up to the loop and draws from there, at a
+        rising temperature.
+
+        Args:
+            attempt: writes an answer that begins with given ids.
+            decoding: as asked.
+        """
+        best = attempt(decoding, [])
+        loop = self.loop_of(best)
+        temperature, attempts = decoding.temperature, 1
+        if loop is None:
+            return best, attempts, temperature
+        kept = best.ids[: loop.start + loop.period] if loop.period else []
+        for hotter in (t for t in _FALLBACK_TEMPERATURES if t > decoding.temperature):
+            attempts += 1
+            again = attempt(decoding.at(hotter), kept)
+            if self.loop_of(again) is None:
+                return again, attempts, hotter
+        return best, attempts, temperature
+
+    def loop_of(self, written: Written) -> Any:
+        """Return the loop in an answer, or None."""
+        return guards.find_loop(written.ids, self.text_of(written.ids))
+
+    def result(
+        self,
+        written: Written,
+        request: Request,
+        *,
+        seconds: float,
+        speech_tokens: int,
+        timings: Timings,
+        source: str,
+        attempts: int,
+        temperature: float,
+        segments: Sequence[Segment] = (),
+    ) -> Answer:
+        """Put an answer together."""
+        text = self.text_of(written.ids)
+        return Answer(
+            text=text.strip(),
+            tokens=tuple(written.ids),
+            seconds=seconds,
+            speech_tokens=speech_tokens,
+            timings=timings,
+            task=request.task,
+            prompt=request.words,
+            source=source,
+            truncated=written.end == "limit",
+            loop=guards.find_loop(written.ids, text),
+            attempts=attempts,
+            temperature=temperature,
+            segments=tuple(segments),
+        )
+
+
+def _opened(audio: Any, sample_rate_hz: int | None) -> AudioSource:
+    try:
+        return open_audio(audio, sample_rate_hz)
+    except DataError as error:
+        if isinstance(audio, str) or hasattr(audio, "__fspath__"):
+            raise DataError(f"{audio}: {error}") from error
+        raise

@@ -1,0 +1,221 @@
+"""Long transcripts section by section: each is written with the audio and the text of the one before as context.
+
+One pass over hours rarely reads to the end. A section's prompt is the audio of the section before and its own, and the
+answer begins with the text of the section before: to the model it is one recording, transcribed up to there. A word
+that lies across the seam was heard half by the section before, so the last word of every section is written again by
+the next one, which hears all of it.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fastslm.errors import ConfigError, DataError
+from fastslm.mel import SAMPLE_RATE_HZ
+
+from .audio import AudioSource
+from .engine import Decoding, Written
+from .hearing import Heard, hear
+from .request import TIMED_TASKS, Request
+from .results import Answer, Segment, Timings
+
+if TYPE_CHECKING:
+    from .model import Model
+
+Progress = Callable[[str, float], None]
+#: Audio that a window of its own is written with as context, where text by window is wanted.
+_CONTEXT_SECONDS = 60.0
+_LONGEST_WORD = 12  # tokens
+
+
+@dataclass
+class _Section:
+    """Windows that are written together.
+
+    Attributes:
+        tokens: speech tokens ``[K, D_llm]``, one piece for each window.
+        start: its first second.
+        end: its last second.
+        ids: its text.
+        num_rewritten: ids at its beginning that say what the section before left to it, and are not in this audio.
+    """
+
+    tokens: list[Tensor]
+    start: float
+    end: float
+    ids: list[int] = field(default_factory=list)
+    num_rewritten: int = 0
+
+
+class _Writer:
+    """Writes one section after another."""
+
+    def __init__(
+        self,
+        model: "Model",
+        request: Request,
+        decoding: Decoding,
+        context_seconds: float,
+        max_new_tokens: int | None,
+        on_progress: Progress | None,
+    ) -> None:
+        self.model, self.decoding, self.max_new_tokens = model, decoding, max_new_tokens
+        self.context_seconds, self.on_progress = context_seconds, on_progress
+        self.before, self.after = model.ids_of(request)
+        self.context: list[_Section] = []  # what the next section is written with
+        self.left: list[int] = []  # what the section before left to be written again
+        self.done: list[_Section] = []
+        self.attempts, self.temperature, self.truncated = 1, decoding.temperature, False
+
+    def write(self, section: _Section, last: bool) -> None:
+        """Write a section; all but the last one leave their last word to the next."""
+        start = [token for earlier in self.context for token in earlier.ids]
+        start = start[self.context[0].num_rewritten :] if self.context else []
+        written, attempts, temperature = self.model.guarded(
+            lambda how, more: self._attempt(section, start, how, more), self.decoding
+        )
+        self.attempts, self.temperature = max(self.attempts, attempts), max(self.temperature, temperature)
+        self.truncated |= written.end == "limit"
+        if not written.ids and self.done:  # it did not write the word that was left to it
+            self.done[-1].ids += self.left
+        elif self.left:
+            section.num_rewritten = self._first_word(written.ids)
+        looping = self.model.loop_of(written) is not None
+        keep = len(written.ids)
+        if not last and written.end == "stop" and not looping:
+            keep -= self._last_word(written.ids)
+        section.ids, self.left = written.ids[:keep], written.ids[keep:]
+        self.done.append(section)
+        # After a loop the next section starts afresh: its own audio and no text to go on repeating.
+        self.context = [] if looping else [*self.context, section]
+        while len(self.context) > 1 and section.end - self.context[0].start > self.context_seconds + 1e-6:
+            self.context.pop(0)
+        if self.on_progress:
+            self.on_progress("written", section.end - section.start)
+
+    def _attempt(self, section: _Section, start: list[int], decoding: Decoding, more: list[int]) -> Written:
+        model, memory = self.model, self.model.new_memory()
+        memory.read(memory.embed(self.before, model.device))
+        for part in (*self.context, section):
+            for tokens in part.tokens:
+                memory.read(tokens.to(model.dtype))
+        rest = memory.embed([*self.after, *start, *more], model.device)
+        seconds = section.end - section.start
+        limit = model.limit(seconds, self.max_new_tokens, memory.cache.num_positions + len(rest))
+        written = memory.answer(rest, limit, decoding, self._wrote)
+        return Written([*more, *written.ids], written.end)
+
+    def _wrote(self, ids: list[int]) -> None:
+        if self.on_progress:
+            self.on_progress("wrote", len(ids))
+
+    def _first_word(self, ids: Sequence[int]) -> int:
+        """Return how many tokens the first word of a text has."""
+        whole = self.model.text_of(ids[: _LONGEST_WORD + 1]).lstrip()
+        for count in range(1, min(len(ids), _LONGEST_WORD) + 1):
+            begin = self.model.text_of(ids[:count]).strip()
+            if begin and whole[len(begin) : len(begin) + 1].isspace():
+                return count
+        return min(1, len(ids))
+
+    def _last_word(self, ids: Sequence[int]) -> int:
+        """Return how many tokens the last word of a text has; 1 where words are not told apart by spaces."""
+        whole = self.model.text_of(ids).rstrip()
+        for count in range(1, min(len(ids), _LONGEST_WORD) + 1):
+            shorter = self.model.text_of(ids[:-count]).rstrip()
+            if count == len(ids) or whole[len(shorter) : len(shorter) + 1].isspace():
+                return count
+        return min(1, len(ids))
+
+
+def transcribe(
+    model: "Model",
+    source: AudioSource,
+    request: Request,
+    decoding: Decoding,
+    section_minutes: float | None,
+    by_window: bool,
+    max_new_tokens: int | None,
+    on_progress: Progress | None,
+) -> Answer:
+    """Return a transcript made section by section; see ``Model.transcribe``.
+
+    Raises:
+        ConfigError: the task's answer does not follow the audio, or ``section_minutes`` is not above 0.
+        DataError: the audio cannot be read, or a section is too long for the LLM's context.
+    """
+    if request.task not in TIMED_TASKS:
+        raise ConfigError(
+            f"task {request.task} answers about the whole audio and cannot be written section by section, nor by time;"
+            f" {' and '.join(TIMED_TASKS)} can."
+        )
+    if section_minutes is not None and section_minutes <= 0:
+        raise ConfigError(f"section_minutes: {section_minutes:g} must be above 0.")
+    seconds = 60 * section_minutes if section_minutes is not None else _CONTEXT_SECONDS
+    window_seconds = model.path.window_samples / SAMPLE_RATE_HZ
+    num_windows = 1 if by_window else max(1, round(seconds / window_seconds))
+    writer = _Writer(model, request, decoding, max(seconds, window_seconds), max_new_tokens, on_progress)
+    began = time.perf_counter()
+    listening = [0.0]
+    waiting: _Section | None = None
+    num_tokens, end = 0, 0.0
+    try:
+        for section in _sections(model, hear(model.path, [source]), num_windows, listening, on_progress):
+            num_tokens, end = num_tokens + sum(len(tokens) for tokens in section.tokens), section.end
+            if waiting is not None:
+                writer.write(waiting, last=False)
+            waiting = section
+        assert waiting is not None  # a recording without samples is an error
+        writer.write(waiting, last=True)
+    except DataError as error:
+        raise DataError(f"{source.name}: {error}") from error
+    ids = [token for section in writer.done for token in section.ids]
+    return model.result(
+        Written(ids, "limit" if writer.truncated else "stop"),
+        request,
+        seconds=end,
+        speech_tokens=num_tokens,
+        timings=Timings(encode=listening[0], decode=time.perf_counter() - began - listening[0]),
+        source=source.name,
+        attempts=writer.attempts,
+        temperature=writer.temperature,
+        segments=_segments(model, writer.done),
+    )
+
+
+def _sections(
+    model: "Model", windows: Iterator[Heard], num_windows: int, listening: list[float], on_progress: Progress | None
+) -> Iterator[_Section]:
+    """Yield sections of ``num_windows`` windows as they are heard; adds up the seconds of work in ``listening``."""
+    tokens: list[Tensor] = []
+    start = end = 0.0
+    began = time.perf_counter()
+    for heard in windows:
+        listening[0] += time.perf_counter() - began
+        if on_progress:
+            on_progress("heard", heard.seconds)
+        pieces = heard.tokens.split(list(heard.counts))
+        for piece, num_samples in zip(pieces, heard.num_samples, strict=True):
+            tokens.append(piece.clone())  # a view would keep the whole group's tokens
+            end += num_samples / SAMPLE_RATE_HZ
+            if len(tokens) == num_windows:
+                yield _Section(tokens, start, end)
+                tokens, start = [], end
+        began = time.perf_counter()
+    if tokens:
+        yield _Section(tokens, start, end)
+
+
+def _segments(model: "Model", done: Sequence[_Section]) -> list[Segment]:
+    """Return text by time; what a section's ids say is what they add to the text before."""
+    segments: list[Segment] = []
+    context: list[int] = []
+    for section in done:
+        text = model.text_of([*context, *section.ids])[len(model.text_of(context)) :].strip()
+        if text:
+            segments.append(Segment(round(section.start, 3), round(section.end, 3), text))
+        context = [*context, *section.ids][-_LONGEST_WORD:]
+    return segments

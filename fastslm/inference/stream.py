@@ -1,0 +1,265 @@
+"""AudioStream: audio that arrives in pieces, encoded and read by the LLM as windows fill; answers at any time."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastslm.errors import ConfigError, DataError
+from fastslm.mel import SAMPLE_RATE_HZ
+
+from .audio import ArraySource, AudioSource, Resampler
+from .engine import Decoding, Memory, Written
+from .hearing import Cutter, Heard, Piece, hear, listen
+from .request import Request
+from .results import Answer, Timings
+from .text import TextPieces
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+class AudioStream:
+    """What was heard so far, in the LLM's KV cache; made by ``Model.stream``.
+
+        stream = model.stream(microphone_chunks(), sample_rate_hz=48_000)
+        for seconds in stream:                 # after each chunk that filled a window
+            print(stream.answer().text)        # about everything that was pushed, up to the last sample
+        print(stream.answer().text)
+
+    Without ``chunks``, call ``push`` for each piece and ``finish`` at the end. One thread may push while another asks.
+
+    Args:
+        model: the model.
+        request: what ``answer`` answers when it is not asked otherwise.
+        chunks: the pieces, or None.
+        sample_rate_hz: of the pieces.
+        keep_tokens: keep the speech tokens, so that requests of another task can be answered too.
+
+    Attributes:
+        timings: what listening took.
+    """
+
+    def __init__(
+        self,
+        model: "Model",
+        request: Request,
+        chunks: Iterable[Any] | None = None,
+        sample_rate_hz: int = SAMPLE_RATE_HZ,
+        keep_tokens: bool = True,
+    ) -> None:
+        self._model, self._request, self._chunks = model, request, chunks
+        self._resampler = Resampler(sample_rate_hz)
+        self._cutter = Cutter(model.path, 1)
+        self._tokens: list[Tensor] | None = [] if keep_tokens else None
+        self._before, _ = model.ids_of(request)
+        self._memory = self._opened(self._before)
+        self._num_samples, self._num_tokens, self._num_pushed = 0, 0, 0
+        self._finished = False
+        self._lock = threading.RLock()
+        self.timings = Timings()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio pushed so far."""
+        return max(self._num_samples, self._num_pushed) / SAMPLE_RATE_HZ
+
+    @property
+    def speech_tokens(self) -> int:
+        """LLM tokens of the windows that are full."""
+        return self._num_tokens
+
+    # -- audio in --------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[float]:
+        for chunk in self._chunks or ():
+            before = self._num_tokens
+            self.push(chunk)
+            if self._num_tokens > before:
+                yield self.seconds
+        self.finish()
+
+    def push(self, chunk: Any) -> None:
+        """Take a piece of audio: ``[N]`` or ``[N, channels]``, floats in -1..1 or int16.
+
+        Raises:
+            DataError: the stream is finished, the piece is no audio, or the LLM's context is full.
+            ConfigError: the model needs whole recordings.
+        """
+        if self._finished:
+            raise DataError("the stream is finished; open another one")
+        if self._model.path.mel_range == "recording":
+            raise ConfigError(
+                "model.mel_range: this model limits its spectrogram over the whole recording, whose loudest sound a"
+                " stream does not know before its end. Collect the audio and transcribe it whole."
+            )
+        with self._lock:
+            samples = self._resampler.push(ArraySource(chunk).samples)
+            self._num_pushed += len(samples)
+            self._listen(list(self._cutter.push(samples)))
+
+    def finish(self) -> None:
+        """Say that no more audio comes; the last window is read as it is. A second call does nothing."""
+        with self._lock:
+            if not self._finished and self._num_pushed:
+                samples = self._resampler.finish()
+                self._num_pushed += len(samples)
+                self._listen([*self._cutter.push(samples), *self._cutter.finish()])
+            self._finished = True
+
+    def hear(self, source: AudioSource, on_progress: Callable[[str, float], None] | None = None) -> None:
+        """Take a whole recording, which may be of any length.
+
+        Raises:
+            DataError: it cannot be read, or is too long for the LLM's context.
+        """
+        begin, prefill = time.perf_counter(), self.timings.prefill
+        try:
+            for heard in hear(self._model.path, [source]):
+                self.take(heard)
+                if on_progress:
+                    on_progress("heard", heard.seconds)
+        except DataError as error:
+            raise DataError(f"{source.name}: {error}") from error
+        spent = time.perf_counter() - begin - (self.timings.prefill - prefill)
+        self.timings += Timings(encode=spent)
+
+    def take(self, heard: Heard) -> None:
+        """Read tokens for good.
+
+        Raises:
+            DataError: the LLM's context is full.
+        """
+        num_positions = self._memory.cache.num_positions + len(heard.tokens)
+        seconds = self._num_samples / SAMPLE_RATE_HZ + heard.seconds
+        self._model.limit(seconds, None, num_positions)
+        begin = time.perf_counter()
+        if self._tokens is not None:
+            self._tokens.append(heard.tokens)
+        self._memory.read(heard.tokens.to(self._model.dtype))
+        self._num_samples += sum(heard.num_samples)
+        self._num_tokens += len(heard.tokens)
+        self.timings += Timings(prefill=time.perf_counter() - begin)
+
+    def _listen(self, pieces: Sequence[Piece]) -> None:
+        size = self._model.path.encoder_batch_windows
+        for begin in range(0, len(pieces), size):
+            started = time.perf_counter()
+            group = [(i, piece, None) for i, piece in enumerate(pieces[begin : begin + size])]
+            with torch.inference_mode():
+                heard = listen(self._model.path, group)
+            self.timings += Timings(encode=time.perf_counter() - started)
+            for part in heard:
+                self.take(part)
+
+    # -- answers out -----------------------------------------------------------------------------------------------
+
+    def answer(
+        self,
+        request: Request | None = None,
+        *,
+        decoding: Decoding | None = None,
+        max_new_tokens: int | None = None,
+        source: str = "stream",
+        on_progress: Callable[[str, float], None] | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Return the answer about everything pushed so far; listening can go on afterwards.
+
+        Args:
+            request: what is asked; None asks what the stream was opened with.
+            decoding: how tokens are chosen; None is greedy.
+            max_new_tokens: see ``Model.transcribe``.
+            source: name of the audio.
+            on_progress: see ``Model.transcribe``.
+            on_text: called with each piece of the answer as it is written.
+
+        Raises:
+            DataError: nothing was pushed yet, or the LLM's context is full.
+        """
+        with self._lock:
+            return self._answer(
+                request or self._request, decoding or Decoding(), max_new_tokens, source, on_progress, on_text
+            )
+
+    def transcribe(self, **settings: Any) -> Answer:
+        """Return the transcript so far; see ``answer``."""
+        return self.answer(Request("asr"), **settings)
+
+    def ask(self, question: str, **settings: Any) -> Answer:
+        """Return the answer to a question about what was said so far; see ``answer``."""
+        return self.answer(Request("sqqa", question), **settings)
+
+    def _answer(
+        self,
+        request: Request,
+        decoding: Decoding,
+        max_new_tokens: int | None,
+        source: str,
+        on_progress: Callable[[str, float], None] | None,
+        on_text: Callable[[str], None] | None,
+    ) -> Answer:
+        model = self._model
+        begin = time.perf_counter()
+        before, after = model.ids_of(request)
+        memory = self._memory if before == self._before else self._anew(before)
+        tail = self._tail()
+        if not self._num_tokens and tail is None:
+            raise DataError(f"{source}: no audio has come yet")
+        encode = time.perf_counter() - begin
+        rest = memory.embed(after, model.device)
+        if tail is not None:
+            rest = torch.cat([tail.tokens.to(rest.dtype), rest])
+        seconds = self._num_samples / SAMPLE_RATE_HZ + (tail.seconds if tail else 0.0)
+        limit = model.limit(seconds, max_new_tokens, memory.cache.num_positions + len(rest))
+        shown = TextPieces(model, on_text) if on_text else None
+
+        def attempt(how: Decoding, start: list[int]) -> Written:
+            def on_ids(ids: list[int]) -> None:
+                if on_progress:
+                    on_progress("wrote", len(start) + len(ids))
+                if shown:
+                    shown.update(start + ids)
+
+            embeddings = torch.cat([rest, memory.embed(start, model.device)]) if start else rest
+            written = memory.answer(embeddings, limit - len(start), how, on_ids)
+            return Written([*start, *written.ids], written.end)
+
+        written, attempts, temperature = model.guarded(attempt, decoding)
+        if shown:
+            shown.finish(written.ids)
+        spent = Timings(encode=encode, decode=time.perf_counter() - begin - encode)
+        return model.result(
+            written,
+            request,
+            seconds=seconds,
+            speech_tokens=self._num_tokens + (len(tail.tokens) if tail else 0),
+            timings=self.timings + spent,
+            source=source,
+            attempts=attempts,
+            temperature=temperature,
+        )
+
+    def _tail(self) -> Heard | None:
+        """Return the tokens of the window that is not full yet, which will be made anew when it is."""
+        piece = self._cutter.tail()
+        if piece is None:
+            return None
+        with torch.inference_mode():
+            return listen(self._model.path, [(0, piece, None)])[0]
+
+    def _opened(self, before: Sequence[int]) -> Memory:
+        memory = self._model.new_memory()
+        memory.read(memory.embed(before, self._model.device))
+        return memory
+
+    def _anew(self, before: Sequence[int]) -> Memory:
+        """Return a memory of the same audio that begins differently."""
+        assert self._tokens is not None
+        memory = self._opened(before)
+        for tokens in self._tokens:
+            memory.read(tokens.to(self._model.dtype))
+        return memory

@@ -1,0 +1,298 @@
+"""A model without memory: its parts counted, and its steps run with tensors that have shapes only."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastslm.errors import ConfigError
+from fastslm.lightning_module import SpeechLMModule
+from fastslm.loss import label_loss
+from fastslm.mel import CONTEXT_SAMPLES
+from fastslm.model import SpeechLM
+from fastslm.optim import parameters_by_part, select_trainable
+from fastslm.plan.live import LiveBytes, nearly_fake
+from fastslm.prompt import messages_of
+from fastslm.splice import splice
+
+#: NF4 with double quantisation: 4 bits, and the scales of blocks of 64 in 8 bits (Dettmers et al., 2023, section 3).
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters of one part of the model.
+
+    Attributes:
+        name: encoder, abstractor, projector, lora or llm.
+        parameters: how many.
+        trainable: how many of them train.
+        frozen_bytes: memory of those that do not, as they are loaded.
+    """
+
+    name: str
+    parameters: int
+    trainable: int
+    frozen_bytes: int
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Bytes beyond weights and optimizer states, at the worst moment of each half of a step.
+
+    Attributes:
+        listening: from audio to tokens; the gradients of the step before are still there.
+        reading: LLM, loss and the whole backward pass; the gradients grow meanwhile.
+    """
+
+    listening: int
+    reading: int
+
+    @property
+    def worst(self) -> int:
+        """The larger of the two."""
+        return max(self.listening, self.reading)
+
+
+class Sketch:
+    """The path of a module with parameters that have shape and dtype, and no memory.
+
+    Args:
+        module: a module whose weights were not loaded; its parts are used up.
+        autocast: dtype of mixed precision; None computes in the dtype of the weights.
+        trainable_dtype: dtype of the weights that train.
+    """
+
+    def __init__(
+        self, module: SpeechLMModule, autocast: torch.dtype | None = None, trainable_dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.module, self.autocast = module, autocast
+        encoder, abstractor, llm = module._parts
+        self.quantized = getattr(llm, "quantize", None) is not None
+        for part, name in ((encoder, "encoder"), (llm, "llm")):
+            _without_weights(part, name)
+        with torch.device("meta"):
+            encoder.load()
+            llm.load()
+            settings = {**module._path_settings, "frame_cache": None}
+            compressor = abstractor(encoder.width, llm.width, module.budget)
+            trains_encoder = "encoder" in module.train_parts
+            self.path = SpeechLM(
+                encoder, compressor, llm, module.prompter, train_encoder=trains_encoder, **settings
+            ).train()
+        select_trainable(self.path, module.train_parts)
+        self.parts = self._count()
+        self._peaks: dict[tuple[str, int, int], Peaks] = {}
+        self._mode = nearly_fake()
+        self.path.mel(torch.zeros(1, self._window_samples, dtype=torch.int16))  # keeps its constants, which are real
+        for root in (self.path, encoder):
+            _give_fake_memory(root, self._mode, trainable_dtype)
+
+    @property
+    def _window_samples(self) -> int:
+        return self.path.window_samples + 2 * CONTEXT_SAMPLES
+
+    def _count(self) -> list[Part]:
+        named = parameters_by_part(self.path)
+        if "encoder" not in named:  # frozen, and outside the module tree
+            named["encoder"] = list(self.path.encoder.named_parameters())
+        order = ("encoder", "abstractor", "projector", "lora", "llm")
+        return [
+            Part(
+                name=part,
+                parameters=sum(p.numel() for _, p in named[part]),
+                trainable=sum(p.numel() for _, p in named[part] if p.requires_grad),
+                frozen_bytes=round(sum(self._bytes_of(n, p) for n, p in named[part] if not p.requires_grad)),
+            )
+            for part in order
+            if part in named
+        ]
+
+    def _bytes_of(self, name: str, parameter: Tensor) -> float:
+        # bitsandbytes cuts down the matrices of linear layers; embeddings, head and norms stay.
+        linear = parameter.ndim == 2 and ".layers." in name and ".lora_" not in name
+        return parameter.numel() * (_NF4_BYTES if self.quantized and linear else parameter.element_size())
+
+    # -- lengths ---------------------------------------------------------------------------------------------------
+
+    def positions(self, num_windows: int, num_labels: int) -> int:
+        """Return the LLM positions of one recording with its prompt and an answer of ``num_labels`` ids."""
+        return num_windows * self.path.abstractor.budget.tokens_per_window + self._num_prompt_ids + num_labels
+
+    @property
+    def _num_prompt_ids(self) -> int:
+        dialogue = self.module.prompter.dialogue(messages_of({"text": "."}), 1, "asr")
+        return dialogue.num_prompt_ids - 1
+
+    def kv_bytes_per_position(self) -> int | None:
+        """Return the KV cache of one position; None where the LLM's configuration does not tell."""
+        config = getattr(self.path.llm, "config", None)
+        if config is None:
+            return None
+        text = config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        dtype = getattr(self.path.llm, "dtype", torch.float32)
+        return int(2 * text.num_hidden_layers * heads * width * torch.empty(0, dtype=dtype).element_size())
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def training_peaks(self, num_windows: int, num_labels: int) -> Peaks:
+        """Simulate a training step on one recording, and return what it needs beyond weights and optimizer states."""
+        key = ("training", num_windows, num_labels)
+        if key not in self._peaks:
+            self._peaks[key] = self._training_peaks(num_windows, num_labels)
+        return self._peaks[key]
+
+    def _training_peaks(self, num_windows: int, num_labels: int) -> Peaks:
+        live = LiveBytes()
+        trainable = [p for p in self.path.parameters() if p.requires_grad]
+        weights = {*self.path.parameters(), *self.path.encoder.parameters(), *self.path.buffers()}
+        with self._mode, live, self._autocast(), _one_sequence():
+            live.adopt(weights, "weights")
+            for parameter in trainable:
+                parameter.grad = torch.empty_like(parameter)
+            live.reset_peak()
+            audio = torch.empty(num_windows * self.path.window_samples, dtype=torch.int16)
+            tokens = self._listen(num_windows)
+            listening = live.peak - live.now["weights"]
+            live.reset_peak()
+            loss = self._read(tokens, num_labels)
+            del tokens
+            for parameter in trainable:
+                parameter.grad = None
+            loss.backward()
+            del loss, audio
+            reading = live.peak - live.now["weights"]
+            for parameter in trainable:
+                parameter.grad = None
+        alignment = self._alignment_bytes(num_windows, num_labels)
+        return Peaks(listening, reading + alignment)
+
+    def inference_peaks(self, num_windows: int, chunk: int) -> Peaks:
+        """Simulate encoding a recording and reading ``chunk`` positions; the KV cache comes on top."""
+        key = ("inference", num_windows, chunk)
+        if key not in self._peaks:
+            self._peaks[key] = self._inference_peaks(num_windows, chunk)
+        return self._peaks[key]
+
+    def _inference_peaks(self, num_windows: int, chunk: int) -> Peaks:
+        live = LiveBytes()
+        weights = {*self.path.parameters(), *self.path.encoder.parameters(), *self.path.buffers()}
+        training = self.path.training
+        self.path.eval()
+        with self._mode, live, self._autocast(), _one_sequence(), torch.no_grad():
+            live.adopt(weights, "weights")
+            audio = torch.empty(num_windows * self.path.window_samples, dtype=torch.int16)
+            tokens = self._listen(num_windows)
+            listening = live.peak - live.now["weights"]
+            live.reset_peak()
+            embeddings = torch.zeros(1, chunk, self.path.llm.width, dtype=tokens.dtype)
+            self.path.llm(embeddings, None, torch.zeros(1, dtype=torch.int64))
+            reading = live.peak - live.now["weights"]
+            del audio
+        self.path.train(training)
+        return Peaks(listening, reading)
+
+    def _autocast(self) -> Any:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", self.autocast)
+
+    def _listen(self, num_windows: int) -> Tensor:
+        """Do as ``SpeechLM.listen`` does: groups of windows, whose tokens stay."""
+        groups = []
+        full = self.path.abstractor.budget.frames_per_window
+        for begin in range(0, num_windows, self.path.encoder_batch_windows):
+            size = min(self.path.encoder_batch_windows, num_windows - begin)
+            samples = torch.zeros(size, self._window_samples, dtype=torch.int16)
+            arguments = (samples, torch.full((size,), full), None)
+            if self.path.recompute and torch.is_grad_enabled():
+                groups.append(checkpoint(self.path._group_tokens, *arguments, use_reentrant=False))
+            else:
+                groups.append(self.path._group_tokens(*arguments))
+        return torch.cat(groups)
+
+    def _read(self, tokens: Tensor, num_labels: int) -> Tensor:
+        """Do as ``SpeechLM.forward`` does with tokens and text, and return the loss."""
+        num_text = self._num_prompt_ids + num_labels
+        text = self.path.llm.embed(torch.zeros(num_text, dtype=torch.int64))
+        source = torch.zeros(1, num_text + tokens.shape[0] * tokens.shape[1], dtype=torch.int64)
+        embeddings = splice(text, tokens, source)
+        logits = self.path.llm(embeddings, None, torch.zeros(num_labels, dtype=torch.int64))
+        return label_loss(logits, torch.zeros(num_labels, dtype=torch.int64))
+
+    def _alignment_bytes(self, num_windows: int, num_labels: int) -> int:
+        """Return what the CTC loss keeps, in float32: tokens twice, and logits, their softmax and its gradient."""
+        if self.path.alignment is None:
+            return 0
+        tokens = num_windows * self.path.abstractor.budget.tokens_per_window
+        classes = min(num_labels, len(self.module.prompter.tokenizer)) + 1
+        return 4 * tokens * (2 * self.path.llm.width + 4 * classes)
+
+
+def _without_weights(part: Any, name: str) -> None:
+    """Let ``load`` build the architecture alone."""
+    if not hasattr(part, "initialize"):
+        raise ConfigError(
+            f"model.{name}: {type(part).__name__} cannot be planned, since it has no 'initialize' and so no way to be"
+            " built without weights."
+        )
+    part.initialize = "random"
+    if getattr(part, "quantize", None) is not None:
+        part.quantize = None
+    tokenizer, config = getattr(part, "tokenizer", None), getattr(part, "config", None)
+    if tokenizer is not None and config is not None:
+        text = config.get_text_config()
+        text.vocab_size = max(text.vocab_size, len(tokenizer))  # what `load` enlarges the table to
+
+
+@contextlib.contextmanager
+def _one_sequence() -> Iterator[None]:
+    """Let transformers know that positions are of one sequence.
+
+    It reads their values to find out, which fake tensors do not have, and else builds a mask of S x S that the real
+    run has no need of.
+    """
+    from transformers import masking_utils
+
+    name = "find_packed_sequence_indices"
+    before = getattr(masking_utils, name, None)
+    if before is not None:
+        setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(masking_utils, name, before)
+
+
+def _give_fake_memory(root: nn.Module, mode: Any, trainable_dtype: torch.dtype) -> None:
+    """Replace parameters and buffers by fake ones on the CPU; tied ones stay tied."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+    for module in root.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in _present(tensors):
+                if id(tensor) not in made:
+                    dtype = trainable_dtype if tensor.requires_grad else tensor.dtype
+                    with mode:
+                        fake = torch.empty(tensor.shape, dtype=dtype)
+                    if isinstance(tensor, nn.Parameter):
+                        fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                    made[id(tensor)] = (tensor, fake)
+                tensors[name] = made[id(tensor)][1]  # type: ignore[assignment]
+
+
+def _present(tensors: Any) -> Iterator[tuple[str, Tensor]]:
+    yield from [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+
+
+def quadratic(points: dict[int, int]) -> np.poly1d:
+    """Return the polynomial through up to three points, of as low a degree as they allow."""
+    degree = min(2, len(points) - 1)
+    return np.poly1d(np.polyfit(list(points), list(points.values()), degree))

@@ -1,0 +1,59 @@
+"""FSDP2: torch's fully sharded data parallelism, layer by layer, without DeepSpeed."""
+
+import itertools
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+
+from fastslm.model import SpeechLM
+
+
+class FSDP2(ModelParallelStrategy):
+    """Shards parameters, gradients and optimizer states as ZeRO-3 does; runs on GPUs, and on CPU processes by gloo.
+
+    A unit of sharding is a layer of the LLM, what is left of the LLM, the abstractor, and an encoder that trains.
+
+    Args:
+        reshard_after_forward: give a layer's gathered weights back after its forward pass and gather them again in the
+            backward pass; off takes more memory and communicates less.
+        timeout_seconds: see ``ZeRO``.
+    """
+
+    is_of_fastslm = True
+    shards_parameters = True
+
+    def __init__(self, *, reshard_after_forward: bool = True, timeout_seconds: float = 1800.0) -> None:
+        super().__init__(tensor_parallel_size=1, timeout=timedelta(seconds=timeout_seconds))
+        self.reshard_after_forward = reshard_after_forward
+
+    def setup_environment(self) -> None:
+        """Connect the processes; all of them share the data."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def shard(self, path: SpeechLM) -> None:
+        """Cut up what ``configure_model`` has put together."""
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        settings: dict[str, Any] = {
+            "mesh": self.device_mesh["data_parallel"],
+            "reshard_after_forward": self.reshard_after_forward,
+        }
+        path.to(self.root_device)
+        units: list[nn.Module] = [*_layers(path.llm), path.llm, path.abstractor]
+        units += [module for module in (path.alignment,) if module is not None]
+        units += [path.encoder] if path.train_encoder else []
+        for unit in units:
+            fully_shard(unit, **settings)
+            if self.root_device.type == "cpu":
+                unit.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # gloo knows no average
+        for name in ("embed", "generate", "extend"):
+            register_fsdp_forward_method(path.llm, name)
+
+
+def _layers(llm: nn.Module) -> list[nn.Module]:
+    """Return the layers that transformers says must stay in one piece."""
+    names = set(itertools.chain(*(getattr(module, "_no_split_modules", None) or () for module in llm.modules())))
+    return [module for module in llm.modules() if type(module).__name__ in names]

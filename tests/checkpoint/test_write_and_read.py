@@ -1,0 +1,258 @@
+"""What a checkpoint holds, what the writer and the reader refuse, and how weights go from model to model."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from fastslm.checkpoint import check_state, load_weights, open_checkpoint, stored_names, verify_trainer_state
+from fastslm.errors import CheckpointError
+from fastslm.modules.llms.causal_lm import LoRA
+
+ALL = ("abstractor", "projector", "lora")
+
+
+@pytest.fixture
+def with_lora(make_module, built, monkeypatch):
+    """Return a maker of modules whose LLM has adapters."""
+
+    def make(**settings):
+        module = make_module(**({"train_parts": ALL} | settings))
+        module._parts[2].lora = LoRA(rank=2)
+        module.configure_model()
+        return module
+
+    return make
+
+
+def disturb(module, seed=1):
+    """Give everything that is stored other values."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.named_parameters():
+        if name in set(stored_names(module)):
+            tensor.data.copy_(torch.randn(tensor.shape, generator=generator))
+
+
+def weights_of(module):
+    return {name: module.state_dict()[name].clone() for name in stored_names(module)}
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert torch.equal(value, right[name]), name
+
+
+def test_a_checkpoint_holds_what_the_base_models_cannot_give_back_and_says_what_it_is(with_lora, save, tiny_llm):
+    module = with_lora()
+    disturb(module)
+    folder = save(module, 7, val_wer=0.25)
+    tensors = load_file(folder / "adapter.safetensors")
+    assert_same(tensors, weights_of(module))
+    assert any(".lora_" in name for name in tensors)
+    assert any(name.startswith("path.abstractor.") for name in tensors)
+    assert not any("embed_tokens" in name for name in tensors)
+    manifest = json.loads((folder / "checkpoint.json").read_text())
+    assert manifest["step"] == 7
+    assert manifest["metrics"] == {"val/wer": 0.25}
+    assert manifest["data"]["plan_hash"] == "0123456789abcdef"
+    assert manifest["base_models"]["llm"]["name"] == str(tiny_llm)
+    assert manifest["base_models"]["llm"]["fingerprint"]
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["token_budget"]["tokens_per_second"] == 2.0
+    assert set(json.loads((folder / "added_tokens.json").read_text())) >= {"<|AUDIO|>", "<|ASR|>"}
+    assert isinstance(yaml.safe_load((folder / "config.yaml").read_text()), dict)
+    assert (folder / "trainer.ckpt").is_file()
+
+
+def test_weights_come_back_as_they_were(with_lora, save):
+    module = with_lora()
+    disturb(module)
+    checkpoint = open_checkpoint(save(module))
+    other = with_lora()
+    disturb(other, seed=2)
+    load_weights(other, checkpoint, "resume", report=False)
+    assert_same(weights_of(other), weights_of(module))
+
+
+@pytest.mark.parametrize("given", ["folder", "last", "last.ckpt", "trainer.ckpt", "checkpoints", "run"])
+def test_a_checkpoint_is_found_by_any_of_its_names(built, save, tmp_path, given):
+    folder = save(built())
+    checkpoints = tmp_path / "checkpoints"
+    path = {"folder": folder, "checkpoints": checkpoints, "run": tmp_path, "trainer.ckpt": folder / "trainer.ckpt"}
+    assert open_checkpoint(path.get(given, checkpoints / given)).path == folder
+
+
+def test_the_writer_refuses_an_empty_tensor_and_keeps_the_checkpoint_before(built, save, tmp_path):
+    module = built()
+    kept = save(module, 1)
+    name, parameter = next((n, p) for n, p in module.named_parameters() if p.requires_grad)
+    parameter.data = torch.empty(0)
+    with pytest.raises(CheckpointError, match=f"refusing to save: 1 trainable tensors are missing or empty: {name}"):
+        save(module, 2)
+    assert open_checkpoint(tmp_path / "checkpoints").path == kept
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def truncate(file, share=0.5):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "config.yaml", "added_tokens.json", "checkpoint.json"])
+@pytest.mark.parametrize("damage", [truncate, flip, lambda file: file.unlink()], ids=["truncated", "flipped", "gone"])
+def test_a_damaged_checkpoint_is_refused_by_name(built, save, name, damage):
+    folder = save(built())
+    if (name, damage) == ("checkpoint.json", flip):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace('"format": 1', '"format": 9'))
+    else:
+        damage(folder / name)
+    with pytest.raises(CheckpointError, match=r"damaged|cannot be read|no complete|has format 9"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip], ids=["truncated", "flipped"])
+def test_a_damaged_trainer_state_is_refused_before_anything_is_built_on_it(built, save, damage):
+    folder = save(built())
+    damage(folder / "trainer.ckpt")
+    with pytest.raises(CheckpointError, match="damaged"):
+        verify_trainer_state(open_checkpoint(folder))
+
+
+def test_weights_that_are_not_those_of_the_manifest_are_refused(built, save):
+    folder = save(built())
+    tensors = load_file(folder / "adapter.safetensors")
+    name = next(iter(tensors))
+    save_file({**tensors, name: torch.zeros(3)}, folder / "adapter.safetensors")
+    manifest = json.loads((folder / "checkpoint.json").read_text())
+    del manifest["files"]["adapter.safetensors"]  # whoever edits this too still meets the strict reader
+    (folder / "checkpoint.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"does not hold what checkpoint\.json lists"):
+        open_checkpoint(folder).tensors()
+
+
+def test_every_kind_of_misfit_is_named(built):
+    module = built()
+    state = weights_of(module)
+    first, *_ = state
+    bent = {**state, first: torch.zeros(1, 2), "path.other": torch.zeros(1)}
+    bent.pop(next(name for name in state if name != first))
+    with pytest.raises(CheckpointError) as refused:
+        check_state(module, bent, "it")
+    for part in ("1 missing", "1 unexpected: path.other", "(1, 2) in the checkpoint"):
+        assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tokens_per_window": 5}, "model.tokens_per_window: 4 in the checkpoint, 5 here"),
+        ({"window_seconds": 1.0}, "model.window_seconds: 2.0 in the checkpoint, 1.0 here"),
+    ],
+)
+@pytest.mark.parametrize("purpose", ["resume", "evaluate", "initialize"])
+def test_another_token_budget_is_refused_with_what_differs(built, save, settings, said, purpose):
+    checkpoint = open_checkpoint(save(built()))
+    with pytest.raises(CheckpointError, match=said):
+        load_weights(built(**settings), checkpoint, purpose, report=False)
+
+
+def test_a_model_trained_for_many_rates_may_be_evaluated_at_another(built, save):
+    checkpoint = open_checkpoint(save(built(tokens_per_window=[4, 2])))
+    load_weights(built(tokens_per_window=2), checkpoint, "evaluate", report=False)
+
+
+def test_another_base_model_is_refused_though_it_has_the_same_shapes(built, save, tiny_llm, tmp_path):
+    checkpoint = open_checkpoint(save(built()))
+    other = tmp_path / "other-llm"
+    shutil.copytree(tiny_llm, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({n: w + 1 for n, w in weights.items()}, other / "model.safetensors", metadata={"format": "pt"})
+    module = built()
+    module._parts[2].pretrained = str(other)
+    with pytest.raises(CheckpointError, match=r"model\.llm\.pretrained.*its files have other content"):
+        load_weights(module, checkpoint, "resume", report=False)
+    moved = tmp_path / "moved-llm"
+    shutil.copytree(tiny_llm, moved)
+    module._parts[2].pretrained = str(moved)
+    load_weights(module, checkpoint, "resume", report=False)  # the same weights elsewhere are the same model
+
+
+def test_another_vocabulary_is_refused_with_the_token_that_moved(built, save):
+    checkpoint = open_checkpoint(save(built()))
+    checkpoint.manifest["vocabulary"]["added"]["<|ASR|>"] = 3
+    checkpoint.manifest["vocabulary"]["digest"] = "0"
+    with pytest.raises(CheckpointError, match=r"'<\|ASR\|>' is 3 in the checkpoint"):
+        load_weights(built(), checkpoint, "resume", report=False)
+
+
+def test_differences_that_change_nothing_of_the_model_are_told(built, save, capsys):
+    checkpoint = open_checkpoint(save(built()))
+    module = built()
+    module.run_config["trainer"] = {"max_steps": 20}
+    module.run_config["model"]["optimizer"] = {"learning_rate": 5e-4}
+    found = load_weights(module, checkpoint, "resume")
+    assert not found.refused
+    shown = capsys.readouterr().err
+    assert "trainer.max_steps: 10 in the checkpoint, 20 here" in shown
+    assert "model.optimizer.learning_rate: 0.001 in the checkpoint, 0.0005 here (no effect" in shown
+
+
+def test_the_next_stage_starts_from_the_weights_and_says_what_starts_fresh(built, with_lora, save, capsys):
+    first = built()  # without adapters
+    disturb(first)
+    checkpoint = open_checkpoint(save(first))
+    second = with_lora()
+    load_weights(second, checkpoint, "initialize")
+    assert_same({n: second.state_dict()[n] for n in weights_of(first)}, weights_of(first))
+    assert "not in the checkpoint, and as they were before: lora" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="missing"):
+        load_weights(with_lora(), checkpoint, "resume", report=False)
+
+
+def test_a_stage_without_the_adapters_of_the_one_before_is_refused(built, with_lora, save):
+    checkpoint = open_checkpoint(save(with_lora()))
+    with pytest.raises(CheckpointError, match=r"unexpected: path\.llm.*lora_"):
+        load_weights(built(), checkpoint, "initialize", report=False)
+
+
+def test_what_an_earlier_stage_changed_in_the_llm_stays_in_the_checkpoints_of_later_ones(built, save):
+    first = built(train_parts=("projector", "llm"))
+    disturb(first)
+    second = built(train_parts=("projector",))
+    load_weights(second, open_checkpoint(save(first)), "initialize", report=False)
+    third = built(train_parts=("projector",))
+    load_weights(third, open_checkpoint(save(second, 2)), "resume", report=False)
+    assert_same(weights_of(third), weights_of(first))
+
+
+def test_a_part_that_is_there_in_half_is_refused(with_lora, save):
+    folder = save(with_lora())
+    checkpoint = open_checkpoint(folder)
+    gone = next(name for name in checkpoint.manifest["tensors"] if ".lora_" in name)
+    tensors = checkpoint.tensors()
+    del tensors[gone]
+    with pytest.raises(CheckpointError, match="1 missing"):
+        check_state(with_lora(), tensors, "it", "initialize")
+
+
+def test_a_plain_file_of_lightning_is_read_too(built, tmp_path):
+    module = built()
+    disturb(module)
+    torch.save({"state_dict": weights_of(module), "fastslm_config": module.run_config}, tmp_path / "plain.ckpt")
+    other = built()
+    load_weights(other, open_checkpoint(tmp_path / "plain.ckpt"), "resume", report=False)
+    assert_same(weights_of(other), weights_of(module))
+    truncate(tmp_path / "plain.ckpt")
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        open_checkpoint(tmp_path / "plain.ckpt")

@@ -1,0 +1,174 @@
+"""Checkpoints through the command: inspect, convert, the next stage, and from one strategy to another."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastslm.checkpoint import open_checkpoint, verify_trainer_state
+
+SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
+ZERO3 = ["--trainer.devices", "2", "--trainer.strategy", "fastslm.strategies.ZeRORehearsal"]
+ZERO2 = [*ZERO3, "--trainer.strategy.stage", "2"]
+DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+def tensors_of(folder):
+    return load_file(folder / "checkpoints" / "last" / "adapter.safetensors")
+
+
+def assert_close(left, right, **tolerance):
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(right[name].float(), value.float(), **tolerance)
+
+
+def saving(*steps):
+    return [
+        "--trainer.callbacks+=fastslm.callbacks.last_checkpoint.LastCheckpoint",
+        "--trainer.callbacks.every_n_train_steps=1",
+    ]
+
+
+def test_a_run_is_inspected_converted_continued_and_refused_when_damaged(fastslm, run_config, tmp_path):
+    fit = ["fit", "--config", str(run_config), *SHORT]
+    fastslm(*fit)
+    run = tmp_path / "run"
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert_close(tensors_of(run), state["state_dict"], rtol=0, atol=0)
+
+    shown = fastslm("checkpoint", "inspect", str(run)).stdout
+    for part in (
+        "step               2",
+        "lora",
+        "abstractor",
+        "val/wer",
+        "token budget       4 tokens per 2 s",
+        "plan_hash",
+    ):
+        assert part in shown
+    assert json.loads(fastslm("checkpoint", "inspect", str(run), "--json").stdout)["step"] == 2
+    fastslm("checkpoint", "convert", str(run), str(tmp_path / "weights"))
+    assert "already" in fastslm("checkpoint", "convert", str(run), str(tmp_path / "weights"), check=False).stderr
+
+    # The next stage: other parts train, the weights are those of the first, and stay in the checkpoint.
+    second = fastslm(
+        *fit, "--run_folder", str(tmp_path / "second"), "--init_from", str(tmp_path / "weights"),
+        "--model.train_parts", "[projector]",
+    )  # fmt: skip
+    assert "Starting from the weights of" in second.stderr
+    before, after = tensors_of(run), tensors_of(tmp_path / "second")
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(".projector." in name for name in changed)
+
+    longer = ["fit", "--config", str(run_config), "--ckpt_path", "last", "--trainer.max_steps", "3"]
+    told = fastslm(*longer, "--trainer.val_check_interval", "1")
+    assert "trainer.max_steps: 2 in the checkpoint, 3 here" in told.stderr
+    assert open_checkpoint(run).manifest["step"] == 3
+
+    weights = run / "checkpoints" / "last" / "adapter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    refused = fastslm(*longer, check=False)
+    assert refused.returncode == 2
+    assert "damaged: adapter.safetensors has" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], DDP, ZERO2, ZERO3], ids=["alone", "ddp", "zero2", "zero3"])
+def test_a_run_goes_on_under_its_strategy_to_the_same_weights(fastslm, run_config, tmp_path, flags):
+    fit = ["fit", "--config", str(run_config), "--trainer.val_check_interval", "2", *flags]
+    fastslm(*fit, "--run_folder", str(tmp_path / "whole"), "--trainer.max_steps", "4", *saving())
+    parts = [*fit, "--run_folder", str(tmp_path / "parts")]
+    # The schedule of the whole run, stopped halfway.
+    killed = fastslm(
+        *parts, "--trainer.max_steps", "4", *saving(),
+        "--trainer.callbacks+=killers.KillAt", "--trainer.callbacks.batch=3", "--trainer.callbacks.when=start",
+        check=False,
+    )  # fmt: skip
+    assert killed.returncode != 0
+    assert open_checkpoint(tmp_path / "parts").manifest["step"] == 2
+    fastslm(*parts, "--trainer.max_steps", "4", "--ckpt_path", "last", *saving())
+    assert_close(tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "parts"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [ZERO2, ZERO3], ids=["zero2", "zero3"])
+def test_weights_go_from_deepspeed_to_any_other_strategy(fastslm, run_config, tmp_path, flags):
+    fit = ["fit", "--config", str(run_config), *SHORT]
+    fastslm(*fit, *flags)
+    run = tmp_path / "run"
+    ours = tensors_of(run)
+    # DeepSpeed's own tool, from its own files, knows the same weights.
+    shutil.copytree(run / "checkpoints" / "last" / "trainer.ckpt", tmp_path / "plain.ckpt")
+    theirs = open_checkpoint(tmp_path / "plain.ckpt").tensors()
+    assert_close({n: v for n, v in ours.items() if n in theirs}, theirs, rtol=0, atol=0)
+    assert set(theirs) == set(ours)
+
+    other = fastslm(*fit, "--ckpt_path", "last", check=False)
+    assert other.returncode == 2
+    assert "start a new run from the weights with --init_from" in " ".join(other.stderr.split())
+    alone = fastslm("validate", "--config", str(run_config))
+    frozen = ["--model.optimizer.learning_rate", "0.0", "--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
+    for name, strategy in (("ddp", DDP), ("zero3", ZERO3), ("alone", [])):
+        folder = tmp_path / name
+        fastslm(
+            "fit", "--config", str(run_config), *frozen, *strategy, "--run_folder", str(folder), "--init_from", str(run)
+        )
+        assert_close(ours, tensors_of(folder), rtol=0, atol=1e-7)
+    assert "WER" in alone.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_a_deepspeed_run_goes_on_with_another_number_of_processes(fastslm, run_config, tmp_path, stage):
+    strategy = ["--trainer.strategy", "fastslm.strategies.ZeRORehearsal", "--trainer.strategy.stage", stage]
+    fit = ["fit", "--config", str(run_config), *strategy, "--trainer.val_check_interval", "2"]
+    fastslm(*fit, "--trainer.devices", "2", "--trainer.max_steps", "2")
+    before = tensors_of(tmp_path / "run")
+    done = fastslm(*fit, "--trainer.devices", "1", "--trainer.max_steps", "4", "--ckpt_path", "last", check=False)
+    if "processes" in done.stderr and done.returncode == 2:
+        pytest.skip("the data plan does not yet go on with another number of ranks")
+    assert done.returncode == 0, done.stdout + done.stderr
+    checkpoint = open_checkpoint(tmp_path / "run")
+    assert (checkpoint.manifest["step"], checkpoint.manifest["world_size"]) == (4, 1)
+    after = checkpoint.tensors()
+    assert before.keys() == after.keys()
+    moved = max((after[name] - value).abs().max().item() for name, value in before.items())
+    assert 0 < moved < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ZERO3], ids=["alone", "zero3"])
+def test_a_run_killed_at_any_time_leaves_last_complete(run_config, tmp_path, flags):
+    """Kills whole process groups while every step saves."""
+    run = tmp_path / "run"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fastslm", "fit", "--config", str(run_config), *flags, *saving()]
+    command += ["--trainer.max_steps", "1000", "--trainer.val_check_interval", "1000", "--ckpt_path", "last"]
+    step = 0
+    for trial in range(4):
+        with open(tmp_path / "log", "w") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            began = time.monotonic()
+            while time.monotonic() - began < 280 and process.poll() is None:
+                link = run / "checkpoints" / "last"
+                if link.is_symlink() and os.readlink(link) > f"step-{step + 2:06d}":
+                    break
+                time.sleep(0.05)
+            time.sleep(0.07 * trial)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        checkpoint = open_checkpoint(run)
+        verify_trainer_state(checkpoint)
+        checkpoint.tensors()
+        assert checkpoint.manifest["step"] > step, (tmp_path / "log").read_text()
+        step = checkpoint.manifest["step"]

@@ -1,0 +1,76 @@
+"""What counts as running in circles, and what does not."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastslm.inference.guards import compression_ratio, find_loop, repeated_phrase, runs_in_circles
+
+DIGITS = "zero one two three four five six seven eight nine".split()  # noqa: SIM905
+
+
+@given(
+    st.lists(st.integers(0, 30), max_size=50),
+    st.lists(st.integers(100, 130), min_size=1, max_size=20, unique=True),
+    st.integers(0, 12),
+    st.lists(st.integers(200, 230), max_size=50),
+)
+def test_a_phrase_that_repeats_is_found_where_it_is(before, phrase, repeats, after):
+    ids = before + phrase * repeats + after
+    loop = repeated_phrase(ids)
+    if repeats >= 4 and len(phrase) * repeats >= 32:
+        assert (loop.start, loop.period, loop.repeats) == (len(before), len(phrase), repeats)
+    elif loop is not None:  # the random tokens before or after
+        assert loop.period * loop.repeats >= 32 - loop.period
+
+
+def test_a_longer_loop_is_told_before_a_shorter_one():
+    loop = repeated_phrase([1] * 33 + [2] + [3, 4, 5] * 30)
+    assert (loop.start, loop.period, loop.repeats) == (34, 3, 30)
+
+
+@pytest.mark.parametrize("length", [10, 1000, 30_000])
+def test_random_numbers_in_words_are_no_loop(length):
+    ids = np.random.default_rng(length).integers(0, 10, length).tolist()
+    assert find_loop(ids, " ".join(DIGITS[i] for i in ids)) is None
+    assert not runs_in_circles(ids)
+
+
+def test_a_refrain_and_a_stammer_are_no_loop():
+    assert repeated_phrase([1, 2, 3, 4, 5, 6, 7, 8, 9, 10] * 3) is None
+    assert repeated_phrase([7] * 12) is None
+
+
+def test_text_that_says_little_is_found_without_a_phrase_that_repeats_exactly():
+    prose = " ".join(DIGITS[i] for i in np.random.default_rng(1).integers(0, 10, 300))
+    stuck = "".join("and so it goes on and on and on" + ("," if i % 7 else ";") for i in range(120))
+    ids = np.random.default_rng(0).permutation(5000).tolist()
+    assert find_loop(ids, prose) is None
+    loop = find_loop(ids, prose + stuck)
+    assert loop is not None
+    assert loop.period == 0
+    assert loop.start > 0
+
+
+def test_compression_is_that_of_bytes():
+    assert compression_ratio("") == 0
+    assert compression_ratio("a" * 1000) > 50
+    assert compression_ratio("abcdefghij") < 1
+
+
+@pytest.mark.parametrize("period", [1, 2, 7, 30, 60])
+def test_writing_stops_once_the_end_is_surely_a_loop(period):
+    start, phrase = list(range(1000, 1100)), list(range(period))
+    ids, stopped = list(start), None
+    for i in range(2000):
+        ids.append(phrase[i % period])
+        if runs_in_circles(ids):
+            stopped = i + 1
+            break
+    assert stopped is not None
+    assert 4 * period <= stopped <= max(8 * period, 128) + 2 * period
+
+
+def test_writing_goes_on_after_a_repetition_that_ended():
+    assert not runs_in_circles([1, 2] * 80 + [3, 4, 5])

@@ -1,0 +1,161 @@
+"""From a run to a model: which checkpoint is taken, what is refused, and that Lightning stays out of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from tiny_run import settings_of, write_run
+
+import fastslm
+from fastslm.errors import CheckpointError, ConfigError
+from fastslm.inference.load import find_checkpoint
+
+
+def contents_of(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_a_run_folder_a_checkpoint_folder_and_a_file_give_the_same_model(run_folder, model, noise, tmp_path):
+    expected = model.transcribe(noise(3), max_new_tokens=8).tokens
+    contents = contents_of(run_folder)
+    step = tmp_path / "checkpoints" / "step-000002"  # as newer runs write it, with the trainer's state beside
+    step.mkdir(parents=True)
+    weights = {name: value.contiguous() for name, value in contents["state_dict"].items()}
+    save_file(weights, step / "adapter.safetensors")
+    (step / "config.yaml").write_text(yaml.safe_dump(contents["fastslm_config"]))
+    (step / "trainer.ckpt").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").symlink_to("step-000002/trainer.ckpt")
+    for path in (run_folder, str(run_folder / "checkpoints"), run_folder / "checkpoints" / "last.ckpt", tmp_path, step):
+        assert fastslm.load(path, device="cpu").transcribe(noise(3), max_new_tokens=8).tokens == expected
+
+
+def test_the_stored_weights_are_the_models(run_folder, model):
+    own = dict(model.path.named_parameters())
+    for name, value in contents_of(run_folder)["state_dict"].items():
+        assert torch.equal(own[name.removeprefix("path.")], value)
+    assert not any(parameter.requires_grad for parameter in own.values())
+    assert not any(module.training for module in model.path.modules())
+
+
+def test_the_best_checkpoint_comes_before_the_last_one_and_the_newest_of_each(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for age, name in enumerate(("last.ckpt", "best-20.ckpt", "best-10.ckpt", "other.ckpt")):
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (1000 - age, 1000 - age))
+        assert find_checkpoint(tmp_path).name == ("last.ckpt" if age == 0 else "best-20.ckpt")
+
+
+def test_without_a_path_it_is_the_embedded_default_run(run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"no trained model in runs/hta .*fastslm fit --config configs/hta\.yaml"):
+        fastslm.load()
+    shutil.copytree(run_folder, tmp_path / "runs" / "hta")
+    assert fastslm.load(device="cpu").source == "runs/hta/checkpoints/last.ckpt"
+
+
+def test_lightning_is_not_imported(run_folder):
+    code = (
+        "import sys, numpy, fastslm; assert 'torch' not in sys.modules\n"
+        f"model = fastslm.load({str(run_folder)!r}, device='cpu')\n"
+        "model.transcribe(numpy.zeros(8000, numpy.int16), max_new_tokens=2)\n"
+        "model.transcribe(numpy.zeros(8000, numpy.int16), max_new_tokens=2, segments=True)\n"
+        "bad = [name for name in sys.modules if name.split('.')[0] in ('lightning', 'pytorch_lightning')]\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_short_names_and_keys_unknown_here_are_fine(run_folder, tmp_path, tiny_encoder, tiny_llm):
+    settings = settings_of(tiny_encoder, tiny_llm, some_training_key=3)
+    for part, name in (("encoder", "WhisperEncoder"), ("abstractor", "HTA"), ("llm", "CausalLM")):
+        settings[part]["class_path"] = name
+    contents = contents_of(run_folder)
+    contents["fastslm_config"]["model"] = settings
+    contents["state_dict"]["path.alignment.blank"] = torch.zeros(3)  # of the alignment loss: training's alone
+    torch.save(contents, tmp_path / "a.ckpt")
+    assert fastslm.load(tmp_path / "a.ckpt", device="cpu")
+
+
+def test_a_model_for_many_rates_runs_at_its_first(tmp_path, tiny_encoder, tiny_llm, noise):
+    settings = settings_of(tiny_encoder, tiny_llm, tokens_per_window=[4, 8])
+    loaded = fastslm.load(write_run(tmp_path, settings), device="cpu")
+    assert loaded.embed(noise(4)).tokens.shape == (8, 32)
+
+
+def damaged(contents, how):
+    state = contents["state_dict"]
+    name = next(n for n in state if n.startswith("path.abstractor."))
+    if how == "missing":
+        del state[name]
+    elif how == "unexpected":
+        state["path.abstractor.nonsense"] = state[name]
+    elif how == "shape":
+        lora = next(n for n in state if ".lora_A" in n)
+        state[lora] = state[lora][:1]
+    elif how == "config":
+        del contents["fastslm_config"]
+    elif how == "class":
+        contents["fastslm_config"]["model"]["abstractor"]["class_path"] = "HTAA"
+    elif how == "argument":
+        contents["fastslm_config"]["model"]["abstractor"]["init_args"]["positionz"] = "aligned"
+    elif how == "base":
+        contents["fastslm_config"]["model"]["llm"]["init_args"]["pretrained"] = "./gone"
+    return contents
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("missing", CheckpointError, "1 weights are missing, such as abstractor"),
+        ("unexpected", CheckpointError, "1 weights have no place, such as abstractor.nonsense"),
+        ("shape", CheckpointError, "1 weights have another shape"),
+        ("config", CheckpointError, "not a checkpoint of fastslm"),
+        ("class", ConfigError, "no 'HTAA'.* Did you mean 'HTA'"),
+        ("argument", ConfigError, "positionz"),
+        ("base", ConfigError, "no folder './gone'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_is_wrong(run_folder, tmp_path, how, kind, message):
+    torch.save(damaged(contents_of(run_folder), how), tmp_path / "bad.ckpt")
+    with pytest.raises(kind, match=message):
+        fastslm.load(tmp_path / "bad.ckpt", device="cpu")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_cut_checkpoint_is_refused(run_folder, tmp_path, share):
+    whole = (run_folder / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: round(share * len(whole))])
+    with pytest.raises(CheckpointError, match=r"cut\.ckpt: not a readable checkpoint"):
+        fastslm.load(tmp_path / "cut.ckpt")
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    torch.save({"state_dict": {}, "fastslm_config": Path("x")}, tmp_path / "code.ckpt")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        fastslm.load(tmp_path / "code.ckpt")
+
+
+def test_paths_without_a_model_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        fastslm.load(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="hf download"):
+        fastslm.load("owner/model")
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+        fastslm.load(tmp_path)
+
+
+def test_a_device_that_is_not_there_is_named(run_folder):
+    with pytest.raises(ConfigError, match="device: cuda:99"):
+        fastslm.load(run_folder, device="cuda:99")
+
+
+def test_names_that_fastslm_does_not_have_are_no_names():
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        _ = fastslm.lod

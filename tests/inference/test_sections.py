@@ -1,0 +1,120 @@
+"""Section by section: no word is lost or doubled at a seam, context stays bounded, times are those of windows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted import GARBLED, WORDS, audio_of, perfect_model
+
+from fastslm.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def perfect():
+    from transformers import AutoTokenizer
+
+    return perfect_model(AutoTokenizer.from_pretrained(Path(__file__).parents[2] / "fastslm" / "demo" / "llm"))
+
+
+def script(seed, num):
+    generator = np.random.default_rng(seed)
+    return [WORDS[i] for i in generator.integers(0, len(WORDS), num)], generator.integers(0, 3, num)
+
+
+def spoken(seed, num):
+    words, gaps = script(seed, num)
+    return words, audio_of(words, gaps)
+
+
+def ends_of_words(seed, num):
+    """Return the second at which each word ends: silent tokens and the word's two, half a second each."""
+    _, gaps = script(seed, num)
+    return np.cumsum(gaps + 2) * 0.5
+
+
+def test_the_scripted_model_mishears_a_word_that_is_cut(perfect):
+    audio = audio_of([" one", " two"], [0, 1])
+    assert perfect.transcribe(audio).text == "one two"
+    assert perfect.transcribe(audio[: 4 * 8000]).text == f"one{GARBLED}"
+
+
+@given(st.integers(0, 10_000), st.integers(1, 60), st.sampled_from([1 / 60, 2 / 60, 3.4 / 60, 6 / 60, 10 / 60, 5]))
+def test_no_word_is_lost_or_doubled_at_a_seam(perfect, seed, num, minutes):
+    words, audio = spoken(seed, num)
+    answer = perfect.transcribe(audio, section_minutes=minutes)
+    assert answer.text == "".join(words).strip()
+    assert answer.warnings == []
+    assert answer.seconds == pytest.approx(len(audio) / 16_000)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.sampled_from([None, 2 / 60, 6 / 60]))
+def test_text_by_window_is_the_same_text_with_the_times_of_windows(perfect, seed, num, minutes):
+    words, audio = spoken(seed, num)
+    answer = perfect.transcribe(audio, segments=True, section_minutes=minutes)
+    assert " ".join(segment.text for segment in answer.segments) == answer.text == "".join(words).strip()
+    for segment in answer.segments:
+        assert segment.start % 2 == 0
+        assert segment.end == min(segment.start + 2, round(len(audio) / 16_000, 3))
+    # A word stands in the window in which it ends or, left to the next one, in that.
+    starts = [segment.start for segment in answer.segments for _ in segment.text.split()]
+    for start, end in zip(starts, ends_of_words(seed, num), strict=True):
+        window = 2 * np.ceil(end / 2) - 2
+        assert start in (window, window + 2)
+
+
+def test_what_the_llm_reads_grows_linearly_with_the_audio(perfect):
+    llm, counts = perfect.path.llm, []
+    for num in (100, 200, 400):
+        _, audio = spoken(1, num)
+        llm.num_positions_read = 0
+        perfect.transcribe(audio, section_minutes=10 / 60)
+        counts.append(llm.num_positions_read)
+    assert counts[2] / counts[1] == pytest.approx(2, abs=0.2)
+    assert counts[1] / counts[0] == pytest.approx(2, abs=0.2)
+
+
+def test_a_loop_in_one_section_does_not_reach_the_next(perfect, monkeypatch):
+    words, audio = spoken(5, 60)
+    # The writer is stuck on the second word of every answer that begins with no text of its own.
+    monkeypatch.setattr(perfect.path.llm, "stutter_at", 1)
+    answer = perfect.transcribe(audio, section_minutes=20 / 60, max_new_tokens=120)
+    assert answer.loop is not None
+    assert answer.attempts > 1
+    monkeypatch.setattr(perfect.path.llm, "stutter_at", None)
+    assert perfect.transcribe(audio, section_minutes=20 / 60).text == "".join(words).strip()
+
+
+def test_sections_of_the_tiny_model_cover_the_audio_and_end_within_their_limits(model, noise):
+    answer = model.transcribe(noise(31), section_minutes=6 / 60, max_new_tokens=5)
+    assert answer.seconds == 31
+    assert answer.speech_tokens == 62
+    assert len(answer.tokens) <= 6 * 5
+    assert answer.truncated == ("cut off" in " ".join(answer.warnings))
+    spans = [(segment.start, segment.end) for segment in answer.segments]
+    assert all(start % 6 == 0 and end <= 31 for start, end in spans)
+
+
+def test_one_section_that_holds_everything_is_the_whole_transcript(model, noise):
+    samples = noise(9)
+    whole = model.transcribe(samples, max_new_tokens=20)
+    assert model.transcribe(samples, section_minutes=1, max_new_tokens=20).tokens == whole.tokens
+
+
+@pytest.mark.parametrize("settings", [{"section_minutes": 1}, {"segments": True}])
+def test_tasks_about_the_whole_audio_cannot_go_by_section(model, noise, settings):
+    with pytest.raises(ConfigError, match="task ssum"):
+        model.transcribe(noise(1), task="ssum", **settings)
+
+
+def test_sections_need_a_length_above_zero(model, noise):
+    with pytest.raises(ConfigError, match="section_minutes: 0"):
+        model.transcribe(noise(1), section_minutes=0)
+
+
+def test_audio_longer_than_the_context_needs_sections_and_says_so(model, noise, monkeypatch):
+    monkeypatch.setattr(model.path.llm, "context_length", 100)
+    with pytest.raises(DataError, match=r"100\. Transcribe it section by section"):
+        model.transcribe(noise(60))
+    assert model.transcribe(noise(60), section_minutes=8 / 60, max_new_tokens=3).seconds == 60

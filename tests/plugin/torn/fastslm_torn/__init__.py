@@ -1,0 +1,5 @@
+"""Holds no abstractor."""
+
+
+class NoAbstractor:
+    """Promises nothing."""

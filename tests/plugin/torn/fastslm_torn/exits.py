@@ -1,0 +1,3 @@
+"""Thinks that it is a program."""
+
+raise SystemExit("usage: exits FILE")

@@ -1,0 +1,54 @@
+"""Answers written in validation: each recording once, scored the same on one process and on two."""
+
+import json
+
+import pytest
+
+STRATEGIES = {
+    "ddp": ["--trainer.strategy", "ddp"],
+    "zero3": ["--trainer.strategy", "ZeRORehearsal", "--trainer.strategy.stage", "3"],
+    "fsdp2": ["--trainer.strategy", "FSDP2"],
+}
+#: Limits that differ from recording to recording, so that ranks generate for different numbers of steps.
+LIMITS = ["--model.max_new_tokens", "null", "--model.new_tokens_per_second", "6", "--data.eval_batch_samples", "2"]
+
+
+def rows_of(folder):
+    files = sorted(folder.glob("predictions-val*.jsonl"))
+    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+
+def metrics_of(path):
+    return json.loads((path.parent / f"{path.name}-rank0.json").read_text())["validation"]
+
+
+@pytest.mark.slow
+def test_word_error_rate_and_answers_are_those_of_one_process(run_jobs, run_config, tmp_path):
+    """Five recordings on two ranks: the last step is filled with one that must not count."""
+
+    def job(name, world_size, *flags):
+        run = ["fit", "--config", str(run_config), "--run_folder", str(tmp_path / "runs" / name), *LIMITS, *flags]
+        steps = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--trainer.devices", str(world_size)]
+        same = ["--data.batch_samples", str(4 // world_size)]
+        return {"flags": [*run, *steps, *same], "probe": str(tmp_path / name)}
+
+    capped = ["--model.max_generated", "3"]
+    run_jobs(1, [job("one", 1), job("one-capped", 1, *capped)])
+    two = [job(name, 2, *flags) for name, flags in STRATEGIES.items()]
+    two += [job(f"{name}-capped", 2, *flags, *capped) for name, flags in STRATEGIES.items()]
+    run_jobs(2, two)
+
+    for suffix, count in (("", 5), ("-capped", 3)):
+        expected_rows = {row["key"]: row["hypothesis"] for row in rows_of(tmp_path / "runs" / f"one{suffix}")}
+        expected = metrics_of(tmp_path / f"one{suffix}")
+        assert len(expected_rows) == count
+        assert any(expected_rows.values()), "a test of empty answers shows nothing"
+        for name in STRATEGIES:
+            rows = rows_of(tmp_path / "runs" / f"{name}{suffix}")
+            assert sorted(row["key"] for row in rows) == sorted(expected_rows)  # each once
+            assert {row["key"]: row["hypothesis"] for row in rows} == expected_rows, name
+            found = metrics_of(tmp_path / f"{name}{suffix}")
+            assert found["val/wer"] == expected["val/wer"], name
+            assert found["val/cer"] == expected["val/cer"], name
+            assert found["val/loss"] == pytest.approx(expected["val/loss"], abs=1e-4), name
+    assert metrics_of(tmp_path / "one")["val/loss"] == pytest.approx(metrics_of(tmp_path / "one-capped")["val/loss"])

@@ -1,0 +1,79 @@
+"""Options that need more than every machine has: 4-bit base models and torch.compile."""
+
+import importlib.util
+import shutil
+
+import pytest
+import torch
+
+from fastslm.errors import ConfigError, MissingExtraError
+from fastslm.lightning_module import SpeechLMModule
+from fastslm.modules.abstractors.avg_pool import AvgPool
+from fastslm.modules.encoders.whisper import WhisperEncoder
+from fastslm.modules.llms.causal_lm import CausalLM, LoRA
+
+
+def test_4_bit_weights_without_the_package_name_the_extra(tiny_llm, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else real(name))
+    llm = CausalLM(str(tiny_llm), lora=LoRA(rank=2), quantize="nf4")
+    with pytest.raises(MissingExtraError, match=r"pip install 'fastslm\[qlora\]'"):
+        llm.load()
+
+
+def test_4_bit_weights_that_would_have_to_train_are_refused(tiny_encoder, tiny_llm):
+    with pytest.raises(ConfigError, match=r"model\.llm\.quantize.*adapters"):
+        CausalLM(str(tiny_llm), quantize="nf4")
+    llm = CausalLM(str(tiny_llm), lora=LoRA(rank=2), quantize="nf4")
+    with pytest.raises(ConfigError, match="4-bit weights cannot train"):
+        SpeechLMModule(
+            WhisperEncoder(str(tiny_encoder)),
+            AvgPool,
+            llm,
+            window_seconds=2.0,
+            tokens_per_window=4,
+            train_parts=["llm"],
+        )
+
+
+def test_adapters_train_on_4_bit_weights(tiny_llm):
+    pytest.importorskip("bitsandbytes")
+    llm = CausalLM(str(tiny_llm), lora=LoRA(rank=2), quantize="nf4")
+    llm.load()
+    plain = CausalLM(str(tiny_llm), lora=LoRA(rank=2))
+    plain.load()
+    frozen = {n: p for n, p in llm.named_parameters() if ".q_proj.base_layer.weight" in n}
+    assert frozen
+    assert all(p.dtype == torch.uint8 for p in frozen.values())
+    embeddings = torch.randn(1, 12, 32)
+    logits = llm(embeddings, None, torch.arange(12))
+    assert (logits - plain(embeddings, None, torch.arange(12))).abs().mean() < 0.1 * logits.abs().mean()
+    logits.sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in llm.named_parameters() if ".lora_B" in n)
+
+
+def test_compiling_without_a_compiler_is_refused_at_once(make_module, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"model\.compile_parts: torch\.compile needs a C\+\+ compiler"):
+        make_module(compile_parts=["abstractor"])
+    with pytest.raises(ConfigError, match="'llm' cannot be compiled"):
+        make_module(compile_parts=["llm"])
+
+
+@pytest.mark.slow
+def test_compiled_parts_give_the_same_tokens_and_keep_their_names(make_module):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a compiler")
+    plain, compiled = make_module(), make_module(compile_parts=["encoder", "abstractor"])
+    for module in (plain, compiled):
+        torch.manual_seed(0)
+        module.configure_model()
+        module.eval()
+    compiled.load_state_dict(plain.state_dict())
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    samples = torch.randint(-1000, 1000, (3, plain.window_samples + 400), dtype=torch.int16)
+    arguments = (samples, torch.tensor([100, 50, 7]), None)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            compiled.path._group_tokens(*arguments), plain.path._group_tokens(*arguments), rtol=1e-4, atol=1e-5
+        )
