@@ -5,7 +5,8 @@
 
 The bare loop opens each file, decodes it with soundfile, mixes to mono and resamples with soxr in one call, and does
 nothing else. The loader reads the same recordings out of tar shards by offset, checks their checksums, tokenises their
-texts and puts batches together; ``per process`` compares it with the bare loop in one process.
+texts and puts batches together. ``per process`` compares the processor time of the loader without workers with that of
+the bare loop, so that it holds on a busy machine too; the other figures are audio seconds per second of the clock.
 """
 
 import argparse
@@ -55,8 +56,8 @@ def encoded(seconds: float, name: str, container: str, subtype: str, rate: int, 
     return buffer.getvalue()
 
 
-def write_corpus(folder: Path, seconds: float, num: int, kind: tuple[str, str, str, int]) -> list[bytes]:
-    """Write shards of ``num`` recordings, and return the files in them."""
+def write_corpus(folder: Path, seconds: float, num: int, kind: tuple[str, str, str, int]) -> list[Path]:
+    """Write shards of ``num`` recordings, and the same recordings as files of their own; return those."""
     distinct = [encoded(seconds, *kind, seed=seed) for seed in range(min(num, 4))]
     files = [distinct[i % len(distinct)] for i in range(num)]
     per_shard = max(1, num // 4)
@@ -65,19 +66,27 @@ def write_corpus(folder: Path, seconds: float, num: int, kind: tuple[str, str, s
             for i, data in enumerate(files[begin : begin + per_shard], begin):
                 fields = {"text": " ".join(["forty two"] * max(1, round(seconds * 0.65)))}
                 writer.write({"__key__": f"{i:06d}", kind[0]: data, "json": json.dumps(fields).encode()})
-    return files
+    paths = [folder / f"{i:06d}.{kind[0]}" for i in range(num)]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(data)
+    return paths
 
 
-def bare(files: list[bytes]) -> float:
-    """Return the seconds that the bare decode loop takes."""
-    begin = time.perf_counter()
-    for data in files:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+def clocks() -> np.ndarray:
+    """Return the time by the clock, and the processor time of this process, in seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def bare(files: list[Path]) -> np.ndarray:
+    """Return the seconds that the bare decode loop takes, by the clock and of the processor."""
+    begin = clocks()
+    for path in files:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
         mono = samples.mean(axis=1)
         if rate != RATE:
             mono = soxr.resample(mono, rate, RATE)
         (mono * 32767).astype(np.int16)
-    return time.perf_counter() - begin
+    return clocks() - begin
 
 
 def module() -> SpeechLMModule:
@@ -86,8 +95,8 @@ def module() -> SpeechLMModule:
     return SpeechLMModule(encoder, AvgPool, llm, window_seconds=6.0, tokens_per_window=10)
 
 
-def loaded(folder: Path, model: SpeechLMModule, num_workers: int, batch_samples: int, seconds: float) -> float:
-    """Return the seconds that an epoch of batches takes, workers started and stopped included."""
+def loaded(folder: Path, model: SpeechLMModule, num_workers: int, batch_samples: int, seconds: float) -> np.ndarray:
+    """Return the seconds that an epoch of batches takes, by the clock and of this process; workers start in them."""
     pattern = str(folder / "train-*.tar")
     data: Any = WebDatasetModule(
         pattern, pattern, batch_samples=batch_samples, batch_windows=1 << 20, batch_tokens=1 << 30,
@@ -101,9 +110,9 @@ def loaded(folder: Path, model: SpeechLMModule, num_workers: int, batch_samples:
     )  # fmt: skip
     data.setup("fit")
     loader = data.train_dataloader()
-    begin = time.perf_counter()
+    begin = clocks()
     num = sum(len(batch) for batch in loader)
-    elapsed = time.perf_counter() - begin
+    elapsed = clocks() - begin
     assert num == len(data._entries["train"])
     return elapsed
 
@@ -118,13 +127,14 @@ def measure_loading(repeats: int, workers: list[int], scale: float) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 files = write_corpus(Path(folder), seconds, num, kind)
                 audio = seconds * num
-                rates = [0.0] * (1 + len(workers))
+                times = np.full((1 + len(workers), 2), np.inf)
                 for _ in range(repeats):  # bare loop and loader take turns: a busy machine slows both
-                    rates[0] = max(rates[0], audio / bare(files))
+                    times[0] = np.minimum(times[0], bare(files))
                     for i, n in enumerate(workers, 1):
-                        rates[i] = max(rates[i], audio / loaded(Path(folder), model, n, batch_samples, seconds))
-            cells = "".join(f"{rate:>17,.0f}" for rate in rates[1:])
-            print(f"{kind[0]:5}{seconds:>7g} s {rates[0]:>11,.0f}{cells}{rates[1] / rates[0]:>13.1%}")
+                        times[i] = np.minimum(times[i], loaded(Path(folder), model, n, batch_samples, seconds))
+            cells = "".join(f"{audio / clock:>17,.0f}" for clock in times[1:, 0])
+            share = f"{times[0, 1] / times[1 + workers.index(0), 1]:>13.1%}" if 0 in workers else ""
+            print(f"{kind[0]:5}{seconds:>7g} s {audio / times[0, 0]:>11,.0f}{cells}{share}", flush=True)
 
 
 def measure_plan(num_rows: int, world_size: int) -> None:
@@ -134,23 +144,25 @@ def measure_plan(num_rows: int, world_size: int) -> None:
     costs = Costs(np.ceil(seconds / 30).astype(np.int64), np.ceil(seconds * (1.67 + 3)).astype(np.int64) + 40)
     limits = BatchLimits(16, 64, 16384)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin = time.perf_counter()
+    begin = clocks()
     plan = plan_epoch(costs, limits, world_size, seed=0, epoch=3)
-    elapsed = time.perf_counter() - begin
+    elapsed, processor = clocks() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     steps = plan.num_steps(world_size)
-    print(f"{num_rows:,} rows on {world_size} ranks: {plan.num_batches:,} batches, {steps:,} steps in {elapsed:.1f} s")
+    print(f"{num_rows:,} rows on {world_size} ranks: {plan.num_batches:,} batches, {steps:,} steps")
+    print(f"{elapsed:.1f} s by the clock, {processor:.1f} s of the processor")
     print(f"memory of the process: {peak / 2**20:.2f} GiB at its peak, {before / 2**20:.2f} GiB before planning")
     sums = np.add.reduceat(costs.tokens[plan.samples], np.concatenate([[0], plan.ends[:-1]]))
-    whole = sums[: steps // 1 * world_size][: len(sums) // world_size * world_size].reshape(-1, world_size)
+    whole = sums[: len(sums) // world_size * world_size].reshape(-1, world_size)
     print(f"cost of the ranks in a step: mean is {(whole.mean(1) / whole.max(1)).mean():.1%} of the largest")
     assert np.array_equal(np.sort(plan.samples), np.arange(num_rows))
     for step in (1, 1_000_000):
         if step < steps:
-            begin = time.perf_counter()
+            begin = clocks()
             sampler = PlanSampler(costs, limits, 0, world_size, epoch=3, start=step * world_size)
             next(iter(sampler))
-            print(f"resume at step {step:,}: first batch planned after {time.perf_counter() - begin:.1f} s")
+            elapsed, processor = clocks() - begin
+            print(f"resume at step {step:,}: {elapsed:.1f} s by the clock, {processor:.1f} s of the processor")
 
 
 def main() -> None:

@@ -129,7 +129,11 @@ def _decode(file: BinaryIO, start_seconds: float, stop_seconds: float | None) ->
             stop = sound.frames if stop_seconds is None else min(sound.frames, round(stop_seconds * sound.samplerate))
             if start:
                 sound.seek(start)
-            pieces = _resampled(_blocks(sound, stop - start), sound.samplerate)
+            pieces: Iterator[npt.NDArray[np.int16]]
+            if _is_ready(sound):
+                pieces = (block[:, 0] for block in _read_blocks(sound, stop - start, "int16"))
+            else:
+                pieces = _resampled(_blocks(sound, stop - start), sound.samplerate)
             return _collected(pieces, stop - start, sound.samplerate)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise DataError(f"unreadable audio: {_short(error)}") from error
@@ -174,15 +178,25 @@ def _check_ogg(file: BinaryIO) -> None:
 
 def _blocks(sound: soundfile.SoundFile, num_frames: int) -> Iterator[npt.NDArray[np.float32]]:
     """Return mono float32 blocks; a file that ends before its header says is an error."""
-    left = num_frames
-    while left > 0:
-        block = sound.read(min(left, _BLOCK_SECONDS * sound.samplerate), dtype="float32", always_2d=True)
-        if not len(block):
-            raise DataError(f"unreadable audio: it ends {left / sound.samplerate:.2f} s before its header says")
+    for block in _read_blocks(sound, num_frames, "float32"):
         if not np.isfinite(block).all():
             raise DataError("unreadable audio: it holds values that are not numbers")
+        yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+
+
+def _read_blocks(sound: soundfile.SoundFile, num_frames: int, kind: str) -> Iterator[npt.NDArray[Any]]:
+    left = num_frames
+    while left > 0:
+        block = sound.read(min(left, _BLOCK_SECONDS * sound.samplerate), dtype=kind, always_2d=True)
+        if not len(block):
+            raise DataError(f"unreadable audio: it ends {left / sound.samplerate:.2f} s before its header says")
         left -= len(block)
-        yield block.mean(axis=1, dtype=np.float32)
+        yield block
+
+
+def _is_ready(sound: soundfile.SoundFile) -> bool:
+    """Say whether a file holds what is wanted: int16, mono, at 16 kHz."""
+    return (sound.subtype, sound.channels, sound.samplerate) == ("PCM_16", 1, SAMPLE_RATE_HZ)
 
 
 def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate_hz: int) -> Iterator[npt.NDArray[np.int16]]:
@@ -196,8 +210,11 @@ def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate_hz: int) -> Itera
 
 
 def _to_int16(block: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
-    scaled: npt.NDArray[np.float32] = np.rint(np.clip(block, -1.0, 1.0) * 32768.0)
-    return scaled.clip(max=32767.0).astype(np.int16)
+    scaled = np.clip(block, -1.0, 1.0)
+    scaled *= 32768.0
+    np.rint(scaled, out=scaled)
+    np.minimum(scaled, 32767.0, out=scaled)
+    return scaled.astype(np.int16)
 
 
 def _short(error: Exception) -> str:

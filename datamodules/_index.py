@@ -123,7 +123,7 @@ class IndexBuilder:
                     return old
             rows = scan_tar(path, self.prompter)
             rows.tar = state
-            if stale and (_is_cut(rows) or (stale[0].tar.size == state.size and _keeps_places(stale[0], rows))):
+            if stale and (_is_cut(rows) or _keeps_places(stale[0], rows)):
                 rows = _what_is_left(stale[0], rows, shard)
                 self._keep(shard, rows, beside=False)  # the index beside it says what the tar should hold
             else:
@@ -162,7 +162,9 @@ def _is_cut(rows: ShardRows) -> bool:
 
 
 def _keeps_places(old: ShardRows, new: ShardRows) -> bool:
-    """Say whether every sample still lies where it was: then what differs is damage, not another shard."""
+    """Say whether every sample still lies where it was, and none is new: what differs is damage, not another shard."""
+    if set(new.keys) - set(old.keys) - {item["key"] for item in old.broken}:
+        return False
     places = {key: _regions(new, row)[0] for row, key in enumerate(new.keys)}
     lost = {item["key"] for item in new.broken}
     return all(

@@ -57,8 +57,9 @@ class CorpusSettings:
     Attributes:
         train_recordings: recordings of the training split.
         dev_recordings: recordings of the held-out split.
-        min_seconds: shortest recording, at least 3; lengths are about uniform between the two limits.
+        min_seconds: shortest recording, at least 3.
         max_seconds: longest recording.
+        length_skew: 1 spreads lengths evenly between the two limits; 2.5 draws a mean two sevenths of the way up.
         min_pause_seconds: shortest silence between two numbers.
         max_pause_seconds: longest silence between two numbers.
         repeats: a number may come again in a recording; otherwise it is a draw, each number at most once until all
@@ -67,10 +68,11 @@ class CorpusSettings:
         seed: chooses numbers, voices, rates, pitches, pauses and noise.
     """
 
-    train_recordings: int = 240
-    dev_recordings: int = 32
+    train_recordings: int = 360
+    dev_recordings: int = 40
     min_seconds: float = 20.0
     max_seconds: float = 120.0
+    length_skew: float = 2.5
     min_pause_seconds: float = 0.5
     max_pause_seconds: float = 1.5
     repeats: bool = False
@@ -151,7 +153,8 @@ def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
     voice = f"{rng.choice(ACCENTS)}+{rng.choice(TRAIN_VOICES if split == 'train' else DEV_VOICES)}"
     words_per_minute, pitch, pitch_range = (int(rng.integers(*limits)) for limits in ((100, 171), (25, 76), (20, 81)))
 
-    seconds = rng.uniform(settings.min_seconds, settings.max_seconds)
+    share = rng.uniform(0.0, 1.0) ** settings.length_skew
+    seconds = settings.min_seconds + (settings.max_seconds - settings.min_seconds) * share
     texts, pauses, total = [], [float(rng.uniform(0.1, 0.8))], 0.0
     numbers = _numbers(rng, settings.repeats)
     while total < seconds - 1.5:

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar, cast
@@ -19,7 +20,7 @@ _MAX_OPEN_SHARDS = 64  # of a process; systems often allow it 1024 files
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.25
 _REMOTE_BUFFER_BYTES = 4 << 20
-_MAX_MEMORY_BYTES = 64 << 20
+_MAX_MEMORY_BYTES = 8 << 20
 _TIMEOUT_SECONDS = 60
 _EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
@@ -122,11 +123,15 @@ class Store:
     def fetch(self, shard: str, offset: int, size: int) -> tuple[BinaryIO, int]:
         """Return a region as a file that will be read whole, and the CRC-32 of its bytes.
 
-        A remote region is fetched once, into memory or, where it is large, a temporary file.
+        A small region is read once, into memory; of a large one a local file is read twice, and a remote one goes to
+        a temporary file.
 
         Raises:
             DataError: it cannot be read.
         """
+        if size <= _MAX_MEMORY_BYTES:
+            data = self.read(shard, offset, size)
+            return io.BytesIO(data), zlib.crc32(data)
         file = self.open(shard, offset, size)
         if not is_remote(shard):
             return file, crc32_of_file(file)
@@ -141,9 +146,15 @@ class Store:
         Raises:
             DataError: the shard cannot be read, or ends before the region does.
         """
-        file = self.open(shard, offset, size)
-        with reading(file):
-            data = file.read()
+        if is_remote(shard):
+            file = self.open(shard, offset, size)
+            with reading(file):
+                data = file.read()
+        else:
+            try:
+                data = os.pread(self._descriptor(shard), size, offset)
+            except OSError as error:
+                raise DataError(f"unreadable shard: {error.strerror}") from error
         if len(data) != size:
             raise DataError(f"truncated shard: it ends {size - len(data)} bytes before the sample does")
         return data

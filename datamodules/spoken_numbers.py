@@ -34,8 +34,8 @@ class SpokenNumbers(WebDatasetModule):
     def __init__(
         self,
         *,
-        train_recordings: int = 240,
-        dev_recordings: int = 32,
+        train_recordings: int = 360,
+        dev_recordings: int = 40,
         min_seconds: float = 20.0,
         max_seconds: float = 120.0,
         corpus_seed: int = 0,

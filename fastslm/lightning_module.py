@@ -263,6 +263,8 @@ class SpeechLMModule(L.LightningModule):
 
     def on_validation_start(self) -> None:
         """Evaluate at the first of many rates."""
+        if len(self.rates) == 1:
+            return
         assert self.path is not None
         self.path.abstractor.set_tokens_per_window(self.rates[0])
 

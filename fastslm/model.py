@@ -81,6 +81,7 @@ class SpeechLM(nn.Module):
     """
 
     encoder: Encoder
+    mel: LogMel
 
     def __init__(
         self,
@@ -106,7 +107,8 @@ class SpeechLM(nn.Module):
             # Outside the module tree: a frozen encoder is no business of optimizer, checkpoint or ZeRO. `_apply`
             # below moves it along.
             object.__setattr__(self, "encoder", encoder.requires_grad_(False).eval())
-        self.mel = LogMel(encoder.num_mel_bins)
+        # Outside too: the frame cache runs it on some ranks and not on others, and ZeRO-3 compares every module called.
+        object.__setattr__(self, "mel", LogMel(encoder.num_mel_bins))
         self.abstractor = abstractor
         self.llm = llm
         self.alignment = AlignmentLoss(llm.width) if align else None

@@ -25,6 +25,8 @@ TASKS: Mapping[str, tuple[str, str]] = {
 }
 _CLIP = f"{AUDIO_BEGIN}{AUDIO}{AUDIO_END}"
 
+_MAX_RENDERED = 256
+
 #: For base models without a chat template of their own.
 _PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}\n"
@@ -114,6 +116,7 @@ class Prompter:
             tokenizer.chat_template = _PLAIN_TEMPLATE
         self.tokenizer = tokenizer
         self.enable_thinking = enable_thinking
+        self._rendered: dict[tuple[Any, ...], str] = {}  # most samples of a corpus ask the same
         self.audio_id = cast(int, tokenizer.convert_tokens_to_ids(AUDIO))
         self.end_of_turn = self._find_end_of_turn()
         ids = tokenizer(self.end_of_turn, add_special_tokens=False)["input_ids"]
@@ -122,6 +125,10 @@ class Prompter:
     def _render(self, messages: Sequence[Mapping[str, str]], generate: bool) -> str:
         from jinja2 import TemplateError
 
+        turns = tuple(tuple(sorted(message.items())) for message in messages)
+        place = (turns, generate, self.tokenizer.chat_template)
+        if place in self._rendered:
+            return self._rendered[place]
         try:
             text = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
@@ -131,6 +138,9 @@ class Prompter:
             )
         except TemplateError as error:
             raise DataError(f"the chat template refuses the dialogue: {error}") from error
+        if len(self._rendered) >= _MAX_RENDERED:
+            self._rendered.clear()
+        self._rendered[place] = str(text)
         return str(text)
 
     def _find_end_of_turn(self) -> str:

@@ -168,6 +168,7 @@ def train(
     batch_windows: int = 32,
     learning_rate: float = 2e-3,
     max_minutes: float = 60.0,
+    init_from: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Train the shipped encoder and save it as a transformers folder.
@@ -184,11 +185,18 @@ def train(
         batch_windows: windows in a step.
         learning_rate: peak of the schedule (linear warm-up, cosine to zero).
         max_minutes: the schedule is shortened to end in time.
+        init_from: folder of an encoder with the same widths to go on from, at any window; null starts from nothing.
         seed: of weights and of everything drawn.
     """
     torch.manual_seed(seed)
     settings = CorpusSettings(
-        train_recordings=960, seed=1000, min_pause_seconds=0.3, max_pause_seconds=1.0, repeats=True
+        train_recordings=960,
+        dev_recordings=32,
+        length_skew=1.0,
+        min_pause_seconds=0.3,
+        max_pause_seconds=1.0,
+        repeats=True,
+        seed=1000,
     )
     folder = build_corpus(cache.expanduser(), settings)
     data = {split: Recordings(folder, split) for split in ("train", "dev")}
@@ -219,6 +227,9 @@ def train(
     positions = torch.arange(config.max_source_positions)[:, None]
     rates = torch.exp(-torch.arange(width // 2) * np.log(10000.0) / (width // 2 - 1))
     encoder.whisper.embed_positions.weight.data = torch.cat([(positions * rates).sin(), (positions * rates).cos()], 1)
+    if init_from is not None:
+        known = HFWhisperEncoder.from_pretrained(init_from).state_dict()
+        encoder.whisper.load_state_dict({k: v for k, v in known.items() if "embed_positions" not in k}, strict=False)
     encoder.train()
     ctc = Heads(width)
     parameters = [p for m in (encoder, ctc) for p in m.parameters() if p.requires_grad]
@@ -234,7 +245,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 300) * 0.5 * (1 + np.cos(np.pi * progress))
         # Short windows first: few words leave CTC few alignments to choose from, so it finds the right one sooner.
-        shortening = 3 if progress < 0.15 else 1
+        shortening = 3 if progress < 0.15 and init_from is None else 1
         mel, texts = data["train"].draw(rng, batch_windows * shortening, num_frames // shortening, augment=True)
         with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor knows bf16
             frames = encoder(mel).float()

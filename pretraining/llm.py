@@ -1,6 +1,7 @@
 """Trains the small Qwen3-architecture LLM that the package ships: it never hears anything.
 
-    python -m pretraining.llm
+    python -m pretraining.llm --steps 2500
+    python -m pretraining.llm --init_from fastslm/demo/llm --replaced_share 0.3 --steps 800 --learning_rate 1e-3
 
 It learns what any language model brings along and an untrained one lacks: the chat template, the words of numbers, and
 to write down in order what stands in its context. Where speech tokens will stand it is shown embeddings of numbers on
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from fastslm.batch import Dialogue
 from fastslm.datamodules._spoken_numbers import _numbers, number_words
@@ -31,16 +33,39 @@ SLOT_SECONDS = 0.6  # 1.67 tokens per second
 SILENCE = -1
 
 
-def time_grid(rng: np.random.Generator, num_numbers: int) -> tuple[list[str], npt.NDArray[np.int64]]:
+def numbers_said(rng: np.random.Generator, count: int, replaced_share: float) -> Iterator[int]:
+    """Yield numbers of a draw, a share of them replaced by others, so that some come twice or nearly so.
+
+    Three in four replacements change or drop one of a number's two words, as a hearer does who errs.
+    """
+    previous = 0
+    for value in itertools.islice(_numbers(rng, repeats=False), count):
+        if rng.random() < replaced_share:
+            tens, ones = value - value % 10, value % 10
+            if tens >= 20 and ones and rng.random() < 0.75:
+                value = int(rng.choice([tens, ones, tens + rng.integers(1, 10), 10 * rng.integers(2, 10) + ones]))
+            else:
+                value = int(rng.integers(0, 100))
+        if previous >= 20 and previous % 10 == 0 and 0 < value < 10:
+            value += 10  # "twenty" and "two" would read "twenty two"
+        yield value
+        previous = value
+
+
+def time_grid(
+    rng: np.random.Generator, num_numbers: int, replaced_share: float
+) -> tuple[list[str], npt.NDArray[np.int64]]:
     """Return numbers in words, and for each slot of time the place of its number among them, or SILENCE."""
     texts: list[str] = []
     slots: list[int] = []
     now = rng.uniform(0.0, 1.0)
     seconds, pause_scale, stutter_share = rng.uniform(0.4, 1.0), rng.uniform(0.7, 1.5), rng.uniform(0.0, 0.5)
-    for value in itertools.islice(_numbers(rng, repeats=False), num_numbers):
-        slot = max(len(slots), round(now / SLOT_SECONDS + rng.normal(0.0, 0.4)))
+    for value in numbers_said(rng, num_numbers, replaced_share):
+        text = number_words(value)
+        again = bool(slots) and slots[-1] != SILENCE and texts[slots[-1]] == text  # a pause tells them apart
+        slot = max(len(slots) + again, round(now / SLOT_SECONDS + rng.normal(0.0, 0.4)))
         slots += [SILENCE] * (slot - len(slots)) + [len(texts)] * (1 + (rng.random() < stutter_share))
-        texts.append(number_words(value))
+        texts.append(text)
         now = max(now + seconds + pause_scale * rng.uniform(0.4, 1.4), (len(slots) - 1) * SLOT_SECONDS)
     return texts, np.array(slots + [SILENCE] * int(rng.integers(0, 3)))
 
@@ -105,29 +130,31 @@ def lay_out_embeddings(llm: CausalLM) -> None:
     table = llm.causal_lm.get_input_embeddings().weight.requires_grad_(False)
     table.copy_(F.normalize(torch.randn(table.shape), dim=-1))
 
-    def row(value: int) -> int:
-        return int(llm.tokenizer(number_words(value), add_special_tokens=False)["input_ids"][0])
+    for tens in range(20, 100, 10):
+        for ones in range(1, 10):
+            parts = [table[row_of(llm, number_words(value))] for value in (tens, ones)]
+            table[row_of(llm, number_words(tens + ones))] = F.normalize(parts[0] + parts[1], dim=-1)
 
-    for value in range(21, 100):
-        if value % 10:
-            tens, ones = table[row(value - value % 10)], table[row(value % 10)]
-            table[row(value)] = F.normalize(tens + ones, dim=-1)
+
+def row_of(llm: CausalLM, number: str) -> int:
+    """Return the row of a number in the table of embeddings."""
+    return int(llm.tokenizer.convert_tokens_to_ids("Ġ" + number.replace(" ", "Ġ")))
 
 
 class Exercises:
     """Draws dialogues and what stands for their speech tokens."""
 
-    def __init__(self, llm: CausalLM, rng: np.random.Generator) -> None:
-        self.llm, self.rng = llm, rng
+    def __init__(self, llm: CausalLM, rng: np.random.Generator, replaced_share: float) -> None:
+        self.llm, self.rng, self.replaced_share = llm, rng, replaced_share
         self.prompter = Prompter(llm.tokenizer)
 
     def draw(self, num_numbers: int, noise: float, misread_share: float) -> tuple[Dialogue, Tensor]:
         """Return a dialogue and its speech-like embeddings ``[T, D]``."""
-        words, slots = time_grid(self.rng, num_numbers)
-        dialogue = self.prompter.dialogue(messages_of({"text": " ".join(words)}), 1, "asr")
-        ids = dialogue.input_ids[dialogue.num_prompt_ids : -1]
-        assert len(ids) == len(words), "a number is not one token"
-        shown = speech_like(self.rng, self.llm.embed(torch.from_numpy(ids)), slots, noise)
+        texts, slots = time_grid(self.rng, num_numbers, self.replaced_share * self.rng.random())
+        dialogue = self.prompter.dialogue(messages_of({"text": " ".join(texts)}), 1, "asr")
+        ids = torch.from_numpy(dialogue.input_ids[dialogue.num_prompt_ids : -1])
+        assert len(ids) == len(texts), "a number is not one token"
+        shown = speech_like(self.rng, self.llm.embed(ids), slots, noise)
         return misread(self.rng, dialogue, misread_share), shown
 
     def batches(self, num_numbers: int, count: int, noise: float) -> tuple[list[Dialogue], Tensor, list[Tensor]]:
@@ -169,9 +196,8 @@ class Exercises:
         return float(rate.compute())
 
 
-def lengths(rng: np.random.Generator, max_numbers: int, progress: float) -> Iterator[int]:
-    """Yield how many numbers the dialogues of a step hold; the longest are reached after a third of the schedule."""
-    longest = max(8, int(max_numbers * min(1.0, progress * 3)))
+def lengths(rng: np.random.Generator, longest: int) -> Iterator[int]:
+    """Yield how many numbers the dialogues of a step hold at most, short ones as often as long ones."""
     while True:
         yield (
             int(np.exp(rng.uniform(np.log(2), np.log(longest + 1))))
@@ -189,6 +215,8 @@ def train(
     max_numbers: int = 70,
     learning_rate: float = 3e-3,
     max_minutes: float = 90.0,
+    replaced_share: float = 0.0,
+    init_from: Path | None = None,
     seed: int = 0,
 ) -> None:
     """Train the shipped LLM and save it as a transformers folder.
@@ -202,6 +230,8 @@ def train(
         max_numbers: most numbers of a dialogue, reached after a third of the schedule.
         learning_rate: peak of the schedule (linear warm-up, cosine to zero).
         max_minutes: the schedule is shortened to end in time.
+        replaced_share: largest share of a dialogue's numbers that may have come before.
+        init_from: folder of an LLM to go on from, with long and noisy dialogues from the start; null starts anew.
         seed: of weights and of everything drawn.
     """
     torch.manual_seed(seed)
@@ -209,9 +239,13 @@ def train(
     overrides = {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
     llm = CausalLM(str(folder), initialize="random", overrides=overrides)
     llm.load()
+    if init_from is None:
+        lay_out_embeddings(llm)
+    else:
+        llm.causal_lm.load_state_dict(AutoModelForCausalLM.from_pretrained(init_from).state_dict())
+        llm.causal_lm.get_input_embeddings().weight.requires_grad_(False)
     rng = np.random.default_rng(seed)
-    lay_out_embeddings(llm)
-    exercises = Exercises(llm, rng)
+    exercises = Exercises(llm, rng, replaced_share)
     print(f"{sum(p.numel() for p in llm.parameters()) / 1e6:.2f} M parameters")
     trained = [p for p in llm.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
@@ -223,8 +257,9 @@ def train(
             break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + np.cos(np.pi * progress))
-        size = next(lengths(rng, max_numbers, progress))
-        noise = float(np.clip((progress - 0.2) / 0.4, 0.0, 1.0))
+        longest = max_numbers if init_from else max(8, int(max_numbers * min(1.0, progress * 3)))
+        size = next(lengths(rng, longest))
+        noise = 0.7 if init_from else float(np.clip((progress - 0.2) / 0.4, 0.0, 1.0))
         with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor knows bf16
             logits, labels = exercises.logits_and_labels(size, max(4, batch_tokens // (30 + 5 * size)), noise)
         loss = label_loss(logits, labels) / len(labels)

@@ -241,9 +241,9 @@ def _windows(path, *recordings):
 
 def test_the_alignment_loss_is_torchs_ctc_over_the_words_of_the_batch(build):
     path = build(align=True)
-    batch = Batch.of([sample(path, 7.3, "forty two", 1), sample(path, 2.0, "seven", 2), two_recordings(path)])
+    batch = Batch.of([sample(path, 7.3, "forty two five", 1), sample(path, 2.0, "seven", 2), two_recordings(path)])
     output = path(batch)
-    assert output.num_aligned == 3  # "forty", " two", "seven"; a dialogue of two recordings has no transcript
+    assert output.num_aligned == 3  # "forty two", "five", "seven"; a dialogue of two recordings has no transcript
     windows = path.windows(batch)
     tokens = path.listen(batch.audio, windows).flatten(0, 1)
     transcripts = [d.labels[d.num_prompt_ids : -1].tolist() for d in batch.dialogues[:2]]

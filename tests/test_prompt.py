@@ -45,7 +45,8 @@ def small_tokenizer(template=None, eos="<|im_end|>", normalizer=None, **settings
 
 @pytest.fixture
 def prompter(demo_tokenizer):
-    return Prompter(demo_tokenizer)
+    """Return a prompter on a tokenizer that spells text exactly; the shipped one puts a space before each line."""
+    return Prompter(small_tokenizer(demo_tokenizer.chat_template))
 
 
 def predicted(prompter, dialogue):

@@ -38,6 +38,9 @@ def prepare_resume(trainer: L.Trainer, checkpoint: Checkpoint) -> Path:
 class _Converted(L.Callback):
     """Makes DeepSpeed's universal checkpoint when the processes are connected, and has it loaded.
 
+    At stage 3 DeepSpeed gives every parameter group the settings of the first when it loads one: name, rate, decay.
+    They are put right before the first step.
+
     Args:
         state: DeepSpeed's folder, written by another number of processes.
         universal: where the universal one goes.
@@ -45,6 +48,7 @@ class _Converted(L.Callback):
 
     def __init__(self, state: Path, universal: Path) -> None:
         self.state, self.universal = state, universal
+        self._settings: list[dict[str, Any]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Convert on rank 0 while the others wait."""
@@ -59,3 +63,20 @@ class _Converted(L.Callback):
             raise CheckpointError(problem)
         config: dict[str, Any] = trainer.strategy.config  # type: ignore[attr-defined]
         config.setdefault("checkpoint", {})["load_universal"] = True
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember the settings of the parameter groups; the checkpoint is loaded after this."""
+        self._settings = [
+            {name: value for name, value in group.items() if name != "params"} for group in _groups(trainer)
+        ]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give each group its own settings back, and the rate at which the schedule stands."""
+        rates = trainer.lr_scheduler_configs[0].scheduler.get_last_lr()
+        for group, settings, rate in zip(_groups(trainer), self._settings, rates, strict=True):
+            group.update(settings, lr=rate)
+
+
+def _groups(trainer: L.Trainer) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = trainer.lr_scheduler_configs[0].scheduler.optimizer.param_groups
+    return groups

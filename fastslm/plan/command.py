@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     except FastSLMError as error:
         print(f"fastslm: error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(plan, indent=1) if given.json else "\n".join(_lines(plan)))
+    print(json.dumps(plan, indent=1) if given.json else "\n".join(plan_lines(plan)))
     return 0
 
 
@@ -157,7 +157,8 @@ def _host_bytes() -> int:
 # -- printing ------------------------------------------------------------------------------------------------------
 
 
-def _lines(plan: dict[str, Any]) -> Iterator[str]:
+def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
+    """Yield a plan as lines of text."""
     yield f"{'part':<12} {'parameters':>15} {'trainable':>15} {'frozen weights':>15}"
     for part in plan["parts"]:
         frozen = _size(part["frozen_bytes"]) if part["frozen_bytes"] else "-"

@@ -52,6 +52,7 @@ class ZeRORehearsal(ZeRO):
             persistent_elements=persistent_elements,
             timeout_seconds=timeout_seconds,
         )
+        self.offloads_parameters = offload_parameters
 
     def setup_environment(self) -> None:
         """Set up processes without asking for GPUs."""

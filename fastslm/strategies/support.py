@@ -10,6 +10,8 @@ from torch import nn
 
 from fastslm.errors import ConfigError
 
+_OURS = ("ZeRO", "ZeRORehearsal", "FSDP2")
+
 
 def shards_parameters(strategy: Any) -> bool:
     """Return whether ranks hold pieces of parameters, so that every forward of a module is a collective."""
@@ -40,47 +42,56 @@ def shard(model: nn.Module, strategy: Any) -> None:
         strategy.shard(model)
 
 
-def refuse_unsupported(trainer: Any) -> None:
-    """Refuse a strategy of Lightning's that a speech LLM cannot be trained with, and settings it cannot honour.
-
-    Raises:
-        ConfigError: names what to set instead.
-    """
-    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-
-    strategy = trainer.strategy
-    name = type(strategy).__name__
-    ours = getattr(strategy, "is_of_fastslm", False)
-    if isinstance(strategy, DeepSpeedStrategy) and not ours:
-        raise ConfigError(
-            f"trainer.strategy: Lightning's {name} rounds the frequencies of rotary embeddings, and shards the frozen"
-            " encoder. Use fastslm.strategies.ZeRO, as configs/hardware/8gpu_zero2.yaml and 8gpu_zero3.yaml do."
-        )
-    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy) and not ours:
-        raise ConfigError(
-            f"trainer.strategy: {name} does not know which parts of a speech LLM to shard. Use configs/hardware/"
-            "fsdp2.yaml (fastslm.strategies.FSDP2)."
-        )
-    if isinstance(strategy, DeepSpeedStrategy):
-        if trainer.gradient_clip_algorithm == "value":
-            raise ConfigError(
-                "trainer.gradient_clip_algorithm: DeepSpeed clips by norm only. Set it to norm, or use"
-                " configs/hardware/8gpu_ddp.yaml."
-            )
-        if getattr(strategy, "offloads_parameters", False) and not strategy.zero_stage_3:
-            raise ConfigError(
-                "trainer.strategy.offload_parameters: only stage 3 shards parameters, so only there they can be"
-                " offloaded. Set stage to 3."
-            )
-
-
 def settled(given: Any) -> Any:
     """Return what ``trainer.strategy`` means: a class of ours may be given by its name alone.
 
     Args:
         given: a name, or a namespace with a class path.
+
+    Raises:
+        ConfigError: a strategy of Lightning's that a speech LLM cannot be trained with.
     """
-    names = ("ZeRO", "ZeRORehearsal", "FSDP2")
-    if isinstance(given, str) and (name := given.removeprefix("fastslm.strategies.")) in names:
+    name = given if isinstance(given, str) else str(given.get("class_path")) if given is not None else ""
+    if isinstance(given, str) and name.removeprefix("fastslm.strategies.") in _OURS:
+        name = name.removeprefix("fastslm.strategies.")
         return Namespace(class_path=f"fastslm.strategies.{name}", init_args=Namespace())
+    _refuse_by_name(name)
     return given
+
+
+def _refuse_by_name(name: str) -> None:
+    short = name.rpartition(".")[2]
+    if name.startswith("deepspeed") or short == "DeepSpeedStrategy":
+        raise ConfigError(
+            f"trainer.strategy: Lightning's {name} rounds the frequencies of rotary embeddings, and shards the frozen"
+            " encoder. Use fastslm.strategies.ZeRO, as configs/hardware/8gpu_zero2.yaml and 8gpu_zero3.yaml do."
+        )
+    if name.startswith("fsdp") or short in ("FSDPStrategy", "ModelParallelStrategy"):
+        raise ConfigError(
+            f"trainer.strategy: {name} does not know which parts of a speech LLM to shard. Use configs/hardware/"
+            "fsdp2.yaml (fastslm.strategies.FSDP2)."
+        )
+
+
+def refuse_unsupported(trainer: Any) -> None:
+    """Refuse a strategy that a speech LLM cannot be trained with, and settings that it cannot honour.
+
+    Raises:
+        ConfigError: names what to set instead.
+    """
+    strategy = trainer.strategy
+    if not getattr(strategy, "is_of_fastslm", False):
+        _refuse_by_name(type(strategy).__name__)
+        return
+    if not hasattr(strategy, "zero_stage_3"):
+        return
+    if trainer.gradient_clip_algorithm == "value":
+        raise ConfigError(
+            "trainer.gradient_clip_algorithm: DeepSpeed clips by norm only. Set it to norm, or use"
+            " configs/hardware/8gpu_ddp.yaml."
+        )
+    if strategy.offloads_parameters and not strategy.zero_stage_3:
+        raise ConfigError(
+            "trainer.strategy.offload_parameters: only stage 3 shards parameters, so only there they can be"
+            " offloaded. Set stage to 3."
+        )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
+from torch import Tensor
 
 
 def _concerns_the_user(record: logging.LogRecord) -> bool:
@@ -29,6 +30,8 @@ class ZeRO(DeepSpeedStrategy):
       the frequencies of rotary embeddings to bfloat16.
     - What must not be sharded, the frozen encoder, is loaded inside ``replicated()``.
     - Checkpoints leave frozen weights out.
+    - Under gradient accumulation the gradient is divided by the micro-batches once, not twice, so that it is clipped as
+      everywhere else.
     - Evaluation keeps the model's own hooks, such as the one that computes logits at label positions only.
 
     Args:
@@ -117,6 +120,17 @@ class ZeRO(DeepSpeedStrategy):
             unset_hf_deepspeed_config()
             self._transformers_config = None
         super().teardown()
+
+    def setup(self, trainer: Any) -> None:
+        """Hand the model to DeepSpeed, which at stage 3 moves nothing to the device that it did not shard itself."""
+        self._init_config_if_needed()
+        if self.zero_stage_3:
+            self.model_to_device()
+        super().setup(trainer)
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *arguments: Any, **named: Any) -> Tensor:
+        """Run the backward pass; Lightning has divided the loss by the micro-batches, so DeepSpeed must not again."""
+        return super().backward(closure_loss, optimizer, *arguments, scale_wrt_gas=False, **named)
 
     def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -111,13 +111,14 @@ class CausalLM(LanguageModel):
         if self.initialize == "random":
             model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, attn_implementation=self.attention)
         else:
+            quantized = {} if self.quantize is None else {"quantization_config": self._quantization()}
             try:
                 model, info = AutoModelForCausalLM.from_pretrained(
                     resolve(self.pretrained, _KEY),
                     dtype=self.dtype,
                     attn_implementation=self.attention,
                     output_loading_info=True,
-                    **({} if self.quantize is None else {"quantization_config": self._quantization()}),
+                    **quantized,
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 raise ConfigError(f"{_KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error

@@ -73,3 +73,18 @@ class KillOnceAtEnd(L.Callback):
         if not os.path.exists(self.marker):
             open(self.marker, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Hold(L.Callback):
+    """Holds training before its second batch until a file is there.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        while trainer.global_step and not os.path.exists(self.path):
+            time.sleep(0.1)

@@ -24,7 +24,7 @@ def mistake(run_config, capsys, monkeypatch):
         assert status == 2, message
         assert "Traceback" not in message
         line = next(line for line in message.splitlines() if line.startswith("fastslm: error:"))
-        assert len(line) < 700
+        assert len(line) < 900
         return line
 
     return run

@@ -2,14 +2,12 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -229,15 +227,15 @@ def test_two_builds_at_once_give_one_corpus(corpus, tmp_path):
 # -- the data module --------------------------------------------------------------------------------
 
 
-def test_the_data_module_builds_the_corpus_and_reads_it(tmp_path, make_module):
+def test_the_data_module_builds_the_corpus_and_reads_it(tmp_path, make_module, fake_trainer):
     data = SpokenNumbers(
         train_recordings=4, dev_recordings=2, min_seconds=3.0, max_seconds=5.0, num_workers=0, cache_dir=str(tmp_path)
     )
-    data.trainer = SimpleNamespace(lightning_module=make_module(), global_rank=0, world_size=1)
+    data.trainer = fake_trainer(make_module())
     data.prepare_data()
     data.setup("fit")
     for loader, name, num in ((data.train_dataloader(), "train", 4), (data.val_dataloader(), "dev", 2)):
         batches = list(loader)
         assert sorted(key for batch in batches for key in batch.keys) == [f"{name}-{i:06d}" for i in range(num)]
         assert all(dialogue.reference for batch in batches for dialogue in batch.dialogues)
-    assert os.listdir(tmp_path / "index")
+    assert list(tmp_path.glob("spoken-numbers-*/train-*.tar.index.npz"))

@@ -94,8 +94,10 @@ def run_jobs(start, tmp_path):
         environments = [environment_of(rank, world_size, port) for rank in range(world_size)]
         done = start([command] * world_size, environments).wait()
         if check:
-            for rank, (status, output) in enumerate(done):
-                assert status == 0, f"rank {rank} ended with {status}:\n{output[-6000:]}"
+            shown = [
+                f"--- rank {rank} ended with {done[rank][0]}\n{done[rank][1][-3000:]}" for rank in range(world_size)
+            ]
+            assert all(status == 0 for status, _ in done), "\n".join(shown)
         return done
 
     return run
@@ -120,6 +122,7 @@ def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards):
             "window_seconds": 2.0,
             "tokens_per_window": 4,
             "encoder_batch_windows": 2,
+            "frame_cache": str(tmp_path / "frames"),
             "train_parts": ["abstractor", "projector", "lora"],
             "max_new_tokens": 4,
             "optimizer": {"warmup_steps": 2, "part_learning_rates": {}},

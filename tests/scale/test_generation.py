@@ -36,6 +36,10 @@ def test_word_error_rate_and_answers_are_those_of_one_process(run_jobs, run_conf
     run_jobs(1, [job("one", 1), job("one-capped", 1, *capped)])
     two = [job(name, 2, *flags) for name, flags in STRATEGIES.items()]
     two += [job(f"{name}-capped", 2, *flags, *capped) for name, flags in STRATEGIES.items()]
+    alone = ["--run_folder", str(tmp_path / "runs" / "zero3"), "--ckpt_path", "last", "--trainer.devices", "2"]
+    again = ["--trainer.default_root_dir", str(tmp_path / "runs" / "zero3-again")]
+    validate = ["validate", "--config", str(run_config), *LIMITS, *capped, *STRATEGIES["zero3"], *alone, *again]
+    two.append({"flags": validate})
     run_jobs(2, two)
 
     for suffix, count in (("", 5), ("-capped", 3)):
@@ -51,4 +55,6 @@ def test_word_error_rate_and_answers_are_those_of_one_process(run_jobs, run_conf
             assert found["val/wer"] == expected["val/wer"], name
             assert found["val/cer"] == expected["val/cer"], name
             assert found["val/loss"] == pytest.approx(expected["val/loss"], abs=1e-4), name
+    validated = {row["key"]: row["hypothesis"] for row in rows_of(tmp_path / "runs" / "zero3-again")}
+    assert validated == {row["key"]: row["hypothesis"] for row in rows_of(tmp_path / "runs" / "zero3")}  # all, uncapped
     assert metrics_of(tmp_path / "one")["val/loss"] == pytest.approx(metrics_of(tmp_path / "one-capped")["val/loss"])

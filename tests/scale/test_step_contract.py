@@ -11,7 +11,7 @@ def uneven_config(run_config):
     config = yaml.safe_load(run_config.read_text())
     config["data"] = {"class_path": "uneven.Uneven", "init_args": {"steps": 50}}
     config["model"] |= {"alignment_weight": 0.5, "recompute": True}
-    config["trainer"] |= {"max_steps": 50, "val_check_interval": 25}
+    config["trainer"] |= {"max_steps": 50, "val_check_interval": 50}
     path = run_config.with_name("uneven.yaml")
     path.write_text(yaml.safe_dump(config))
     return path
@@ -38,7 +38,7 @@ def test_fifty_steps_of_uneven_batches_end_with_the_same_weights(run_jobs, uneve
 @pytest.mark.slow
 def test_ranks_with_different_numbers_of_batches_are_refused_before_the_first_step(run_jobs, uneven_config):
     job = ["fit", "--config", str(uneven_config), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    done = run_jobs(2, [{"flags": [*job, "--data.missing", "3"]}], check=False)
+    done = run_jobs(2, [{"flags": [*job, "--data.missing", "3", "--trainer.val_check_interval", "10"]}], check=False)
     for status, output in done:
         assert status == 2, output
         assert "50 on rank 0, 47 on rank 1" in output

@@ -27,7 +27,7 @@ class Batches(Dataset):
         if kind == 1:  # what fills up a step: real content, no weight
             return Batch.of([self.speech(rng, 1.0, weight=0.0)])
         if kind == 2:
-            return Batch.of([self.speech(rng, float(rng.uniform(10, 25))) for _ in range(2)])
+            return Batch.of([self.speech(rng, float(rng.uniform(6, 12))) for _ in range(2)])
         lengths = rng.uniform(0.1, 5, size=rng.integers(1, 4))
         return Batch.of([self.text(rng), *(self.speech(rng, float(length)) for length in lengths)])
 
@@ -58,7 +58,7 @@ class Uneven(L.LightningDataModule):
         return self._loader(self.steps)
 
     def val_dataloader(self):
-        return self._loader(6)
+        return self._loader(3)
 
     def keys(self, split):
         return ["text", "speech"]
