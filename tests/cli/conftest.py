@@ -28,6 +28,7 @@ def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards):
             "tokens_per_window": 4,
             "train_parts": ["abstractor", "projector", "lora"],
             "max_new_tokens": 4,
+            "frame_cache": False,
             "optimizer": {"warmup_steps": 2, "part_learning_rates": {}},
         },
         "data": {
