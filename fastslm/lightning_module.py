@@ -163,9 +163,9 @@ class SpeechLMModule(L.LightningModule):
         self._batch_checked = False
         self._step_means: dict[str, Tensor] = {}  # losses of the micro-batches of a step so far
         self._generated_keys: set[str] | None = None  # what this validation answers; None means all
-        #: Set on any rank, from any thread: all ranks end training after the step they are in.
+        #: Set on any rank, from any thread: all ranks save and end training after the step they are in.
         self.stop_requested = False
-        #: Whether training ended because a rank asked for it.
+        #: Whether a rank has asked for that.
         self.stop_agreed = False
         #: The resolved configuration as nested plain values; the command sets it, checkpoints carry it.
         self.run_config: dict[str, Any] = {}
@@ -312,12 +312,6 @@ class SpeechLMModule(L.LightningModule):
         self.log(name, self._step_means[name], prog_bar=prog_bar, batch_size=len(batch), sync_dist=True)
         return share
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """End training after a whole step when a rank was asked to."""
-        whole = batch.step is None or batch.step.place == batch.step.num_micro_batches - 1
-        if self.stop_agreed and whole:
-            self.trainer.should_stop = True
-
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return rows of references and hypotheses; accumulates the teacher-forced loss, WER and CER."""
         assert self.path is not None
@@ -356,7 +350,9 @@ class SpeechLMModule(L.LightningModule):
         limits = [self.max_new_tokens or int(32 + self.new_tokens_per_second * duration) for duration in seconds]
         longest = max((limits[i] for i in chosen), default=1)
         answers = self.path.generate(batch, longest, tokens, chosen or [0])
-        cut = [answer[: limits[i]] for i, answer in zip(chosen, answers, strict=False)]
+        if not chosen:
+            return []
+        cut = [answer[: limits[i]] for i, answer in zip(chosen, answers, strict=True)]
         texts = self.prompter.tokenizer.batch_decode(cut, skip_special_tokens=True)
         return [
             {

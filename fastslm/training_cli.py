@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -20,7 +21,7 @@ from fastslm.config_errors import shorten
 from fastslm.errors import ConfigError, FastSLMError, nearest
 from fastslm.lightning_module import SpeechLMModule
 from fastslm.plugins import discover
-from fastslm.preemption import EXIT_STATUS, Preemption
+from fastslm.preemption import EXIT_STATUS, Preempted, Preemption
 from fastslm.strategies.support import settled
 from fastslm.trainer import Trainer
 from fastslm.watchdog import Watchdog
@@ -148,7 +149,8 @@ class TrainingCLI(LightningCLI):
         """Add what belongs to every run, whatever its list of callbacks."""
         trainer = super().instantiate_trainer(**kwargs)
         seconds = self.config[str(self.subcommand)].watchdog_seconds
-        trainer.callbacks[:0] = [Preemption(), Watchdog(seconds)]  # type: ignore[attr-defined]
+        trainer.callbacks[:0] = [Watchdog(seconds)]  # type: ignore[attr-defined]
+        trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -316,14 +318,14 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str]) -> TrainingC
 def main(arguments: Sequence[str]) -> int:
     """Run one of fit, validate, test, predict and return its exit status; a user's mistake gives one message."""
     try:
-        cli = command_line(TrainingCLI, arguments)
+        command_line(TrainingCLI, arguments)
     except FastSLMError as error:
         print(f"fastslm: error: {error}", file=sys.stderr)
         return 2
-    if cli.model.stop_agreed:
-        cli.trainer.strategy.barrier("stopped")  # launchers kill the others when the first process ends like this
-        if cli.trainer.is_global_zero:
-            step = cli.trainer.global_step
-            print(f"stopped by a signal after step {step}; go on with --ckpt_path last", file=sys.stderr)
+    except Preempted as stopped:
+        if _is_first_process():
+            print(stopped.text, file=sys.stderr, flush=True)
+        if torch.distributed.is_initialized():  # launchers kill the other processes when the first one ends like this
+            torch.distributed.barrier()
         return EXIT_STATUS
     return 0

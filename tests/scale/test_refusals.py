@@ -41,7 +41,7 @@ def test_ranks_with_another_configuration_are_named_with_what_differs(run_jobs, 
     other = {"1": ["--model.optimizer.learning_rate", "3e-4"]}
     for status, output in run_jobs(2, [{"flags": flags, "only_rank": other}], check=False):
         assert status == 2, output
-        assert "config.model.optimizer.learning_rate: 0.0001 on rank 0, 0.0003 on rank 1" in output
+        assert "config.model.optimizer.learning_rate: 0.004 on rank 0, 0.0003 on rank 1" in output
 
 
 def test_other_versions_are_named(monkeypatch):

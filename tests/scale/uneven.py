@@ -51,11 +51,11 @@ class Uneven(L.LightningDataModule):
 
     def _loader(self, num):
         module, rank = self.trainer.lightning_module, self.trainer.global_rank
-        num -= self.missing if rank == self.trainer.world_size - 1 else 0
         return DataLoader(Batches(module.prompter, rank, num), batch_size=None, shuffle=False)
 
     def train_dataloader(self):
-        return self._loader(self.steps)
+        last = self.trainer.global_rank == self.trainer.world_size - 1
+        return self._loader(self.steps - (self.missing if last else 0))
 
     def val_dataloader(self):
         return self._loader(3)
