@@ -26,7 +26,8 @@ import soxr
 import torch
 import webdataset
 
-from fastslm.datamodules._plan import BatchLimits, Costs, PlanSampler, plan_epoch
+from fastslm.datamodules._plan import BatchLimits, Costs, plan_epoch
+from fastslm.datamodules._sampler import PlanSampler
 from fastslm.datamodules.webdataset import WebDatasetModule
 from fastslm.lightning_module import SpeechLMModule
 from fastslm.modules.abstractors.avg_pool import AvgPool

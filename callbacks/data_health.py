@@ -55,7 +55,8 @@ class DataHealth(L.Callback):
     ) -> None:
         """Count, and stop when too much is broken."""
         self._count(trainer, batch)
-        pl_module.log("data/broken", float(self._broken.total()), batch_size=1)
+        # Each rank counts what it reads, and only the first one has a logger.
+        pl_module.log("data/broken", float(self._broken.total()), batch_size=1, sync_dist=True, reduce_fx="sum")
 
     def on_validation_batch_end(
         self,

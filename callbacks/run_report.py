@@ -1,4 +1,4 @@
-"""RunReport: what a run came to: reference and hypothesis pairs, WER, a loss/WER plot, and where everything lies."""
+"""RunReport: what a run came to: references and hypotheses, scores by task, a loss/WER plot, where it all lies."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,9 @@ import lightning as L
 
 from fastslm.batch import Batch
 from fastslm.history import read_history
+from fastslm.lightning_module import SpeechLMModule
+
+from ._sample import command_for, keep_sample, sample_of
 
 _CLIPPED = 160
 
@@ -17,7 +20,8 @@ class RunReport(L.Callback):
     """Writes hypotheses and the plot, and prints the result.
 
     After each validation or test ``predictions-STAGE.jsonl`` holds a row for each sample (of this rank), after
-    ``fastslm predict`` ``predictions.jsonl``; after training ``training.png`` shows loss and WER over steps.
+    ``fastslm predict`` ``predictions.jsonl``; after training ``training.png`` shows loss and WER over steps. Training
+    also leaves ``sample.flac``, a recording that it validated on, for ``fastslm transcribe`` to be tried on.
 
     Args:
         num_pairs: reference and hypothesis pairs to print.
@@ -36,8 +40,12 @@ class RunReport(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect rows."""
-        self._rows += [row for row in outputs["rows"] if row["weight"]]
+        """Collect rows, and during training keep the recording of the first short one."""
+        rows = [row for row in outputs["rows"] if row["weight"]]
+        self._rows += rows
+        if trainer.state.fn == "fit" and trainer.is_global_zero:
+            assert isinstance(pl_module, SpeechLMModule)
+            keep_sample(self._folder(trainer), batch, rows, pl_module.prompter.audio_id)
 
     def on_test_batch_end(self, *arguments: Any, **named: Any) -> None:
         """Collect rows."""
@@ -79,6 +87,9 @@ class RunReport(L.Callback):
         print(f"  logs        {folder}  (tensorboard --logdir {folder})")
         if plot := draw_history(read_history(folder), folder / "training.png"):
             print(f"  plot        {plot}")
+        if sample_of(folder).exists():
+            print(f"  sample      {sample_of(folder)}, which training never heard; to have it transcribed:")
+            print(f"\n    {command_for(folder)}")
 
     @staticmethod
     def _folder(trainer: L.Trainer) -> Path:
@@ -98,8 +109,8 @@ class RunReport(L.Callback):
         if not trainer.is_global_zero:
             return
         print()
-        for row in self._rows[: self.num_pairs]:
-            print(f"  {row['key']}  ({row['audio_seconds']:.0f} s)")
+        for row in _of_each_task(self._rows)[: self.num_pairs]:
+            print(f"  {row['key']}  ({row['audio_seconds']:.0f} s, {row['task']})")
             print(f"    reference   {_clip(row['reference'])}")
             print(f"    hypothesis  {_clip(row['hypothesis'])}")
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
@@ -108,6 +119,28 @@ class RunReport(L.Callback):
                 f"\n  WER {values[f'{stage}/wer']:.2%}  CER {values[f'{stage}/cer']:.2%}  loss"
                 f" {values[f'{stage}/loss']:.4f}  over {len(self._rows)} whole recordings of rank 0"
             )
+        for names in _SHOWN:
+            found = [(title, values[f"{stage}/{name}"]) for name, title in names if f"{stage}/{name}" in values]
+            if found:
+                print("  " + "  ".join(f"{title} {100 * value:.2f}" for title, value in found))
+
+
+#: Scores of the tasks other than transcription, shown from 0 to 100 as the field does.
+_SHOWN = (
+    (("bleu", "BLEU"), ("chrf", "chrF")),
+    (("rouge_l", "ROUGE-L"),),
+    (("answer_accuracy", "answer accuracy"), ("answer_f1", "answer F1")),
+)
+
+
+def _of_each_task(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first row of each task, then the second of each, and so on."""
+    seen: dict[str, int] = {}
+    places = []
+    for row in rows:
+        seen[row["task"]] = seen.get(row["task"], 0) + 1
+        places.append(seen[row["task"]])
+    return [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])]
 
 
 def _clip(text: str) -> str:

@@ -139,11 +139,11 @@ def save_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Arra
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False) as file:
         try:
             with zipfile.ZipFile(file, "w") as container:
-                container.writestr("header.json", json.dumps(header, indent=1))
+                container.writestr(_member("header.json"), json.dumps(header, indent=1))
                 for name, array in arrays.items():
                     buffer = io.BytesIO()
                     np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
-                    container.writestr(f"{name}.npy", buffer.getvalue())
+                    container.writestr(_member(f"{name}.npy"), buffer.getvalue())
             file.flush()
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o644)
@@ -152,6 +152,12 @@ def save_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Arra
             with contextlib.suppress(OSError):
                 os.unlink(file.name)
             raise
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name)  # of 1980: the same arrays give the same bytes at any time
+    member.external_attr = 0o644 << 16
+    return member
 
 
 def load_arrays(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastslm.batch import Dialogue
 from fastslm.errors import DataError
-from fastslm.prompt import TASKS, Prompter, messages_of
+from fastslm.prompt import TASKS, Prompter, answer_language, messages_of
 
 
 def parse_fields(data: bytes) -> dict[str, Any]:
@@ -40,7 +40,8 @@ def dialogue_of(fields: dict[str, Any], prompter: Prompter, num_recordings: int)
     except DataError as error:
         raise DataError(f"missing text: {error}") from error
     try:
-        return prompter.dialogue(messages, num_recordings, task_of(fields))
+        task = task_of(fields)
+        return prompter.dialogue(messages, num_recordings, task, answer_language(fields, task))
     except DataError as error:
         raise DataError(f"unusable text: {error}") from error
 

@@ -19,7 +19,8 @@ from fastslm.errors import DataError
 from fastslm.prompt import Prompter
 
 from ._columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, TarState, pack_keys
-from ._sidecar import is_current, parse_sidecar, regions_of, scan_tar, sidecar_path, verify, write_sidecar
+from ._scan import scan_tar
+from ._sidecar import is_current, parse_sidecar, regions_of, sidecar_path, verify, write_sidecar
 from ._store import Store, is_remote
 from ._texts import Texts, read_texts
 

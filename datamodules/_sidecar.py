@@ -1,22 +1,20 @@
 """The sidecar index: ``shard.tar.index.npz`` beside ``shard.tar`` says what the tar holds and where; see docs/data.md.
 
-``scan_tar`` reads a tar once and returns its rows, ``write_sidecar`` keeps them, ``read_sidecar`` gives them back,
-``is_current`` compares them with the tar at the price of a look at its size and time, ``verify`` byte by byte.
+``write_sidecar`` keeps the rows that ``_scan`` finds in a tar and ``read_sidecar`` gives them back; ``is_current``
+compares them with the tar at the price of a look at its size and time, ``verify`` byte by byte.
 """
 
 import os
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from fastslm.errors import DataError
-from fastslm.prompt import Prompter, messages_of
 
-from ._audio import AudioInfo, decode, open_region, read_info
+from ._audio import decode, open_region
 from ._columns import (
     FORMAT,
     FORMAT_VERSION,
@@ -24,16 +22,13 @@ from ._columns import (
     SAMPLE_COLUMNS,
     ShardRows,
     TarState,
-    coded,
     load_arrays,
-    pack_keys,
     save_arrays,
 )
-from ._dialogues import count_ids, parse_fields, task_of, tokenizer_digest
-from ._tar import AUDIO_EXTENSIONS, Broken, Member, Members, read_groups, recordings_of
+from ._scan import crc32_of
+from ._tar import Broken, Members, read_groups
 
 SUFFIX = ".index.npz"
-_BLOCK_BYTES = 1 << 20
 
 
 def sidecar_path(shard: str) -> str:
@@ -49,139 +44,6 @@ def tar_state(path: str) -> TarState:
     """
     status = os.stat(path)
     return TarState(status.st_size, status.st_mtime_ns)
-
-
-# -- tar to rows ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Row:
-    """One sample on its way into the columns."""
-
-    key: str
-    json: tuple[int, int, int]
-    task: str
-    language: str
-    text_characters: int
-    text_tokens: int
-    recordings: list[tuple[str, Member, int, AudioInfo]]
-
-
-def scan_tar(path: str | os.PathLike[str], prompter: Prompter | None = None, tokenizer: str | None = None) -> ShardRows:
-    """Read a local tar once, from end to end, and return its rows; samples that cannot be used are listed in them.
-
-    Audio headers are read and checksums taken; audio is not decoded.
-
-    Args:
-        path: of the tar.
-        prompter: counts the text of each sample in ids; without one the counts are left open (-1).
-        tokenizer: a name for the prompter's tokenizer, for people; its digest is what is compared.
-
-    Raises:
-        DataError: the tar is missing, is no uncompressed tar, or holds no sample at all.
-        MissingExtraError: it holds audio that needs the extra ``av``.
-    """
-    path = os.fspath(path)
-    try:
-        with open(path, "rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
-            with open(path, "rb") as buffered:
-                groups, lost = read_groups(buffered, path)
-            broken = [_finding(item) for item in lost]
-            rows = []
-            for key, members in groups.items():
-                try:
-                    rows.append(_row(key, members, file.fileno(), prompter))
-                except DataError as error:
-                    broken.append(_finding(Broken.of(path, key, error)))
-    except OSError as error:
-        raise DataError(f"shard {path}: {error.strerror or error}.") from error
-    if not groups and not lost:
-        raise DataError(f"shard {path}: holds no sample. Remove it from the list or build it anew.")
-    state = TarState(status.st_size, status.st_mtime_ns)
-    name = None if prompter is None else tokenizer or prompter.tokenizer.name_or_path
-    digest = None if prompter is None else tokenizer_digest(prompter)
-    return _in_columns(state, rows, broken, name, digest)
-
-
-def _finding(item: Broken) -> dict[str, str]:
-    return {"key": item.key, "reason": item.reason, "detail": item.detail}
-
-
-def _row(key: str, members: Members, descriptor: int, prompter: Prompter | None) -> _Row:
-    if "json" not in members:
-        raise DataError("missing json: the sample has no .json member beside its audio")
-    data = os.pread(descriptor, members["json"].size, members["json"].offset)
-    fields = parse_fields(data)
-    recordings = recordings_of(members)
-    if not recordings and fields.get("messages") is None:
-        raise DataError(f"missing audio: the sample has no member ending in {', '.join(AUDIO_EXTENSIONS)}")
-    found = []
-    for extension, member in recordings:
-        info = read_info(open_region(descriptor, *member))
-        found.append((extension, member, crc32_of(descriptor, member), info))
-    try:
-        messages = messages_of(fields)
-    except DataError as error:
-        raise DataError(f"missing text: {error}") from error
-    return _Row(
-        key,
-        (*members["json"], zlib.crc32(data)),
-        task_of(fields),
-        str(fields.get("language") or ""),
-        len(messages[-1]["content"].strip()),
-        -1 if prompter is None else count_ids(fields, prompter, len(recordings)),
-        found,
-    )
-
-
-def crc32_of(descriptor: int, region: Sequence[int]) -> int:
-    """Return the CRC-32 (as in zip and gzip) of a region of a local file, read in blocks.
-
-    Raises:
-        DataError: the file ends before the region does.
-    """
-    offset, left, crc = region[0], region[1], 0
-    while left > 0:
-        block = os.pread(descriptor, min(left, _BLOCK_BYTES), offset)
-        if not block:
-            raise DataError("truncated shard: the sample runs past the end")
-        crc = zlib.crc32(block, crc)
-        offset, left = offset + len(block), left - len(block)
-    return crc
-
-
-def _in_columns(
-    state: TarState, rows: Sequence[_Row], broken: list[dict[str, str]], tokenizer: str | None, digest: str | None
-) -> ShardRows:
-    recordings = [recording for row in rows for recording in row.recordings]
-    key_bytes, key_end = pack_keys([row.key for row in rows])
-    tasks, task_names = coded([row.task for row in rows])
-    languages, language_names = coded([row.language for row in rows])
-    extensions, extension_names = coded([extension for extension, *_ in recordings])
-    codecs, codec_names = coded([info.codec for *_, info in recordings])
-    values: dict[str, Any] = {
-        "key_end": key_end,
-        "recording_end": np.cumsum([len(row.recordings) for row in rows], dtype=np.int64),
-        "json_offset": [row.json[0] for row in rows],
-        "json_size": [row.json[1] for row in rows],
-        "json_crc32": [row.json[2] for row in rows],
-        "task_code": tasks,
-        "language_code": languages,
-        "text_characters": [row.text_characters for row in rows],
-        "text_tokens": [row.text_tokens for row in rows],
-        "audio_offset": [member.offset for _, member, _, _ in recordings],
-        "audio_size": [member.size for _, member, _, _ in recordings],
-        "audio_crc32": [crc for _, _, crc, _ in recordings],
-        "num_frames": [info.num_frames for *_, info in recordings],
-        "sample_rate_hz": [info.sample_rate_hz for *_, info in recordings],
-        "num_channels": [info.num_channels for *_, info in recordings],
-        "extension_code": extensions,
-        "codec_code": codecs,
-    }
-    columns = {name: np.asarray(values[name], kind) for name, kind in {**SAMPLE_COLUMNS, **RECORDING_COLUMNS}.items()}
-    names = {"task": task_names, "language": language_names, "extension": extension_names, "codec": codec_names}
-    return ShardRows(state, {"key_bytes": key_bytes, **columns}, names, broken, tokenizer, digest)
 
 
 # -- rows to file and back --------------------------------------------------------------------------------------------
@@ -253,6 +115,7 @@ def parse_sidecar(data: bytes) -> ShardRows:
             for name, kind in kinds.items():
                 if arrays[name].shape != (length,) or arrays[name].dtype != np.dtype(kind):
                     raise DataError(f"damaged index: column {name!r} is not {length} numbers of type {kind}")
+        _check_values(arrays, header["names"], num_recordings)
         rows = ShardRows(
             TarState(**header["tar"]),
             {name: arrays[name] for name in ("key_bytes", *SAMPLE_COLUMNS, *RECORDING_COLUMNS)},
@@ -266,6 +129,27 @@ def parse_sidecar(data: bytes) -> ShardRows:
             raise
         raise DataError(f"damaged index: {type(error).__name__} {error}") from error
     return rows
+
+
+def _check_values(arrays: Mapping[str, Any], names: Mapping[str, Sequence[str]], num_recordings: int) -> None:
+    """Raise where columns contradict each other; the index may be of another program.
+
+    Raises:
+        DataError: so it is.
+    """
+    for name, end in (("key_end", len(arrays["key_bytes"])), ("recording_end", num_recordings)):
+        ends = arrays[name]
+        if (np.diff(ends, prepend=0) < 0).any() or (int(ends[-1]) if len(ends) else 0) != end:
+            raise DataError(f"damaged index: column {name!r} does not rise to {end}")
+    for name in ("task", "language", "extension", "codec"):
+        codes = arrays[f"{name}_code"]
+        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < len(names[name]):
+            raise DataError(f"damaged index: column '{name}_code' counts outside of 'names'")
+    for name in ("json_offset", "json_size", "audio_offset", "audio_size", "num_frames"):
+        if (arrays[name] < 0).any():
+            raise DataError(f"damaged index: column {name!r} holds a number below 0")
+    if (arrays["sample_rate_hz"] <= 0).any():
+        raise DataError("damaged index: column 'sample_rate_hz' holds a number that is not above 0")
 
 
 # -- rows against tar -------------------------------------------------------------------------------------------------

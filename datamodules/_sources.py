@@ -75,10 +75,13 @@ def expand(patterns: str | Sequence[str], key: str) -> list[str]:
     """
     paths: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for name in braceexpand.braceexpand(pattern if is_stream(pattern) else os.path.expanduser(pattern)):
-            found = _matches(name)
+        pattern = pattern if is_stream(pattern) else os.path.expanduser(pattern)
+        literal = os.path.exists(pattern)  # a file may be called 'talk [2020].tar'
+        for name in [pattern] if literal else braceexpand.braceexpand(pattern):
+            found = [name] if literal else _matches(name)
             if not found:
-                raise DataError(f"{key}: no file matches {name!r}.")
+                hint = " To mean a bracket itself, write [[] for it." if "[" in name else ""
+                raise DataError(f"{key}: no file matches {name!r}.{hint}")
             paths += found
     return paths
 

@@ -68,13 +68,13 @@ class CorpusSettings:
         seed: chooses numbers, voices, rates, pitches, pauses and noise.
     """
 
-    train_recordings: int = 360
+    train_recordings: int = 480
     dev_recordings: int = 40
     min_seconds: float = 20.0
     max_seconds: float = 120.0
     length_skew: float = 2.5
-    min_pause_seconds: float = 0.5
-    max_pause_seconds: float = 1.5
+    min_pause_seconds: float = 0.8
+    max_pause_seconds: float = 2.4
     repeats: bool = False
     recordings_per_shard: int = 40
     seed: int = 0

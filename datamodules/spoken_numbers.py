@@ -2,7 +2,9 @@
 
 from typing import Literal
 
+from ._sources import Source
 from ._spoken_numbers import CorpusSettings, build_corpus
+from ._spoken_tasks import build_tasks, check_tasks, tasks_folder
 from .webdataset import WebDatasetModule
 
 
@@ -18,12 +20,15 @@ class SpokenNumbers(WebDatasetModule):
         min_seconds: shortest recording.
         max_seconds: longest recording.
         corpus_seed: chooses numbers, voices, rates, pitches, pauses and noise.
+        tasks: what is asked of the recordings, of ``asr``, ``ast`` (into German), ``ssum``, ``sqqa`` and ``dialogue``
+            (free messages), each with how often it comes in training, relative to the others. The recordings are dealt
+            out to them in turn. Null asks for transcripts alone.
         cache_dir: where corpus and indexes are kept; null takes the user's cache folder.
         max_audio_seconds: see ``WebDatasetModule``.
         long_audio: see ``WebDatasetModule``.
-        piece_seconds: see ``WebDatasetModule``.
+        piece_seconds: see ``WebDatasetModule``; 12 s of numbers teach the words, whole recordings their order.
         batch_samples: see ``WebDatasetModule``.
-        batch_windows: see ``WebDatasetModule``.
+        batch_windows: see ``WebDatasetModule``; 48 windows of 6 s are 4.8 minutes.
         batch_tokens: see ``WebDatasetModule``.
         eval_batch_samples: see ``WebDatasetModule``.
         num_workers: see ``WebDatasetModule``.
@@ -34,23 +39,26 @@ class SpokenNumbers(WebDatasetModule):
     def __init__(
         self,
         *,
-        train_recordings: int = 360,
+        train_recordings: int = 480,
         dev_recordings: int = 40,
         min_seconds: float = 20.0,
         max_seconds: float = 120.0,
         corpus_seed: int = 0,
+        tasks: dict[str, float] | None = None,
         cache_dir: str | None = None,
         max_audio_seconds: float = 900.0,
         long_audio: Literal["drop", "split", "error"] = "drop",
-        piece_seconds: float | None = None,
-        batch_samples: int = 16,
-        batch_windows: int = 256,
+        piece_seconds: float | None = 12.0,
+        batch_samples: int = 64,
+        batch_windows: int = 48,
         batch_tokens: int = 16384,
-        eval_batch_samples: int = 16,
+        eval_batch_samples: int = 32,
         num_workers: int = 1,
         max_broken_share: float = 0.05,
         seed: int | None = None,
     ) -> None:
+        if tasks is not None:
+            check_tasks(list(tasks), min(train_recordings, dev_recordings))
         super().__init__(
             max_audio_seconds=max_audio_seconds,
             long_audio=long_audio,
@@ -64,6 +72,7 @@ class SpokenNumbers(WebDatasetModule):
             seed=seed,
             cache_dir=cache_dir,
         )
+        self.tasks = tasks
         self.corpus = CorpusSettings(
             train_recordings=train_recordings,
             dev_recordings=dev_recordings,
@@ -74,7 +83,9 @@ class SpokenNumbers(WebDatasetModule):
 
     def prepare_data(self) -> None:
         """Build the corpus, once per node, unless it is there, and index it."""
-        build_corpus(self.cache, self.corpus)
+        folder = build_corpus(self.cache, self.corpus)
+        if self.tasks is not None:
+            build_tasks(folder, list(self.tasks))
         self._name_shards()
         super().prepare_data()
 
@@ -85,5 +96,12 @@ class SpokenNumbers(WebDatasetModule):
 
     def _name_shards(self) -> None:
         folder = self.cache / f"spoken-numbers-{self.corpus.fingerprint}"
-        self.shards["train"] = str(folder / "train-*.tar")
-        self.shards["val"] = str(folder / "dev-*.tar")
+        if self.tasks is None:
+            self.shards["train"] = str(folder / "train-*.tar")
+            self.shards["val"] = str(folder / "dev-*.tar")
+            return
+        folder = tasks_folder(folder, list(self.tasks))
+        self.shards["train"] = [
+            Source(task, str(folder / f"train-{task}.tar"), weight) for task, weight in self.tasks.items()
+        ]
+        self.shards["val"] = [str(folder / f"dev-{task}.tar") for task in self.tasks]

@@ -19,7 +19,8 @@ from ._costs import CostTable, costs_of
 from ._dataset import ShardDataset
 from ._entries import Entries, Limits, collect, describe
 from ._index import IndexBuilder
-from ._plan import BatchLimits, Costs, Mixture, PlanSampler, data_hash, plan_hash, planned_in
+from ._plan import BatchLimits, Costs, Mixture, data_hash, plan_hash, planned_in
+from ._sampler import PlanSampler
 from ._sources import Shards, Source, expand, is_stream, patterns_of, sources_of
 from ._streaming import StreamDataset
 from ._tar import Broken

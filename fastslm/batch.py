@@ -30,6 +30,7 @@ class Dialogue:
         num_prompt_ids: ids before the final answer, what generation starts from.
         reference: the final answer as text.
         task: ``asr``, ``ast``, ``ssum``, ``sqqa`` or ``dialogue``.
+        language: of the final answer, by name or code; "" where the data says none.
     """
 
     input_ids: Int64Array
@@ -37,6 +38,7 @@ class Dialogue:
     num_prompt_ids: int
     reference: str
     task: str
+    language: str = ""
 
 
 @dataclass

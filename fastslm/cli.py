@@ -4,6 +4,7 @@ Nothing heavy is imported at the top, so that ``fastslm --help`` answers at once
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -74,6 +75,16 @@ def _load(target: str) -> Callable[[Sequence[str]], int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough: fastslm doctor | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails, too
+        return 141  # as a shell reports a program that SIGPIPE ended
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_HELP, end="")

@@ -1,7 +1,6 @@
 """Training around the path: builds it, steps, validates by generating, logs, saves what trains."""
 
 import contextlib
-import itertools
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -30,11 +29,12 @@ from fastslm.checkpoint import (
 from fastslm.compilation import check_compilable
 from fastslm.contracts import Abstractor, Encoder, LanguageModel, TokenBudget
 from fastslm.errors import ConfigError
+from fastslm.evaluation import Evaluation, check_monitors, chosen_keys, write_answers
 from fastslm.mel import HOP_SAMPLES, SAMPLE_RATE_HZ
-from fastslm.metrics import ErrorRate
 from fastslm.model import Output, SpeechLM
 from fastslm.optim import OptimizerSettings, build_optimizer, build_schedule, select_trainable
 from fastslm.prompt import Prompter
+from fastslm.spec_augment import SpecAugment
 from fastslm.startup_checks import check_batch, check_groups, check_loader, check_model, check_request
 from fastslm.step import Agreement, agree, give_whole_steps, labels_of, share_of_mean
 from fastslm.strategies.support import cast_trainable, replicated, shard, shards_parameters
@@ -64,6 +64,8 @@ class SpeechLMModule(L.LightningModule):
         frame_cache: keep the frozen encoder's frames on disk, so that it hears each window of the corpus once: true for
             the user's cache folder, or a folder. Of no use with augmentation, where no window comes twice.
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations.
+        spec_augment: hide bands and stretches of each window's log-mel in training, new ones in every epoch; null shows
+            everything. Not together with ``frame_cache``.
         compile_parts: which of encoder and abstractor run through torch.compile: slow to start, then faster.
         enable_thinking: let templates that know it open a thought (Qwen3).
         train_parts: what trains, of encoder, abstractor, projector, lora and llm.
@@ -94,6 +96,7 @@ class SpeechLMModule(L.LightningModule):
         match_embedding_norm: bool = False,
         frame_cache: bool | str = False,
         recompute: bool = False,
+        spec_augment: SpecAugment | None = None,
         compile_parts: Sequence[Literal["encoder", "abstractor"]] = (),
         enable_thinking: bool = False,
         train_parts: Sequence[str] = ("abstractor", "projector", "lora"),
@@ -124,6 +127,11 @@ class SpeechLMModule(L.LightningModule):
                 "model.frame_cache: the encoder trains (model.train_parts names it), so its frames change at every"
                 " step. Set model.frame_cache to false."
             )
+        if frame_cache and spec_augment is not None:
+            raise ConfigError(
+                "model.spec_augment: it hides other parts of a window in every epoch, and model.frame_cache keeps the"
+                " frames of the first. Set model.frame_cache to false, or model.spec_augment to null."
+            )
         if "llm" in train_parts and getattr(llm, "quantize", None) is not None:
             raise ConfigError(
                 "model.llm.quantize: 4-bit weights cannot train, and model.train_parts names llm. Train lora instead."
@@ -144,6 +152,7 @@ class SpeechLMModule(L.LightningModule):
         self.compile_parts = tuple(compile_parts)
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.alignment_weight = alignment_weight
+        self.spec_augment = spec_augment
         self.max_new_tokens = max_new_tokens
         self.new_tokens_per_second = new_tokens_per_second
         self.max_generated = max_generated
@@ -158,8 +167,7 @@ class SpeechLMModule(L.LightningModule):
             "recompute": recompute,
         }
         self.path: SpeechLM | None = None
-        self.wer, self.cer = ErrorRate("word"), ErrorRate("character")
-        self._eval_sums: Tensor | None = None
+        self._evaluation: Evaluation | None = None
         self._batch_checked = False
         self._step_means: dict[str, Tensor] = {}  # losses of the micro-batches of a step so far
         self._generated_keys: set[str] | None = None  # what this validation answers; None means all
@@ -209,6 +217,7 @@ class SpeechLMModule(L.LightningModule):
             llm,
             self.prompter,
             train_encoder=trains_encoder,
+            spec_augment=self.spec_augment,
             **self._path_settings,
         )
         for rate in reversed(self.rates):  # each is tried; the first is left set
@@ -273,7 +282,8 @@ class SpeechLMModule(L.LightningModule):
         assert self.path is not None
         agreed = self._agree(batch, asked=self.stop_requested)
         self.stop_agreed |= agreed.asked
-        output: Output = self.path(batch, num_groups=agreed.num_groups, classes=agreed.ids)
+        identity = (int(os.environ.get("PL_GLOBAL_SEED", "0")), self.trainer.current_epoch)
+        output: Output = self.path(batch, num_groups=agreed.num_groups, classes=agreed.ids, seed_and_epoch=identity)
         objective = loss = self._share(batch, agreed, output.loss_sum, agreed.labels, "train/loss", prog_bar=True)
         if output.alignment_sum is not None:
             alignment = self._share(batch, agreed, output.alignment_sum, agreed.aligned, "train/alignment_loss")
@@ -313,7 +323,7 @@ class SpeechLMModule(L.LightningModule):
         return share
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Return rows of references and hypotheses; accumulates the teacher-forced loss, WER and CER."""
+        """Return rows of references and hypotheses; adds up the teacher-forced loss and the scores of each task."""
         assert self.path is not None
         chosen = [i for i, key in enumerate(batch.keys) if self._generated_keys is None or key in self._generated_keys]
         num_groups, generate = 1, bool(chosen)
@@ -322,15 +332,9 @@ class SpeechLMModule(L.LightningModule):
             num_groups, generate = agreed.num_groups, agreed.asked
         tokens = self.path.listen(batch.audio, self.path.windows(batch), num_groups=num_groups)
         output = self.path(batch, tokens)
-        if self._eval_sums is None:
-            self._eval_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self._eval_sums += torch.stack(
-            [output.loss_sum.double(), output.loss_sum.new_tensor(output.num_labels).double()]
-        )
-        rows = self._answers(batch, tokens, chosen) if generate else []
-        scored = [row for row in rows if row["weight"] and row["task"] == "asr"]
-        for metric in (self.wer, self.cer):
-            metric.update([r["reference"] for r in scored], [r["hypothesis"] for r in scored], [1.0] * len(scored))
+        rows = write_answers(self.path, batch, tokens, chosen, self._new_tokens) if generate else []
+        self._evaluation = self._evaluation or Evaluation(self.device)
+        self._evaluation.add(output, rows)
         return {"rows": rows}
 
     def transcribe(self, batch: Batch) -> list[dict[str, Any]]:
@@ -338,33 +342,11 @@ class SpeechLMModule(L.LightningModule):
         assert self.path is not None
         num_groups = self._agree(batch, asked=True).num_groups if shards_parameters(self.trainer.strategy) else 1
         tokens = self.path.listen(batch.audio, self.path.windows(batch), num_groups=num_groups)
-        return self._answers(batch, tokens, range(len(batch)))
+        return write_answers(self.path, batch, tokens, range(len(batch)), self._new_tokens)
 
-    def _answers(self, batch: Batch, tokens: Tensor, chosen: Sequence[int]) -> list[dict[str, Any]]:
-        """Return rows of the chosen dialogues; without any, generate all the same, since another rank does.
-
-        Each answer ends at a length of its own, whatever it is batched with, so that scores do not depend on ranks.
-        """
-        assert self.path is not None
-        seconds = _seconds_of_dialogues(batch, self.prompter.audio_id)
-        limits = [self.max_new_tokens or int(32 + self.new_tokens_per_second * duration) for duration in seconds]
-        longest = max((limits[i] for i in chosen), default=1)
-        answers = self.path.generate(batch, longest, tokens, chosen or [0])
-        if not chosen:
-            return []
-        cut = [answer[: limits[i]] for i, answer in zip(chosen, answers, strict=True)]
-        texts = self.prompter.tokenizer.batch_decode(cut, skip_special_tokens=True)
-        return [
-            {
-                "key": batch.keys[i],
-                "task": batch.dialogues[i].task,
-                "reference": batch.dialogues[i].reference,
-                "hypothesis": text.strip(),
-                "audio_seconds": round(seconds[i], 3),
-                "weight": batch.weights[i],
-            }
-            for i, text in zip(chosen, texts, strict=True)
-        ]
+    def _new_tokens(self, audio_seconds: float) -> int:
+        """Return the most tokens of an answer about so much audio."""
+        return self.max_new_tokens or int(32 + self.new_tokens_per_second * audio_seconds)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Do what ``validation_step`` does."""
@@ -378,35 +360,24 @@ class SpeechLMModule(L.LightningModule):
         """Choose what is answered in text: within training at most ``max_generated`` recordings of all ranks."""
         self._generated_keys = None
         if self.max_generated is not None and self.trainer.state.fn == "fit":
-            keys = getattr(self.trainer.datamodule, "keys", None)  # type: ignore[attr-defined]
-            if keys is None:
-                raise ConfigError(
-                    "model.max_generated: the data module does not tell the keys of its samples, so nothing can be"
-                    " chosen among them. Give it a method keys(split), or set model.max_generated to null."
-                )
-            by_chance = sorted(keys("val"), key=lambda key: (zlib.crc32(key.encode()), key))
-            self._generated_keys = set(by_chance[: self.max_generated])
+            self._generated_keys = chosen_keys(self.trainer.datamodule, self.max_generated)  # type: ignore[attr-defined]
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, WER and CER over all ranks."""
+        """Log the loss and the scores of each task over all ranks."""
         self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log loss, WER and CER over all ranks."""
+        """Log the loss and the scores of each task over all ranks."""
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        assert self._eval_sums is not None
-        gathered = self.all_gather(self._eval_sums)
-        assert isinstance(gathered, Tensor)
-        loss_sum, num_labels = gathered.reshape(-1, 2).sum(0)
-        values = {f"{stage}/loss": loss_sum / num_labels}
-        if self.wer.total > 0 or self.trainer.world_size > 1:
-            values |= {f"{stage}/wer": self.wer.compute(), f"{stage}/cer": self.cer.compute()}
-        self.log_dict({name: value.float() for name, value in values.items()}, prog_bar=True, rank_zero_only=False)
-        self._eval_sums = None
-        self.wer.reset()
-        self.cer.reset()
+        assert self._evaluation is not None
+        values = {f"{stage}/{name}": value for name, value in self._evaluation.values(self.all_gather).items()}
+        self._evaluation = None
+        for name, value in values.items():
+            self.log(name, value, prog_bar=name.count("/") == 1, rank_zero_only=False)  # languages are in the logs
+        if self.trainer.state.fn == "fit":
+            check_monitors(self.trainer.checkpoint_callbacks, values)
 
     # -- optimizer and checkpoint ----------------------------------------------------------------------------------
 
@@ -434,12 +405,6 @@ class SpeechLMModule(L.LightningModule):
             adopt_shapes(self, state)
             check_state(self, state, "the checkpoint")
             self.carried = carried_names(self, state)
-
-
-def _seconds_of_dialogues(batch: Batch, audio_id: int) -> list[float]:
-    counts = [int((dialogue.input_ids == audio_id).sum()) for dialogue in batch.dialogues]
-    ends = np.cumsum([0, *counts])
-    return [sum(batch.num_samples[a:b]) / SAMPLE_RATE_HZ for a, b in itertools.pairwise(ends)]
 
 
 def _frame_folder(setting: bool | str) -> Path | None:

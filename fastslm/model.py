@@ -24,6 +24,7 @@ from fastslm.frame_cache import FrameCache
 from fastslm.loss import AlignmentLoss, label_loss, transcripts_of
 from fastslm.mel import CONTEXT_SAMPLES, SAMPLE_RATE_HZ, LogMel
 from fastslm.prompt import Prompter
+from fastslm.spec_augment import SpecAugment, SpecMasks
 from fastslm.splice import Layout, lay_out, splice
 from fastslm.windows import Windows
 
@@ -78,6 +79,8 @@ class SpeechLM(nn.Module):
             every time.
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations, so
             that training memory holds tokens only, whatever the recording's length.
+        spec_augment: hide parts of each window from the encoder in training; None shows everything. Not with
+            ``frame_cache``, whose frames are those of whole windows.
     """
 
     encoder: Encoder
@@ -99,6 +102,7 @@ class SpeechLM(nn.Module):
         match_embedding_norm: bool = False,
         frame_cache: Path | None = None,
         recompute: bool = False,
+        spec_augment: SpecAugment | None = None,
     ) -> None:
         super().__init__()
         if train_encoder:
@@ -121,16 +125,26 @@ class SpeechLM(nn.Module):
         self.match_embedding_norm = match_embedding_norm
         self.frame_cache = FrameCache(frame_cache, encoder, self.window_samples, mel_range) if frame_cache else None
         self.recompute = recompute
+        self.spec_augment = spec_augment
 
     def forward(
-        self, batch: Batch, tokens: Tensor | None = None, *, num_groups: int = 1, classes: Int64Array | None = None
+        self,
+        batch: Batch,
+        tokens: Tensor | None = None,
+        *,
+        num_groups: int = 1,
+        classes: Int64Array | None = None,
+        seed_and_epoch: tuple[int, int] = (0, 0),
     ) -> Output:
         """Run one batch along the whole path; ``tokens`` are its speech tokens when they are known.
 
-        ``num_groups`` is that of ``listen``, and ``classes`` are those of the alignment loss.
+        ``num_groups`` is that of ``listen``, ``classes`` are those of the alignment loss, and ``spec_augment`` follows
+        from ``seed_and_epoch``.
         """
         windows = self.windows(batch)
-        tokens = self.listen(batch.audio, windows, num_groups=num_groups) if tokens is None else tokens  # [W, K, D_llm]
+        if tokens is None:
+            masks = self.masks(batch, windows, *seed_and_epoch)
+            tokens = self.listen(batch.audio, windows, num_groups=num_groups, masks=masks)  # [W, K, D_llm]
         rows = self.recording_rows(windows)
         layout = self.layout(batch, rows)
         embeddings = self.embed(layout, tokens)  # [B, S, D_llm]
@@ -179,7 +193,23 @@ class SpeechLM(nn.Module):
         """Return the groups of windows that a batch goes through encoder and abstractor in, at least 1."""
         return max(1, -(-len(self.windows(batch)) // self.encoder_batch_windows))
 
-    def listen(self, audio: Tensor, windows: Windows, loudest: Tensor | None = None, *, num_groups: int = 1) -> Tensor:
+    def masks(self, batch: Batch, windows: Windows, seed: int, epoch: int) -> SpecMasks | None:
+        """Return what is hidden of each window in this epoch; None where nothing is."""
+        if self.spec_augment is None or not self.training or not len(windows):
+            return None
+        counts = [int((dialogue.input_ids == self.prompter.audio_id).sum()) for dialogue in batch.dialogues]
+        names = [f"{key}/{i}" for key, count in zip(batch.keys, counts, strict=True) for i in range(count)]
+        return self.spec_augment.draw(names, windows, self.mel.num_mel_bins, seed, epoch)
+
+    def listen(
+        self,
+        audio: Tensor,
+        windows: Windows,
+        loudest: Tensor | None = None,
+        *,
+        num_groups: int = 1,
+        masks: SpecMasks | None = None,
+    ) -> Tensor:
         """Return the speech tokens ``[W, K, D_llm]`` of all windows, a bounded group of windows at a time.
 
         Args:
@@ -188,6 +218,7 @@ class SpeechLM(nn.Module):
             loudest: what ``loudest`` gives for each window, when ``audio`` is only a part of the recordings.
             num_groups: run at least so many groups, silent ones at the end. Where ranks share parameters each group is
                 a collective, so they agree on the most that any of them has.
+            masks: what ``masks`` gives, hidden from the encoder.
         """
         if loudest is None and self.mel_range == "recording" and len(windows):
             loudest = self.loudest(audio, windows)
@@ -197,7 +228,8 @@ class SpeechLM(nn.Module):
         for group in windows.groups(self.encoder_batch_windows):
             samples = windows.take(audio, group, across=loudest is not None)
             whole = None if loudest is None else (loudest[group], num_mel_frames[group].to(audio.device))
-            groups.append(self._group(samples, num_frames[group].to(audio.device), whole))
+            hidden = () if masks is None else (masks[group],)
+            groups.append(self._group(samples, num_frames[group].to(audio.device), whole, *hidden))
         while len(groups) < max(1, num_groups):
             groups.append(self._silence(audio.device))
         tokens = torch.cat(groups)
@@ -213,34 +245,37 @@ class SpeechLM(nn.Module):
             return checkpoint(self._group_tokens, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
         return self._group_tokens(*arguments)
 
-    def _group_tokens(self, samples: Tensor, num_frames: Tensor, whole: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _group_tokens(
+        self, samples: Tensor, num_frames: Tensor, whole: tuple[Tensor, Tensor] | None, hidden: SpecMasks | None = None
+    ) -> Tensor:
         """Return tokens ``[W, K, D_llm]`` of a group; ``whole`` has what is known of the windows' whole recordings."""
         with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
-            frames = self._encode(samples, whole)
+            frames = self._encode(samples, whole, hidden)
         tokens: Tokens = self.abstractor(frames.to(next(self.abstractor.parameters()).dtype), num_frames)
         return tokens.values
 
-    def _encode(self, samples: Tensor, whole: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _encode(self, samples: Tensor, whole: tuple[Tensor, Tensor] | None, hidden: SpecMasks | None) -> Tensor:
         """Return frames ``[W, F, D_enc]`` of a group of windows, from the cache where it has them."""
-        if self.frame_cache is None:
-            return self._encode_anew(samples, whole)
+        if self.frame_cache is None or hidden is not None:
+            return self._encode_anew(samples, whole, hidden)
         marks = [b""] * len(samples)
         if whole is not None:
             marks = [repr(pair).encode() for pair in zip(whole[0].tolist(), whole[1].tolist(), strict=True)]
         num_frames = self.window_samples // self.encoder.samples_per_frame
 
         def encode(chosen: Tensor) -> Tensor:
-            return self._encode_anew(samples[chosen], whole and (whole[0][chosen], whole[1][chosen]))
+            return self._encode_anew(samples[chosen], whole and (whole[0][chosen], whole[1][chosen]), None)
 
         return self.frame_cache(samples, marks, num_frames, self.encoder.width, encode)
 
-    def _encode_anew(self, samples: Tensor, whole: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _encode_anew(self, samples: Tensor, whole: tuple[Tensor, Tensor] | None, hidden: SpecMasks | None) -> Tensor:
         if whole is None:
             mel = self.mel(samples)  # [W, M, T]
         else:  # the release limits the range over the recording, and pads its last window in mel space
             loudest, num_mel_frames = whole
             mel = self.mel(samples, loudest)
             mel = mel * _first(num_mel_frames, mel.shape[-1])
+        mel = mel if hidden is None else hidden.hide(mel)
         frames: Tensor = self.encoder(mel)  # [W, F, D_enc]
         return frames
 

@@ -26,6 +26,7 @@ TASKS: Mapping[str, tuple[str, str]] = {
 _CLIP = f"{AUDIO_BEGIN}{AUDIO}{AUDIO_END}"
 
 _MAX_RENDERED = 256
+_TRANSLATED_TO = "English"  # where a sample does not say
 
 #: For base models without a chat template of their own.
 _PLAIN_TEMPLATE = (
@@ -51,9 +52,16 @@ def messages_of(fields: Mapping[str, Any]) -> list[dict[str, str]]:
     template, answer_field = TASKS[task]
     answer = _words(fields, answer_field, task)
     question = _words(fields, "question", task) if task == "sqqa" else None
-    target = fields.get("target_language") or "English"
+    target = fields.get("target_language") or _TRANSLATED_TO
     content = template.format(audio=_CLIP, question=question, target_language=target)
     return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+
+
+def answer_language(fields: Mapping[str, Any], task: str) -> str:
+    """Return the language that a sample's answer is in, as its fields name it; "" where they do not."""
+    if task == "ast":
+        return str(fields.get("target_language") or _TRANSLATED_TO)
+    return str(fields.get("language") or "")
 
 
 def _words(fields: Mapping[str, Any], name: str, task: str) -> str:
@@ -155,7 +163,9 @@ class Prompter:
         text = self._render(messages, generate=True)
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
 
-    def dialogue(self, messages: Sequence[Mapping[str, str]], num_recordings: int, task: str) -> Dialogue:
+    def dialogue(
+        self, messages: Sequence[Mapping[str, str]], num_recordings: int, task: str, language: str = ""
+    ) -> Dialogue:
         """Return the ids and labels of a dialogue whose last turn is the assistant's.
 
         Raises:
@@ -178,7 +188,7 @@ class Prompter:
                 f"the dialogue marks {found} recordings with {AUDIO}, and the sample holds {num_recordings}"
             )
         num_prompt_ids = int(np.argmax(ends > len(prompt)))
-        return Dialogue(ids, np.where(predicted, ids, -100), num_prompt_ids, answer, task)
+        return Dialogue(ids, np.where(predicted, ids, -100), num_prompt_ids, answer, task, language)
 
     def _earlier_answers(self, messages: Sequence[Mapping[str, str]], text: str) -> list[tuple[int, int]]:
         """Return where the assistant's earlier answers and their ends stand in a rendered dialogue.

@@ -22,6 +22,7 @@ from fastslm.errors import ConfigError, FastSLMError, nearest
 from fastslm.lightning_module import SpeechLMModule
 from fastslm.plugins import discover
 from fastslm.preemption import EXIT_STATUS, Preempted, Preemption
+from fastslm.replaced_classes import replacement_logger
 from fastslm.strategies.support import settled
 from fastslm.trainer import Trainer
 from fastslm.watchdog import Watchdog
@@ -294,9 +295,17 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str]) -> TrainingC
     for plugin in discover():
         if plugin.loaded is None and plugin.distribution.startswith("fastslm "):
             raise ConfigError(f"the built-in {plugin.name} cannot be imported: {plugin.problem}")
+    base = str(shipped_configs() / "base.yaml")
+    arguments = _find_configs(arguments)
+    # As a file of defaults base.yaml would be filled up with its classes' own defaults, and a class that replaces one
+    # of them would inherit those. As the first config it gives what it says and no more. The help shows it as defaults.
+    shows_defaults = any(argument.split(".")[-1] in ("-h", "--help", "help") for argument in arguments)
+    if not shows_defaults:
+        arguments[1:1] = ["--config", base]
     options: dict[str, Any] = {
-        "default_config_files": [str(shipped_configs() / "base.yaml")],
+        "default_config_files": [base] if shows_defaults else [],
         "parser_mode": "omegaconf+",
+        "logger": replacement_logger(),
     }
     with _quiet():
         return kind(
@@ -311,7 +320,7 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str]) -> TrainingC
             parser_class=Parser,
             parser_kwargs={name: dict(options) for name in ("fit", "validate", "test", "predict")},
             seed_everything_default=0,
-            args=_find_configs(arguments),
+            args=arguments,
         )
 
 

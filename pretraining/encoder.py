@@ -156,16 +156,33 @@ def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
     return errors / sum(len(r.split()) for r in references)
 
 
+def sinusoids(count: int, width: int) -> Tensor:
+    """Return Whisper's fixed positions ``[count, width]`` (Radford et al. 2022, section 2.2)."""
+    rates = torch.exp(-torch.arange(width // 2) * np.log(10000.0) / (width // 2 - 1))
+    angles = torch.arange(count)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def shortening_at(rng: np.random.Generator, progress: float) -> int:
+    """Return by what a window is shortened: short ones first, later some among the whole ones.
+
+    Few words leave CTC few alignments to choose from, so it finds the right one sooner.
+    """
+    if progress < 0.12:
+        return 6
+    return int(rng.choice([2, 3, 4, 6] if progress < 0.3 else [1, 1, 1, 3]))
+
+
 def train(
     out: Path = Path("fastslm/demo/encoder"),
     cache: Path = Path("~/.cache/fastslm"),
-    window_seconds: float = 6.0,
+    window_seconds: float = 12.0,
     width: int = 128,
     layers: int = 4,
     heads: int = 2,
     ffn_width: int = 512,
     steps: int = 12000,
-    batch_windows: int = 32,
+    batch_windows: int = 16,
     learning_rate: float = 2e-3,
     max_minutes: float = 60.0,
     init_from: Path | None = None,
@@ -194,7 +211,7 @@ def train(
         dev_recordings=32,
         length_skew=1.0,
         min_pause_seconds=0.3,
-        max_pause_seconds=1.0,
+        max_pause_seconds=1.6,
         repeats=True,
         seed=1000,
     )
@@ -219,14 +236,13 @@ def train(
         suppress_tokens=None,
         begin_suppress_tokens=None,
     )
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = "eager"  # on a CPU, with heads this small, faster than sdpa's backward
     out.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(out)
     encoder = WhisperEncoder(str(out), initialize="random")
     encoder.whisper = HFWhisperEncoder(config)
-    positions = torch.arange(config.max_source_positions)[:, None]
-    rates = torch.exp(-torch.arange(width // 2) * np.log(10000.0) / (width // 2 - 1))
-    encoder.whisper.embed_positions.weight.data = torch.cat([(positions * rates).sin(), (positions * rates).cos()], 1)
+    num_positions = config.max_source_positions
+    positions = sinusoids(num_positions, width)
     if init_from is not None:
         known = HFWhisperEncoder.from_pretrained(init_from).state_dict()
         encoder.whisper.load_state_dict({k: v for k, v in known.items() if "embed_positions" not in k}, strict=False)
@@ -244,9 +260,11 @@ def train(
             break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 300) * 0.5 * (1 + np.cos(np.pi * progress))
-        # Short windows first: few words leave CTC few alignments to choose from, so it finds the right one sooner.
-        shortening = 3 if progress < 0.15 and init_from is None else 1
+        shortening = shortening_at(rng, 1.0 if init_from else progress)
         mel, texts = data["train"].draw(rng, batch_windows * shortening, num_frames // shortening, augment=True)
+        # Short windows stand anywhere among the positions, or the later ones would be new when whole windows come.
+        start = int(rng.integers(0, num_positions - num_positions // shortening + 1))
+        encoder.whisper.embed_positions.weight.data = positions.roll(-start, 0)
         with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor knows bf16
             frames = encoder(mel).float()
         loss = ctc.loss(frames, texts, letters_weight=0.5 if progress < 0.7 else 0.1)
@@ -256,9 +274,11 @@ def train(
         optimizer.step()
         running = 0.98 * running + 0.02 * loss.item() if step else loss.item()
         if step % 250 == 0:
+            encoder.whisper.embed_positions.weight.data = positions
             report = evaluate(encoder, ctc, data["dev"], num_frames)
             print(f"step {step} {progress:.0%} loss {running:.3f} {report}", flush=True)
             encoder.whisper.save_pretrained(out)
+    encoder.whisper.embed_positions.weight.data = positions
     print(evaluate(encoder, ctc, data["dev"], num_frames, 512))
     encoder.whisper.save_pretrained(out)
 

@@ -17,7 +17,11 @@ AXES = {
     if axis.is_dir()
 }
 OVERLAYS = sorted(name for names in AXES.values() for name in names)
-STACKS = [["hta.yaml", *names] for names in itertools.product(*(names for names in AXES.values() if names))]
+STAGES = itertools.cycle(AXES.pop("stage"))
+AXES.pop("data")  # the embedded corpus, which no other axis asks about
+STACKS = [
+    ["hta.yaml", *names, next(STAGES)] for names in itertools.product(*(names for names in AXES.values() if names))
+]
 
 
 def parsed(capsys, *names):
@@ -73,3 +77,49 @@ def test_a_rehearsal_goes_over_the_overlay_of_the_job(capsys, job):
     assert trainer["strategy"]["class_path"].endswith(".ZeRORehearsal")
     assert trainer["strategy"]["init_args"]["stage"] == 3
     assert (trainer["accelerator"], trainer["devices"], trainer["num_nodes"]) == ("cpu", 2, 1)
+
+
+@pytest.mark.parametrize("name", ["stage/1_short_asr.yaml", "stage/2_long_asr.yaml", "stage/3_instruct.yaml"])
+def test_a_stage_says_what_trains_at_which_rate_on_which_audio(capsys, name):
+    large = ["encoder/whisper_large_v3.yaml", "llm/qwen3_4b.yaml"]
+    for config in (parsed(capsys, "hta.yaml", name), parsed(capsys, "hta.yaml", *large, name)):
+        model = config["model"]
+        assert model["train_parts"] == ["abstractor", "projector", "lora"]
+        assert model["llm"]["init_args"]["lora"]["rank"] == 16
+        assert model["optimizer"]["part_learning_rates"] == {"lora": 1e-4}
+        longest = 30.0 if "1_short" in name else 900.0
+        assert config["data"]["init_args"]["max_audio_seconds"] == longest
+
+
+def test_each_stage_starts_where_the_former_one_ends(capsys):
+    folder = None
+    for name in ("1_short_asr", "2_long_asr", "3_instruct"):
+        config = parsed(capsys, "hta.yaml", f"stage/{name}.yaml")
+        assert config["init_from"] == folder
+        folder = config["run_folder"]
+
+
+def test_a_data_module_does_not_inherit_the_settings_of_the_embedded_corpus(capsys, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("data: {class_path: WebDatasetModule, init_args: {train_shards: a.tar}}")
+    flags = ["--config", "configs/hta.yaml", "--config", "configs/stage/2_long_asr.yaml", "--config", str(mine)]
+    with pytest.raises(SystemExit):
+        main(["fit", *flags, "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    assert (found["batch_samples"], found["batch_windows"], found["eval_batch_samples"]) == (16, 256, 16)
+    assert (found["max_audio_seconds"], found["piece_seconds"]) == (900.0, 30.0)  # what the stage says goes for it too
+    with pytest.raises(SystemExit):
+        main(["fit", *flags[:2], *flags[4:], "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["piece_seconds"] is None
+
+
+def test_settings_that_a_new_class_does_not_have_are_dropped_and_named(capsys, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("data: {class_path: WebDatasetModule}")
+    flags = ["--config", "configs/hta.yaml", "--config", "configs/data/spoken_tasks.yaml", "--config", str(mine)]
+    with pytest.raises(SystemExit):
+        main(["fit", *flags, "--print_config"])
+    told = capsys.readouterr().err
+    assert "WebDatasetModule takes the place of SpokenNumbers" in told
+    assert "'tasks': {'asr': 1.0" in told
+    assert told.count("takes the place of") == 1

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from fastslm.errors import DataError
 
-from .._sidecar import SUFFIX, is_current, read_sidecar, scan_tar, tar_state, verify
+from .._scan import scan_tar
+from .._sidecar import SUFFIX, is_current, read_sidecar, tar_state, verify
 from .._tar import Broken
 from .paths import shard_paths
 from .processes import Progress, Report, run_all

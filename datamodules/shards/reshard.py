@@ -11,7 +11,9 @@ from pathlib import Path
 
 from fastslm.errors import ConfigError, DataError
 
-from .._sidecar import is_current, read_sidecar, scan_tar, tar_state
+from .._audio import open_region
+from .._scan import scan_tar
+from .._sidecar import is_current, read_sidecar, tar_state
 from .._tar import read_groups
 from .build import ShardSize, divide
 from .paths import shard_paths
@@ -167,11 +169,11 @@ def _copy(work: _Work, report: Report) -> ShardRecord:
                     files.close()
                     descriptors.clear()
                 descriptors[sample.shard] = files.enter_context(open(sample.shard, "rb")).fileno()
+            descriptor = descriptors[sample.shard]
             for extension, offset, size in sample.members:
-                data = os.pread(descriptors[sample.shard], size, offset)
-                if len(data) != size:
+                if os.fstat(descriptor).st_size < offset + size:
                     raise DataError(f"shard {sample.shard}: it was cut while it was read, at sample {sample.key!r}.")
-                target.add(f"{sample.key}.{extension}", data)
+                target.copy(f"{sample.key}.{extension}", open_region(descriptor, offset, size), size)
             record.num_samples += 1
             report(sample.num_bytes / 1e6)
     index_shard(work.path, work.tokenizer)

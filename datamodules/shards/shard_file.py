@@ -11,7 +11,8 @@ from typing import BinaryIO
 
 from fastslm.errors import DataError
 
-from .._sidecar import scan_tar, sidecar_path, write_sidecar
+from .._scan import scan_tar
+from .._sidecar import sidecar_path, write_sidecar
 
 PARTIAL = ".partial"
 
@@ -28,10 +29,14 @@ class ShardFile:
         self.num_members = 0
 
     def add(self, name: str, data: bytes) -> None:
-        """Append a member; owner and time are left blank, or no two builds would be equal."""
+        """Append a member."""
+        self.copy(name, io.BytesIO(data), len(data))
+
+    def copy(self, name: str, file: BinaryIO, size: int) -> None:
+        """Append a member of ``size`` bytes of a file; owner and time stay blank, or no two builds would be equal."""
         header = tarfile.TarInfo(name)
-        header.size = len(data)
-        self._tar.addfile(header, io.BytesIO(data))
+        header.size = size
+        self._tar.addfile(header, file)
         self._tar.members = []  # type: ignore[attr-defined]  # or tarfile keeps every header it has written
         self.num_members += 1
 

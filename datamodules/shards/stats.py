@@ -12,7 +12,8 @@ import numpy.typing as npt
 from fastslm.errors import DataError
 
 from .._columns import ShardRows
-from .._sidecar import is_current, read_sidecar, scan_tar, tar_state
+from .._scan import scan_tar
+from .._sidecar import is_current, read_sidecar, tar_state
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .shard_file import guarded

@@ -61,8 +61,7 @@ def _draw(options: argparse.Namespace) -> int:
     except DataError as error:
         raise DataError(f"{options.file}: {error}") from error
     run = open_run(options.ckpt)
-    path = run.module.path
-    assert path is not None
+    path = run.path
     maps = listen(path, [audio], options.windows)
     duration = len(audio) / SAMPLE_RATE_HZ
     drawn = draw_attention(

@@ -36,6 +36,7 @@ _HARMLESS = (
     "model.alignment_weight",
     "model.frame_cache",
     "model.recompute",
+    "model.spec_augment*",
     "model.compile*",
     "model.max_generated",
     "model.max_new_tokens",

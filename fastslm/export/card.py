@@ -76,11 +76,10 @@ makes; see "Serving" in fastslm's documentation."""
 
 
 def _summary(run: Run, *, merged: bool, llm_only: bool) -> str:
-    model, module = run.config["model"], run.module
-    seconds = module.window_samples / SAMPLE_RATE_HZ
-    tokens = module.budget.tokens_per_window
-    path = module.path
-    assert path is not None
+    model, path = run.settings, run.path
+    seconds = path.window_samples / SAMPLE_RATE_HZ
+    tokens = path.abstractor.budget.tokens_per_window
+    train_parts = model.get("train_parts", ())
     adapters = model["llm"] and _arguments(model["llm"]).get("lora")
     lines = [
         "A speech language model trained with [fastslm](https://arxiv.org/abs/2601.06199): a frozen speech encoder, a"
@@ -89,12 +88,12 @@ def _summary(run: Run, *, merged: bool, llm_only: bool) -> str:
         else "The LLM of a speech language model trained with fastslm, adapters merged.",
         "",
         f"- speech encoder: `{_arguments(model['encoder']).get('pretrained')}`"
-        + (" (trained along)" if "encoder" in module.train_parts else " (frozen)"),
+        + (" (trained along)" if "encoder" in train_parts else " (frozen)"),
         f"- compressor: {type(path.abstractor).__name__}, {tokens} tokens for {seconds:g} s of audio"
         f" ({tokens / seconds:.2f} tokens/s)",
         f"- LLM: `{_arguments(model['llm']).get('pretrained')}`"
         + (f", LoRA rank {adapters['rank']}, {'merged' if merged else 'not merged (needs peft)'}" if adapters else ""),
-        f"- trained parts: {', '.join(module.train_parts)}; optimizer steps: {run.step or 'not known (imported)'}",
+        f"- trained parts: {', '.join(train_parts)}; optimizer steps: {run.step or 'not known (imported)'}",
     ]
     return "\n".join(lines)
 

@@ -18,10 +18,9 @@ from fastslm.export.sources import export_sources
 from fastslm.export.stock import hf_model, llm_state, save_stock_llm
 from fastslm.mel import SAMPLE_RATE_HZ
 from fastslm.model import SpeechLM
-from fastslm.runs import Run
+from fastslm.runs import Run, budgets, path_settings
 from fastslm.whole_folder import whole_folder
 
-_TRAINING_ONLY = ("align", "frame_cache", "recompute")  # settings of SpeechLM that inference does not know
 _MODEL_CLASS = "FastSLMForConditionalGeneration"
 _AUTO_MAP = {
     "AutoConfig": "configuration_fastslm.FastSLMConfig",
@@ -44,7 +43,7 @@ def export_model(run: Run, folder: Path, *, merge_lora: bool = False) -> None:
         CheckpointError: the folder holds something.
         ConfigError: a part of the model cannot be exported.
     """
-    path = _path(run)
+    path = run.path
     sources = export_sources(type(_whisper(path)), type(path.abstractor))
     config = _config(run, merge_lora)
     state = _state(path, merge_lora)
@@ -54,7 +53,7 @@ def export_model(run: Run, folder: Path, *, merge_lora: bool = False) -> None:
         config.save_pretrained(partial)
         _check(partial, state)
         _save_weights(state, partial)
-        _generation_config(path).save_pretrained(partial)
+        _generation_config(path, run.settings.get("max_new_tokens")).save_pretrained(partial)
         path.prompter.tokenizer.save_pretrained(partial)
         _write_processor(run, partial)
         (partial / "README.md").write_text(model_card(run, folder.name, merged=merge_lora), encoding="utf-8")
@@ -67,16 +66,11 @@ def export_llm(run: Run, folder: Path) -> None:
         CheckpointError: the folder holds something.
         ConfigError: the LLM cannot be exported.
     """
-    path = _path(run)
+    path = run.path
     with whole_folder(folder) as partial:
         save_stock_llm(path.llm, partial, merged=True)
         _generation_config(path).save_pretrained(partial)
         (partial / "README.md").write_text(model_card(run, folder.name, merged=True, llm_only=True), encoding="utf-8")
-
-
-def _path(run: Run) -> SpeechLM:
-    assert run.module.path is not None
-    return run.module.path
 
 
 def _whisper(path: SpeechLM) -> Any:
@@ -89,7 +83,7 @@ def _whisper(path: SpeechLM) -> Any:
 
 
 def _config(run: Run, merged: bool) -> FastSLMConfig:
-    path, module = _path(run), run.module
+    path, settings = run.path, run.settings
     llm = hf_model(path.llm)
     dtypes = {"encoder": _whisper(path).whisper.dtype, "abstractor": _dtype(path.abstractor), "llm": llm.dtype}
     narrow = {dtype for dtype in dtypes.values() if dtype != torch.float32}
@@ -100,12 +94,15 @@ def _config(run: Run, merged: bool) -> FastSLMConfig:
             " alike."
         )
     dtype = narrow.pop() if narrow else torch.float32
-    budget = module.budget
-    arguments = (run.config["model"]["abstractor"] or {}).get("init_args") or {}
+    _, budget = budgets(settings, path.encoder)
+    abstractor = settings["abstractor"]
+    arguments = {} if isinstance(abstractor, str) else abstractor.get("init_args") or {}
+    kinds = {"encoder": type(path.encoder), "abstractor": type(path.abstractor)}
     # Copies: transformers settles things such as the attention in the very objects that it is given.
     config = FastSLMConfig(
         encoder_config=copy.deepcopy(_whisper(path).whisper.config),
         text_config=copy.deepcopy(llm.config),
+        class_paths={name: f"{kind.__module__}.{kind.__qualname__}" for name, kind in kinds.items()},
         abstractor=dict(arguments),
         budget={
             "frames_per_window": budget.frames_per_window,
@@ -113,12 +110,13 @@ def _config(run: Run, merged: bool) -> FastSLMConfig:
             "full_tail": budget.full_tail,
         },
         tokens_per_window=path.abstractor.budget.tokens_per_window,
-        path={name: value for name, value in module._path_settings.items() if name not in _TRAINING_ONLY},
+        path=path_settings(settings),
         lora=None if merged else _lora(path),
         float32_parts=[] if dtype == torch.float32 else [p for p, d in dtypes.items() if d == torch.float32],
         audio_token_id=path.prompter.audio_id,
         stop_ids=list(path.prompter.stop_ids),
-        new_tokens_per_second=module.new_tokens_per_second,
+        new_tokens_per_second=settings.get("new_tokens_per_second", 4.0),
+        context_length=path.llm.context_length,
         tie_word_embeddings=bool(getattr(llm.config, "tie_word_embeddings", False)),
         architectures=[_MODEL_CLASS],
         dtype=dtype,
@@ -163,16 +161,16 @@ def _save_weights(state: dict[str, Tensor], folder: Path) -> None:
         file.chmod(0o644)  # it makes them readable for their owner alone
 
 
-def _generation_config(path: SpeechLM) -> Any:
+def _generation_config(path: SpeechLM, max_new_tokens: int | None = None) -> Any:
     from transformers import GenerationConfig
 
     stops = list(path.prompter.stop_ids)
-    return GenerationConfig(do_sample=False, eos_token_id=stops, pad_token_id=stops[0])
+    return GenerationConfig(do_sample=False, eos_token_id=stops, pad_token_id=stops[0], max_new_tokens=max_new_tokens)
 
 
 def _write_processor(run: Run, folder: Path) -> None:
     extractor = {"sampling_rate": SAMPLE_RATE_HZ, "feature_extractor_type": "FastSLMFeatureExtractor"}
-    processor = {"enable_thinking": run.module.prompter.enable_thinking}
+    processor = {"enable_thinking": run.path.prompter.enable_thinking}
     names = ("AutoProcessor", "AutoFeatureExtractor")
     for file, values in (("preprocessor_config.json", extractor), ("processor_config.json", processor)):
         values = {**values, "processor_class": "FastSLMProcessor", "auto_map": {n: _AUTO_MAP[n] for n in names}}

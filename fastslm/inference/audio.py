@@ -2,38 +2,27 @@
 
 import contextlib
 import os
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
-import soxr
 
+from fastslm.av_decoding import av_seconds, av_stream, has_av, needs_av
 from fastslm.batch import Int16Array
+from fastslm.decoding import BLOCK_SECONDS, Blocks, check_rate, open_sound, resampled, sound_blocks, sound_info
 from fastslm.errors import DataError
 from fastslm.mel import SAMPLE_RATE_HZ
 
-from .av_audio import av_blocks, av_seconds, has_av, needs_av
-
-Blocks: TypeAlias = Iterator[npt.NDArray[np.float32]]
-
-BLOCK_SECONDS = 10
 #: What a folder is searched for.
 EXTENSIONS = frozenset(
     {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"}  # soundfile
     | {".m4a", ".aac", ".mp4", ".mkv", ".mov", ".webm", ".wma", ".amr", ".avi"}  # PyAV
 )
-_MAX_RATE_HZ = 768_000
-#: libsndfile's note on a WAV that is shorter than its header says; it reads what is there without a word.
-_SHORT_WAV = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
-_UNKNOWN_BYTES = 0x7FFF0000  # from here on, what programs write that did not know the length (to a pipe)
-_OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # of the largest page
 
 
 class AudioSource:
@@ -70,7 +59,7 @@ class ArraySource(AudioSource):
 
     def __init__(self, samples: Any, sample_rate_hz: int = SAMPLE_RATE_HZ, name: str = "audio") -> None:
         self.samples, self._rate_hz = _as_array(samples), sample_rate_hz
-        _check_rate(sample_rate_hz)
+        check_rate(sample_rate_hz)
         self.name, self.seconds = name, len(self.samples) / sample_rate_hz
 
     def blocks(self) -> Iterator[Int16Array]:
@@ -78,10 +67,8 @@ class ArraySource(AudioSource):
         if not len(self.samples):
             raise DataError("the audio holds no samples")
         size = BLOCK_SECONDS * self._rate_hz
-        resampler = Resampler(self._rate_hz)
-        for begin in range(0, len(self.samples), size):
-            yield resampler.push(self.samples[begin : begin + size])
-        yield resampler.finish()
+        blocks = (self.samples[begin : begin + size] for begin in range(0, len(self.samples), size))
+        yield from resampled(blocks, self._rate_hz)
 
 
 class FileSource(AudioSource):
@@ -102,8 +89,8 @@ class FileSource(AudioSource):
             self._with_av = needs_av(file)
             if not self._with_av:
                 try:
-                    with _sound(file) as sound:
-                        self.seconds = sound.frames / sound.samplerate
+                    info = sound_info(file)
+                    self.seconds = info.num_frames / info.sample_rate_hz
                     return
                 except DataError as error:
                     if not has_av() or "Format not recognised" not in str(error):
@@ -127,17 +114,16 @@ class FileSource(AudioSource):
         """Return its samples in blocks."""
         num_samples = 0
         with self._open() as file, contextlib.ExitStack() as stack:
+            blocks: Blocks
             if self._with_av:
-                rate_hz, blocks = av_blocks(file)
+                rate_hz, blocks = av_stream(file)
             else:
-                sound = stack.enter_context(_sound(file))
-                rate_hz, blocks = sound.samplerate, _sound_blocks(sound)
-            resampler = Resampler(rate_hz)
-            for block in blocks:
-                yield (samples := resampler.push(block))
+                sound = stack.enter_context(open_sound(file))
+                rate_hz, blocks = sound.samplerate, sound_blocks(sound, sound.frames)
+            for samples in resampled(blocks, rate_hz):
+                yield samples
                 num_samples += len(samples)
-            yield (samples := resampler.finish())
-        if num_samples + len(samples) == 0:
+        if num_samples == 0:
             raise DataError("unreadable audio: it holds no samples")
 
 
@@ -212,38 +198,6 @@ def find_audio(folder: Path) -> list[Path]:
     return found
 
 
-class Resampler:
-    """Blocks at any rate to int16 mono at 16 kHz; blocks may have any length.
-
-    Args:
-        rate_hz: samples per second of what comes in.
-    """
-
-    def __init__(self, rate_hz: int) -> None:
-        _check_rate(rate_hz)
-        self._stream = None if rate_hz == SAMPLE_RATE_HZ else soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, "float32")
-
-    def push(self, block: npt.NDArray[Any]) -> Int16Array:
-        """Return what ``block`` (``[N]`` or ``[N, channels]``, floats or int16) makes; the resampler lags behind."""
-        if self._stream is None and block.dtype == np.int16 and block.ndim == 1:
-            return block
-        block = block.astype(np.float32) / 32768.0 if block.dtype == np.int16 else block.astype(np.float32, copy=False)
-        mono = block.mean(axis=1, dtype=np.float32) if block.ndim == 2 else block
-        if not np.isfinite(mono).all():
-            raise DataError("unreadable audio: it holds values that are not numbers")
-        return _to_int16(mono if self._stream is None else self._stream.resample_chunk(mono))
-
-    def finish(self) -> Int16Array:
-        """Return what was held back."""
-        rest = np.zeros(0, np.float32)
-        return _to_int16(rest if self._stream is None else self._stream.resample_chunk(rest, last=True))
-
-
-def _to_int16(block: npt.NDArray[np.float32]) -> Int16Array:
-    scaled: npt.NDArray[np.float32] = np.rint(np.clip(block, -1.0, 1.0) * 32768.0)
-    return scaled.clip(max=32767.0).astype(np.int16)
-
-
 def _as_array(samples: Any) -> npt.NDArray[Any]:
     array = samples.detach().cpu().numpy() if hasattr(samples, "detach") else np.asarray(samples)
     if array.ndim == 2 and array.shape[0] <= 16 < array.shape[1]:
@@ -253,51 +207,3 @@ def _as_array(samples: Any) -> npt.NDArray[Any]:
             f"audio must be [N] or [N, channels] of floats in -1..1 or int16, and is {array.dtype} {list(array.shape)}"
         )
     return array
-
-
-def _check_rate(rate_hz: int) -> None:
-    if not 0 < rate_hz <= _MAX_RATE_HZ:
-        raise DataError(f"unreadable audio: a sample rate of {rate_hz} Hz")
-
-
-@contextlib.contextmanager
-def _sound(file: BinaryIO) -> Iterator[Any]:
-    """Open a file in soundfile, and refuse one that cannot be what its header says."""
-    _check_ogg(file)
-    try:
-        with soundfile.SoundFile(file) as sound:
-            _check_rate(sound.samplerate)
-            note = _SHORT_WAV.search(sound.extra_info)
-            if note and int(note[2]) < int(note[1]) < _UNKNOWN_BYTES:
-                raise DataError(f"unreadable audio: it holds {note[2]} of the {note[1]} bytes that its header says")
-            if sound.frames <= 0:
-                raise DataError("unreadable audio: it holds no samples")
-            yield sound
-    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        what = str(error).rpartition(": ")[2].strip() or type(error).__name__
-        raise DataError(f"unreadable audio: {what}") from error
-
-
-def _sound_blocks(sound: Any) -> Blocks:
-    """Return blocks ``[N, channels]``; a file that ends before its header says is an error."""
-    left = sound.frames
-    while left > 0:
-        block = sound.read(min(left, BLOCK_SECONDS * sound.samplerate), dtype="float32", always_2d=True)
-        if not len(block):
-            at, missing = (sound.frames - left) / sound.samplerate, left / sound.samplerate
-            raise DataError(f"unreadable audio: it breaks off at {at:.2f} s, {missing:.2f} s before its header says")
-        left -= len(block)
-        yield block
-
-
-def _check_ogg(file: BinaryIO) -> None:
-    """Raise where the last page of an Ogg file is cut: its header gives no length, so that libsndfile just stops."""
-    file.seek(0)
-    if file.read(4) == b"OggS":
-        file.seek(-min(file.seek(0, os.SEEK_END), _OGG_PAGE_BYTES), os.SEEK_END)
-        tail = file.read()
-        page = tail[tail.rfind(b"OggS\0") :]
-        num_segments = page[26] if len(page) > 26 else 255
-        if len(page) < 27 + num_segments + sum(page[27 : 27 + num_segments]):
-            raise DataError("unreadable audio: it ends in the middle of an Ogg page")
-    file.seek(0)

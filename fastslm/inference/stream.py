@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastslm.decoding import Resampler
 from fastslm.errors import ConfigError, DataError
 from fastslm.mel import SAMPLE_RATE_HZ
 
-from .audio import ArraySource, AudioSource, Resampler
+from .audio import ArraySource, AudioSource
 from .engine import Decoding, Memory, Written
 from .hearing import Cutter, Heard, Piece, hear, listen
 from .request import Request

@@ -61,7 +61,11 @@ def parser() -> argparse.ArgumentParser:
 
 def add_model_options(made: argparse.ArgumentParser) -> None:
     """Add which model, and where."""
-    made.add_argument("--model", metavar="PATH", help="run folder or checkpoint (default: the run in runs/hta)")
+    made.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="run folder, checkpoint, exported folder, or OWNER/NAME of the hub (default: the run in runs/hta)",
+    )
     made.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the first GPU if there is one)")
 
 
@@ -103,10 +107,10 @@ def _run(options: argparse.Namespace) -> int:
             f"--format {options.format}: {len(jobs)} recordings need a folder of their own: --output DIR."
         )
 
-    from .load import find_checkpoint, load
+    from .load import find_model, load
 
     if folder is not None:
-        checkpoint = str(find_checkpoint(options.model))
+        checkpoint = str(find_model(options.model))
         _check_folder(folder, {**settings, "format": options.format, "model": identity(checkpoint)}, options.overwrite)
     waiting = [job for job in jobs if options.overwrite or not job.finished]
     if len(waiting) < len(jobs):

@@ -33,11 +33,14 @@ class _Downsampler(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 3, stride=factor, padding=1)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, frames: Tensor, valid: Tensor) -> Tensor:
-        """Return ``[W, ceil(F / factor), d]``; what a convolution sees past the audio is always zero."""
-        hidden = F.gelu(self.conv1((frames * valid[..., None]).transpose(1, 2)))
+    def forward(self, frames: Tensor, valid: Tensor, valid_after: Tensor) -> Tensor:
+        """Return ``[W, ceil(F / factor), d]``, like ``frames`` zero past the audio, as a convolution must see it.
+
+        Zeroed once, here: a product before each use would hold one more copy of a scale for the backward pass.
+        """
+        hidden = F.gelu(self.conv1(frames.transpose(1, 2)))
         hidden = F.gelu(self.conv2(hidden * valid[:, None]))
-        return self.norm(hidden.transpose(1, 2))  # type: ignore[no-any-return]
+        return self.norm(hidden.transpose(1, 2)) * valid_after[..., None]  # type: ignore[no-any-return]
 
 
 class _Compressor(nn.Module):
@@ -203,8 +206,8 @@ class HTA(AnyRateAbstractor):
         num_frames = valid.sum(1)
         scales, valids = [frames], [valid]
         for factor, downsample in zip(self.downsampling, self.downsamplers, strict=True):
-            scales.append(downsample(scales[-1], valids[-1]))
             valids.append(valids[-1][:, ::factor])  # position i stands for position i * factor before
+            scales.append(downsample(scales[-1], *valids[-2:]))
 
         stage_tokens = [stage(scale, v) for stage, scale, v in zip(self.stages, scales, valids, strict=True)]
         stage_valid = [valid_positions(self._share(num_frames, count), count) for count in self.stage_counts]

@@ -56,12 +56,25 @@ class WhisperEncoder(Encoder):
             if not hasattr(config, name):
                 raise ConfigError(f"model.encoder.overrides: unknown {name!r}.{nearest(name, config.to_dict())}")
             setattr(config, name, value)
+        self._describe(config)
+        self.whisper: Any = None
+
+    @classmethod
+    def around(cls, whisper: Any) -> "WhisperEncoder":
+        """Return an encoder around a Whisper encoder of transformers that is there already."""
+        made = cls.__new__(cls)
+        super(cls, made).__init__()
+        made.pretrained, made.initialize, made.dtype = whisper.config.name_or_path, "pretrained", whisper.dtype
+        made._describe(whisper.config)
+        made.whisper = whisper
+        return made
+
+    def _describe(self, config: Any) -> None:
         self.config = config
         self.width = config.d_model
         self.num_mel_bins = config.num_mel_bins
         self.samples_per_frame = 2 * HOP_SAMPLES
         self.max_window_seconds = config.max_source_positions * self.samples_per_frame / SAMPLE_RATE_HZ
-        self.whisper: Any = None
 
     def load(self) -> None:
         """Bring the weights; the decoder of the checkpoint is not read into memory."""

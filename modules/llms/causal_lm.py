@@ -94,13 +94,35 @@ class CausalLM(LanguageModel):
             if not hasattr(config, name):
                 raise ConfigError(f"model.llm.overrides: unknown {name!r}.{nearest(name, config.to_dict())}")
             setattr(config, name, value)
+        self._describe(config, context_length)
+        self.causal_lm: Any = None
+        self._positions: Tensor | None = None
+
+    @classmethod
+    def around(cls, causal_lm: Any, tokenizer: Any, context_length: int | None = None) -> "CausalLM":
+        """Return an LLM around a causal LM of transformers that is there already, adapters and all."""
+        made = cls.__new__(cls)
+        super(cls, made).__init__()
+        made.pretrained, made.initialize, made.lora = causal_lm.config.name_or_path, "pretrained", None
+        made.dtype, made.attention, made.gradient_checkpointing, made.quantize = causal_lm.dtype, None, False, None
+        made.tokenizer = tokenizer
+        made._describe(causal_lm.config, context_length)
+        made._positions = None
+        made._hold(causal_lm)
+        return made
+
+    def _describe(self, config: Any, context_length: int | None) -> None:
         self.config = config
         text_config = config.get_text_config()
         self.width = int(text_config.hidden_size)
         own_length = int(getattr(text_config, "max_position_embeddings", 0)) or None
         self.context_length = context_length or own_length or 1 << 30
-        self.causal_lm: Any = None
-        self._positions: Tensor | None = None
+
+    def _hold(self, causal_lm: Any) -> None:
+        # The head sees label positions only: logits of a 150k vocabulary at every position would be the largest
+        # tensor of the step. A hook, so that scaling and capping after the head stay the model's own.
+        causal_lm.get_output_embeddings().register_forward_pre_hook(self._select_positions)
+        self.causal_lm = causal_lm
 
     def load(self) -> None:
         """Bring the weights, enlarge the embedding table if the tokenizer outgrew it, and add the adapters."""
@@ -131,10 +153,7 @@ class CausalLM(LanguageModel):
             self._add_adapters(model, self.lora)
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        # The head sees label positions only: logits of a 150k vocabulary at every position would be the largest
-        # tensor of the step. A hook, so that scaling and capping after the head stay the model's own.
-        model.get_output_embeddings().register_forward_pre_hook(self._select_positions)
-        self.causal_lm = model.train()  # from_pretrained leaves evaluation mode, which turns checkpointing off
+        self._hold(model.train())  # from_pretrained leaves evaluation mode, which turns checkpointing off
 
     def _apply(self, fn, recurse: bool = True) -> "CausalLM":  # type: ignore[no-untyped-def]
         """Move or cast, but never the frequencies of rotary embeddings: in bfloat16 they are up to 0.4 % off."""

@@ -88,3 +88,18 @@ class Hold(L.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         while trainer.global_step and not os.path.exists(self.path):
             time.sleep(0.1)
+
+
+class CutShard(L.Callback):
+    """Cuts a shard off before the second training batch, as a failing disk may.
+
+    Args:
+        shard: path of the tar.
+    """
+
+    def __init__(self, shard: str) -> None:
+        self.shard = shard
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 1:
+            os.truncate(self.shard, 600)

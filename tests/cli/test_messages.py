@@ -131,6 +131,14 @@ def test_help_answers_within_a_second_and_names_every_command():
         assert f"\n  {command} " in done.stdout
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m fastslm plugins | head -c 1", shell=True, capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout) == 1
+    assert not done.stderr
+
+
 def test_print_config_is_complete_and_runs_again_unchanged(run_config, capsys, tmp_path):
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(run_config), "--print_config"])

@@ -13,7 +13,8 @@ import soundfile
 from fastslm.datamodules._dataset import ShardDataset
 from fastslm.datamodules._entries import Limits, collect
 from fastslm.datamodules._index import IndexBuilder
-from fastslm.datamodules._sidecar import scan_tar, sidecar_path, write_sidecar
+from fastslm.datamodules._scan import scan_tar
+from fastslm.datamodules._sidecar import sidecar_path, write_sidecar
 from fastslm.datamodules._tar import Broken
 from fastslm.errors import DataError
 from fastslm.prompt import Prompter

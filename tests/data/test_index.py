@@ -11,7 +11,8 @@ import pytest
 from fastslm.datamodules import _index, _texts
 from fastslm.datamodules._entries import Limits, collect
 from fastslm.datamodules._index import IndexBuilder
-from fastslm.datamodules._sidecar import read_sidecar, scan_tar, sidecar_path, write_sidecar
+from fastslm.datamodules._scan import scan_tar
+from fastslm.datamodules._sidecar import read_sidecar, sidecar_path, write_sidecar
 from fastslm.errors import DataError
 from fastslm.prompt import Prompter
 

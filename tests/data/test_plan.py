@@ -12,12 +12,12 @@ from fastslm.datamodules._plan import (
     BatchLimits,
     Costs,
     Mixture,
-    PlanSampler,
     data_hash,
     plan_hash,
     planned_in,
     shuffled,
 )
+from fastslm.datamodules._sampler import PlanSampler
 
 LIMITS = BatchLimits(samples=4, windows=12, tokens=100)
 

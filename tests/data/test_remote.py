@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fastslm.datamodules import _store
-from fastslm.datamodules._sidecar import scan_tar, sidecar_path, write_sidecar
+from fastslm.datamodules._scan import scan_tar
+from fastslm.datamodules._sidecar import sidecar_path, write_sidecar
 from fastslm.datamodules._sources import expand
 from fastslm.datamodules._store import Store, retried
 from fastslm.errors import DataError, MissingExtraError

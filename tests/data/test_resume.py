@@ -112,7 +112,7 @@ def run_to_end(settings, make_trainer, world_size, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (2, 0), (2, 2)])
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (1, 4), (2, 0), (2, 2)])
 def test_after_ten_kills_the_batches_are_those_of_an_uninterrupted_run(
     tmp_path, settings, make_trainer, world_size, num_workers
 ):
@@ -141,7 +141,7 @@ def test_after_ten_kills_the_batches_are_those_of_an_uninterrupted_run(
     assert trained(killed, world_size) == trained(tmp_path / "whole", world_size)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_one_kill_and_another_number_of_workers_change_nothing(tmp_path, settings, make_trainer, num_workers):
     run_to_end({**settings, "num_workers": 0}, make_trainer, 1, tmp_path / "whole")
     killed = tmp_path / "killed"

@@ -11,11 +11,11 @@ import zlib
 import numpy as np
 import pytest
 
+from fastslm.datamodules._scan import scan_tar
 from fastslm.datamodules._sidecar import (
     is_current,
     parse_sidecar,
     read_sidecar,
-    scan_tar,
     sidecar_path,
     tar_state,
     verify,

@@ -72,8 +72,8 @@ def results(tmp_path_factory, make_run, outside):
     jobs["causal"] = {**jobs["hta"], "auto": "AutoModelForCausalLM"}
     export_llm(runs["hta"], folder / "llm")
     with torch.no_grad():
-        embeds = embeddings_here(runs["hta"].module.path, RECORDINGS[:1])[1]
-    ids = runs["hta"].module.prompter.prompt_ids(Request().messages()).tolist()
+        embeds = embeddings_here(runs["hta"].path, RECORDINGS[:1])[1]
+    ids = runs["hta"].path.prompter.prompt_ids(Request().messages()).tolist()
     jobs["llm"] = {"folder": str(folder / "llm"), "kind": "llm", "embeds": embeds, "ids": ids}
     found = outside(jobs)
     return {name: (found[name], runs["hta"], folder / name) for name in jobs} | {"modules": found["modules"]}
@@ -102,7 +102,7 @@ def test_nothing_of_fastslm_was_imported_outside(results):
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_and_answers_are_those_of_the_trained_model(said, one_thread, name):
     found, run, _ = said(name)
-    path = run.module.path
+    path = run.path
     batch, embeddings, mask = embeddings_here(path, RECORDINGS)
     expected = path.llm.causal_lm(inputs_embeds=embeddings, attention_mask=mask).logits
     assert expected.float().std() > 0.05
@@ -111,7 +111,7 @@ def test_logits_and_answers_are_those_of_the_trained_model(said, one_thread, nam
     else:
         assert torch.equal(found["logits"], expected)
     assert found["answer"].tolist() == path.generate(batch, 6).tolist()
-    assert found["text"] == run.module.prompter.tokenizer.batch_decode(found["answer"], skip_special_tokens=True)
+    assert found["text"] == run.path.prompter.tokenizer.batch_decode(found["answer"], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,8 +140,8 @@ def test_dtypes_stay_as_they_were_used(more_results):
 def test_other_tasks_have_their_prompts(results, one_thread):
     found, run, _ = results["ast"]
     request = Request("ast", language="Korean")
-    assert found["ids"][0].tolist() == run.module.prompter.prompt_ids(request.messages()).tolist()
-    _, embeddings, _ = embeddings_here(run.module.path, RECORDINGS[:1], request)
+    assert found["ids"][0].tolist() == run.path.prompter.prompt_ids(request.messages()).tolist()
+    _, embeddings, _ = embeddings_here(run.path, RECORDINGS[:1], request)
     assert torch.equal(found["embeds"][0], embeddings[0])
 
 
@@ -157,14 +157,14 @@ def test_the_llm_alone_is_a_stock_model_that_reads_the_prompt_embeddings(results
     assert {kind: names for kind, names in found["info"].items() if names} == {}
     assert not list(folder.glob("*.py"))
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
-    path = run.module.path
+    path = run.path
     _, embeddings, _ = embeddings_here(path, RECORDINGS[:1])
     expected = path.llm.causal_lm(inputs_embeds=embeddings).logits
     torch.testing.assert_close(found["logits"], expected, rtol=0, atol=1e-4)
     whole = results["hta"][0]
     torch.testing.assert_close(whole["embeds"][0], embeddings[0])
     assert "<|AUDIO|>" in found["words"]
-    stop = run.module.prompter.stop_ids[0]
+    stop = run.path.prompter.stop_ids[0]
     answers = [row.tolist() for row in (found["answer"][0], whole["answer"][0])]
     first, second = (row[: row.index(stop)] if stop in row else row for row in answers)
     assert first == second
@@ -236,9 +236,9 @@ def test_what_is_no_run_is_said_in_one_sentence(tmp_path, capsys):
 def test_an_encoder_of_another_kind_is_refused(tmp_path, make_run, monkeypatch):
     run = open_run(make_run(tmp_path / "run", "AvgPool", lora=None))
 
-    class Other(type(run.module.path.encoder)):
+    class Other(type(run.path.encoder)):
         pass
 
-    run.module.path.encoder.__class__ = Other
+    run.path.encoder.__class__ = Other
     with pytest.raises(ConfigError, match=r"model\.encoder: Other cannot be exported"):
         export_model(run, tmp_path / "out")

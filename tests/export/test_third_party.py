@@ -69,7 +69,7 @@ def test_a_compressor_in_a_file_of_its_own_comes_along(tmp_path, their_package, 
     recording = (np.random.default_rng(0).standard_normal(40_000) * 2000).astype(np.int16)
     found = outside({"theirs": {"folder": str(tmp_path / "out"), "kind": "speech", "audio": recording}})
     assert found["modules"] == []
-    path = run.module.path
+    path = run.path
     tokens = path.listen(torch.from_numpy(recording), path.cut([len(recording)])).flatten(0, 1)
     tokens = tokens[torch.from_numpy(path.recording_rows(path.cut([len(recording)]))[0])]
     place = int((found["theirs"]["ids"][0] == path.prompter.audio_id).nonzero())
@@ -120,7 +120,7 @@ def test_a_compressor_whose_arguments_do_not_survive_is_refused(tmp_path, their_
 
     run = make_run(tmp_path / "run", "their_pooling.pool.Pooling", lora=None)
     opened = open_run(run)
-    opened.module.path.abstractor.projector.bias = None
+    opened.path.abstractor.projector.bias = None
     import_module("their_pooling.pool").Pooling.biased = False  # this process only; the file says True
     with pytest.raises(
         ConfigError, match=r"build another model: 1 weights differ, such as path\.abstractor\.projector\.bias"

@@ -10,8 +10,9 @@ import pytest
 import soundfile
 import soxr
 
+from fastslm.av_decoding import needs_av
 from fastslm.errors import DataError, MissingExtraError
-from fastslm.inference import audio, av_audio
+from fastslm.inference import audio
 from fastslm.inference.audio import ArraySource, FileSource, find_audio, open_audio
 
 RATE = 16_000
@@ -206,7 +207,7 @@ def test_containers_are_told_by_their_first_bytes():
         b"RIFF\0\0\0\0WAVE": False,
     }
     heads |= {b"\xff\xf1\x50\x80________": True, b"\xff\xfb\x90\x00________": False, b"fLaC": False, b"": False}
-    assert {head: av_audio.needs_av(io.BytesIO(head)) for head in heads} == heads
+    assert {head: needs_av(io.BytesIO(head)) for head in heads} == heads
 
 
 def test_soundfile_lists_what_the_extensions_promise():

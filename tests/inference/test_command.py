@@ -11,7 +11,9 @@ import time
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from tiny_run import settings_of
 
 from fastslm import cli
 from fastslm.inference import load as load_module
@@ -288,42 +290,38 @@ def test_a_real_interrupt_keeps_whole_files_only(run_folder, talks, tmp_path):
     assert not [p for p in out.rglob(".*") if p.name != ".fastslm-transcribe.json"]
 
 
-@pytest.mark.slow
-def test_a_run_of_the_training_command_can_be_used(tmp_path, tiny_encoder, tiny_llm, make_shards, talks):
-    from tiny_run import settings_of
-
-    settings = settings_of(tiny_encoder, tiny_llm)
+def test_the_command_that_a_fit_prints_at_its_end_transcribes_a_recording_it_never_heard(
+    tmp_path, monkeypatch, capsys, tiny_encoder, wordy_llm, make_shards, flac
+):
+    settings = settings_of(tiny_encoder, wordy_llm, max_new_tokens=12)
     settings["optimizer"] = {"warmup_steps": 1, "part_learning_rates": {}}
-    shards = make_shards(tmp_path / "data", 4)
     config = {
-        "run_folder": str(tmp_path / "run"),
-        "model": settings,
+        "run_folder": "runs/hta",
+        "model": {**settings, "frame_cache": False},
         "data": {
             "class_path": "WebDatasetModule",
             "init_args": {
-                "train_shards": shards, "val_shards": shards, "batch_samples": 2, "num_workers": 0,
-                "cache_dir": str(tmp_path / "cache"),
+                "train_shards": make_shards(tmp_path / "data", 4),
+                "val_shards": make_shards(tmp_path / "data", 3, seconds=[301.0, 1.5, 2.5], name="val"),
+                "batch_samples": 4, "num_workers": 0, "cache_dir": str(tmp_path / "cache"),
             },
         },
         "trainer": {"accelerator": "cpu", "max_steps": 2, "val_check_interval": 2, "enable_progress_bar": False},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(json.dumps(config))
-    fit = [sys.executable, "-m", "fastslm", "fit", "--config", str(tmp_path / "run.yaml")]
-    trained = subprocess.run(fit, timeout=600, capture_output=True, text=True, check=False)
-    assert trained.returncode == 0, trained.stderr
-    use = [
-        sys.executable,
-        "-m",
-        "fastslm",
-        "transcribe",
-        str(talks / "c.wav"),
-        "--model",
-        str(tmp_path / "run"),
-        *LIMIT,
-    ]
-    done = subprocess.run(use, timeout=600, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1  # the transcript and nothing else
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["fit", "--config", "run.yaml"]) == 0
+    (printed,) = [line for line in capsys.readouterr().out.splitlines() if "fastslm transcribe" in line]
+    assert printed.split() == ["fastslm", "transcribe", "runs/hta/sample.flac"]
+    sample, rate = soundfile.read("runs/hta/sample.flac", dtype="int16")
+    rows = (tmp_path / "runs/hta/predictions-val.jsonl").read_text().splitlines()
+    held_out = {row["key"]: row for row in map(json.loads, rows)}
+    (key,) = [key for key, row in held_out.items() if round(row["audio_seconds"] * rate) == len(sample)]
+    expected, _ = soundfile.read(io.BytesIO(flac(held_out[key]["audio_seconds"], seed=int(key[-3:]))), dtype="int16")
+    assert np.array_equal(sample, expected)
+
+    assert cli.main([*printed.split()[1:], "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.strip() == held_out[key]["hypothesis"]
 
 
 def test_a_batch_that_does_not_fit_in_memory_is_done_one_by_one(run, talks, tmp_path, monkeypatch):

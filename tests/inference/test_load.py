@@ -1,38 +1,83 @@
-"""From a run to a model: which checkpoint is taken, what is refused, and that Lightning stays out of it."""
+"""From a run to a model: which checkpoint is taken, what is refused, and that Lightning stays out of it.
+
+Exported folders and the hub are in test_exported.py.
+"""
 
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import save_file
 from tiny_run import settings_of, write_run
 
 import fastslm
 from fastslm.errors import CheckpointError, ConfigError
-from fastslm.inference.load import find_checkpoint
+from fastslm.inference.load import find_model
+from fastslm.runs import build_module, find_checkpoint, open_run, path_settings
 
 
 def contents_of(folder):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def test_a_run_folder_a_checkpoint_folder_and_a_file_give_the_same_model(run_folder, model, noise, tmp_path):
+def test_a_run_folder_its_checkpoints_and_a_file_give_the_same_model(run_folder, model, noise):
     expected = model.transcribe(noise(3), max_new_tokens=8).tokens
-    contents = contents_of(run_folder)
-    step = tmp_path / "checkpoints" / "step-000002"  # as newer runs write it, with the trainer's state beside
-    step.mkdir(parents=True)
-    weights = {name: value.contiguous() for name, value in contents["state_dict"].items()}
-    save_file(weights, step / "adapter.safetensors")
-    (step / "config.yaml").write_text(yaml.safe_dump(contents["fastslm_config"]))
-    (step / "trainer.ckpt").mkdir()
-    (tmp_path / "checkpoints" / "last.ckpt").symlink_to("step-000002/trainer.ckpt")
-    for path in (run_folder, str(run_folder / "checkpoints"), run_folder / "checkpoints" / "last.ckpt", tmp_path, step):
+    for path in (run_folder, str(run_folder / "checkpoints"), run_folder / "checkpoints" / "last.ckpt"):
         assert fastslm.load(path, device="cpu").transcribe(noise(3), max_new_tokens=8).tokens == expected
+
+
+@pytest.fixture
+def trained(tmp_path, tiny_encoder, tiny_llm):
+    """Return a run folder as training writes it: its best checkpoint of step 1, its last of step 2, each a folder."""
+    from fastslm.checkpoint.writer import write_checkpoint
+
+    module, settings = build_module(settings_of(tiny_encoder, tiny_llm, tokens_per_window=[4, 8], alignment_weight=1))
+    module.configure_model()
+    module.run_config = {"model": settings}
+    alone = SimpleNamespace(broadcast=lambda value: value, barrier=lambda name=None: None)
+    for step, name in enumerate(("best-step=1", "last"), 1):
+        with torch.no_grad():
+            for parameter in module.path.abstractor.parameters():
+                parameter.normal_()
+        trainer = SimpleNamespace(
+            is_global_zero=True, global_step=step, current_epoch=0, world_size=1, precision="32-true", strategy=alone,
+            callback_metrics={"val/wer": torch.tensor(0.5)},
+        )  # fmt: skip
+        link = tmp_path / "run" / "checkpoints" / f"{name}.ckpt"
+        write_checkpoint(trainer, module, link, {}, lambda path: torch.save({"state_dict": {}}, path))
+    return tmp_path / "run", module
+
+
+def test_the_folders_that_training_writes_are_read_and_everyone_chooses_alike(trained):
+    folder, module = trained
+    checkpoints = folder / "checkpoints"
+    best, last = ((checkpoints / name).resolve().parent for name in ("best-step=1.ckpt", "last.ckpt"))
+    assert best != last
+    for given in (folder, checkpoints):
+        assert find_model(given) == find_checkpoint(given) == best
+        assert find_checkpoint(given, "last") == last
+    assert (open_run(folder).checkpoint, open_run(folder).step, open_run(folder, "last").step) == (best, 1, 2)
+    for given in (last, checkpoints / "last", checkpoints / "last.ckpt"):
+        loaded = fastslm.load(given, device="cpu").path.state_dict()
+        stored = {n: v for n, v in module.path.state_dict().items() if not n.startswith("alignment.")}
+        assert all(torch.equal(loaded[name], value) for name, value in stored.items())
+
+
+def test_a_folder_that_a_kill_or_a_hand_has_left_incomplete_is_refused(trained):
+    folder, _ = trained
+    last = (folder / "checkpoints" / "last").resolve()
+    weights = last / "adapter.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"damaged: adapter\.safetensors has other content"):
+        fastslm.load(last)
+    (last / "checkpoint.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint: it has no checkpoint\.json"):
+        fastslm.load(last)
 
 
 def test_the_stored_weights_are_the_models(run_folder, model):
@@ -46,10 +91,10 @@ def test_the_stored_weights_are_the_models(run_folder, model):
 def test_the_best_checkpoint_comes_before_the_last_one_and_the_newest_of_each(tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    for age, name in enumerate(("last.ckpt", "best-20.ckpt", "best-10.ckpt", "other.ckpt")):
+    for age, name in enumerate(("last.ckpt", "best-20.ckpt", "best-10.ckpt")):
         (folder / name).write_bytes(b"x")
         os.utime(folder / name, (1000 - age, 1000 - age))
-        assert find_checkpoint(tmp_path).name == ("last.ckpt" if age == 0 else "best-20.ckpt")
+        assert find_model(tmp_path).name == ("last.ckpt" if age == 0 else "best-20.ckpt")
 
 
 def test_without_a_path_it_is_the_embedded_default_run(run_folder, tmp_path, monkeypatch):
@@ -113,10 +158,10 @@ def damaged(contents, how):
 @pytest.mark.parametrize(
     ("how", "kind", "message"),
     [
-        ("missing", CheckpointError, "1 weights are missing, such as abstractor"),
-        ("unexpected", CheckpointError, "1 weights have no place, such as abstractor.nonsense"),
-        ("shape", CheckpointError, "1 weights have another shape"),
-        ("config", CheckpointError, "not a checkpoint of fastslm"),
+        ("missing", CheckpointError, "1 missing: path.abstractor"),
+        ("unexpected", CheckpointError, "1 unexpected: path.abstractor.nonsense"),
+        ("shape", CheckpointError, "1 of another shape: path.llm"),
+        ("config", CheckpointError, "no checkpoint of fastslm"),
         ("class", ConfigError, "no 'HTAA'.* Did you mean 'HTA'"),
         ("argument", ConfigError, "positionz"),
         ("base", ConfigError, "no folder './gone'"),
@@ -132,28 +177,37 @@ def test_what_does_not_fit_is_refused_with_what_is_wrong(run_folder, tmp_path, h
 def test_a_cut_checkpoint_is_refused(run_folder, tmp_path, share):
     whole = (run_folder / "checkpoints" / "last.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: round(share * len(whole))])
-    with pytest.raises(CheckpointError, match=r"cut\.ckpt: not a readable checkpoint"):
+    with pytest.raises(CheckpointError, match=r"cut\.ckpt cannot be read as a checkpoint"):
         fastslm.load(tmp_path / "cut.ckpt")
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     torch.save({"state_dict": {}, "fastslm_config": Path("x")}, tmp_path / "code.ckpt")
-    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+    with pytest.raises(CheckpointError, match="could run code of its maker"):
         fastslm.load(tmp_path / "code.ckpt")
 
 
 def test_paths_without_a_model_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="no such file or folder"):
+    with pytest.raises(CheckpointError, match=r"model .*nowhere: there is no such file or folder"):
         fastslm.load(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="hf download"):
-        fastslm.load("owner/model")
-    with pytest.raises(ConfigError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no last checkpoint"):
         fastslm.load(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_named(run_folder):
     with pytest.raises(ConfigError, match="device: cuda:99"):
         fastslm.load(run_folder, device="cuda:99")
+
+
+def test_using_a_model_takes_all_settings_of_the_path_but_those_of_training():
+    import inspect
+
+    from fastslm.model import SpeechLM
+
+    everything = dict.fromkeys([*inspect.signature(SpeechLM).parameters, "optimizer", "tail"], 1)
+    assert list(path_settings(everything)) == [
+        "encoder_batch_windows", "match_embedding_norm", "mel_range", "min_recording_seconds", "window_seconds",
+    ]  # fmt: skip
 
 
 def test_names_that_fastslm_does_not_have_are_no_names():

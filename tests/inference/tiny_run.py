@@ -44,10 +44,10 @@ def write_run(folder, settings):
 
     Large, so that what is heard changes what the random LLM says.
     """
-    from fastslm.inference.load import build
+    from fastslm.runs import build_path
 
     torch.manual_seed(1)
-    path = build(settings)
+    path = build_path(settings)
     with torch.no_grad():
         for name, parameter in path.named_parameters():
             if ".lora_B" in name or "projector" in name:

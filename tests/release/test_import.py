@@ -10,7 +10,7 @@ from fastslm.batch import Batch, Sample
 from fastslm.cli import main
 from fastslm.prompt import SPECIAL_TOKENS, messages_of
 from fastslm.release.importer import import_release
-from fastslm.runs import open_run
+from fastslm.runs import build_module, open_run
 
 RATE = 16_000
 ALPHA = 64
@@ -22,7 +22,7 @@ def speech(num_samples, seed=0):
 
 @pytest.fixture
 def path(imported):
-    return open_run(imported.folder).module.path
+    return open_run(imported.folder).path
 
 
 def heard(path, *recordings):
@@ -128,7 +128,7 @@ def test_an_llm_whose_embedding_rows_changed_is_stored_too(tmp_path, released_st
     torch.save(released_state | {name: table, "llm.base_model.model.lm_head.weight": table}, tmp_path / "r.pt")
     encoder, llm = base_models
     imported = import_release(tmp_path / "r.pt", tmp_path / "run", encoder=str(encoder), llm=str(llm), dtype="float32")
-    path = open_run(imported.folder).module.path
+    path = open_run(imported.folder).path
     torch.testing.assert_close(path.llm.causal_lm.get_input_embeddings().weight[630], table[630])
     recording = speech(RATE)
     expected = speech_tokens(released_state, recording, 80, 200)
@@ -235,7 +235,7 @@ def test_the_run_is_what_fastslm_loads(imported, released_state):
 
 
 def test_what_audio_costs_is_known_from_its_length_alone(imported, path):
-    module = open_run(imported.folder).module
+    module, _ = build_module(open_run(imported.folder).settings)
     lengths = [1, 159, 4800, RATE, 2 * RATE, 2 * RATE + 159, 2 * RATE + 160, 4 * RATE + 1, 7 * RATE + 200]
     windows, tokens = module.audio_costs([[n] for n in lengths])
     cuts = [path.cut([n]) for n in lengths]

@@ -1,8 +1,13 @@
 """The same samples in other shards."""
 
+import hashlib
+import io
 import os
+import tracemalloc
 
+import numpy as np
 import pytest
+import soundfile
 
 
 @pytest.fixture
@@ -49,6 +54,21 @@ def test_a_reshard_is_the_same_with_more_workers_and_goes_on(built, shards, tmp_
     shards("reshard", built, "--out", tmp_path / "two", *options)
     assert tar_bytes(tmp_path / "one") == tar_bytes(tmp_path / "two")
     assert (tmp_path / "two/train-000001.tar").stat().st_mtime_ns == kept
+
+
+def test_half_an_hour_of_audio_is_copied_without_being_held_in_memory(write_shard, shards, samples_of, tmp_path):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(16_000 * 1800, np.int16), 16_000, format="WAV")
+    write_shard(tmp_path / "old" / "a-0.tar", [("a", {"wav": buffer.getvalue(), "json": {"text": "silence"}})])
+    expected, size = hashlib.sha256(buffer.getvalue()).digest(), buffer.getbuffer().nbytes
+    del buffer
+    tracemalloc.start()
+    assert shards("reshard", tmp_path / "old", "--out", tmp_path / "new", "--workers", 1) == 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 4
+    (sample,) = samples_of(tmp_path / "new").values()
+    assert hashlib.sha256(sample.members["wav"]).digest() == expected
 
 
 def test_other_members_of_foreign_shards_are_kept(write_shard, shards, samples_of, flac, tmp_path):

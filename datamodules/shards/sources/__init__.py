@@ -49,9 +49,10 @@ def expand_paths(patterns: Sequence[str]) -> list[str]:
         DataError: one matches nothing.
     """
     paths = []
-    for pattern in patterns:
-        for name in braceexpand.braceexpand(os.path.expanduser(pattern)):
-            found = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
+    for pattern in map(os.path.expanduser, patterns):
+        literal = os.path.exists(pattern)  # a file may be called 'talk [2020].tar'
+        for name in [pattern] if literal else braceexpand.braceexpand(pattern):
+            found = sorted(glob.glob(name)) if glob.has_magic(name) and not literal else [name]
             if not found or not os.path.exists(found[0]):
                 raise DataError(f"{name}: there is no such file or folder.")
             paths += found

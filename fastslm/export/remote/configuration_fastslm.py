@@ -11,6 +11,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
     Args:
         encoder_config: transformers' configuration of the speech encoder.
         text_config: transformers' configuration of the LLM.
+        class_paths: import paths of encoder and abstractor, for processes that have their packages.
         abstractor: arguments of the compressor beyond widths and budget.
         budget: arguments of ``TokenBudget``, at the rate that decided the sizes of the weights.
         tokens_per_window: LLM tokens of a full window.
@@ -20,6 +21,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         audio_token_id: id that marks a recording in a prompt.
         stop_ids: ids that end an answer.
         new_tokens_per_second: most tokens of an answer for each second of audio, when no limit is given.
+        context_length: positions of the LLM; None takes its own.
     """
 
     model_type = "fastslm"
@@ -30,6 +32,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         self,
         encoder_config: Any = None,
         text_config: Any = None,
+        class_paths: dict[str, str] | None = None,
         abstractor: dict[str, Any] | None = None,
         budget: dict[str, Any] | None = None,
         tokens_per_window: int = 1,
@@ -39,10 +42,12 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         audio_token_id: int = -1,
         stop_ids: list[int] | None = None,
         new_tokens_per_second: float = 4.0,
+        context_length: int | None = None,
         **others: Any,
     ) -> None:
         self.encoder_config = _config(encoder_config)
         self.text_config = _config(text_config)
+        self.class_paths = class_paths or {}
         self.abstractor = abstractor or {}
         self.budget = budget or {}
         self.tokens_per_window = tokens_per_window
@@ -52,6 +57,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         self.audio_token_id = audio_token_id
         self.stop_ids = stop_ids or []
         self.new_tokens_per_second = new_tokens_per_second
+        self.context_length = context_length
         super().__init__(**others)
 
 

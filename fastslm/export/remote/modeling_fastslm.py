@@ -14,22 +14,8 @@ from fastslm.batch import Batch, Dialogue
 from fastslm.contracts import LanguageModel, TokenBudget
 from fastslm.export.remote.configuration_fastslm import FastSLMConfig
 from fastslm.export.remote.parts import Abstractor, Encoder
-from fastslm.mel import HOP_SAMPLES, SAMPLE_RATE_HZ
+from fastslm.mel import SAMPLE_RATE_HZ
 from fastslm.model import SpeechLM
-
-
-class _SpeechEncoder(Encoder):
-    """A Whisper encoder from its configuration; weights come with the folder."""
-
-    def __init__(self, config: Any) -> None:
-        nn.Module.__init__(self)
-        self.width, self.num_mel_bins = config.d_model, config.num_mel_bins
-        self.samples_per_frame = 2 * HOP_SAMPLES
-        self.max_window_seconds = config.max_source_positions * self.samples_per_frame / SAMPLE_RATE_HZ
-        self.whisper = HFWhisperEncoder(config)
-
-    def load(self) -> None:
-        """Do nothing: weights come with the folder."""
 
 
 class _TextModel(LanguageModel):
@@ -82,6 +68,8 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
     """
 
     config_class = FastSLMConfig
+    encoder_class: Any = Encoder
+    abstractor_class: Any = Abstractor
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
@@ -92,7 +80,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
 
     def __init__(self, config: FastSLMConfig) -> None:
         super().__init__(config)
-        encoder = _SpeechEncoder(config.encoder_config)  # type: ignore[abstract]
+        encoder = self.encoder_class.around(HFWhisperEncoder(config.encoder_config))
         llm = _TextModel(config.text_config, config.lora)
         marks: Any = SimpleNamespace(audio_id=config.audio_token_id, stop_ids=config.stop_ids)
         # The encoder counts as trained so that it is part of the tree, and its weights of the folder's.
@@ -111,7 +99,8 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
 
     def _compressor(self, in_width: int, out_width: int) -> Abstractor:
         budget = TokenBudget(**self.config.budget)
-        return Abstractor(in_width, out_width, budget, **self.config.abstractor)  # type: ignore[abstract]
+        made: Abstractor = self.abstractor_class(in_width, out_width, budget, **self.config.abstractor)
+        return made
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Audio that libsndfile cannot read (m4a, aac, webm, the sound of videos) through FFmpeg, by the package PyAV."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -11,7 +12,8 @@ from fastslm.errors import DataError, MissingExtraError
 
 _MAX_RATE_HZ = 768_000
 _PREROLL_SECONDS = 0.2  # what a decoder needs to hear before its output can be trusted
-_TOLERANCE_SECONDS = 0.25  # by which containers misstate a length: an encoder's delay and its last packet
+#: By which a length is misstated, by packets and by a container: an encoder's delay and its last packet.
+_TOLERANCE_SECONDS, _HEADER_TOLERANCE_SECONDS = 0.25, 0.5
 _BLOCK_SECONDS = 10
 _CONTAINERS = (b"\x1aE\xdf\xa3", b"\x30\x26\xb2\x75", b"#!AMR", b"FLV\x01")  # Matroska and WebM, ASF, AMR, Flash
 
@@ -22,9 +24,13 @@ def needs_av(file: BinaryIO) -> bool:
     head = file.read(12)
     file.seek(0)
     adts = len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0  # an MP3 has its layer where this has zeros
-    return (
-        adts or head[4:8] == b"ftyp" or head.startswith((b"\x1aE\xdf\xa3", b"\x30\x26\xb2\x75", b"#!AMR", b"FLV\x01"))
-    )
+    avi = head[:4] == b"RIFF" and head[8:12] == b"AVI "
+    return adts or avi or head[4:8] == b"ftyp" or head.startswith(_CONTAINERS)
+
+
+def has_av() -> bool:
+    """Say whether PyAV is installed."""
+    return importlib.util.find_spec("av") is not None
 
 
 def _open(file: BinaryIO) -> tuple[Any, Any]:
@@ -70,6 +76,24 @@ def av_info(file: BinaryIO) -> tuple[int, int, int, str]:
         return num_frames, int(stream.sample_rate), int(stream.channels), str(stream.codec_context.name)
 
 
+def av_seconds(file: BinaryIO) -> float | None:
+    """Return the seconds that the container gives for its sound, read from its header alone; None where it has none.
+
+    Raises:
+        DataError: it cannot be read, or holds no audio.
+        MissingExtraError: PyAV is not installed.
+    """
+    container, stream = _open(file)
+    with container:
+        return _header_seconds(container, stream)
+
+
+def _header_seconds(container: Any, stream: Any) -> float | None:
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else float(container.duration / 1_000_000)
+
+
 def _seconds(container: Any, stream: Any) -> float:
     """Return the duration by the packets: a raw AAC stream has no header that tells it, and others may be wrong."""
     end = 0
@@ -81,7 +105,7 @@ def _seconds(container: Any, stream: Any) -> float:
 
 
 def av_blocks(
-    file: BinaryIO, start_seconds: float, stop_seconds: float | None
+    file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | None = None
 ) -> tuple[int, int, Iterator[npt.NDArray[np.float32]]]:
     """Return samples per second, frames to expect, and mono float32 blocks of a file or a part of it.
 
@@ -94,14 +118,28 @@ def av_blocks(
     start = round(start_seconds * rate_hz)
     if stop <= start:
         raise DataError("unreadable audio: it holds no samples")
-    whole = stop_seconds is None or stop == num_frames
-    return rate_hz, stop - start, _joined(_cut(file, rate_hz, start, None if whole else stop, num_frames), rate_hz)
+    end = None if stop_seconds is None or stop == num_frames else stop
+    least = (num_frames if end is None else end) - round(_TOLERANCE_SECONDS * rate_hz)
+    return rate_hz, stop - start, _joined(_cut(file, rate_hz, start, end, least), rate_hz)
 
 
-def _cut(
-    file: BinaryIO, rate_hz: int, start: int, stop: int | None, num_frames: int
-) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the mono frames from ``start`` on, up to ``stop`` or the end."""
+def av_stream(file: BinaryIO) -> tuple[int, Iterator[npt.NDArray[np.float32]]]:
+    """Return samples per second and mono float32 blocks of a whole file, which is gone through once.
+
+    Raises:
+        DataError: it cannot be read to its end, by what its header says.
+        MissingExtraError: PyAV is not installed.
+    """
+    container, stream = _open(file)
+    with container:
+        rate_hz = int(stream.sample_rate)
+        seconds = 0.0 if stream.duration is None else float(stream.duration * stream.time_base)
+    least = round((seconds - _HEADER_TOLERANCE_SECONDS) * rate_hz)
+    return rate_hz, _joined(_cut(file, rate_hz, 0, None, least), rate_hz)
+
+
+def _cut(file: BinaryIO, rate_hz: int, start: int, stop: int | None, least: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the mono frames from ``start`` on, up to ``stop`` or the end, which must not come before ``least``."""
     container, stream = _open(file)
     import av
 
@@ -131,9 +169,8 @@ def _cut(
             if isinstance(error, DataError):
                 raise
             raise DataError(f"unreadable audio: {_short(error)}") from error
-    missing = (num_frames if stop is None else stop) - (position or 0)
-    if missing > _TOLERANCE_SECONDS * rate_hz:
-        raise DataError(f"unreadable audio: it ends {missing / rate_hz:.2f} s before its packets say")
+    if (position or 0) < least:
+        raise DataError(f"unreadable audio: it breaks off at {(position or 0) / rate_hz:.2f} s, before its length says")
 
 
 def _joined(frames: Iterator[npt.NDArray[np.float32]], rate_hz: int) -> Iterator[npt.NDArray[np.float32]]:

@@ -49,8 +49,11 @@ class ErrorRate(Metric):
         words = normalise(text).split()
         return words if self.unit == "word" else "".join(words)
 
-    def update(self, references: Sequence[str], hypotheses: Sequence[str], weights: Sequence[float]) -> None:
+    def update(
+        self, references: Sequence[str], hypotheses: Sequence[str], weights: Sequence[float] | None = None
+    ) -> None:
         """Add recordings; those of weight 0 and those whose reference has no unit left are not scored."""
+        weights = [1.0] * len(references) if weights is None else weights
         for reference, hypothesis, weight in zip(references, hypotheses, weights, strict=True):
             expected = self._units(reference)
             if weight and expected:

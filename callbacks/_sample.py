@@ -1,0 +1,52 @@
+"""A recording that training never heard, kept beside the model for ``fastslm transcribe`` to be tried on."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from fastslm.batch import Batch, Int16Array
+from fastslm.inference.load import DEFAULT_RUN
+from fastslm.mel import SAMPLE_RATE_HZ
+
+_LONGEST_SECONDS = 300.0  # a longer one is no quick thing to try a model on
+
+
+def sample_of(folder: Path) -> Path:
+    """Return where a run folder's sample lies."""
+    return folder / "sample.flac"
+
+
+def keep_sample(folder: Path, batch: Batch, rows: Sequence[Mapping[str, Any]], audio_id: int) -> None:
+    """Write the first short recording that was transcribed as lossless audio, unless the folder has one.
+
+    Args:
+        folder: the run folder.
+        batch: what was validated on.
+        rows: what was answered of it.
+        audio_id: the id that marks a recording in a dialogue.
+    """
+    path = sample_of(folder)
+    if path.exists():
+        return
+    transcribed = {row["key"] for row in rows if row["task"] == "asr"}
+    first = 0
+    for key, dialogue in zip(batch.keys, batch.dialogues, strict=True):
+        count = int((dialogue.input_ids == audio_id).sum())
+        if key in transcribed and count == 1 and batch.num_samples[first] <= _LONGEST_SECONDS * SAMPLE_RATE_HZ:
+            begin = sum(batch.num_samples[:first])
+            samples: Int16Array = batch.audio[begin : begin + batch.num_samples[first]].cpu().numpy()
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            soundfile.write(partial, samples, SAMPLE_RATE_HZ, format="FLAC")
+            partial.replace(path)
+            return
+        first += count
+
+
+def command_for(folder: Path) -> str:
+    """Return the command line that transcribes a run folder's sample by its model."""
+    model = [] if folder == DEFAULT_RUN else ["--model", str(folder)]
+    return shlex.join(["fastslm", "transcribe", str(sample_of(folder)), *model])

@@ -1,0 +1,119 @@
+"""Models that ``fastslm export`` wrote, from a folder or the hub, run by the package's own code and not by theirs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastslm.errors import CheckpointError, ConfigError, FastSLMError, HubError
+from fastslm.model import SpeechLM
+from fastslm.plugins import class_of
+from fastslm.pretrained import reason
+from fastslm.prompt import Prompter
+
+_CONFIG, _PROCESSOR = "config.json", "processor_config.json"
+#: Of a repository, what loading it here needs: everything but the code that it brings for others, and its card.
+_NOT_NEEDED = ["*.py", "*.md", ".*"]
+
+
+@dataclass
+class Exported:
+    """An exported model, opened.
+
+    Attributes:
+        path: with weights, in evaluation mode.
+        max_new_tokens: most tokens of an answer; None follows the audio's length.
+        new_tokens_per_second: see ``Model``.
+    """
+
+    path: SpeechLM
+    max_new_tokens: int | None
+    new_tokens_per_second: float
+
+
+def is_exported(folder: Path) -> bool:
+    """Say whether this is a folder that ``fastslm export`` wrote."""
+    return bool(_model_type(folder / _CONFIG) == "fastslm")
+
+
+def _model_type(file: Path) -> Any:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no such file, or not one of a model
+        return None
+    return values.get("model_type") if isinstance(values, dict) else None
+
+
+def looks_like_hub(name: str) -> bool:
+    """Say whether a name may be one of the hub, OWNER/NAME."""
+    return name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "~"))
+
+
+def download(name: str) -> Path:
+    """Return the folder of an exported model of the hub, from the hub's cache where it is there already.
+
+    Args:
+        name: OWNER/NAME.
+
+    Raises:
+        CheckpointError: the repository holds no exported model.
+        HubError: the hub cannot be reached, or does not give it.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        kind = _model_type(Path(hf_hub_download(name, _CONFIG)))
+        if kind == "fastslm":
+            return Path(snapshot_download(name, ignore_patterns=_NOT_NEEDED))
+    except Exception as error:  # huggingface_hub lets errors of its HTTP library through, which is another every year
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            kind = None
+        else:
+            raise HubError(
+                f"model {name}: there is no such folder here, and the hub does not give it: {reason(error)} If it is"
+                f" there, fetch it where there is a network ('hf download {name}', for a private one after"
+                " 'hf auth login')."
+            ) from error
+    what = f"its config.json is one of {kind!r}" if kind else "it has no config.json of one"
+    raise CheckpointError(
+        f"model {name}: this repository of the hub is no model that 'fastslm export' wrote: {what}. Base models are"
+        " trained with --model.llm.pretrained."
+    )
+
+
+def open_exported(folder: Path) -> Exported:
+    """Build an exported model and load its weights; the Python files in the folder are not run.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
+        ConfigError: a part of the model is not installed here.
+    """
+    from transformers import AutoTokenizer
+
+    from fastslm.export.remote.configuration_fastslm import FastSLMConfig
+    from fastslm.export.remote.modeling_fastslm import FastSLMForConditionalGeneration
+
+    try:
+        config = FastSLMConfig.from_pretrained(folder)
+        kinds = {f"{part}_class": class_of(f"{part}s", config.class_paths[part]) for part in ("encoder", "abstractor")}
+        kind: Any = type(FastSLMForConditionalGeneration.__name__, (FastSLMForConditionalGeneration,), kinds)
+        model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        processor = json.loads((folder / _PROCESSOR).read_text(encoding="utf-8"))
+    except FastSLMError:
+        raise
+    except ImportError as error:  # of peft, or of a tokenizer's package
+        raise ConfigError(f"model {folder}: {reason(error)}") from error
+    except Exception as error:  # transformers and safetensors raise whatever the bytes make them stumble over
+        raise CheckpointError(f"model {folder}: not a readable exported model: {reason(error)}") from error
+    wrong = {what: sorted(map(str, names)) for what, names in info.items() if names}
+    if wrong:
+        counts = (f"{len(names)} {what.replace('_', ' ')}, such as {names[0]}" for what, names in wrong.items())
+        raise CheckpointError(f"model {folder}: the weights do not fit the configuration: {'; '.join(counts)}.")
+    path: SpeechLM = model.path
+    llm = class_of("llms", "CausalLM")
+    path.llm = llm.around(path.llm.causal_lm, tokenizer, config.context_length)
+    path.prompter = Prompter(tokenizer, bool(processor["enable_thinking"]))
+    path.requires_grad_(False).eval()
+    return Exported(path, model.generation_config.max_new_tokens, config.new_tokens_per_second)

@@ -1,0 +1,175 @@
+"""Exported folders and names of the hub are models like any other: they say what the run said that they come from."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import settings_of, write_run
+
+import fastslm
+from fastslm.cli import main
+from fastslm.errors import CheckpointError, ConfigError, HubError
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, run_folder):
+    """Return what ``fastslm export`` makes of the tiny run."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    assert main(["export", str(run_folder), str(folder)]) == 0
+    return folder
+
+
+def answers(model, noise):
+    """Return tokens of several ways to use a model; free ones end where the audio's length says."""
+    return [
+        model.transcribe(noise(7)).tokens,
+        model.transcribe(noise(5, seed=1), beams=2, max_new_tokens=6).tokens,
+        model.ask(noise(3), "Who speaks?", max_new_tokens=6).tokens,
+        *(answer.tokens for answer in model.transcribe_batch([noise(3), noise(1, seed=2)], max_new_tokens=6)),
+    ]
+
+
+def test_an_exported_folder_says_what_its_run_says(exported, model, noise):
+    loaded = fastslm.load(exported, device="cpu")
+    assert answers(loaded, noise) == answers(model, noise)
+    assert torch.equal(loaded.embed(noise(7)).tokens, model.embed(noise(7)).tokens)
+    assert (loaded.path.llm.context_length, loaded.dtype) == (model.path.llm.context_length, model.dtype)
+    assert not any(parameter.requires_grad for parameter in loaded.path.parameters())
+    assert not any(module.training for module in loaded.path.modules())
+
+
+def test_one_with_merged_adapters_says_the_same_up_to_rounding(run_folder, model, noise, tmp_path):
+    assert main(["export", str(run_folder), str(tmp_path / "merged"), "--merge-lora"]) == 0
+    loaded = fastslm.load(tmp_path / "merged", device="cpu")
+    assert not any(".lora_" in name for name in loaded.path.state_dict())
+    assert loaded.transcribe(noise(7)).tokens == model.transcribe(noise(7)).tokens
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_new_tokens": 5, "new_tokens_per_second": 2.0},
+        {"tokens_per_window": [4, 8], "match_embedding_norm": True, "enable_thinking": True},
+        {"mel_range": "recording", "tail": "full", "min_recording_seconds": 1.0},
+    ],
+)
+def test_every_setting_that_changes_the_text_comes_along(tiny_encoder, wordy_llm, noise, tmp_path, changes):
+    run = write_run(tmp_path / "run", settings_of(tiny_encoder, wordy_llm, **changes))
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    before, after = (fastslm.load(path, device="cpu") for path in (run, tmp_path / "out"))
+    assert before.transcribe(noise(5)).tokens == after.transcribe(noise(5)).tokens
+    for name in ("max_new_tokens", "new_tokens_per_second"):
+        assert getattr(after, name) == getattr(before, name) == changes.get(name, getattr(before, name))
+    assert after.path.prompter.enable_thinking == before.path.prompter.enable_thinking
+
+
+def test_dtypes_come_along(tiny_encoder, wordy_llm, noise, tmp_path):
+    settings = settings_of(tiny_encoder, wordy_llm)
+    for part in ("encoder", "llm"):
+        settings[part]["init_args"]["dtype"] = "bfloat16"
+    run = write_run(tmp_path / "run", settings)
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    before, after = (fastslm.load(path, device="cpu") for path in (run, tmp_path / "out"))
+    dtypes = {name: value.dtype for name, value in before.path.state_dict().items()}
+    assert set(dtypes.values()) == {torch.float32, torch.bfloat16}
+    assert {name: after.path.state_dict()[name].dtype for name in dtypes} == dtypes
+    assert after.transcribe(noise(3), max_new_tokens=8).tokens == before.transcribe(noise(3), max_new_tokens=8).tokens
+
+
+def test_the_code_in_the_folder_is_not_run_and_lightning_not_imported(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "model")
+    for file in (tmp_path / "model").glob("*.py"):
+        file.write_text("raise SystemExit('the code of the folder was run')")
+    code = (
+        "import sys, numpy, fastslm\n"
+        f"model = fastslm.load({str(tmp_path / 'model')!r}, device='cpu')\n"
+        "model.transcribe(numpy.zeros(8000, numpy.int16), max_new_tokens=2)\n"
+        "bad = [name for name in sys.modules if name.split('.')[0] in ('lightning', 'pytorch_lightning')]\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Return a maker of repositories in an empty cache of the hub, as a download leaves them: ``hub(name, folder)``."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(constants, name, str(cache), raising=False)
+
+    def add(name, folder):
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        repository = cache / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+
+    return add
+
+
+def test_a_name_of_the_hub_is_taken_from_its_cache(exported, hub, model, noise, tmp_path, write_audio, capsys):
+    hub("owner/my-model", exported)
+    loaded = fastslm.load("owner/my-model", device="cpu")
+    expected = model.transcribe(noise(4), max_new_tokens=8)
+    assert loaded.transcribe(noise(4), max_new_tokens=8).tokens == expected.tokens
+    talk = write_audio(tmp_path / "talk.wav", noise(4))
+    command = ["transcribe", str(talk), "--model", "owner/my-model", "--device", "cpu", "--max-new-tokens", "8"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.strip() == expected.text
+
+
+def test_what_the_hub_does_not_give_is_said_in_one_sentence(hub, tiny_llm, tmp_path, monkeypatch, write_audio, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HubError, match=r"model runs/mine: there is no such folder here, and the hub does not give it"):
+        fastslm.load("runs/mine")
+    hub("owner/base", tiny_llm)
+    with pytest.raises(CheckpointError, match=r"owner/base: .*no model that 'fastslm export' wrote: .*'qwen3'"):
+        fastslm.load("owner/base")
+    talk = write_audio(tmp_path / "talk.wav", [0.1] * 8000)
+    assert main(["transcribe", str(talk), "--model", "owner/nothing"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "hf download owner/nothing" in error
+
+
+def changed(folder, how):
+    weights = folder / "model.safetensors"
+    if how == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "gone":
+        weights.unlink()
+    elif how == "tokenizer":
+        (folder / "tokenizer.json").write_text("{")
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        if how == "class":
+            config["class_paths"]["abstractor"] = "their_package.Pooling"
+        elif how == "wider":
+            config["abstractor"]["head_width"] = 8
+        elif how == "deeper":
+            config["text_config"]["num_hidden_layers"] = 3
+            config["text_config"].pop("layer_types", None)
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("cut", CheckpointError, "not a readable exported model"),
+        ("gone", CheckpointError, r"not a readable exported model: .*model\.safetensors"),
+        ("tokenizer", CheckpointError, "not a readable exported model"),
+        ("class", ConfigError, r"their_package\.Pooling cannot be imported here"),
+        ("deeper", CheckpointError, r"\d+ missing keys, such as path\.llm\.causal_lm\.model\.layers\.2"),
+    ],
+)
+def test_a_damaged_folder_is_refused_with_what_is_wrong(exported, tmp_path, how, kind, message):
+    shutil.copytree(exported, tmp_path / "model")
+    changed(Path(tmp_path / "model"), how)
+    with pytest.raises(kind, match=message):
+        fastslm.load(tmp_path / "model", device="cpu")

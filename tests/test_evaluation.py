@@ -1,0 +1,93 @@
+"""What a validation adds up, over batches and over ranks."""
+
+import json
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastslm.errors import ConfigError
+from fastslm.evaluation import Evaluation, check_monitors
+from fastslm.model import Output
+
+ROWS = [
+    ("asr", "one two", "one three", "en", 1.0),
+    ("asr", "eins", "eins", "de", 1.0),
+    ("asr", "counts", "nowhere", "fr", 0.0),
+    ("ast", "eins zwei drei vier fünf", "eins zwei drei vier", "German", 1.0),
+    ("ast", "안녕하세요 여러분", "안녕하세요", "Korean", 1.0),
+    ("sqqa", "forty two", "it is forty two", "", 1.0),
+    ("dialogue", "anything", "else", "", 1.0),
+]
+WORKER = """
+import json, os, sys, torch
+from fastslm.metrics import Scores
+rank, rows = int(sys.argv[1]), json.loads(sys.argv[3])
+torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=2)
+scores = Scores(torch.device("cpu"))
+scores.add(rows[rank])
+print("FOUND" + json.dumps({name: value.item() for name, value in scores.compute().items()}))
+"""
+
+
+def rows(*chosen):
+    names = ("task", "reference", "hypothesis", "language", "weight")
+    return [dict(zip(names, row, strict=True)) for row in chosen]
+
+
+def evaluated(*batches, loss_sum=6.0, num_labels=3):
+    evaluation = Evaluation(torch.device("cpu"))
+    for batch in batches:
+        evaluation.add(Output(torch.tensor(loss_sum), num_labels, None, 0, 0, 0, 0), rows(*batch))
+    return {name: value.item() for name, value in evaluation.values(lambda tensor: tensor).items()}
+
+
+def test_loss_is_per_label_over_all_batches():
+    assert evaluated([], [])["loss"] == pytest.approx(2.0)
+
+
+def test_the_best_checkpoint_of_transcription_is_that_of_the_lowest_word_error_rate():
+    found = evaluated(ROWS[:2])
+    assert found["error"] == found["wer"] == pytest.approx(1 / 3)
+
+
+def test_over_many_tasks_it_is_that_of_the_lowest_mean_error():
+    found = evaluated(ROWS[:4], ROWS[4:])
+    expected = (found["wer"] + (1 - found["bleu"]) + (1 - found["answer_accuracy"])) / 3
+    assert found["error"] == pytest.approx(expected)
+
+
+def test_without_scored_answers_it_is_that_of_the_lowest_loss():
+    found = evaluated(ROWS[6:])
+    assert found == {"loss": pytest.approx(2.0), "error": pytest.approx(2.0)}
+
+
+def test_a_callback_that_waits_for_a_score_of_a_task_that_is_not_there_is_told():
+    callbacks = [SimpleNamespace(monitor=None), SimpleNamespace(monitor="val/loss"), SimpleNamespace(monitor="val/wer")]
+    check_monitors(callbacks, {"val/wer": 0.5, "val/loss": 1.0})
+    with pytest.raises(ConfigError, match=r"waits for 'val/wer'.*val/bleu, val/error, val/loss"):
+        check_monitors(callbacks, {"val/bleu", "val/error", "val/loss"})
+
+
+def test_two_ranks_with_different_tasks_and_languages_get_what_one_process_gets():
+    """The first rank has two tasks, the second three others and one in common: none may wait for the other."""
+    shares = [rows(*ROWS[:1], *ROWS[3:4]), rows(*ROWS[1:3], *ROWS[4:])]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-W", "error:The ``compute`` method", "-c", WORKER]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(port), json.dumps(shares)], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    found = [json.loads(output.partition("FOUND")[2]) for output in outputs]
+    expected = evaluated(ROWS)
+    assert found[0] == found[1] == {name: expected[name] for name in expected if name not in ("loss", "error")}
