@@ -102,9 +102,10 @@ def _spread(
     done, stop = context.Value("d", 0.0), context.Event()
     workers = min(num_workers, len(items))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(done, stop)) as pool:
-        pending: dict[Future[Result], int] = {pool.submit(_perform, work, item): i for i, item in enumerate(items)}
         counted = 0.0
         try:
+            # A worker may die while later items are still handed in: each of the first ones starts a process.
+            pending: dict[Future[Result], int] = {pool.submit(_perform, work, item): i for i, item in enumerate(items)}
             while pending:
                 finished, _ = wait(pending, _REFRESH_SECONDS, FIRST_COMPLETED)
                 now = float(done.value)
