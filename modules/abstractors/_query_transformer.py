@@ -58,9 +58,9 @@ class QueryTransformer(nn.Module):
             ``[N, Q, d]``.
         """
         context = self.context_norm(context)
-        queries: Tensor = self.query_norm(resampled(self.queries, num_queries or len(self.queries))).expand(
-            len(context), -1, -1
-        )
+        queries: Tensor = self.query_norm(resampled(self.queries, num_queries or len(self.queries)))
+        # Copied, not expanded: of rows that share memory, torch multiplies trained and frozen weights in another order.
+        queries = queries.repeat(len(context), 1, 1)
         for layer in self.layers:
             queries = layer(queries, context, valid)
         return queries
