@@ -66,6 +66,8 @@ class SpeechLMModule(L.LightningModule):
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations.
         spec_augment: hide bands and stretches of each window's log-mel in training, new ones in every epoch; null shows
             everything. Not together with ``frame_cache``.
+        answer_noise: in training show the LLM this share of its answer's past as other words of the answer, 0..0.5: it
+            then keeps its place in long audio when it misreads a word.
         compile_parts: which of encoder and abstractor run through torch.compile: slow to start, then faster.
         enable_thinking: let templates that know it open a thought (Qwen3).
         train_parts: what trains, of encoder, abstractor, projector, lora and llm.
@@ -97,6 +99,7 @@ class SpeechLMModule(L.LightningModule):
         frame_cache: bool | str = False,
         recompute: bool = False,
         spec_augment: SpecAugment | None = None,
+        answer_noise: float = 0.0,
         compile_parts: Sequence[Literal["encoder", "abstractor"]] = (),
         enable_thinking: bool = False,
         train_parts: Sequence[str] = ("abstractor", "projector", "lora"),
@@ -132,6 +135,8 @@ class SpeechLMModule(L.LightningModule):
                 "model.spec_augment: it hides other parts of a window in every epoch, and model.frame_cache keeps the"
                 " frames of the first. Set model.frame_cache to false, or model.spec_augment to null."
             )
+        if not 0.0 <= answer_noise <= 0.5:
+            raise ConfigError(f"model.answer_noise: {answer_noise:g} is outside 0 to 0.5.")
         if "llm" in train_parts and getattr(llm, "quantize", None) is not None:
             raise ConfigError(
                 "model.llm.quantize: 4-bit weights cannot train, and model.train_parts names llm. Train lora instead."
@@ -165,6 +170,7 @@ class SpeechLMModule(L.LightningModule):
             "match_embedding_norm": match_embedding_norm,
             "frame_cache": _frame_folder(frame_cache),
             "recompute": recompute,
+            "answer_noise": answer_noise,
         }
         self.path: SpeechLM | None = None
         self._evaluation: Evaluation | None = None

@@ -8,7 +8,7 @@ recording to a long one; they go through the encoder in groups of bounded size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastslm.answer_noise import disturbed
 from fastslm.batch import Batch, Int64Array
 from fastslm.contracts import Abstractor, Encoder, LanguageModel, Tokens
 from fastslm.frame_cache import FrameCache
@@ -81,6 +82,7 @@ class SpeechLM(nn.Module):
             that training memory holds tokens only, whatever the recording's length.
         spec_augment: hide parts of each window from the encoder in training; None shows everything. Not with
             ``frame_cache``, whose frames are those of whole windows.
+        answer_noise: in training show this share of an answer's past as other words of it, see ``answer_noise.py``.
     """
 
     encoder: Encoder
@@ -103,6 +105,7 @@ class SpeechLM(nn.Module):
         frame_cache: Path | None = None,
         recompute: bool = False,
         spec_augment: SpecAugment | None = None,
+        answer_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if train_encoder:
@@ -126,6 +129,7 @@ class SpeechLM(nn.Module):
         self.frame_cache = FrameCache(frame_cache, encoder, self.window_samples, mel_range) if frame_cache else None
         self.recompute = recompute
         self.spec_augment = spec_augment
+        self.answer_noise = answer_noise
 
     def forward(
         self,
@@ -138,15 +142,15 @@ class SpeechLM(nn.Module):
     ) -> Output:
         """Run one batch along the whole path; ``tokens`` are its speech tokens when they are known.
 
-        ``num_groups`` is that of ``listen``, ``classes`` are those of the alignment loss, and ``spec_augment`` follows
-        from ``seed_and_epoch``.
+        ``num_groups`` is that of ``listen``, ``classes`` are those of the alignment loss, and ``spec_augment`` and
+        ``answer_noise`` follow from ``seed_and_epoch``.
         """
         windows = self.windows(batch)
         if tokens is None:
             masks = self.masks(batch, windows, *seed_and_epoch)
             tokens = self.listen(batch.audio, windows, num_groups=num_groups, masks=masks)  # [W, K, D_llm]
         rows = self.recording_rows(windows)
-        layout = self.layout(batch, rows)
+        layout = self.layout(self.disturbed(batch, *seed_and_epoch), rows)
         embeddings = self.embed(layout, tokens)  # [B, S, D_llm]
         mask, labels, positions = self._labels(layout, embeddings.device)
         logits = self.llm(embeddings, mask, positions)  # [N, V]
@@ -200,6 +204,14 @@ class SpeechLM(nn.Module):
         counts = [int((dialogue.input_ids == self.prompter.audio_id).sum()) for dialogue in batch.dialogues]
         names = [f"{key}/{i}" for key, count in zip(batch.keys, counts, strict=True) for i in range(count)]
         return self.spec_augment.draw(names, windows, self.mel.num_mel_bins, seed, epoch)
+
+    def disturbed(self, batch: Batch, seed: int, epoch: int) -> Batch:
+        """Return the batch with the answers' own past as training shows it in this epoch."""
+        if not self.answer_noise or not self.training:
+            return batch
+        stop_ids = self.prompter.stop_ids
+        dialogues = disturbed(batch.dialogues, batch.keys, self.answer_noise, stop_ids, seed, epoch)
+        return replace(batch, dialogues=dialogues)
 
     def listen(
         self,

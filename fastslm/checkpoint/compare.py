@@ -37,6 +37,7 @@ _HARMLESS = (
     "model.frame_cache",
     "model.recompute",
     "model.spec_augment*",
+    "model.answer_noise",
     "model.compile*",
     "model.max_generated",
     "model.max_new_tokens",
