@@ -13,6 +13,7 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from fastslm.checkpoint import Checkpoint, Purpose, find_folder, open_checkpoint, verify_trainer_state
@@ -20,9 +21,11 @@ from fastslm.checkpoint.resume import prepare_resume
 from fastslm.config_errors import shorten
 from fastslm.errors import ConfigError, FastSLMError, nearest
 from fastslm.lightning_module import SpeechLMModule
+from fastslm.model_table import ModelTable
 from fastslm.plugins import discover
 from fastslm.preemption import EXIT_STATUS, Preempted, Preemption
 from fastslm.replaced_classes import replacement_logger
+from fastslm.step_progress import StepProgress
 from fastslm.strategies.support import settled
 from fastslm.trainer import Trainer
 from fastslm.watchdog import Watchdog
@@ -152,6 +155,10 @@ class TrainingCLI(LightningCLI):
         seconds = self.config[str(self.subcommand)].watchdog_seconds
         trainer.callbacks[:0] = [Watchdog(seconds)]  # type: ignore[attr-defined]
         trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
+        given = [str(callback.class_path) for callback in self.config[str(self.subcommand)].trainer.callbacks or []]
+        for kind, ours in ((ProgressBar, StepProgress), (ModelSummary, ModelTable)):
+            if not any(path.endswith(kind.__name__) for path in given):
+                trainer.callbacks[:] = [ours() if isinstance(c, kind) else c for c in trainer.callbacks]  # type: ignore[attr-defined]
         return trainer
 
     def after_instantiate_classes(self) -> None:
