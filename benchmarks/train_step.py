@@ -24,7 +24,6 @@ from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM
 from fastslm.prompt import Prompter, messages_of
-from fastslm.windows import Windows
 
 RATE = 16_000
 STATIONS = ("mel", "encoder", "abstractor", "llm forward", "backward", "optimizer")
@@ -113,7 +112,7 @@ def measure_memory(minutes: float) -> float:
     """
     path = build(encoder_batch_windows=8).eval()  # 8 windows of 6 s: even 1 minute fills a group
     audio = torch.randint(-3000, 3000, (round(minutes * 60 * RATE),), dtype=torch.int16)
-    windows = Windows.of([len(audio)], path.window_samples)
+    windows = path.cut([len(audio)])
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         tokens = path.listen(audio, windows)
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -13,7 +13,6 @@ from fastslm.batch import Batch
 from fastslm.errors import ConfigError
 from fastslm.lightning_module import SpeechLMModule
 from fastslm.mel import SAMPLE_RATE_HZ
-from fastslm.windows import Windows
 
 
 class AttentionMaps(L.Callback):
@@ -68,7 +67,8 @@ class AttentionMaps(L.Callback):
         maps, self._maps = self._maps, None
         if maps is None:
             return
-        windows = Windows.of(batch.num_samples, pl_module.window_samples)
+        assert pl_module.path is not None
+        windows = pl_module.path.windows(batch)
         shares: list[tuple[float, Shares]] = []
         for recording, num_samples in enumerate(batch.num_samples):
             own = [i for i, owner in enumerate(windows.recording) if owner == recording]

@@ -49,7 +49,9 @@ class SpeechLMModule(L.LightningModule):
         encoder: speech encoder, frozen unless ``train_parts`` names it.
         abstractor: compressor; its widths and its budget come from the model.
         llm: language model, with or without LoRA.
-        window_seconds: audio of a window; at most what the encoder has positions for.
+        window_seconds: audio of a window; with its context at most what the encoder has positions for.
+        context_seconds: audio that the encoder hears on either side of a window, whose frames are then dropped: words
+            at the edges are heard whole, for that much more work of the encoder. The release has none.
         tokens_per_window: LLM tokens of a full window; 50 for 30 s is 1.67 tokens per second. A list trains one model
             for many rates: each step draws one, the same on every rank, and the first is the one that validation and
             inference take; a checkpoint of such a model may be run at any other rate too.
@@ -89,6 +91,7 @@ class SpeechLMModule(L.LightningModule):
         llm: LanguageModel,
         *,
         window_seconds: float = 30.0,
+        context_seconds: float = 0.0,
         tokens_per_window: int | Sequence[int] = 50,
         tail: Literal["proportional", "full"] = "proportional",
         mel_range: Literal["window", "recording"] = "window",
@@ -112,10 +115,22 @@ class SpeechLMModule(L.LightningModule):
         self.strict_loading = False  # frozen weights are not in a checkpoint; `on_load_checkpoint` is the strict one
         step = max(encoder.samples_per_frame, 2 * HOP_SAMPLES)
         self.window_samples = round(window_seconds * SAMPLE_RATE_HZ)
-        if self.window_samples % step or not 0 < window_seconds <= encoder.max_window_seconds:
+        longest = encoder.max_window_seconds
+        if self.window_samples % step or not 0 < window_seconds <= longest:
             raise ConfigError(
                 f"model.window_seconds: {window_seconds:g} must be a multiple of {step / SAMPLE_RATE_HZ:g} s, above 0,"
-                f" at most the encoder's {encoder.max_window_seconds:g} s."
+                f" at most the encoder's {longest:g} s."
+            )
+        context = round(context_seconds * SAMPLE_RATE_HZ)
+        if context % step or not 0 <= 2 * context <= round(longest * SAMPLE_RATE_HZ) - self.window_samples:
+            raise ConfigError(
+                f"model.context_seconds: {context_seconds:g} must be a multiple of {step / SAMPLE_RATE_HZ:g} s, and"
+                f" twice that with model.window_seconds: {window_seconds:g} at most the encoder's {longest:g} s."
+            )
+        if context_seconds and mel_range == "recording":
+            raise ConfigError(
+                "model.context_seconds: with model.mel_range: recording windows are cut from one spectrogram and have"
+                " no context. Set model.context_seconds to 0, or model.mel_range to window."
             )
         if alignment_weight < 0:
             raise ConfigError(f"model.alignment_weight: {alignment_weight:g} must not be below 0.")
@@ -163,6 +178,7 @@ class SpeechLMModule(L.LightningModule):
         self.max_generated = max_generated
         self._path_settings: dict[str, Any] = {
             "window_seconds": window_seconds,
+            "context_seconds": context_seconds,
             "encoder_batch_windows": encoder_batch_windows,
             "mel_range": mel_range,
             "min_recording_seconds": min_recording_seconds,

@@ -23,7 +23,7 @@ from fastslm.batch import Batch, Int64Array
 from fastslm.contracts import Abstractor, Encoder, LanguageModel, Tokens
 from fastslm.frame_cache import FrameCache
 from fastslm.loss import AlignmentLoss, label_loss, transcripts_of
-from fastslm.mel import CONTEXT_SAMPLES, SAMPLE_RATE_HZ, LogMel
+from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ, LogMel
 from fastslm.prompt import Prompter
 from fastslm.spec_augment import SpecAugment, SpecMasks
 from fastslm.splice import Layout, lay_out, splice
@@ -69,6 +69,8 @@ class SpeechLM(nn.Module):
         llm: station 6.
         prompter: the text side, for the ids that mark a recording and end an answer.
         window_seconds: audio of a window.
+        context_seconds: audio that the encoder hears on either side of a window, whose frames are then dropped: words
+            at the edges are heard whole. Not with a ``mel_range`` of the recording.
         encoder_batch_windows: most windows in the encoder at once; bounds memory, whatever the recording's length.
         mel_range: dynamic range of the spectrogram limited over the ``window`` or the ``recording`` (the release).
         min_recording_seconds: a shorter recording counts as this long, silence follows it (the release: 1).
@@ -96,6 +98,7 @@ class SpeechLM(nn.Module):
         prompter: Prompter,
         *,
         window_seconds: float,
+        context_seconds: float = 0.0,
         encoder_batch_windows: int = 16,
         mel_range: Literal["window", "recording"] = "window",
         min_recording_seconds: float = 0.0,
@@ -121,12 +124,14 @@ class SpeechLM(nn.Module):
         self.alignment = AlignmentLoss(llm.width) if align else None
         self.prompter = prompter
         self.window_samples = round(window_seconds * SAMPLE_RATE_HZ)
+        self.context_samples = round(context_seconds * SAMPLE_RATE_HZ)
         self.encoder_batch_windows = encoder_batch_windows
         self.mel_range = mel_range
         self.min_recording_samples = round(min_recording_seconds * SAMPLE_RATE_HZ)
         self.train_encoder = train_encoder
         self.match_embedding_norm = match_embedding_norm
-        self.frame_cache = FrameCache(frame_cache, encoder, self.window_samples, mel_range) if frame_cache else None
+        heard = (self.window_samples, self.context_samples, mel_range)
+        self.frame_cache = FrameCache(frame_cache, encoder, *heard) if frame_cache else None
         self.recompute = recompute
         self.spec_augment = spec_augment
         self.answer_noise = answer_noise
@@ -191,7 +196,18 @@ class SpeechLM(nn.Module):
     def cut(self, num_samples: Sequence[int]) -> Windows:
         """Cut recordings of ``num_samples`` each into windows, as this model hears them."""
         whole = self.mel_range == "recording"
-        return Windows.of(num_samples, self.window_samples, whole=whole, min_samples=self.min_recording_samples)
+        return Windows.of(
+            num_samples,
+            self.window_samples,
+            whole=whole,
+            min_samples=self.min_recording_samples,
+            context_samples=self.context_samples,
+        )
+
+    @property
+    def row_samples(self) -> int:
+        """Samples of a window with all that is heard around it, a row of ``Windows.take``."""
+        return self.window_samples + 2 * (self.context_samples + CONTEXT_SAMPLES)
 
     def num_groups(self, batch: Batch) -> int:
         """Return the groups of windows that a batch goes through encoder and abstractor in, at least 1."""
@@ -287,9 +303,10 @@ class SpeechLM(nn.Module):
             loudest, num_mel_frames = whole
             mel = self.mel(samples, loudest)
             mel = mel * _first(num_mel_frames, mel.shape[-1])
-        mel = mel if hidden is None else hidden.hide(mel)
-        frames: Tensor = self.encoder(mel)  # [W, F, D_enc]
-        return frames
+        mel = mel if hidden is None else hidden.hide(mel, self.context_samples // HOP_SAMPLES)
+        frames: Tensor = self.encoder(mel)  # [W, F, D_enc], with those of the context
+        num_context = self.context_samples // self.encoder.samples_per_frame
+        return frames[:, num_context : frames.shape[1] - num_context]
 
     def _silence(self, device: torch.device) -> Tensor:
         """Return tokens of one silent window that no position shows.
@@ -297,7 +314,7 @@ class SpeechLM(nn.Module):
         A batch with less audio than another rank's, or none, runs the same modules as often: gradients stay connected
         and no rank of a sharded run skips a module that the others wait in.
         """
-        samples = torch.zeros(1, self.window_samples + 2 * CONTEXT_SAMPLES, dtype=torch.int16, device=device)
+        samples = torch.zeros(1, self.row_samples, dtype=torch.int16, device=device)
         return self._group(samples, torch.ones(1, dtype=torch.int64, device=device), None)
 
     def loudest(self, audio: Tensor, windows: Windows) -> Tensor:

@@ -34,10 +34,10 @@ class SpecMasks:
     def __getitem__(self, group: slice) -> "SpecMasks":
         return SpecMasks(self.bins[group], self.frames[group])
 
-    def hide(self, mel: Tensor) -> Tensor:
-        """Return the windows ``[W, M, T]`` with everything masked set to ``HIDDEN``."""
+    def hide(self, mel: Tensor, begin: int = 0) -> Tensor:
+        """Return the windows ``[W, M, T]`` with everything masked set to ``HIDDEN``; they begin at frame ``begin``."""
         bins = _inside(self.bins.to(mel.device, non_blocking=True), mel.shape[1])
-        frames = _inside(self.frames.to(mel.device, non_blocking=True), mel.shape[2])
+        frames = _inside(self.frames.to(mel.device, non_blocking=True) + begin, mel.shape[2])
         return mel.masked_fill(bins[:, :, None] | frames[:, None, :], HIDDEN)
 
 

@@ -22,6 +22,7 @@ class Windows:
         end: one past the last sample of that recording.
         window_samples: samples of a full window.
         min_samples: a shorter recording counts as this long: silence follows it.
+        context_samples: samples of the recording taken along on either side of a window, silence beyond its ends.
     """
 
     start: tuple[int, ...]
@@ -31,9 +32,17 @@ class Windows:
     end: tuple[int, ...]
     window_samples: int
     min_samples: int = 0
+    context_samples: int = 0
 
     @staticmethod
-    def of(num_samples: Sequence[int], window_samples: int, *, whole: bool = False, min_samples: int = 0) -> "Windows":
+    def of(
+        num_samples: Sequence[int],
+        window_samples: int,
+        *,
+        whole: bool = False,
+        min_samples: int = 0,
+        context_samples: int = 0,
+    ) -> "Windows":
         """Cut recordings of ``num_samples`` each into windows that do not overlap; nothing is left out.
 
         Args:
@@ -42,6 +51,7 @@ class Windows:
             whole: windows are cut from a spectrogram of the whole recording, in which a remainder below
                 ``HOP_SAMPLES`` has no frame of its own, and so no window (the release).
             min_samples: a shorter recording counts as this long (the release: 1 s).
+            context_samples: samples taken along on either side of a window.
         """
         rows: list[tuple[int, int, int, int, int]] = []
         first = 0
@@ -55,7 +65,7 @@ class Windows:
             ]
             first = end
         start, num, recording_of, begin, end_of = zip(*rows, strict=True) if rows else ((),) * 5
-        return Windows(start, num, recording_of, begin, end_of, window_samples, min_samples)
+        return Windows(start, num, recording_of, begin, end_of, window_samples, min_samples, context_samples)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -81,22 +91,27 @@ class Windows:
         return (slice(i, min(i + size, len(self))) for i in range(0, len(self), size))
 
     def take(self, audio: Tensor, group: slice, across: bool) -> Tensor:
-        """Return the samples of a group of windows ``[W, window_samples + 2 * CONTEXT_SAMPLES]``.
+        """Return the samples of a group of windows ``[W, window_samples + 2 * (context + CONTEXT_SAMPLES)]``.
 
         Args:
             audio: the batch's audio ``[N]``.
             group: which windows.
             across: a window's edges see its neighbours in the recording, and only the recording's own ends are
-                mirrored, as in a spectrogram of the whole recording; otherwise each window stands alone.
+                mirrored, as in a spectrogram of the whole recording; otherwise each window stands alone, but for its
+                ``context_samples``.
         """
         rows = []
         for i in range(*group.indices(len(self))):
             if across:
                 rows.append(self._with_neighbours(audio, i))
             else:
-                start, stop = self.start[i], min(self.start[i] + self.num_samples[i], self.end[i])
-                rows.append(pad_with_context(audio[start:stop], self.window_samples))
+                rows.append(pad_with_context(self._alone(audio, i), self.window_samples + 2 * self.context_samples))
         return torch.stack(rows)
+
+    def _alone(self, audio: Tensor, i: int) -> Tensor:
+        begin, stop = self.start[i] - self.context_samples, self.start[i] + self.window_samples + self.context_samples
+        inside = max(begin, self.first[i])
+        return F.pad(audio[inside : min(stop, self.end[i])], (inside - begin, 0))
 
     def _with_neighbours(self, audio: Tensor, i: int) -> Tensor:
         recording = audio[self.first[i] : self.end[i]]

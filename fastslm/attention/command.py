@@ -89,14 +89,12 @@ def listen(path: "SpeechLM", recordings: Sequence["Int16Array"], max_maps: int) 
     """
     import torch
 
-    from fastslm.windows import Windows
-
     from .collect import AttentionMaps
 
     maps = AttentionMaps(path.abstractor, max_maps)
     audio = torch.from_numpy(np.concatenate(recordings)).to(next(path.abstractor.parameters()).device)
     with torch.no_grad(), maps.recording():
-        path.listen(audio, Windows.of([len(recording) for recording in recordings], path.window_samples))
+        path.listen(audio, path.cut([len(recording) for recording in recordings]))
     return maps
 
 

@@ -55,7 +55,8 @@ class Cutter:
         self._window_samples, self._piece_samples = path.window_samples, path.window_samples * num_windows
         self._least_samples = path.min_recording_samples
         self._whole = path.mel_range == "recording"  # windows of one spectrogram see the samples around them
-        self._before, self._after = (_BEFORE, CONTEXT_SAMPLES) if self._whole else (0, 0)
+        context = path.context_samples
+        self._before, self._after = (_BEFORE, CONTEXT_SAMPLES) if self._whole else (context, context)
         self._blocks: list[Int16Array] = []
         self._held = self._offset = self._num_cut = 0
 
@@ -166,7 +167,10 @@ def _windows(path: SpeechLM, pieces: Sequence[Piece]) -> tuple[Windows, Tensor]:
     start_of, num, recording, begin, end = zip(*rows, strict=True)
     audio = np.concatenate([piece.samples for piece in pieces]) if len(pieces) > 1 else pieces[0].samples
     device = next(path.abstractor.parameters()).device
-    return Windows(start_of, num, recording, begin, end, path.window_samples), torch.from_numpy(audio).to(device)
+    windows = Windows(
+        start_of, num, recording, begin, end, path.window_samples, context_samples=path.context_samples
+    )
+    return windows, torch.from_numpy(audio).to(device)
 
 
 def _pieces(path: SpeechLM, source: AudioSource) -> Iterator[Piece]:

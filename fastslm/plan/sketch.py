@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from fastslm.errors import ConfigError
 from fastslm.lightning_module import SpeechLMModule
 from fastslm.loss import label_loss
-from fastslm.mel import CONTEXT_SAMPLES
 from fastslm.model import SpeechLM
 from fastslm.optim import parameters_by_part, select_trainable
 from fastslm.plan.live import LiveBytes, nearly_fake
@@ -89,13 +88,9 @@ class Sketch:
         self.parts = self._count()
         self._peaks: dict[tuple[str, int, int], Peaks] = {}
         self._mode = nearly_fake()
-        self.path.mel(torch.zeros(1, self._window_samples, dtype=torch.int16))  # keeps its constants, which are real
+        self.path.mel(torch.zeros(1, self.path.row_samples, dtype=torch.int16))  # keeps its constants, which are real
         for root in (self.path, encoder):
             _give_fake_memory(root, self._mode, trainable_dtype)
-
-    @property
-    def _window_samples(self) -> int:
-        return self.path.window_samples + 2 * CONTEXT_SAMPLES
 
     def _count(self) -> list[Part]:
         named = parameters_by_part(self.path)
@@ -210,7 +205,7 @@ class Sketch:
         full = self.path.abstractor.budget.frames_per_window
         for begin in range(0, num_windows, self.path.encoder_batch_windows):
             size = min(self.path.encoder_batch_windows, num_windows - begin)
-            samples = torch.zeros(size, self._window_samples, dtype=torch.int16)
+            samples = torch.zeros(size, self.path.row_samples, dtype=torch.int16)
             arguments = (samples, torch.full((size,), full), None)
             if self.path.recompute and torch.is_grad_enabled():
                 groups.append(checkpoint(self.path._group_tokens, *arguments, use_reentrant=False))

@@ -55,6 +55,15 @@ def whole_range_model(tmp_path_factory, tiny_encoder, tiny_llm):
 
 
 @pytest.fixture(scope="session")
+def context_model(tmp_path_factory, tiny_encoder, tiny_llm):
+    """Return the tiny model with windows of 1.6 s that hear 0.2 s of what lies around them."""
+    import fastslm
+
+    settings = settings_of(tiny_encoder, tiny_llm, window_seconds=1.6, context_seconds=0.2)
+    return fastslm.load(write_run(tmp_path_factory.mktemp("context"), settings), device="cpu")
+
+
+@pytest.fixture(scope="session")
 def noise():
     """Return a maker of int16 noise ``noise(seconds, seed=0)`` whose loudness and pitch wander, at 16 kHz."""
 

@@ -259,6 +259,16 @@ def test_a_stream_answers_at_any_time_about_what_was_said_so_far(model, noise, m
     assert counted.windows == 4 + 3
 
 
+def test_a_stream_of_a_model_with_context_answers_as_if_each_moment_were_the_end(context_model, noise):
+    samples, stream = noise(7), context_model.stream()
+    for begin, end in ((0, 25_600), (25_600, 27_000), (27_000, 60_000), (60_000, 112_000)):
+        stream.push(samples[begin:end])
+        whole = context_model.transcribe(samples[:end], max_new_tokens=8)
+        answer = stream.answer(max_new_tokens=8)
+        assert (answer.tokens, answer.seconds) == (whole.tokens, whole.seconds)
+        assert answer.speech_tokens == whole.speech_tokens
+
+
 def test_a_stream_answers_other_tasks_from_the_same_tokens(model, noise, monkeypatch):
     samples, stream = noise(8), model.stream()
     stream.push(samples)

@@ -67,10 +67,18 @@ def test_tokens_are_those_of_training_with_one_spectrogram_of_the_recording(whol
     torch.testing.assert_close(whole_range_model.embed(samples).tokens, expected, rtol=1e-6, atol=1e-6)
 
 
-@given(st.lists(st.integers(1, 70_000), min_size=1, max_size=6), st.integers(1, 130_000), st.booleans())
-def test_blocks_of_any_length_make_the_same_tokens(model, whole_range_model, noise, sizes, num_samples, whole):
+@pytest.mark.parametrize("num_samples", [*LENGTHS, 25_600, 25_601, 28_799, 28_800, 28_801, 51_200])
+def test_tokens_are_those_of_training_with_context_around_windows(context_model, noise, num_samples):
+    samples = noise(13)[:num_samples]
+    assert torch.equal(context_model.embed(samples).tokens, tokens_of_training(context_model, samples))
+
+
+@given(st.lists(st.integers(1, 70_000), min_size=1, max_size=6), st.integers(1, 130_000), st.integers(0, 2))
+def test_blocks_of_any_length_make_the_same_tokens(
+    model, whole_range_model, context_model, noise, sizes, num_samples, kind
+):
     sizes[-1] = max(sizes[-1], 500)
-    chosen, samples = whole_range_model if whole else model, noise(9)[:num_samples]
+    chosen, samples = (model, whole_range_model, context_model)[kind], noise(9)[:num_samples]
     tokens = torch.cat([heard.tokens for heard in hear(chosen.path, [Blocks(samples, sizes)])])
     torch.testing.assert_close(tokens, tokens_of_training(chosen, samples), rtol=1e-6, atol=1e-6)
 
