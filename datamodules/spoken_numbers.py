@@ -28,7 +28,7 @@ class SpokenNumbers(WebDatasetModule):
         long_audio: see ``WebDatasetModule``.
         piece_seconds: see ``WebDatasetModule``; 12 s of numbers teach the words, whole recordings their order.
         batch_samples: see ``WebDatasetModule``.
-        batch_windows: see ``WebDatasetModule``; 48 windows of 6 s are 4.8 minutes.
+        batch_windows: see ``WebDatasetModule``; 60 windows of 4.8 s are 4.8 minutes.
         batch_tokens: see ``WebDatasetModule``.
         eval_batch_samples: see ``WebDatasetModule``.
         num_workers: see ``WebDatasetModule``.
@@ -50,7 +50,7 @@ class SpokenNumbers(WebDatasetModule):
         long_audio: Literal["drop", "split", "error"] = "drop",
         piece_seconds: float | None = 12.0,
         batch_samples: int = 64,
-        batch_windows: int = 48,
+        batch_windows: int = 60,
         batch_tokens: int = 16384,
         eval_batch_samples: int = 32,
         num_workers: int = 1,

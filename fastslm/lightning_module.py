@@ -51,7 +51,8 @@ class SpeechLMModule(L.LightningModule):
         llm: language model, with or without LoRA.
         window_seconds: audio of a window; with its context at most what the encoder has positions for.
         context_seconds: audio that the encoder hears on either side of a window, whose frames are then dropped: words
-            at the edges are heard whole, for that much more work of the encoder. The release has none.
+            at the edges are heard whole, for that much more work of the encoder. Null takes what the encoder has
+            positions for beyond the window, up to 1 s. The release has none.
         tokens_per_window: LLM tokens of a full window; 50 for 30 s is 1.67 tokens per second. A list trains one model
             for many rates: each step draws one, the same on every rank, and the first is the one that validation and
             inference take; a checkpoint of such a model may be run at any other rate too.
@@ -91,7 +92,7 @@ class SpeechLMModule(L.LightningModule):
         llm: LanguageModel,
         *,
         window_seconds: float = 30.0,
-        context_seconds: float = 0.0,
+        context_seconds: float | None = 0.0,
         tokens_per_window: int | Sequence[int] = 50,
         tail: Literal["proportional", "full"] = "proportional",
         mel_range: Literal["window", "recording"] = "window",
@@ -121,7 +122,7 @@ class SpeechLMModule(L.LightningModule):
                 f"model.window_seconds: {window_seconds:g} must be a multiple of {step / SAMPLE_RATE_HZ:g} s, above 0,"
                 f" at most the encoder's {longest:g} s."
             )
-        context = round(context_seconds * SAMPLE_RATE_HZ)
+        context = round((context_seconds or 0.0) * SAMPLE_RATE_HZ)
         if context % step or not 0 <= 2 * context <= round(longest * SAMPLE_RATE_HZ) - self.window_samples:
             raise ConfigError(
                 f"model.context_seconds: {context_seconds:g} must be a multiple of {step / SAMPLE_RATE_HZ:g} s, and"

@@ -70,7 +70,8 @@ class SpeechLM(nn.Module):
         prompter: the text side, for the ids that mark a recording and end an answer.
         window_seconds: audio of a window.
         context_seconds: audio that the encoder hears on either side of a window, whose frames are then dropped: words
-            at the edges are heard whole. Not with a ``mel_range`` of the recording.
+            at the edges are heard whole. None takes all that the encoder has positions for beyond the window, up to
+            1 s. Not with a ``mel_range`` of the recording.
         encoder_batch_windows: most windows in the encoder at once; bounds memory, whatever the recording's length.
         mel_range: dynamic range of the spectrogram limited over the ``window`` or the ``recording`` (the release).
         min_recording_seconds: a shorter recording counts as this long, silence follows it (the release: 1).
@@ -98,7 +99,7 @@ class SpeechLM(nn.Module):
         prompter: Prompter,
         *,
         window_seconds: float,
-        context_seconds: float = 0.0,
+        context_seconds: float | None = 0.0,
         encoder_batch_windows: int = 16,
         mel_range: Literal["window", "recording"] = "window",
         min_recording_seconds: float = 0.0,
@@ -124,6 +125,8 @@ class SpeechLM(nn.Module):
         self.alignment = AlignmentLoss(llm.width) if align else None
         self.prompter = prompter
         self.window_samples = round(window_seconds * SAMPLE_RATE_HZ)
+        if context_seconds is None:
+            context_seconds = self._possible_context_seconds(encoder, window_seconds) if mel_range == "window" else 0.0
         self.context_samples = round(context_seconds * SAMPLE_RATE_HZ)
         self.encoder_batch_windows = encoder_batch_windows
         self.mel_range = mel_range
@@ -203,6 +206,12 @@ class SpeechLM(nn.Module):
             min_samples=self.min_recording_samples,
             context_samples=self.context_samples,
         )
+
+    @staticmethod
+    def _possible_context_seconds(encoder: Encoder, window_seconds: float) -> float:
+        num_left = round((encoder.max_window_seconds - window_seconds) * SAMPLE_RATE_HZ) // 2
+        step = max(encoder.samples_per_frame, HOP_SAMPLES)
+        return min(num_left, SAMPLE_RATE_HZ) // step * step / SAMPLE_RATE_HZ
 
     @property
     def row_samples(self) -> int:

@@ -131,6 +131,23 @@ def test_more_silent_groups_than_a_rank_has_are_run_with_context_too(build):
 
 
 @pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"window_seconds": 1.6}, 0.2),
+        ({"window_seconds": 1.74}, 0.12),  # in steps of an encoder frame
+        ({"window_seconds": 2.0}, 0.0),
+        ({"window_seconds": 1.6, "mel_range": "recording"}, 0.0),
+    ],
+)
+def test_left_open_the_context_is_what_the_encoder_has_positions_for(make_module, settings, expected):
+    module = make_module(**settings, context_seconds=None)
+    module.configure_model()
+    assert module.path.context_samples == round(expected * 16_000)
+    batch = batch_of(module.path, 3.0)
+    assert torch.isfinite(module.path(batch).loss_sum)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"window_seconds": 1.6, "context_seconds": 0.3}, r"model\.context_seconds: 0\.3 .* at most the encoder's 2 s"),
