@@ -35,9 +35,12 @@ def build(encoder_batch_windows: int = 32) -> SpeechLM:
     encoder, llm = WhisperEncoder("fastslm:demo/encoder"), CausalLM("fastslm:demo/llm")
     encoder.load()
     llm.load()
-    abstractor = HTA(encoder.width, llm.width, TokenBudget(300, 10), head_width=32)
+    abstractor = HTA(encoder.width, llm.width, TokenBudget(240, 8), head_width=32)
     prompter = Prompter(llm.tokenizer)
-    return SpeechLM(encoder, abstractor, llm, prompter, window_seconds=6.0, encoder_batch_windows=encoder_batch_windows)
+    return SpeechLM(
+        encoder, abstractor, llm, prompter, window_seconds=4.8, context_seconds=0.6,
+        encoder_batch_windows=encoder_batch_windows,
+    )  # fmt: skip
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -110,7 +113,7 @@ def measure_memory(minutes: float) -> float:
     Adds up every allocation and release that torch's CPU allocator reports, so that the figure is exact and does not
     depend on what the C library keeps for later.
     """
-    path = build(encoder_batch_windows=8).eval()  # 8 windows of 6 s: even 1 minute fills a group
+    path = build(encoder_batch_windows=8).eval()  # 8 windows of 4.8 s: even 1 minute fills a group
     audio = torch.randint(-3000, 3000, (round(minutes * 60 * RATE),), dtype=torch.int16)
     windows = path.cut([len(audio)])
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -31,6 +31,7 @@ class ShardDataset(Dataset[Batch]):
         augmentations: what changes the audio, in this order.
         seed: of the augmentations.
         sampler: tells the epoch, of which the augmentations depend.
+        needs_answers: refuse samples without an answer, which can only be predicted.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class ShardDataset(Dataset[Batch]):
         augmentations: Sequence[Augmentation] = (),
         seed: int = 0,
         sampler: PlanSampler | None = None,
+        needs_answers: bool = True,
     ) -> None:
         self.entries = entries
         self.prompter = prompter
+        self.needs_answers = needs_answers
         self._augmentations, self._seed = tuple(augmentations), seed
         self._sampler, self._epoch = sampler, 0
         self._store = Store()
@@ -108,7 +111,7 @@ class ShardDataset(Dataset[Batch]):
             fields = parse_fields(data)
             if entry.segments is not None:
                 fields["text"] = joined(fields, entry.segments)
-            return dialogue_of(fields, self.prompter, len(entry.audio_regions))
+            return dialogue_of(fields, self.prompter, len(entry.audio_regions), self.needs_answers)
         except DataError as error:
             return error
 

@@ -29,14 +29,14 @@ def task_of(fields: dict[str, Any]) -> str:
     return str(fields.get("task") or ("asr" if fields.get("messages") is None else "dialogue"))
 
 
-def dialogue_of(fields: dict[str, Any], prompter: Prompter, num_recordings: int) -> Dialogue:
-    """Return the dialogue of a sample's fields.
+def dialogue_of(fields: dict[str, Any], prompter: Prompter, num_recordings: int, needs_answer: bool = True) -> Dialogue:
+    """Return the dialogue of a sample's fields; without ``needs_answer`` also of one that has no answer.
 
     Raises:
         DataError: the text is missing or does not fit the recordings.
     """
     try:
-        messages = messages_of(fields)
+        messages = messages_of(fields, needs_answer)
     except DataError as error:
         raise DataError(f"missing text: {error}") from error
     try:
@@ -47,9 +47,12 @@ def dialogue_of(fields: dict[str, Any], prompter: Prompter, num_recordings: int)
 
 
 def count_ids(fields: dict[str, Any], prompter: Prompter, num_recordings: int) -> int:
-    """Return the ids of a sample's dialogue, each recording one placeholder; -1 where the prompter refuses it."""
+    """Return the ids of a sample's dialogue, each recording one placeholder; -1 where the prompter refuses it.
+
+    One without an answer is counted too, up to where the answer would stand and the end of the turn.
+    """
     try:
-        return len(dialogue_of(fields, prompter, num_recordings).input_ids)
+        return len(dialogue_of(fields, prompter, num_recordings, needs_answer=False).input_ids)
     except DataError:  # said again, in words, by whoever uses the sample: see `_index`
         return -1
 

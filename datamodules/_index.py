@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from fastslm.errors import DataError
-from fastslm.prompt import Prompter
+from fastslm.prompt import TASKS, Prompter
 
 from ._columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, TarState, pack_keys
 from ._scan import scan_tar
@@ -46,12 +46,14 @@ class IndexBuilder:
         cache: folder for indexes that cannot lie beside their tar, and for text lengths.
         piece_seconds: lengths of pieces that samples with ``segments`` are to be cut into; see ``Texts``.
         store: opens shards.
+        needs_answers: leave out samples without an answer, which can only be predicted.
     """
 
     prompter: Prompter
     cache: Path
     piece_seconds: tuple[float, ...] = ()
     store: Store = field(default_factory=Store)
+    needs_answers: bool = True
 
     def index(self, shards: Sequence[str]) -> list[ShardIndex]:
         """Return the index of each shard.
@@ -80,6 +82,7 @@ class IndexBuilder:
     def index_one(self, shard: str) -> ShardIndex:
         """Return the index of one shard."""
         rows = self._current(shard)
+        rows = answered(rows) if self.needs_answers else rows
         return ShardIndex(
             shard, rows, read_texts(shard, rows, self.prompter, self.store, self.cache, self.piece_seconds)
         )
@@ -194,6 +197,25 @@ def _regions(rows: ShardRows, row: int) -> tuple[list[tuple[int, int]], list[int
     """Return places and checksums of a sample's members."""
     members = list(regions_of(rows, row))
     return [region for _, region, _ in members], [crc for *_, crc in members]
+
+
+def answered(rows: ShardRows) -> ShardRows:
+    """Return the index without the samples that have no answer: those are findings wherever an answer is needed."""
+    lost = rows["text_characters"] == 0
+    if not lost.any():
+        return rows
+    found = select_rows(rows, ~lost)
+    names = zip(rows.keys, rows.labels("task"), lost, strict=True)
+    found.broken = rows.broken + [
+        _finding(key, "missing text", _no_answer(task)) for key, task, is_lost in names if is_lost
+    ]
+    return found
+
+
+def _no_answer(task: str) -> str:
+    if task in TASKS:
+        return f"task {task!r} needs the field {TASKS[task][1]!r}, which is missing or empty"
+    return "'messages' must end with an assistant turn that has content"
 
 
 def select_rows(rows: ShardRows, kept: npt.NDArray[np.bool_]) -> ShardRows:

@@ -86,7 +86,7 @@ def _row(key: str, members: Members, descriptor: int, prompter: Prompter | None)
         info = read_info(open_region(descriptor, *member))
         found.append((extension, member, crc32_of(descriptor, member), info))
     try:
-        messages = messages_of(fields)
+        messages = messages_of(fields, needs_answer=False)
     except DataError as error:
         raise DataError(f"missing text: {error}") from error
     return _Row(

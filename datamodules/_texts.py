@@ -153,7 +153,7 @@ def _count(shard: str, rows: ShardRows, row: int, prompter: Prompter, store: Sto
 
 def _refusal(shard: str, rows: ShardRows, row: int, prompter: Prompter, store: Store) -> DataError:
     try:
-        dialogue_of(_fields(shard, rows, row, store), prompter, len(rows.recordings(row)))
+        dialogue_of(_fields(shard, rows, row, store), prompter, len(rows.recordings(row)), needs_answer=False)
     except DataError as error:
         return error
     return DataError("unusable text: the index could not count its ids; make it anew: fastslm shards index")

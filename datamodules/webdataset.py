@@ -44,7 +44,8 @@ class WebDatasetModule(L.LightningDataModule):
             which are streamed and cannot be resumed exactly.
         val_shards: paths or URLs, for validation.
         test_shards: the same, for ``fastslm test``; null takes the validation shards.
-        predict_shards: the same, for ``fastslm predict``; null takes the test shards.
+        predict_shards: the same, for ``fastslm predict``; null takes the test shards. These samples need no answer:
+            no ``text`` or ``translation``, or ``messages`` that end with the user's turn.
         max_audio_seconds: longest recording taken whole.
         long_audio: ``drop`` refuses longer recordings and counts them, ``split`` cuts them at the boundaries of
             their ``segments``, ``error`` stops the run. Nothing is ever cut short silently.
@@ -177,7 +178,9 @@ class WebDatasetModule(L.LightningDataModule):
         lengths = [self.limits.max_audio_seconds] if self.limits.long_audio == "split" else []
         if split == "train" and self.piece_seconds is not None:
             lengths.append(self.piece_seconds)
-        builder = IndexBuilder(self._module.prompter, self.cache, tuple(sorted(set(lengths))))
+        builder = IndexBuilder(
+            self._module.prompter, self.cache, tuple(sorted(set(lengths))), needs_answers=split != "predict"
+        )
         key = f"data.{split}_shards"
         shards = [expand(source.shards, key) for source in self._sources(split)]
         indexes = iter(builder.index([shard for group in shards for shard in group]))
@@ -266,7 +269,14 @@ class WebDatasetModule(L.LightningDataModule):
     def _loader(self, split: str, sampler: PlanSampler) -> DataLoader[Batch]:
         stages = self.augmentations if split == "train" else ()
         return DataLoader(
-            ShardDataset(self._entries[split], self._module.prompter, stages, self.seed, sampler),
+            ShardDataset(
+                self._entries[split],
+                self._module.prompter,
+                stages,
+                self.seed,
+                sampler,
+                needs_answers=split != "predict",
+            ),
             # Lightning calls set_epoch on `sampler` alone, so the plan stands there and already names whole batches.
             sampler=sampler,
             batch_size=None,

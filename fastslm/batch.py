@@ -28,7 +28,7 @@ class Dialogue:
         input_ids: ``[L]``, with one placeholder id for each recording.
         labels: ``[L]``, the id itself where it is to be predicted, -100 elsewhere.
         num_prompt_ids: ids before the final answer, what generation starts from.
-        reference: the final answer as text.
+        reference: the final answer as text; "" where the sample has none, which is of use in prediction alone.
         task: ``asr``, ``ast``, ``ssum``, ``sqqa`` or ``dialogue``.
         language: of the final answer, by name or code; "" where the data says none.
     """

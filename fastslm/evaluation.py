@@ -114,7 +114,7 @@ def write_answers(
             "key": batch.keys[i],
             "task": batch.dialogues[i].task,
             "language": batch.dialogues[i].language,
-            "reference": batch.dialogues[i].reference,
+            "reference": batch.dialogues[i].reference or None,  # a sample to predict may have none
             "hypothesis": text.strip(),
             "audio_seconds": round(seconds[i], 3),
             "weight": batch.weights[i],

@@ -35,22 +35,26 @@ _PLAIN_TEMPLATE = (
 )
 
 
-def messages_of(fields: Mapping[str, Any]) -> list[dict[str, str]]:
+def messages_of(fields: Mapping[str, Any], needs_answer: bool = True) -> list[dict[str, str]]:
     """Return a sample's dialogue from the fields of its JSON.
 
     A sample either brings ``messages`` (role and content, each recording marked by ``<|AUDIO|>``) or a ``task`` of
     ``asr``, ``ast``, ``ssum``, ``sqqa`` (``asr`` when it says nothing) and the field that answers it.
 
+    Args:
+        fields: the sample's JSON.
+        needs_answer: refuse a sample without an answer; otherwise the dialogue of such a one ends with an empty turn.
+
     Raises:
         DataError: the task is unknown, or a field that it needs is missing, empty or no text.
     """
     if fields.get("messages") is not None:
-        return _turns(fields["messages"])
+        return _turns(fields["messages"], needs_answer)
     task = str(fields.get("task") or "asr")
     if task not in TASKS:
         raise DataError(f"unknown task {task!r}, known: {', '.join(TASKS)}.{nearest(task, TASKS)}")
     template, answer_field = TASKS[task]
-    answer = _words(fields, answer_field, task)
+    answer = _words(fields, answer_field, task) if needs_answer or not _is_blank(fields.get(answer_field)) else ""
     question = _words(fields, "question", task) if task == "sqqa" else None
     target = fields.get("target_language") or _TRANSLATED_TO
     content = template.format(audio=_CLIP, question=question, target_language=target)
@@ -66,19 +70,25 @@ def answer_language(fields: Mapping[str, Any], task: str) -> str:
 
 def _words(fields: Mapping[str, Any], name: str, task: str) -> str:
     value = fields.get(name)
-    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+    if _is_blank(value):
         raise DataError(f"task {task!r} needs the field {name!r}, which is missing or empty")
     return _text(value, f"the field {name!r}").strip()
 
 
-def _turns(messages: Any) -> list[dict[str, str]]:
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _turns(messages: Any, needs_answer: bool) -> list[dict[str, str]]:
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise DataError("'messages' must be a list of turns, each with 'role' and 'content'")
     turns = [
         {name: _text(message.get(name), f"{name!r} of turn {i} of 'messages'") for name in ("role", "content")}
         for i, message in enumerate(messages, 1)
     ]
-    if not turns or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
+    if not needs_answer and turns and turns[-1]["role"] == "user":
+        turns.append({"role": "assistant", "content": ""})
+    if not turns or turns[-1]["role"] != "assistant" or (needs_answer and not turns[-1]["content"].strip()):
         raise DataError("'messages' must end with an assistant turn that has content")
     return turns
 

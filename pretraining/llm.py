@@ -146,7 +146,7 @@ class Exercises:
 
     def __init__(self, llm: CausalLM, rng: np.random.Generator) -> None:
         self.llm, self.rng = llm, rng
-        self.replaced_share = 0.0
+        self.replaced_share = self.misread_share = 0.0
         self.prompter = Prompter(llm.tokenizer)
 
     def draw(self, num_numbers: int, noise: float, misread_share: float) -> tuple[Dialogue, Tensor]:
@@ -164,7 +164,7 @@ class Exercises:
             self.draw(
                 max(1, int(num_numbers * self.rng.uniform(0.7, 1.0))),
                 noise,
-                noise * self.rng.uniform(0.0, 0.1) * (self.rng.random() < 0.6),
+                noise * self.rng.uniform(0.0, self.misread_share) * (self.rng.random() < 0.6),
             )
             for _ in range(count)
         ]
@@ -218,6 +218,7 @@ def train(
     max_minutes: float = 90.0,
     replaced_share: float = 0.4,
     noise: float = 0.8,
+    misread_share: float = 0.1,
     init_from: Path | None = None,
     seed: int = 0,
 ) -> None:
@@ -233,6 +234,7 @@ def train(
         learning_rate: peak of the schedule (linear warm-up, cosine to zero).
         max_minutes: the schedule is shortened to end in time.
         replaced_share: largest share of a dialogue's numbers that may have come before, reached after half of it.
+        misread_share: largest share of an answer's own past that is shown wrong or missing.
         noise: how disturbed what stands for speech tokens is at the end, 0 to 1.
         init_from: folder of an LLM to go on from, with the hardest dialogues from the start; null starts anew.
         seed: of weights and of everything drawn.
@@ -249,6 +251,7 @@ def train(
         llm.causal_lm.get_input_embeddings().weight.requires_grad_(False)
     rng = np.random.default_rng(seed)
     exercises = Exercises(llm, rng)
+    exercises.misread_share = misread_share
     print(f"{sum(p.numel() for p in llm.parameters()) / 1e6:.2f} M parameters")
     trained = [p for p in llm.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, learning_rate, weight_decay=0.05, betas=(0.9, 0.98))

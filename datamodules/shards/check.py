@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastslm.errors import DataError
 
+from .._index import answered
 from .._scan import scan_tar
 from .._sidecar import SUFFIX, is_current, read_sidecar, tar_state, verify
 from .._tar import Broken
@@ -115,7 +116,7 @@ def _check(work: _Work, report: Report) -> _Checked:
         found = list(verify(work.shard, rows, work.decode_audio))
         absent = {finding.key for finding in found if finding.reason.startswith("missing ")}
         found = [f for f in found if f.key not in absent or f.reason.startswith("missing ")]  # nothing there to decode
-        found += [Broken(work.shard, item["key"], item["reason"], item["detail"]) for item in rows.broken]
+        found += [Broken(work.shard, item["key"], item["reason"], item["detail"]) for item in answered(rows).broken]
         if not found and not is_current(rows, tar_state(work.shard)):
             checked.notes.append(
                 f"{work.shard} is as its index says, but newer; refresh: fastslm shards index {work.shard}"

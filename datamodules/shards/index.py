@@ -9,6 +9,7 @@ from pathlib import Path
 from fastslm.errors import DataError
 
 from .._columns import ShardRows
+from .._index import answered
 from .._sidecar import is_current, read_sidecar, tar_state, verify
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
@@ -94,7 +95,8 @@ def _index(work: _Work, report: Report) -> _Indexed:
     elif work.tokenizer not in (None, rows.tokenizer):
         index_shard(path, work.tokenizer)
     rows = read_sidecar(work.shard)
-    indexed.num_samples, indexed.reasons = len(rows), dict(Counter(item["reason"] for item in rows.broken))
+    usable = answered(rows)
+    indexed.num_samples, indexed.reasons = len(usable), dict(Counter(item["reason"] for item in usable.broken))
     report(path.stat().st_size / 1e6)
     return indexed
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fastslm.errors import DataError
 
 from .._columns import ShardRows
+from .._index import answered
 from .._scan import scan_tar
 from .._sidecar import is_current, read_sidecar, tar_state
 from .paths import shard_paths
@@ -101,6 +102,7 @@ def _numbers(path: str, report: Report) -> ShardNumbers:
     except (FileNotFoundError, DataError):  # none, or damaged: read the tar, which says so if it is damaged too
         rows = scan_tar(path)
     report(1)
+    rows = answered(rows)
     kinds = list(zip(rows.labels("task"), (name or "-" for name in rows.labels("language")), strict=True))
     text = rows["text_characters"].astype(np.float64), rows["text_tokens"].astype(np.float64)
     return ShardNumbers(kinds, _seconds(rows), *text, rows.tokenizer, len(rows.broken))

@@ -1,5 +1,6 @@
 """What differs between a checkpoint and this run: refused where weights would mean something else, told where not."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -106,11 +107,11 @@ def _compare_configs(
     stored: Mapping[str, Any], present: Mapping[str, Any], purpose: Purpose, found: Differences
 ) -> None:
     before, now = dict(_flat(stored)), dict(_flat(present))
-    kind = "model.abstractor.class_path"
-    swapped = before.get(kind) != now.get(kind)
+    classes = [key for key in before.keys() & now.keys() if key.endswith(".class_path") and before[key] != now[key]]
+    swapped = tuple(f"{key.removesuffix('class_path')}init_args" for key in classes)
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
-        if old == new or _matches(key, _SILENT) or (swapped and key.startswith("model.abstractor.init_args")):
+        if old == new or _matches(key, _SILENT) or _says_nothing(key, old, new, swapped):
             continue
         line = f"{key.replace('.init_args', '')}: {_shown(old)} in the checkpoint, {_shown(new)} here"
         if key == "model.tokens_per_window":
@@ -141,6 +142,13 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, list(value) if isinstance(value, tuple) else value
 
 
+def _says_nothing(key: str, old: Any, new: Any, swapped: tuple[str, ...]) -> bool:
+    """Return whether a difference is none, or follows from one that is told: the options of another class."""
+    if key.startswith(swapped) and (_ABSENT in (old, new) or key.startswith("model.abstractor.")):
+        return True
+    return _ABSENT in (old, new) and any(value in (None, {}, []) for value in (old, new))
+
+
 def _matches(key: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
@@ -148,7 +156,7 @@ def _matches(key: str, patterns: tuple[str, ...]) -> bool:
 def _shown(value: Any) -> str:
     if value is _ABSENT:
         return "not set"
-    text = repr(value)
+    text = json.dumps(value, ensure_ascii=False, default=str)  # as it would stand in a config
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

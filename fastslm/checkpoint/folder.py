@@ -19,6 +19,8 @@ from pathlib import Path
 MANIFEST = "checkpoint.json"
 TRAINER_STATE = "trainer.ckpt"
 _LAST = "last"
+#: Of the trainer's state: large, and archives that hold a checksum of each of their parts.
+_CHECKED = {".ckpt", ".pt", ".distcp"}
 _STEP = re.compile(r"step-\d+(-v\d+)?")
 
 
@@ -113,13 +115,13 @@ def _sync(path: Path) -> None:
 
 
 def inventory(folder: Path) -> dict[str, dict[str, object]]:
-    """Return size of every file below ``folder``, and of those beside the strategy's own state also the SHA-256."""
+    """Return size of every file below ``folder``, and the SHA-256 of those that have no checksums of their own."""
     files: dict[str, dict[str, object]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             name = path.relative_to(folder).as_posix()
             files[name] = {"bytes": path.stat().st_size}
-            if not name.startswith(TRAINER_STATE):  # large, and with checksums of its own
+            if not (name.startswith(TRAINER_STATE) and path.suffix in _CHECKED):
                 files[name]["sha256"] = sha256(path)
     return files
 

@@ -3,6 +3,7 @@
 Takes what ``writer`` wrote, and for their weights also what Lightning (one file) or DeepSpeed (a folder) write alone.
 """
 
+import io
 import json
 import pickle
 import zipfile
@@ -169,13 +170,31 @@ def verify_trainer_state(checkpoint: Checkpoint) -> None:
             " can start from its weights with --init_from."
         )
     for path in [state] if state.is_file() else sorted(state.rglob("*.pt")):
-        try:
-            with zipfile.ZipFile(path) as file:
-                damaged = file.testzip()
-        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}. Use an earlier checkpoint, or a copy.") from error
-        if damaged is not None:
-            raise CheckpointError(f"{path} is damaged in {damaged}. Use an earlier checkpoint, or a copy.")
+        _verify_archive(path, path)
+    if (state / ".metadata").is_file():
+        _verify_shards(state)
+
+
+def _verify_archive(archive: Path | io.BytesIO, path: Path) -> None:
+    """Read what ``torch.save`` wrote against its checksums; ``path`` is what the message calls it."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Use an earlier checkpoint, or a copy.") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged in {damaged}. Use an earlier checkpoint, or a copy.")
+
+
+def _verify_shards(state: Path) -> None:
+    """Read FSDP2's files, in which one archive follows the other, as its table of contents says."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    for item in FileSystemReader(state).read_metadata().storage_data.values():
+        path = state / item.relative_path
+        with path.open("rb") as file:
+            file.seek(item.offset)
+            _verify_archive(io.BytesIO(file.read(item.length)), path)
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:

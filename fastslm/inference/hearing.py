@@ -167,9 +167,7 @@ def _windows(path: SpeechLM, pieces: Sequence[Piece]) -> tuple[Windows, Tensor]:
     start_of, num, recording, begin, end = zip(*rows, strict=True)
     audio = np.concatenate([piece.samples for piece in pieces]) if len(pieces) > 1 else pieces[0].samples
     device = next(path.abstractor.parameters()).device
-    windows = Windows(
-        start_of, num, recording, begin, end, path.window_samples, context_samples=path.context_samples
-    )
+    windows = Windows(start_of, num, recording, begin, end, path.window_samples, context_samples=path.context_samples)
     return windows, torch.from_numpy(audio).to(device)
 
 

@@ -2,12 +2,17 @@
 
 import itertools
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
+from fastslm.checkpoint.state import stored_names
 from fastslm.model import SpeechLM
+
+_LOOPS = "meta.pt"  # Lightning's name for what is neither weights nor optimizer state
 
 
 class FSDP2(ModelParallelStrategy):
@@ -51,6 +56,45 @@ class FSDP2(ModelParallelStrategy):
                 unit.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # gloo knows no average
         for name in ("embed", "generate", "extend"):
             register_fsdp_forward_method(path.llm, name)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write the trainer's state; every rank calls this.
+
+        Raises:
+            OSError: a rank could not write its share.
+        """
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+        except CheckpointException as error:  # no Exception for Python, and about all ranks
+            for problem, _ in error.failures.values():
+                if isinstance(problem, OSError):
+                    raise problem from error
+            raise RuntimeError(str(error)) from error
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read the trainer's state, also one of another number of processes; every rank calls this.
+
+        Lightning asks it for the frozen weights too, which no checkpoint of ours holds.
+        """
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        assert self.model is not None
+        assert self.lightning_module is not None
+        path = Path(self.broadcast(checkpoint_path))
+        stored = set(stored_names(self.lightning_module))
+        weights = {name: value for name, value in self.model.state_dict().items() if name in stored}
+        load({"state_dict": weights}, checkpoint_id=path)  # into the weights themselves
+        for number, optimizer in enumerate(self.optimizers):
+            states = {f"optimizer_{number}": get_optimizer_state_dict(self.model, optimizer)}
+            load(states, checkpoint_id=path)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=states[f"optimizer_{number}"])
+        rest: dict[str, Any] = torch.load(path / _LOOPS, weights_only=weights_only)
+        return rest
 
 
 def _layers(llm: nn.Module) -> list[nn.Module]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch.distributed import checkpoint as distributed_checkpoint
 
 from fastslm.checkpoint import check_state, load_weights, open_checkpoint, stored_names, verify_trainer_state
 from fastslm.errors import CheckpointError
@@ -129,6 +130,18 @@ def test_a_damaged_trainer_state_is_refused_before_anything_is_built_on_it(built
         verify_trainer_state(open_checkpoint(folder))
 
 
+@pytest.mark.parametrize("damage", [truncate, flip], ids=["truncated", "flipped"])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+def test_a_damaged_state_of_fsdp2_is_refused_too(built, save, name, damage):
+    """It is a folder: a file of each process, and a table of contents."""
+    shares = {"a": torch.randn(5000), "b": torch.randn(10)}
+    folder = save(built(), write_state=lambda path: distributed_checkpoint.save(shares, checkpoint_id=path))
+    verify_trainer_state(open_checkpoint(folder))
+    damage(folder / "trainer.ckpt" / name)
+    with pytest.raises(CheckpointError, match="damaged"):
+        verify_trainer_state(open_checkpoint(folder))
+
+
 def test_weights_that_are_not_those_of_the_manifest_are_refused(built, save):
     folder = save(built())
     tensors = load_file(folder / "adapter.safetensors")
@@ -206,6 +219,35 @@ def test_differences_that_change_nothing_of_the_model_are_told(built, save, caps
     shown = capsys.readouterr().err
     assert "trainer.max_steps: 10 in the checkpoint, 20 here" in shown
     assert "model.optimizer.learning_rate: 0.001 in the checkpoint, 0.0005 here (no effect" in shown
+
+
+def told_between(before, after, built, save, purpose="resume"):
+    checkpoint = open_checkpoint(save(built()))
+    checkpoint.config["data"] = before
+    module = built()
+    module.run_config["data"] = after
+    return load_weights(module, checkpoint, purpose, report=False).told
+
+
+def test_an_option_without_a_value_and_an_absent_one_are_the_same(built, save):
+    assert told_between({"tasks": None, "mix": {}, "seed": 3}, {"pieces": None, "seed": 3}, built, save) == []
+
+
+def test_an_option_that_has_a_value_on_one_side_is_told_as_it_stands_in_a_config(built, save):
+    told = told_between({"tasks": None, "shuffle": True}, {"tasks": {"asr": 1.0}, "shuffle": None}, built, save)
+    assert told == [
+        "data.shuffle: true in the checkpoint, null here",
+        "data.tasks.asr: not set in the checkpoint, 1.0 here",
+    ]
+
+
+def test_another_class_is_told_and_not_each_option_that_only_one_of_the_two_has(built, save):
+    before = {"class_path": "Numbers", "init_args": {"num": 5, "batch": 4}}
+    after = {"class_path": "Shards", "init_args": {"shards": "a.tar", "batch": 8}}
+    assert told_between(before, after, built, save) == [
+        'data.class_path: "Numbers" in the checkpoint, "Shards" here',
+        "data.batch: 4 in the checkpoint, 8 here",
+    ]
 
 
 def test_the_next_stage_starts_from_the_weights_and_says_what_starts_fresh(built, with_lora, save, capsys):

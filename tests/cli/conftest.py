@@ -62,7 +62,7 @@ def fastslm(run_config):
     def run(*arguments, check=True):
         environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "fastslm", *arguments], capture_output=True, text=True, env=environment, timeout=300
+            [sys.executable, "-m", "fastslm", *arguments], capture_output=True, text=True, env=environment, timeout=900
         )
         if check:
             assert done.returncode == 0, done.stdout + done.stderr

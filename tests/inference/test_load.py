@@ -206,7 +206,8 @@ def test_using_a_model_takes_all_settings_of_the_path_but_those_of_training():
 
     everything = dict.fromkeys([*inspect.signature(SpeechLM).parameters, "optimizer", "tail"], 1)
     assert list(path_settings(everything)) == [
-        "encoder_batch_windows", "match_embedding_norm", "mel_range", "min_recording_seconds", "window_seconds",
+        "context_seconds", "encoder_batch_windows", "match_embedding_norm", "mel_range", "min_recording_seconds",
+        "window_seconds",
     ]  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def make(tiny_encoder, tiny_llm):
 
 def batch_of(module, num_windows, num_words):
     dialogue = module.prompter.dialogue(messages_of({"text": "seven " * num_words}), 1, "asr")
-    audio = np.zeros(round(num_windows * 2.0 * SAMPLE_RATE_HZ), np.int16)
+    audio = np.zeros(num_windows * module.window_samples, np.int16)
     return Batch.of([Sample("a", dialogue, [audio])]), int((dialogue.labels != -100).sum())
 
 
@@ -62,6 +62,43 @@ def bytes_of(tensors):
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def assert_as_planned(budget, module, num_windows, num_words):
+    """Train the module on one recording, and compare what that took with the budget; gives bytes and labels."""
+    module.configure_model()
+    path = module.path.train()
+    batch, num_labels = batch_of(module, num_windows, num_words)
+    trainable = [p for p in path.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable)
+    num_logits = []
+    head = path.llm.causal_lm.get_output_embeddings()
+    head.register_forward_hook(lambda _module, _inputs, logits: num_logits.append(logits.shape[-2]))
+
+    def step(batch):  # in Lightning's order: the gradients of the step before are there until the backward pass
+        output = path(batch)
+        loss = output.loss_sum
+        if output.alignment_sum is not None:
+            loss = loss + output.alignment_sum
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    step(batch_of(module, 1, 3)[0])
+    peak = peak_of(lambda: step(batch)) + bytes_of([batch.audio])  # which was there before
+    states = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    weights = bytes_of({*path.parameters(), *path.encoder.parameters()})
+    measured = weights + bytes_of([p.grad for p in trainable]) + bytes_of(states) + peak
+
+    budget.labels = lambda _: num_labels
+    planned = budget.training(num_windows)
+    assert planned.weights == weights
+    assert planned.gradients == bytes_of(trainable)
+    assert planned.optimizer == pytest.approx(bytes_of(states), rel=0.01)
+    assert planned.activations == pytest.approx(peak, rel=TOLERANCE)
+    assert planned.total == pytest.approx(measured, rel=TOLERANCE)
+    assert num_logits[1:] == [num_labels]  # and not one for each of the positions
+    return peak, num_labels
+
+
 @pytest.mark.parametrize(
     ("num_windows", "settings"),
     [
@@ -75,36 +112,45 @@ def bytes_of(tensors):
     ids=str,
 )
 def test_a_training_step_takes_the_memory_that_was_planned(make, num_windows, settings):
-    module = make(**settings)
-    module.configure_model()
-    path = module.path.train()
-    batch, num_labels = batch_of(module, num_windows, 3 * num_windows)
-    trainable = [p for p in path.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable)
-
-    def step():  # in Lightning's order: the gradients of the step before are there until the backward pass
-        output = path(batch)
-        loss = output.loss_sum
-        if output.alignment_sum is not None:
-            loss = loss + output.alignment_sum
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    step()
-    peak = peak_of(step) + bytes_of([batch.audio])  # which was there before
-    states = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-    weights = bytes_of({*path.parameters(), *path.encoder.parameters()})
-    measured = weights + bytes_of([p.grad for p in trainable]) + bytes_of(states) + peak
-
     budget = Budget(Sketch(make(**settings)), CPU)
-    budget.labels = lambda _: num_labels
-    planned = budget.training(num_windows)
-    assert planned.weights == weights
-    assert planned.gradients == bytes_of(trainable)
-    assert planned.optimizer == pytest.approx(bytes_of(states), rel=0.01)
-    assert planned.activations == pytest.approx(peak, rel=TOLERANCE)
-    assert planned.total == pytest.approx(measured, rel=TOLERANCE)
+    assert_as_planned(budget, make(**settings), num_windows, 3 * num_windows)
+
+
+@pytest.fixture
+def hours(tiny_llm, tmp_path):
+    """Return a maker of modules at the paper's rate, 50 tokens for windows of 30 s, that save memory as they can."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    encoder = WhisperConfig(
+        vocab_size=16, num_mel_bins=80, d_model=32, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=64,
+        decoder_layers=1, decoder_attention_heads=1, decoder_ffn_dim=64, max_source_positions=1500,
+        max_target_positions=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    WhisperForConditionalGeneration(encoder).save_pretrained(tmp_path / "encoder")
+
+    def build():
+        llm = CausalLM(str(tiny_llm), lora=LoRA(rank=4), gradient_checkpointing=True, context_length=1 << 16)
+        return SpeechLMModule(
+            WhisperEncoder(str(tmp_path / "encoder")), lambda a, b, c: HTA(a, b, c, head_width=16), llm,
+            window_seconds=30.0, tokens_per_window=50, encoder_batch_windows=8, recompute=True,
+            train_parts=("abstractor", "projector", "lora"),
+        )  # fmt: skip
+
+    return build
+
+
+@pytest.mark.slow
+def test_eight_hours_in_49_thousand_positions_take_the_memory_that_was_planned(hours):
+    """And what is beyond the audio itself grows as the positions do, though attention compares all with all."""
+    beyond = {}
+    for num_hours in (2, 8):
+        num_windows = num_hours * 120
+        budget = Budget(Sketch(hours()), CPU)
+        peak, num_labels = assert_as_planned(budget, hours(), num_windows, 120 * num_hours)
+        beyond[num_hours] = peak - num_windows * 30 * SAMPLE_RATE_HZ * 2
+    assert 48_900 <= budget.sketch.positions(num_windows, num_labels) <= 50_000
+    assert beyond[8] < 4 * 1.05 * beyond[2]
 
 
 @pytest.mark.parametrize("num_windows", [6, 60])

@@ -84,14 +84,19 @@ def start():
 
 @pytest.fixture
 def run_jobs(start, tmp_path):
-    """Return a runner: every rank does all jobs (see ``worker.py``) in order; gives their outputs."""
+    """Return a runner: every rank does all jobs (see ``worker.py``) in order; gives their outputs.
 
-    def run(world_size, jobs, check=True):
+    ``packages`` is a folder of packages that only the last rank sees.
+    """
+
+    def run(world_size, jobs, check=True, packages=None):
         path = tmp_path / f"jobs-{world_size}-{free_port()}.json"
         path.write_text(json.dumps(jobs))
         port = free_port()
         command = [sys.executable, str(HERE / "worker.py"), str(path)]
         environments = [environment_of(rank, world_size, port) for rank in range(world_size)]
+        if packages is not None:
+            environments[-1]["PYTHONPATH"] = os.pathsep.join([str(packages), environments[-1]["PYTHONPATH"]])
         done = start([command] * world_size, environments).wait()
         if check:
             shown = [

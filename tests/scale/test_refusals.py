@@ -1,5 +1,7 @@
 """What cannot work is refused before the first step, with what differs and what to do."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,8 @@ FIT = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
         (["--trainer.callbacks+=lightning.pytorch.callbacks.GradientAccumulationScheduler",
           "--trainer.callbacks.scheduling", "{0: 2}"], "trainer.accumulate_grad_batches"),
         (["--trainer.accumulate_grad_batches", "2", "--trainer.limit_train_batches", "3"], "Choose a multiple"),
+        (["--trainer.strategy", "ZeRORehearsal", "--model.llm.quantize", "nf4"], "ZeRO-3 cannot cut them up"),
+        (["--trainer.strategy", "FSDP2", "--model.llm.quantize", "nf4"], "FSDP2 cannot cut them up"),
         (["--model.max_generated", "-1"], "model.max_generated"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -42,6 +46,20 @@ def test_ranks_with_another_configuration_are_named_with_what_differs(run_jobs, 
     for status, output in run_jobs(2, [{"flags": flags, "only_rank": other}], check=False):
         assert status == 2, output
         assert "config.model.optimizer.learning_rate: 0.004 on rank 0, 0.0003 on rank 1" in output
+
+
+@pytest.mark.slow
+def test_a_rank_with_another_version_of_a_package_is_named_before_the_first_step(run_jobs, run_config, tmp_path):
+    """Rank 1 finds the record of another peft in front of that of the installed one."""
+    record = tmp_path / "packages" / "peft-0.1.dist-info" / "METADATA"
+    record.parent.mkdir(parents=True)
+    record.write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.1\n")
+    flags = ["fit", "--config", str(run_config), "--trainer.devices", "2", "--trainer.strategy", "ddp", *FIT]
+    for status, output in run_jobs(2, [{"flags": flags}], check=False, packages=tmp_path / "packages"):
+        assert status == 2, output
+        assert f"version.peft: {version('peft')} on rank 0, 0.1 on rank 1" in output
+        assert "Traceback" not in output
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_other_versions_are_named(monkeypatch):
