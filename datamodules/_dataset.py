@@ -73,7 +73,7 @@ class ShardDataset(Dataset[Batch]):
         if not samples:  # the step must still run, or this rank would fall behind the others
             samples.append(self._substitute(planned[0][0]))
         batch = Batch.of(samples)
-        batch.broken = [asdict(item) for item in broken]
+        batch.broken, batch.epoch = [asdict(item) for item in broken], self.epoch
         return batch
 
     def _substitute(self, index: int) -> Sample:

@@ -27,9 +27,11 @@ from fastslm.errors import DataError
 
 SAMPLE_RATE_HZ = 16_000
 #: Raised when the same recipe would give other samples: an old corpus is then built anew.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 #: A recording of this length has room for the slowest voice's longest number.
 MIN_SECONDS = 3.0
+
+_CHANNEL_BANDS, _CHANNEL_TAPS = 8, 128
 
 ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
 _TRAIN_NAMES = (
@@ -64,6 +66,9 @@ class CorpusSettings:
         max_pause_seconds: longest silence between two numbers.
         repeats: a number may come again in a recording; otherwise it is a draw, each number at most once until all
             hundred are out.
+        vocal_tract: how much longer or shorter a training speaker's vocal tract may be than espeak's voice has it, as
+            the logarithm of the ratio; held-out voices stay as they are.
+        channel_db: how much louder or softer the channel of a training recording may make a part of the spectrum.
         recordings_per_shard: recordings in one tar.
         seed: chooses numbers, voices, rates, pitches, pauses and noise.
     """
@@ -76,6 +81,8 @@ class CorpusSettings:
     min_pause_seconds: float = 0.8
     max_pause_seconds: float = 2.4
     repeats: bool = False
+    vocal_tract: float = 0.16
+    channel_db: float = 9.0
     recordings_per_shard: int = 40
     seed: int = 0
 
@@ -165,8 +172,14 @@ def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
     with Espeak() as engine:
         engine.set_voice(voice, words_per_minute, pitch, pitch_range)
         raw, times = speak_sequence(engine, texts, pauses)
-        raw_rate_hz = engine.sample_rate
+        raw_rate_hz = float(engine.sample_rate)
+    if split == "train":
+        # Played faster or slower, formants, pitch and tempo change as with a smaller or larger speaker.
+        faster = math.exp(rng.uniform(-settings.vocal_tract, settings.vocal_tract))
+        raw_rate_hz, times = raw_rate_hz * faster, [(begin / faster, end / faster) for begin, end in times]
     speech = soxr.resample(raw.astype(np.float32) / 32768.0, raw_rate_hz, SAMPLE_RATE_HZ)
+    if split == "train":
+        speech = _through_channel(speech, rng.uniform(-settings.channel_db, settings.channel_db, _CHANNEL_BANDS))
     speech = speech[: int(settings.max_seconds * SAMPLE_RATE_HZ)]
     silence = math.ceil(settings.min_seconds * SAMPLE_RATE_HZ) - len(speech)
     speech = np.pad(speech, (0, max(0, silence)))
@@ -186,6 +199,18 @@ def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
     if len(kept) < len(times):  # a number cut by the length limit would be heard in part and never transcribed
         samples[int((times[len(kept)][0] - 0.01) * SAMPLE_RATE_HZ) :] //= 1000
     return Recording(f"{split}-{index:06d}", samples, fields)
+
+
+def _through_channel(speech: npt.NDArray[np.float32], gains_db: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Return speech of the same length with the bands of its spectrum louder or softer, without a delay.
+
+    The bands are equally wide up to 700 Hz and equally many octaves above, and one passes smoothly into the next.
+    """
+    bins = np.linspace(0.0, SAMPLE_RATE_HZ / 2, _CHANNEL_TAPS // 2 + 1)
+    places = np.log1p(bins / 700.0) / math.log1p(SAMPLE_RATE_HZ / 2 / 700.0) * (len(gains_db) - 1)
+    response = 10 ** (np.interp(places, np.arange(len(gains_db)), gains_db) / 20)
+    taps = np.fft.fftshift(np.fft.irfft(response, _CHANNEL_TAPS))[1:] * np.hanning(_CHANNEL_TAPS - 1)
+    return np.convolve(speech, taps.astype(np.float32), "same")
 
 
 def _encoded(job: tuple[CorpusSettings, str, int]) -> tuple[str, bytes, dict[str, Any]]:

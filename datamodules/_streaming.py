@@ -156,6 +156,7 @@ class _Reader:
                     self._fail(raw.shard, raw.key, error)
         batch = Batch.of(samples)
         batch.broken, self.broken = [asdict(item) for item in self.broken], []
+        batch.epoch = self.stream.identity[1]
         return batch
 
     def _chosen(self) -> list[_Raw]:

@@ -298,6 +298,7 @@ class WebDatasetModule(L.LightningDataModule):
         if self._restored is not None:
             epoch, start, planned_for, steps = self._place_of(self._restored)
             self._restored = None
+            self._reopen_epoch(epoch)
         if self.streams("train"):
             return self._stream(epoch, steps)
         self._sampler = self._train_sampler(epoch, start, planned_for, steps)
@@ -322,6 +323,20 @@ class WebDatasetModule(L.LightningDataModule):
             mixture=self._mixture,
             num_micro_batches=self.trainer.accumulate_grad_batches if self.trainer else 1,
         )
+
+    def _reopen_epoch(self, epoch: int) -> None:
+        """Put the trainer back into the epoch that the data is in.
+
+        The trainer closes an epoch whenever training ends, also where a last step or a signal ended it in the middle;
+        going on from there it would begin the next one, and what was left of this one would never be trained on.
+        """
+        if self.trainer is None or self.trainer.current_epoch <= epoch:
+            return
+        progress = self.trainer.fit_loop.epoch_progress
+        for name in ("processed", "completed"):
+            closed = getattr(progress.current, name) - epoch
+            for counts in (progress.current, progress.total):
+                setattr(counts, name, getattr(counts, name) - closed)
 
     def _end_epoch(self, num_steps: int) -> None:
         """Let the trainer see that its epoch is over: it compares what is done with the steps of the next one."""

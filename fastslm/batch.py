@@ -89,6 +89,7 @@ class Batch:
         weights: B numbers, 0.0 for samples that count nowhere.
         broken: samples that could not be read, as ``{"shard": ..., "key": ..., "reason": ..., "detail": ...}``.
         step: labels of the optimizer step it belongs to; None when it is a step of its own.
+        epoch: the data's epoch that it belongs to, which what is random in it follows from.
     """
 
     audio: Tensor
@@ -98,6 +99,7 @@ class Batch:
     weights: list[float]
     broken: list[dict[str, Any]] = field(default_factory=list)
     step: StepLabels | None = None
+    epoch: int = 0
 
     @staticmethod
     def of(samples: Sequence[Sample]) -> "Batch":

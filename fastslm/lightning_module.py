@@ -305,8 +305,8 @@ class SpeechLMModule(L.LightningModule):
         assert self.path is not None
         agreed = self._agree(batch, asked=self.stop_requested)
         self.stop_agreed |= agreed.asked
-        identity = (int(os.environ.get("PL_GLOBAL_SEED", "0")), self.trainer.current_epoch)
-        output: Output = self.path(batch, num_groups=agreed.num_groups, classes=agreed.ids, seed_and_epoch=identity)
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        output: Output = self.path(batch, num_groups=agreed.num_groups, classes=agreed.ids, seed=seed)
         objective = loss = self._share(batch, agreed, output.loss_sum, agreed.labels, "train/loss", prog_bar=True)
         if output.alignment_sum is not None:
             alignment = self._share(batch, agreed, output.alignment_sum, agreed.aligned, "train/alignment_loss")

@@ -146,19 +146,19 @@ class SpeechLM(nn.Module):
         *,
         num_groups: int = 1,
         classes: Int64Array | None = None,
-        seed_and_epoch: tuple[int, int] = (0, 0),
+        seed: int = 0,
     ) -> Output:
         """Run one batch along the whole path; ``tokens`` are its speech tokens when they are known.
 
         ``num_groups`` is that of ``listen``, ``classes`` are those of the alignment loss, and ``spec_augment`` and
-        ``answer_noise`` follow from ``seed_and_epoch``.
+        ``answer_noise`` follow from ``seed`` and the batch's epoch and keys.
         """
         windows = self.windows(batch)
         if tokens is None:
-            masks = self.masks(batch, windows, *seed_and_epoch)
+            masks = self.masks(batch, windows, seed)
             tokens = self.listen(batch.audio, windows, num_groups=num_groups, masks=masks)  # [W, K, D_llm]
         rows = self.recording_rows(windows)
-        layout = self.layout(self.disturbed(batch, *seed_and_epoch), rows)
+        layout = self.layout(self.disturbed(batch, seed), rows)
         embeddings = self.embed(layout, tokens)  # [B, S, D_llm]
         mask, labels, positions = self._labels(layout, embeddings.device)
         logits = self.llm(embeddings, mask, positions)  # [N, V]
@@ -222,20 +222,20 @@ class SpeechLM(nn.Module):
         """Return the groups of windows that a batch goes through encoder and abstractor in, at least 1."""
         return max(1, -(-len(self.windows(batch)) // self.encoder_batch_windows))
 
-    def masks(self, batch: Batch, windows: Windows, seed: int, epoch: int) -> SpecMasks | None:
-        """Return what is hidden of each window in this epoch; None where nothing is."""
+    def masks(self, batch: Batch, windows: Windows, seed: int) -> SpecMasks | None:
+        """Return what is hidden of each window in the batch's epoch; None where nothing is."""
         if self.spec_augment is None or not self.training or not len(windows):
             return None
         counts = [int((dialogue.input_ids == self.prompter.audio_id).sum()) for dialogue in batch.dialogues]
         names = [f"{key}/{i}" for key, count in zip(batch.keys, counts, strict=True) for i in range(count)]
-        return self.spec_augment.draw(names, windows, self.mel.num_mel_bins, seed, epoch)
+        return self.spec_augment.draw(names, windows, self.mel.num_mel_bins, seed, batch.epoch)
 
-    def disturbed(self, batch: Batch, seed: int, epoch: int) -> Batch:
-        """Return the batch with the answers' own past as training shows it in this epoch."""
+    def disturbed(self, batch: Batch, seed: int) -> Batch:
+        """Return the batch with the answers' own past as training shows it in the batch's epoch."""
         if not self.answer_noise or not self.training:
             return batch
         stop_ids = self.prompter.stop_ids
-        dialogues = disturbed(batch.dialogues, batch.keys, self.answer_noise, stop_ids, seed, epoch)
+        dialogues = disturbed(batch.dialogues, batch.keys, self.answer_noise, stop_ids, seed, batch.epoch)
         return replace(batch, dialogues=dialogues)
 
     def listen(

@@ -1,5 +1,7 @@
 """SpecAugment: what is hidden, when, and that it follows from seed, epoch and sample alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def heard(make_module):
 
         def mels(batch, seed=0, epoch=0):
             path.mels.clear()
-            path(batch, seed_and_epoch=(seed, epoch))
+            path(replace(batch, epoch=epoch), seed=seed)
             return torch.cat(path.mels)
 
         path.mels_of = mels

@@ -38,6 +38,7 @@ def train(settings, trainer, folder, together):
             progress.ready += 1
             with open(folder / f"rank-{rank}.jsonl", "a") as log:
                 row = {"epoch": data.trainer.current_epoch, "step": progress.ready, "keys": batch.keys}
+                row["epoch_of_batch"] = batch.epoch
                 log.write(json.dumps({**row, "audio": int(batch.audio.sum()), "weights": batch.weights}) + "\n")
             together.wait(60)
             if rank == 0:
@@ -83,9 +84,12 @@ def rows(folder, rank):
 
 def trained(folder, world_size):
     """Return what each step of each rank was trained on, the last time that it was done."""
-    return {
-        (rank, r["epoch"], r["step"]): (r["keys"], r["audio"]) for rank in range(world_size) for r in rows(folder, rank)
-    }
+    found = {}
+    for rank in range(world_size):
+        for row in rows(folder, rank):
+            assert row["epoch_of_batch"] == row["epoch"]
+            found[rank, row["epoch"], row["step"]] = (row["keys"], row["audio"])
+    return found
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ GIVERS = {"ddp": "zero2", "zero2": "fsdp2", "zero3": "ddp", "fsdp2": "zero3"}
 #: A schedule that does not ask how long the run is, so that half of a run is the first half of the whole.
 FIT = ["--model.optimizer.schedule", "constant", "--trainer.val_check_interval", "2"]
 HALF, WHOLE = ["--trainer.max_steps", "2"], ["--trainer.max_steps", "4"]
+#: What two processes do at once, one does in turns: batches as small, two of them to a step.
+TURNS = ["--data.batch_samples", "2", "--trainer.accumulate_grad_batches", "2"]
 #: One step that moves nothing, after which the checkpoint holds what the run started from.
 STILL = ["--model.optimizer.learning_rate", "0.0", "--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
 
@@ -94,7 +96,7 @@ def test_runs_are_continued_exactly_and_weights_go_from_any_strategy_to_others(r
         [
             job("alone", 1, *STILL, "--init_from", str(runs / "zero3-whole")),
             {"flags": [*validate, "--ckpt_path", str(runs / "fsdp2")]},
-            job("fewer", 1, *STRATEGIES["fsdp2"], *WHOLE, "--ckpt_path", "last", probe="fewer-resumed"),
+            job("fewer", 1, *STRATEGIES["fsdp2"], *WHOLE, *TURNS, "--ckpt_path", "last", probe="fewer-resumed"),
             last,
         ],
         check=False,
