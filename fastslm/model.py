@@ -24,6 +24,7 @@ from fastslm.contracts import Abstractor, Encoder, LanguageModel, Tokens
 from fastslm.frame_cache import FrameCache
 from fastslm.loss import AlignmentLoss, label_loss, transcripts_of
 from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ, LogMel
+from fastslm.mix_style import mix_style
 from fastslm.prompt import Prompter
 from fastslm.spec_augment import SpecAugment, SpecMasks
 from fastslm.splice import Layout, lay_out, splice
@@ -86,6 +87,7 @@ class SpeechLM(nn.Module):
         spec_augment: hide parts of each window from the encoder in training; None shows everything. Not with
             ``frame_cache``, whose frames are those of whole windows.
         answer_noise: in training show this share of an answer's past as other words of it, see ``answer_noise.py``.
+        mix_style: in training give this share of windows a voice between two, see ``mix_style.py``.
     """
 
     encoder: Encoder
@@ -110,6 +112,7 @@ class SpeechLM(nn.Module):
         recompute: bool = False,
         spec_augment: SpecAugment | None = None,
         answer_noise: float = 0.0,
+        mix_style: float = 0.0,
     ) -> None:
         super().__init__()
         if train_encoder:
@@ -138,6 +141,7 @@ class SpeechLM(nn.Module):
         self.recompute = recompute
         self.spec_augment = spec_augment
         self.answer_noise = answer_noise
+        self.mix_style = mix_style
 
     def forward(
         self,
@@ -288,6 +292,8 @@ class SpeechLM(nn.Module):
         """Return tokens ``[W, K, D_llm]`` of a group; ``whole`` has what is known of the windows' whole recordings."""
         with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
             frames = self._encode(samples, whole, hidden)
+        if self.mix_style and self.training:
+            frames = mix_style(frames, num_frames, self.mix_style)
         tokens: Tokens = self.abstractor(frames.to(next(self.abstractor.parameters()).dtype), num_frames)
         return tokens.values
 

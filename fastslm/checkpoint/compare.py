@@ -39,6 +39,7 @@ _HARMLESS = (
     "model.recompute",
     "model.spec_augment*",
     "model.answer_noise",
+    "model.mix_style",
     "model.compile*",
     "model.max_generated",
     "model.max_new_tokens",
