@@ -73,6 +73,8 @@ class SpeechLMModule(L.LightningModule):
             then keeps its place in long audio when it misreads a word.
         mix_style: in training give this share of windows a voice between two, by the statistics of their frames, 0..1;
             works with ``frame_cache``, which other augmentation does not.
+        token_noise: in training show the LLM speech tokens with noise of up to this size relative to their own, 0..1:
+            it gets used to tokens of voices that the compressor has not heard.
         compile_parts: which of encoder and abstractor run through torch.compile: slow to start, then faster.
         enable_thinking: let templates that know it open a thought (Qwen3).
         train_parts: what trains, of encoder, abstractor, projector, lora and llm.
@@ -107,6 +109,7 @@ class SpeechLMModule(L.LightningModule):
         spec_augment: SpecAugment | None = None,
         answer_noise: float = 0.0,
         mix_style: float = 0.0,
+        token_noise: float = 0.0,
         compile_parts: Sequence[Literal["encoder", "abstractor"]] = (),
         enable_thinking: bool = False,
         train_parts: Sequence[str] = ("abstractor", "projector", "lora"),
@@ -158,6 +161,8 @@ class SpeechLMModule(L.LightningModule):
             raise ConfigError(f"model.answer_noise: {answer_noise:g} is outside 0 to 0.5.")
         if not 0.0 <= mix_style <= 1.0:
             raise ConfigError(f"model.mix_style: {mix_style:g} is outside 0 to 1.")
+        if not 0.0 <= token_noise <= 1.0:
+            raise ConfigError(f"model.token_noise: {token_noise:g} is outside 0 to 1.")
         if "llm" in train_parts and getattr(llm, "quantize", None) is not None:
             raise ConfigError(
                 "model.llm.quantize: 4-bit weights cannot train, and model.train_parts names llm. Train lora instead."
@@ -194,6 +199,7 @@ class SpeechLMModule(L.LightningModule):
             "recompute": recompute,
             "answer_noise": answer_noise,
             "mix_style": mix_style,
+            "token_noise": token_noise,
         }
         self.path: SpeechLM | None = None
         self._evaluation: Evaluation | None = None

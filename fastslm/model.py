@@ -87,6 +87,8 @@ class SpeechLM(nn.Module):
         spec_augment: hide parts of each window from the encoder in training; None shows everything. Not with
             ``frame_cache``, whose frames are those of whole windows.
         answer_noise: in training show this share of an answer's past as other words of it, see ``answer_noise.py``.
+        token_noise: in training show the LLM speech tokens with noise of up to this size relative to their own; each
+            window draws its size. The alignment loss sees them without. Source: Jain et al., "NEFTune" (ICLR 2024).
         mix_style: in training give this share of windows a voice between two, see ``mix_style.py``.
     """
 
@@ -113,6 +115,7 @@ class SpeechLM(nn.Module):
         spec_augment: SpecAugment | None = None,
         answer_noise: float = 0.0,
         mix_style: float = 0.0,
+        token_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if train_encoder:
@@ -142,6 +145,7 @@ class SpeechLM(nn.Module):
         self.spec_augment = spec_augment
         self.answer_noise = answer_noise
         self.mix_style = mix_style
+        self.token_noise = token_noise
 
     def forward(
         self,
@@ -163,7 +167,7 @@ class SpeechLM(nn.Module):
             tokens = self.listen(batch.audio, windows, num_groups=num_groups, masks=masks)  # [W, K, D_llm]
         rows = self.recording_rows(windows)
         layout = self.layout(self.disturbed(batch, seed), rows)
-        embeddings = self.embed(layout, tokens)  # [B, S, D_llm]
+        embeddings = self.embed(layout, self.noisy(tokens))  # [B, S, D_llm]
         mask, labels, positions = self._labels(layout, embeddings.device)
         logits = self.llm(embeddings, mask, positions)  # [N, V]
         alignment_sum, num_aligned = self.align(batch, rows, tokens, classes)
@@ -241,6 +245,14 @@ class SpeechLM(nn.Module):
         stop_ids = self.prompter.stop_ids
         dialogues = disturbed(batch.dialogues, batch.keys, self.answer_noise, stop_ids, seed, batch.epoch)
         return replace(batch, dialogues=dialogues)
+
+    def noisy(self, tokens: Tensor) -> Tensor:
+        """Return speech tokens ``[W, K, D_llm]`` as training shows them to the LLM; the draws are torch's."""
+        if not self.token_noise or not self.training:
+            return tokens
+        size = self.token_noise * torch.rand(len(tokens), 1, 1, device=tokens.device)
+        size = size * tokens.detach().float().pow(2).mean(-1, keepdim=True).sqrt()
+        return tokens + (size * torch.randn(tokens.shape, device=tokens.device)).to(tokens.dtype)
 
     def listen(
         self,

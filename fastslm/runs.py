@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 AbstractorFactory = Callable[[int, int, TokenBudget], Abstractor]
 #: Of ``SpeechLM``'s arguments, those that are parts, and those that only training knows.
 _PARTS = {"encoder", "abstractor", "llm", "prompter", "train_encoder"}
-_TRAINING_ONLY = {"align", "frame_cache", "recompute", "spec_augment", "answer_noise", "mix_style"}
+_TRAINING_ONLY = {"align", "frame_cache", "recompute", "spec_augment", "answer_noise", "mix_style", "token_noise"}
 
 
 @dataclass

@@ -40,6 +40,7 @@ _HARMLESS = (
     "model.spec_augment*",
     "model.answer_noise",
     "model.mix_style",
+    "model.token_noise",
     "model.compile*",
     "model.max_generated",
     "model.max_new_tokens",

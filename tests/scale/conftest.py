@@ -130,6 +130,8 @@ def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards):
             "frame_cache": str(tmp_path / "frames"),
             "train_parts": ["abstractor", "projector", "lora"],
             "max_new_tokens": 4,
+            "mix_style": 0.0,  # both draw on each rank, and one process would draw otherwise
+            "token_noise": 0.0,
             "optimizer": {"warmup_steps": 2, "part_learning_rates": {}},
         },
         "data": {
