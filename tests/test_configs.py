@@ -1,6 +1,7 @@
 """Every shipped config parses, alone and in the combinations that make sense, and comes out as it says."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,17 @@ def parsed(capsys, *names):
 def test_the_shipped_configs_are_those_of_the_checkout():
     shipped = {str(p.relative_to(shipped_configs())) for p in shipped_configs().rglob("*.yaml")}
     assert shipped == {str(p.relative_to(FOLDER)) for p in FOLDER.rglob("*.yaml")}
+
+
+def test_the_size_that_comments_match_is_that_of_hta_in_the_default():
+    from fastslm.runs import build_module
+
+    base, hta = (yaml.safe_load((FOLDER / name).read_text())["model"] for name in ("base.yaml", "hta.yaml"))
+    module, _ = build_module({**base, **hta, "frame_cache": False})
+    module.configure_model()
+    size = sum(parameter.numel() for parameter in module.path.abstractor.parameters())
+    named = [re.search(r"match_parameters (\d+)", (FOLDER / name).read_text()) for name in COMPRESSORS]
+    assert {int(found[1]) for found in named if found} == {size}
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)

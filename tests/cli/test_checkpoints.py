@@ -88,6 +88,7 @@ def refusal(capsys, run_config):
     """Return a runner of a command that must be refused; gives its message."""
 
     def run(*flags):
+        capsys.readouterr()  # what was shown before
         status = main([*flags[:1], "--config", str(run_config), *flags[1:]])
         shown = capsys.readouterr()
         assert status == 2, shown.err
