@@ -119,6 +119,8 @@ class RunReport(L.Callback):
                 f"\n  WER {values[f'{stage}/wer']:.2%}  CER {values[f'{stage}/cer']:.2%}  loss"
                 f" {values[f'{stage}/loss']:.4f}  over {len(self._rows)} whole recordings of rank 0"
             )
+        if num_loops := sum("loop" in row for row in self._rows):
+            print(f"  {num_loops} of them repeated a phrase to the end and are cut after its first round")
         for names in _SHOWN:
             found = [(title, values[f"{stage}/{name}"]) for name, title in names if f"{stage}/{name}" in values]
             if found:

@@ -26,7 +26,8 @@ class SpokenNumbers(WebDatasetModule):
         cache_dir: where corpus and indexes are kept; null takes the user's cache folder.
         max_audio_seconds: see ``WebDatasetModule``.
         long_audio: see ``WebDatasetModule``.
-        piece_seconds: see ``WebDatasetModule``; 12 s of numbers teach the words, whole recordings their order.
+        piece_seconds: see ``WebDatasetModule``; 14.4 s of numbers, three windows, teach the words, whole recordings
+            their order.
         batch_samples: see ``WebDatasetModule``.
         batch_windows: see ``WebDatasetModule``; 60 windows of 4.8 s are 4.8 minutes.
         batch_tokens: see ``WebDatasetModule``.
@@ -48,7 +49,7 @@ class SpokenNumbers(WebDatasetModule):
         cache_dir: str | None = None,
         max_audio_seconds: float = 900.0,
         long_audio: Literal["drop", "split", "error"] = "drop",
-        piece_seconds: float | None = 12.0,
+        piece_seconds: float | None = 14.4,
         batch_samples: int = 64,
         batch_windows: int = 60,
         batch_tokens: int = 16384,

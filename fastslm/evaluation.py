@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastslm.batch import Batch
 from fastslm.errors import ConfigError
+from fastslm.inference.guards import first_round
 from fastslm.mel import SAMPLE_RATE_HZ
 from fastslm.metrics import MEASURES, Scores
 from fastslm.model import Output, SpeechLM
@@ -92,7 +93,9 @@ def write_answers(
 ) -> list[dict[str, Any]]:
     """Return rows of the chosen dialogues; without any, generate all the same, since another rank does.
 
-    Each answer ends at a length of its own, whatever it is batched with, so that scores do not depend on ranks.
+    Each answer ends at a length of its own, whatever it is batched with, so that scores do not depend on ranks. One
+    that ends by repeating a phrase over and over is cut after the first round and has ``loop`` in its row: how often it
+    would have come is set by the limit alone, and one such answer would outweigh all others in a corpus rate.
 
     Args:
         path: the model.
@@ -107,8 +110,10 @@ def write_answers(
     answers = path.generate(batch, longest, tokens, chosen or [0])
     if not chosen:
         return []
-    cut = [answer[: limits[i]] for i, answer in zip(chosen, answers, strict=True)]
-    texts = path.prompter.tokenizer.batch_decode(cut, skip_special_tokens=True)
+    stops = path.prompter.stop_ids
+    written = [_until_stop(answer[: limits[i]].tolist(), stops) for i, answer in zip(chosen, answers, strict=True)]
+    kept = [first_round(ids) for ids in written]
+    texts = path.prompter.tokenizer.batch_decode(kept, skip_special_tokens=True)
     return [
         {
             "key": batch.keys[i],
@@ -118,9 +123,14 @@ def write_answers(
             "hypothesis": text.strip(),
             "audio_seconds": round(seconds[i], 3),
             "weight": batch.weights[i],
+            **({"loop": True} if len(ids) < len(whole) else {}),
         }
-        for i, text in zip(chosen, texts, strict=True)
+        for i, text, ids, whole in zip(chosen, texts, kept, written, strict=True)
     ]
+
+
+def _until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:
+    return list(itertools.takewhile(lambda token: token not in stop_ids, ids))
 
 
 def _seconds_of_dialogues(batch: Batch, audio_id: int) -> list[float]:

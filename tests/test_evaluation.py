@@ -6,11 +6,13 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from fastslm.batch import Batch, Dialogue, Sample
 from fastslm.errors import ConfigError
-from fastslm.evaluation import Evaluation, check_monitors
+from fastslm.evaluation import Evaluation, check_monitors, write_answers
 from fastslm.model import Output
 
 ROWS = [
@@ -91,3 +93,20 @@ def test_two_ranks_with_different_tasks_and_languages_get_what_one_process_gets(
     found = [json.loads(output.partition("FOUND")[2]) for output in outputs]
     expected = evaluated(ROWS)
     assert found[0] == found[1] == {name: expected[name] for name in expected if name not in ("loss", "error")}
+
+
+def test_an_answer_that_ends_in_a_loop_is_cut_and_marked_and_what_fills_up_a_batch_is_none(demo_tokenizer):
+    stop = demo_tokenizer.eos_token_id
+    words = demo_tokenizer.encode(" seven eleven twelve", add_special_tokens=False)
+    assert stop is not None
+    long = words[:1] + words[1:] * 30
+    answers = torch.tensor([words + [stop] * (len(long) - len(words)), long])
+    dialogue = Dialogue(np.array([9]), np.array([-100]), 1, "seven eleven twelve", "asr")
+    path = SimpleNamespace(
+        prompter=SimpleNamespace(tokenizer=demo_tokenizer, stop_ids=[stop], audio_id=9),
+        generate=lambda *_: answers,
+    )
+    batch = Batch.of([Sample(key, dialogue, [np.zeros(16_000, np.int16)]) for key in "ab"])
+    found = write_answers(path, batch, torch.zeros(0), [0, 1], lambda seconds: len(long))
+    assert [row["hypothesis"] for row in found] == ["seven eleven twelve"] * 2
+    assert [row.get("loop") for row in found] == [None, True]

@@ -65,6 +65,14 @@ def find_loop(ids: Sequence[int], text: str) -> Loop | None:
     return None
 
 
+def first_round(ids: Sequence[int]) -> Sequence[int]:
+    """Return an answer that ends in a loop up to the end of the loop's first round, any other as it is."""
+    loop = repeated_phrase(ids)
+    if loop is None or loop.start + loop.period * (loop.repeats + 1) <= len(ids):
+        return ids
+    return ids[: loop.start + loop.period]
+
+
 def runs_in_circles(ids: Sequence[int]) -> bool:
     """Say whether the end of an unfinished answer is a loop for sure, so that going on is of no use."""
     tail = ids[-4 * LONGEST_PHRASE :]

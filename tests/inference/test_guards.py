@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslm.inference.guards import compression_ratio, find_loop, repeated_phrase, runs_in_circles
+from fastslm.inference.guards import compression_ratio, find_loop, first_round, repeated_phrase, runs_in_circles
 
 DIGITS = "zero one two three four five six seven eight nine".split()  # noqa: SIM905
 
@@ -74,3 +74,16 @@ def test_writing_stops_once_the_end_is_surely_a_loop(period):
 
 def test_writing_goes_on_after_a_repetition_that_ended():
     assert not runs_in_circles([1, 2] * 80 + [3, 4, 5])
+
+
+def test_an_answer_that_ends_in_a_loop_is_kept_up_to_the_end_of_the_first_round():
+    told, phrase = list(range(20)), [30, 31, 32, 33, 34, 35, 36, 37]
+    assert first_round(told + phrase * 6) == told + phrase
+    assert first_round(told + phrase * 6 + phrase[:3]) == told + phrase
+    assert first_round([5] * 40) == [5]
+
+
+def test_a_loop_that_was_left_again_a_short_one_and_none_are_kept_whole():
+    told, phrase = list(range(20)), [30, 31, 32, 33, 34, 35, 36, 37]
+    for answer in (told + phrase * 6 + told, told + phrase * 3, told, []):
+        assert first_round(answer) == answer
