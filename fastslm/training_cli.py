@@ -1,5 +1,6 @@
 """fit, validate, test, predict: LightningCLI with typed parts, shipped configs, run folders and short errors."""
 
+import atexit
 import contextlib
 import importlib.resources
 import os
@@ -331,8 +332,18 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str]) -> TrainingC
         )
 
 
+def _leave_processes() -> None:
+    """Close the connections to other processes before the interpreter takes their threads apart.
+
+    Left open, gloo's threads may be found running by the very end of a process, which then aborts with its work done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one of fit, validate, test, predict and return its exit status; a user's mistake gives one message."""
+    atexit.register(_leave_processes)
     try:
         command_line(TrainingCLI, arguments)
     except FastSLMError as error:
