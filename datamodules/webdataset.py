@@ -298,10 +298,11 @@ class WebDatasetModule(L.LightningDataModule):
         if self._restored is not None:
             epoch, start, planned_for, steps = self._place_of(self._restored)
             self._restored = None
-            self._reopen_epoch(epoch)
         if self.streams("train"):
             return self._stream(epoch, steps)
         self._sampler = self._train_sampler(epoch, start, planned_for, steps)
+        if start < self._sampler.plan.num_batches:
+            self._reopen_epoch(epoch)
         if start and start >= self._sampler.plan.num_batches:  # the checkpoint was made at the end of the epoch
             self._sampler = self._train_sampler(epoch + 1, 0, self._step_batches, 0)
             self._end_epoch(len(self._sampler))

@@ -189,10 +189,14 @@ class Listener(SpeechLMModule):
 
 
 class SaveEach(L.Callback):
-    """Saves after each of the first batches."""
+    """Saves after each batch, and once more when training has ended."""
 
     def __init__(self, folder):
         self.folder = folder
+
+    def on_train_end(self, trainer, *_):
+        if self.folder is not None:
+            trainer.save_checkpoint(self.folder / "end.ckpt")
 
     def on_train_batch_end(self, trainer, *_):
         if self.folder is not None:
@@ -206,12 +210,13 @@ def lightning_run(tmp_path, tiny_encoder, tiny_llm):
     from fastslm.modules.encoders.whisper import WhisperEncoder
     from fastslm.modules.llms.causal_lm import CausalLM
 
-    def run(settings, save_to=None, checkpoint=None):
+    def run(settings, save_to=None, checkpoint=None, max_steps=-1):
         encoder, llm = WhisperEncoder(str(tiny_encoder)), CausalLM(str(tiny_llm))
         model = Listener(encoder, AvgPool, llm, window_seconds=2.0, tokens_per_window=4)
         trainer = L.Trainer(
-            accelerator="cpu", max_epochs=3, limit_val_batches=0, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            accelerator="cpu", max_epochs=3, max_steps=max_steps, limit_val_batches=0, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False,
             callbacks=[SaveEach(save_to)], default_root_dir=tmp_path,
         )  # fmt: skip
         trainer.fit(model, datamodule=WebDatasetModule(**settings, num_workers=0), ckpt_path=checkpoint)
@@ -220,19 +225,33 @@ def lightning_run(tmp_path, tiny_encoder, tiny_llm):
     return run
 
 
-def test_every_epoch_is_whole_however_many_steps_the_first_one_had(tmp_path, settings, make_shards, lightning_run):
-    """Lightning takes the number of steps from the first loader, and epochs differ in theirs."""
+@pytest.fixture
+def uneven(tmp_path, settings, make_shards):
+    """Return settings of a corpus whose epochs have different numbers of steps."""
     pattern = make_shards(tmp_path / "uneven", 29, [0.2, 0.5, 0.9, 1.4, 2.5, 3.9])
-    settings |= {"train_shards": pattern, "batch_windows": 2, "seed": 1}
     (tmp_path / "saved").mkdir()
-    seen = lightning_run(settings, save_to=tmp_path / "saved")
+    return settings | {"train_shards": pattern, "batch_windows": 2, "seed": 1}
+
+
+def test_a_run_that_ended_in_order_goes_on_with_what_was_left_of_its_epoch(tmp_path, uneven, lightning_run):
+    """Lightning closes the epoch it is in when the last step is done, wherever that is."""
+    seen = lightning_run(uneven)
+    first = sum(epoch == 0 for epoch, _ in seen)
+    for step in (1, first - 1, first, first + 1, len(seen) - 1):
+        assert lightning_run(uneven, save_to=tmp_path / "saved", max_steps=step) == seen[:step]
+        assert lightning_run(uneven, checkpoint=str(tmp_path / "saved" / "end.ckpt")) == seen[step:], step
+
+
+def test_every_epoch_is_whole_however_many_steps_the_first_one_had(tmp_path, uneven, lightning_run):
+    """Lightning takes the number of steps from the first loader, and epochs differ in theirs."""
+    seen = lightning_run(uneven, save_to=tmp_path / "saved")
     epochs = [[keys for epoch, keys in seen if epoch == number] for number in range(3)]
     assert len({len(batches) for batches in epochs}) > 1, "the seed no longer gives epochs of different length"
     for batches in epochs:
         assert sorted(key for keys in batches for key in keys) == [f"train-{i:03d}" for i in range(29)]
     ends = {len(epochs[0]), len(epochs[0]) + len(epochs[1])}
     for step in sorted({1, 7, 33, len(seen) - 1, *ends, *(end + 1 for end in ends), *(end - 1 for end in ends)}):
-        assert lightning_run(settings, checkpoint=str(tmp_path / "saved" / f"{step}.ckpt")) == seen[step:], step
+        assert lightning_run(uneven, checkpoint=str(tmp_path / "saved" / f"{step}.ckpt")) == seen[step:], step
 
 
 def test_a_fake_trainer_has_what_the_data_module_asks_of_a_real_one(fake_trainer):
