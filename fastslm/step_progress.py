@@ -15,11 +15,21 @@ class StepProgress(TQDMProgressBar):
         metrics.pop("v_num", None)
         return metrics
 
+    def on_train_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        """Show how far training is, also where it goes on within an epoch, whose start is then not told again."""
+        super().on_train_start(trainer, *arguments)
+        if trainer.max_steps > 0:
+            self._show_place(trainer)
+
     def on_train_epoch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
-        """Go on with the bar of all steps; time before a resumed step does not count for the time left."""
+        """Go on with the bar of all steps."""
         if trainer.max_steps <= 0:
             super().on_train_epoch_start(trainer, *arguments)
             return
+        self._show_place(trainer)
+
+    def _show_place(self, trainer: L.Trainer) -> None:
+        """Count to all steps; time before a resumed step does not count for the time left."""
         bar = self.train_progress_bar
         if bar.total != trainer.max_steps:
             bar.reset(total=trainer.max_steps)
