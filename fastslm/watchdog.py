@@ -1,5 +1,6 @@
 """Watchdog: ends a run in which a process waits too long, and says at which step and station each process is."""
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -42,9 +43,9 @@ class Watchdog(L.Callback):
     """Watches a run of several processes; does nothing in a run of one.
 
     A process that does not get on holds up all others, which then wait for it in a collective, where no exception
-    reaches them. After ``watchdog_seconds`` at one station a process reports its rank, step and station and those of
-    all others, writes the stacks of its threads to ``RUN_FOLDER/watchdog-rankN.txt``, and all processes end with
-    status 70.
+    reaches them. After ``watchdog_seconds`` of one process at one station every process reports rank, step and
+    station of the one that is furthest behind, and of all others, writes the stacks of its threads to
+    ``RUN_FOLDER/watchdog-rankN.txt``, and ends with status 70.
 
     Args:
         watchdog_seconds: longest stay at one station; 0 turns the watchdog off.
@@ -177,37 +178,57 @@ class _Guard(threading.Thread):
             while not self._done.wait(min(1.0, self._limit_seconds / 5)):
                 place, now = self._place(), time.time()
                 self._store.set(str(self._rank), json.dumps([place.step, place.station, place.since, now]))
-                if self._store.check(["end"]):
-                    self._end(f"ends, since {self._store.get('end').decode()}")
-                elif now - place.since > self._limit_seconds:
-                    waited = f"has waited {now - place.since:.0f} s {_named(place.step, place.station)}"
-                    self._store.set("end", f"rank {self._rank} {waited}")
-                    self._end(f"{waited}, longer than watchdog_seconds {self._limit_seconds:g}.{self._others(now)}")
+                if not self._store.check(["end"]):
+                    if now - place.since <= self._limit_seconds:
+                        continue
+                    self._store.set("end", self._reason(now))
+                self._end(self._store.get("end").decode())
         except RuntimeError as error:  # the process that keeps the store has ended, so this one is about to
             if not self._done.is_set():
                 print(f"fastslm: watchdog of rank {self._rank} lost rank 0: {error}", file=sys.stderr, flush=True)
 
-    def _others(self, now: float) -> str:
-        lines = []
+    def _reason(self, now: float) -> str:
+        """Return which of those that stay too long is furthest behind, and where all others are."""
+        limit = f"longer than watchdog_seconds {self._limit_seconds:g}"
+        lines, places = [], {}
         for rank in range(self._world_size):
-            if rank == self._rank:
-                continue
-            if not self._store.check([str(rank)]):
+            if self._store.check([str(rank)]):
+                places[rank] = json.loads(self._store.get(str(rank)))
+            else:
                 lines.append(f"rank {rank} has not started")
-                continue
-            step, station, since, beat = json.loads(self._store.get(str(rank)))
-            silent = f", and has not answered for {now - beat:.0f} s" if now - beat > 5.0 else ""
-            lines.append(f"rank {rank} is {_named(step, station)} since {now - since:.0f} s{silent}")
-        return " Elsewhere: " + "; ".join(lines) + "."
+        # One that waits for another may have gone on to the next step; of those in the same step this one may speak.
+        too_long = [rank for rank, (_, _, since, _) in places.items() if now - since > self._limit_seconds]
+        last = min(too_long, key=lambda rank: (places[rank][0], rank != self._rank))
+        for rank, (step, station, since, beat) in places.items():
+            if rank != last:
+                silent = f", and has not answered for {now - beat:.0f} s" if now - beat > 5.0 else ""
+                lines.append(f"rank {rank} is {_named(step, station)} since {now - since:.0f} s{silent}")
+        step, station, since, _ = places[last]
+        waited = f"rank {last} has waited {now - since:.0f} s {_named(step, station)}, {limit}"
+        return f"{waited}. Elsewhere: {'; '.join(lines)}."
 
-    def _end(self, what: str) -> None:
+    def _end(self, reason: str) -> None:
         self._stacks.parent.mkdir(parents=True, exist_ok=True)
         with self._stacks.open("w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-        print(f"fastslm: error: watchdog: rank {self._rank} {what} Stacks: {self._stacks}", file=sys.stderr, flush=True)
-        if self._rank == 0:  # keeps the store that the others learn it from
-            time.sleep(_LINGER_SECONDS)
+        print(
+            f"fastslm: error: watchdog: rank {self._rank} ends, since {reason} Stacks: {self._stacks}",
+            file=sys.stderr,
+            flush=True,
+        )
+        with contextlib.suppress(RuntimeError):  # rank 0, which keeps the store, was told to end by something else
+            self._leave_together()
         os._exit(EXIT_STATUS)
+
+    def _leave_together(self) -> None:
+        """Wait until all have heard of the end: a connection that closes before tells them something else."""
+        self._store.set(f"heard/{self._rank}", "")
+        deadline = time.monotonic() + _LINGER_SECONDS
+        everybody = [f"heard/{rank}" for rank in range(self._world_size)]
+        while time.monotonic() < deadline and not self._store.check(everybody):
+            time.sleep(0.1)
+        if self._rank == 0:  # keeps the store that the others are looking at
+            time.sleep(1.0)
 
 
 def _named(step: int, station: str) -> str:
