@@ -231,8 +231,18 @@ def _peak_mib(run: Callable[[], None], device: torch.device) -> float:
     return float(held.max()) / 2**20
 
 
+def measure_all(name: str, numbers: Sequence[int], options: argparse.Namespace) -> dict[int, dict[str, float]]:
+    """Measure a compressor at all numbers of windows."""
+    size, device, dtype = _size(options), torch.device(options.device), getattr(torch, options.dtype)
+    return {n: measure(name, n, size, device, dtype, options.repeats) for n in numbers}
+
+
+def _size(options: argparse.Namespace) -> Size:
+    return SMALL if options.small else FULL
+
+
 def measure_apart(name: str, numbers: Sequence[int], options: argparse.Namespace) -> dict[int, dict[str, float]]:
-    """Measure in a process of its own: what one leaves in caches and allocators must not touch the next."""
+    """Measure in a process of its own: what one leaves in the C library's allocator must not touch the next."""
     command = [sys.executable, "-m", "benchmarks.abstractors", "--one", name, "--windows", *map(str, numbers)]
     command += ["--device", options.device, "--dtype", options.dtype, "--repeats", str(options.repeats)]
     command += ["--small"] if options.small else []
@@ -274,17 +284,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[int, dict[str
     parser.add_argument("--json", metavar="FILE", help="write the figures, too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    size, device = SMALL if options.small else FULL, torch.device(options.device)
+    size, device = _size(options), torch.device(options.device)
     numbers = tuple(options.windows or size.windows)
     if options.one:
-        dtype = getattr(torch, options.dtype)
-        print(json.dumps({n: measure(options.one, n, size, device, dtype, options.repeats) for n in numbers}))
+        print(json.dumps(measure_all(options.one, numbers, options)))
         return {}
     print(f"HTA and its plain reading differ by {check_plain(size):.1e} of the largest token")
     wanted = [n for n in names() if n == PLAIN or options.only is None or n in options.only]
     results: dict[str, dict[int, dict[str, float]]] = {}
     for name in wanted:
-        results[name] = measure_apart(name, numbers, options)
+        results[name] = (measure_apart if device.type == "cpu" else measure_all)(name, numbers, options)
         print(f"  measured {name}", file=sys.stderr)
     shown = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{shown}, torch {torch.__version__}, {options.dtype}, {asdict(size) | {'windows': numbers}}\n")

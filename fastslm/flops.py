@@ -66,11 +66,16 @@ def _count(run: Callable[[], Any]) -> int:
 @contextmanager
 def _as_in_inference(path: SpeechLM) -> Iterator[None]:
     modes = {module: module.training for module in path.modules()}
+    # torch's counter puts a hook on the gradient of what a module gets, which a view of a weight, such as expanded
+    # queries, cannot take without a graph.
+    trained = [parameter for parameter in path.parameters() if parameter.requires_grad]
     cache, path.frame_cache = path.frame_cache, None
-    path.eval()
+    path.eval().requires_grad_(False)
     try:
         yield
     finally:
+        for parameter in trained:
+            parameter.requires_grad = True
         path.frame_cache = cache
         for module, training in modes.items():
             module.training = training

@@ -129,9 +129,9 @@ def make_module(tiny_encoder, tiny_llm):
     from fastslm.modules.encoders.whisper import WhisperEncoder
     from fastslm.modules.llms.causal_lm import CausalLM
 
-    def make(*, context_length=None, **settings):
+    def make(*, abstractor=AvgPool, context_length=None, **settings):
         encoder, llm = WhisperEncoder(str(tiny_encoder)), CausalLM(str(tiny_llm), context_length=context_length)
         defaults = {"window_seconds": 2.0, "tokens_per_window": 4, "train_parts": ("projector",)}
-        return SpeechLMModule(encoder, AvgPool, llm, **(defaults | settings))
+        return SpeechLMModule(encoder, abstractor, llm, **(defaults | settings))
 
     return make

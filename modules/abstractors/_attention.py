@@ -10,10 +10,18 @@ def valid_positions(num: Tensor, length: int) -> Tensor:
     return torch.arange(length, device=num.device) < num[:, None]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, num_heads: int) -> Tensor:
-    """Return multi-head attention ``[W, Q, d]``, keys where ``valid`` ``[W, L]`` is False unseen."""
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, num_heads: int, bias: Tensor | None = None
+) -> Tensor:
+    """Return multi-head attention ``[W, Q, d]``, keys where ``valid`` ``[W, L]`` is False unseen.
+
+    ``bias`` ``[heads, Q, L]`` is added to the scores; with it the scores of all windows take memory.
+    """
     query, key, value = (x.reshape(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (query, key, value))
     mask = None if valid is None else valid[:, None, None, :]
+    if bias is not None:
+        bias = bias.to(query)
+        mask = bias if mask is None else bias.where(mask, -torch.inf)
     return F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
 
 
@@ -28,9 +36,9 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, hidden: Tensor, context: Tensor, valid: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, context: Tensor, valid: Tensor | None, bias: Tensor | None = None) -> Tensor:
         """Return ``[W, Q, d]``: ``hidden`` ``[W, Q, d]`` reads ``context`` ``[W, L, d]``."""
-        attended = attend(self.query(hidden), self.key(context), self.value(context), valid, self.num_heads)
+        attended = attend(self.query(hidden), self.key(context), self.value(context), valid, self.num_heads, bias)
         return self.out(attended)  # type: ignore[no-any-return]
 
     @staticmethod

@@ -48,3 +48,18 @@ class Shares(nn.Module):
         """Return the mean of the valid frames of each share ``[W, n, D]``, zero where there are none."""
         shares, valid = self.forward(frames, valid)
         return shares.sum(2) / valid.sum(2)[..., None].clamp_min(1)
+
+    def attend(self, frames: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        """Return the mean of each share's valid frames weighted by a softmax of their scores ``[W, n, D]``.
+
+        Args:
+            frames: ``[W, F, D]``.
+            scores: ``[W, F, H]``, of H equal parts of the features; equal scores give the mean.
+            valid: ``[W, F]`` bool.
+        """
+        values, inside = self.forward(frames, valid)
+        weights, _ = self.forward(scores, valid)
+        weights = weights.masked_fill(~inside[..., None], -torch.inf)
+        weights = weights.masked_fill(~inside.any(2)[..., None, None], 0.0)  # shares without frames, whose values are 0
+        parts = values.unflatten(-1, (scores.shape[-1], -1))
+        return (weights.softmax(2)[..., None] * parts).sum(2).flatten(2)  # type: ignore[no-any-return]

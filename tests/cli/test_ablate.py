@@ -14,6 +14,7 @@ import yaml
 from fastslm.cli import main
 from fastslm.flops import count_flops
 from fastslm.metrics import ErrorRate
+from fastslm.plugins import discover
 
 #: Differ from one time to the next, unlike everything else of a row.
 MEASURED = ("audio_seconds_per_second", "peak_memory_gib")
@@ -221,6 +222,18 @@ def test_a_mistake_in_any_variant_is_named_before_the_first_run(ablate, tmp_path
     assert "variant 'Typo'" in shown
     assert "'AvgPool'" in shown
     assert not list((tmp_path / "out").glob("*/seed-*"))
+
+
+INSTALLED = {plugin.name: plugin.loaded for plugin in discover() if plugin.kind == "abstractors"}
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_flops_of_every_compressor_are_counted_and_what_trains_still_trains(make_module, name):
+    module = make_module(abstractor=INSTALLED[name], train_parts=("abstractor", "projector"))
+    module.configure_model()
+    trained = [name for name, parameter in module.path.named_parameters() if parameter.requires_grad]
+    assert count_flops(module.path).abstractor > 0
+    assert [name for name, parameter in module.path.named_parameters() if parameter.requires_grad] == trained
 
 
 def test_flops_are_those_of_the_layers_counted_by_hand(make_module):
