@@ -89,7 +89,7 @@ class RunRecord(L.Callback):
             # Ranks run side by side: the wall time of the run is the mean of theirs.
             "audio_seconds_per_second": audio / (wall / trainer.world_size) if wall else None,
             "peak_memory_gib": reduce_over_ranks(trainer, memory, "max").item() / 2**30,
-            "device": _device_name(pl_module.device),
+            "device": _device_name(trainer.strategy.root_device),  # the module is on the CPU again by now
             "num_processes": trainer.world_size,
         }
         _write(trainer, "training.json", record)

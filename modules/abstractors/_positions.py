@@ -23,21 +23,6 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
-def rotated(hidden: Tensor, positions: Tensor, num_heads: int) -> Tensor:
-    """Return ``hidden`` ``[..., n, d]`` turned, head by head, to real-valued ``positions`` ``[n]``, in its dtype.
-
-    Rotary positions (Su et al., arXiv 2104.09864) with the timescales of ``sinusoids``: a product of two such vectors
-    depends on the difference of their positions only.
-    """
-    heads = hidden.unflatten(-1, (num_heads, -1))
-    half = heads.shape[-1] // 2
-    rates = torch.exp(-math.log(10_000.0) / half * torch.arange(half, dtype=torch.float64, device=positions.device))
-    angles = positions.to(torch.float64)[:, None, None] * rates
-    cosines, sines = angles.cos().to(hidden), angles.sin().to(hidden)
-    first, second = heads[..., :half], heads[..., half:]
-    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], -1).flatten(-2)
-
-
 def centres(count: int, extent: float) -> Tensor:
     """Return where ``count`` equal parts of an axis of ``extent`` frames have their centres ``[count]``, in frames.
 
@@ -54,9 +39,3 @@ def resampled(rows: Tensor, count: int) -> Tensor:
     if count == len(rows):
         return rows
     return F.interpolate(rows.T[None], size=count, mode="linear", align_corners=False)[0].T
-
-
-def spread(tokens: Tensor, count: int) -> Tensor:
-    """Return ``tokens`` ``[W, n, d]`` at the centres of ``count`` equal parts of their axis, the nearest of each."""
-    index = (torch.arange(count, device=tokens.device) * 2 + 1) * tokens.shape[1] // (2 * count)
-    return tokens[:, index]

@@ -62,4 +62,4 @@ class Shares(nn.Module):
         weights = weights.masked_fill(~inside[..., None], -torch.inf)
         weights = weights.masked_fill(~inside.any(2)[..., None, None], 0.0)  # shares without frames, whose values are 0
         parts = values.unflatten(-1, (scores.shape[-1], -1))
-        return (weights.softmax(2)[..., None] * parts).sum(2).flatten(2)  # type: ignore[no-any-return]
+        return torch.einsum("wnlh,wnlhd->wnhd", weights.softmax(2), parts).flatten(2)

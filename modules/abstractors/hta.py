@@ -17,8 +17,9 @@ from fastslm.contracts import TokenBudget
 from fastslm.errors import ConfigError
 
 from ._attention import Attention, FeedForward, attend, valid_positions
+from ._distance_bias import DistanceBias
 from ._masked import AnyRateAbstractor
-from ._positions import centres, resampled, rotated, sinusoids, spread
+from ._positions import centres, resampled, sinusoids
 from ._released import from_released, released_name
 from ._settings import KEY, heads_of
 from ._shares import Shares
@@ -43,49 +44,19 @@ class _Downsampler(nn.Module):
         return self.norm(hidden.transpose(1, 2)) * valid_after[..., None]  # type: ignore[no-any-return]
 
 
-class _DistanceBias(nn.Module):
-    """Lowers the score of a key with its distance from the query, in each head by a slope of its own.
-
-    As ALiBi (Press et al., arXiv 2108.12409), but learned, symmetric, and of distances in time; the unit of distance is
-    that between two queries.
-    """
-
-    distances: Tensor
-
-    def __init__(self, num_heads: int) -> None:
-        super().__init__()
-        self.log_slope = nn.Parameter(torch.linspace(1.5, -1.5, num_heads))
-
-    def place(self, query_times: Tensor, key_times: Sequence[Tensor], extent: float) -> None:
-        """Set where queries, and keys of each scale, lie from now on in a window of ``extent`` frames."""
-        self.scale_lengths = [len(times) for times in key_times]
-        distances = (query_times[:, None] - torch.cat(list(key_times))).abs().float() * (len(query_times) / extent)
-        self.register_buffer("distances", distances.to(self.log_slope.device), persistent=False)
-
-    def forward(self, num_keys: Sequence[int]) -> Tensor:
-        """Return what is added to the scores ``[heads, Q, L]`` of the first ``num_keys`` keys of each scale."""
-        scales = self.distances.split(self.scale_lengths, 1)
-        distances = torch.cat([scale[:, :n] for scale, n in zip(scales, num_keys, strict=True)], 1)
-        return -self.log_slope.exp()[:, None, None] * distances
-
-
 class _Compressor(nn.Module):
-    """Learnable queries read a sequence once: no residual, positions on queries and keys only.
-
-    As released without matrices for queries, keys and values, and without a bias by distance.
-    """
+    """Learnable queries read a sequence once: no q/k/v matrices, no residual, positions on queries and keys only."""
 
     query_positions: Tensor
     key_positions: Tensor
 
-    def __init__(self, width: int, num_heads: int, num_queries: int, rotary: bool, matrices: bool, bias: bool) -> None:
+    def __init__(self, width: int, num_heads: int, num_queries: int, distance_bias: bool) -> None:
         super().__init__()
-        self.num_heads, self.rotary = num_heads, rotary
+        self.num_heads = num_heads
         self.query = nn.Parameter(torch.randn(num_queries, width) * 0.02)
         self.query_norm = nn.LayerNorm(width)
         self.context_norm = nn.LayerNorm(width)
-        self.matrices = nn.ModuleList(nn.Linear(width, width) for _ in range(3)) if matrices else None
-        self.bias = _DistanceBias(num_heads) if bias else None
+        self.bias = DistanceBias(num_heads) if distance_bias else None
         self.out = nn.Linear(width, width)
 
     def place(self, query_times: Tensor, key_times: Tensor, extent: float, by_index: bool) -> None:
@@ -93,33 +64,21 @@ class _Compressor(nn.Module):
 
         Their numbers need not be those of the weights. ``by_index`` numbers them from 0 instead.
         """
-        self.num_queries = len(query_times)
+        device, width = self.query.device, self.query.shape[1]
         if self.bias is not None:
             self.bias.place(query_times, [key_times], extent)
-        for name, times in (("query_positions", query_times), ("key_positions", key_times)):
-            positions = torch.arange(len(times)) if by_index else times
-            table = positions if self.rotary else sinusoids(positions, self.query.shape[1])
-            self.register_buffer(name, table.to(self.query.device), persistent=False)
+        if by_index:
+            query_times, key_times = torch.arange(len(query_times)), torch.arange(len(key_times))
+        self.register_buffer("query_positions", sinusoids(query_times, width).to(device), persistent=False)
+        self.register_buffer("key_positions", sinusoids(key_times, width).to(device), persistent=False)
 
-    def forward(self, context: Tensor, valid: Tensor | None, pooled: Tensor | None) -> Tensor:
-        """Return ``[W, num queries, d]`` from ``context`` ``[W, L, d]``.
-
-        ``pooled`` ``[W, num queries, d]`` is what queries begin with, beside what they have learned.
-        """
-        keys = values = self.context_norm(context)
-        query = resampled(self.query, self.num_queries)
-        queries = self.query_norm(query if pooled is None else query + pooled)
+    def forward(self, context: Tensor, valid: Tensor | None) -> Tensor:
+        """Return ``[W, num queries, d]`` from ``context`` ``[W, L, d]``."""
+        values = self.context_norm(context)
+        keys = values + self.key_positions[: context.shape[1]].to(values)
+        query = resampled(self.query, len(self.query_positions))
+        queries = self.query_norm(query) + self.query_positions.to(values)
         queries = queries.expand(len(context), -1, -1)
-        query_positions, key_positions = self.query_positions, self.key_positions[: context.shape[1]]
-        if not self.rotary:
-            queries, keys = queries + query_positions.to(values), keys + key_positions.to(values)
-        if self.matrices is not None:
-            queries, keys, values = (
-                matrix(x) for matrix, x in zip(self.matrices, (queries, keys, values), strict=True)
-            )
-        if self.rotary:
-            queries = rotated(queries, query_positions, self.num_heads)
-            keys = rotated(keys, key_positions, self.num_heads)
         bias = None if self.bias is None else self.bias([context.shape[1]])
         return self.out(attend(queries, keys, values, valid, self.num_heads, bias))  # type: ignore[no-any-return]
 
@@ -129,7 +88,7 @@ class _Refinement(nn.Module):
 
     def __init__(self, width: int, num_heads: int, ffn_width: int, bias: bool) -> None:
         super().__init__()
-        self.bias = _DistanceBias(num_heads) if bias else None
+        self.bias = DistanceBias(num_heads) if bias else None
         self.self_norm = nn.LayerNorm(width)
         self.self_attention = Attention(width, num_heads)
         self.cross_norm = nn.LayerNorm(width)
@@ -164,8 +123,7 @@ class HTA(AnyRateAbstractor):
         out_width: features of an LLM embedding; the model passes it.
         budget: frames and tokens of a window; the model passes it.
         positions: ``aligned`` puts every query and key at its own time on one axis, so that a query starts out
-            looking at the part of the window it stands for; ``index`` numbers queries and keys from 0, as released;
-            ``rotary`` turns them by the same times as ``aligned`` adds.
+            looking at the part of the window it stands for; ``index`` numbers queries and keys from 0, as released.
         queries_per_stage: stage tokens of each scale, one number for all scales or one for each; null takes 1.6
             times the tokens of a window (80 for 50, the release).
         downsampling: rate of each scale relative to the one before; its length plus one is the number of scales,
@@ -177,11 +135,8 @@ class HTA(AnyRateAbstractor):
         pooled_residual: add to each token, before refinement, the ``mean`` of the frames of its share of the window, so
             that what attention has not learned to find is there from the start; or with ``attention`` a mean whose
             weights within a share are learned, the plain one to begin with. Null is the release.
-        pooled_queries: queries begin with the mean of the frames of their share; off in the release.
         distance_bias: every query prefers what is near in time, by a learned amount for each head; the scores of all
             windows then take memory. Off in the release.
-        output_norm: normalise the tokens before the projector; off in the release.
-        stage_matrices: stage and final queries read through matrices for queries, keys and values; off in the release.
         head_width: features of an attention head; null takes 64 (the release), in encoders below 256 a quarter.
 
     Raises:
@@ -199,17 +154,14 @@ class HTA(AnyRateAbstractor):
         out_width: int,
         budget: TokenBudget,
         *,
-        positions: Literal["aligned", "index", "rotary"] = "aligned",
+        positions: Literal["aligned", "index"] = "aligned",
         queries_per_stage: int | Sequence[int] | None = None,
         downsampling: Sequence[int] = (2, 2),
         refinement_depth: int = 2,
         refinement_scales: Sequence[int] | None = None,
         refinement_ffn_width: int = 0,
         pooled_residual: Literal["mean", "attention"] | None = None,
-        pooled_queries: bool = False,
         distance_bias: bool = False,
-        output_norm: bool = False,
-        stage_matrices: bool = False,
         head_width: int | None = None,
     ) -> None:
         super().__init__(in_width, out_width, budget)
@@ -234,15 +186,10 @@ class HTA(AnyRateAbstractor):
         self.refinement_scales = tuple(sorted(set(read)))
 
         self.positions = positions
-        self.pooled_queries = pooled_queries
         self.downsampling = tuple(downsampling)
         self.downsamplers = nn.ModuleList(_Downsampler(in_width, factor) for factor in downsampling)
-
-        def compressor(count: int) -> _Compressor:
-            return _Compressor(in_width, num_heads, count, positions == "rotary", stage_matrices, distance_bias)
-
-        self.stages = nn.ModuleList(compressor(count) for count in queries)
-        self.final = compressor(budget.tokens_per_window)
+        self.stages = nn.ModuleList(_Compressor(in_width, num_heads, count, distance_bias) for count in queries)
+        self.final = _Compressor(in_width, num_heads, budget.tokens_per_window, distance_bias)
         self.pooled_residual = pooled_residual
         if pooled_residual == "attention":
             self.share_scores = nn.Linear(in_width, num_heads)
@@ -251,7 +198,6 @@ class HTA(AnyRateAbstractor):
         self.refinement = nn.ModuleList(
             _Refinement(in_width, num_heads, refinement_ffn_width, distance_bias) for _ in range(refinement_depth)
         )
-        self.output_norm = nn.LayerNorm(in_width) if output_norm else nn.Identity()
         self.projector = nn.Linear(in_width, out_width)
         self.follow_rate()
 
@@ -284,23 +230,18 @@ class HTA(AnyRateAbstractor):
             valids.append(valids[-1][:, ::factor])  # position i stands for position i * factor before
             scales.append(downsample(scales[-1], *valids[-2:]))
 
-        pooled = self.shares.mean(frames, valid) if self.pooled_queries or self.pooled_residual == "mean" else None
-        begin = pooled if self.pooled_queries else None
-        stage_tokens = [
-            stage(scale, v, None if begin is None else spread(begin, count))
-            for stage, scale, v, count in zip(self.stages, scales, valids, self.stage_counts, strict=True)
-        ]
+        stage_tokens = [stage(scale, v) for stage, scale, v in zip(self.stages, scales, valids, strict=True)]
         stage_valid = [valid_positions(self._share(num_frames, count), count) for count in self.stage_counts]
-        tokens = self.final(torch.cat(stage_tokens, 1), torch.cat(stage_valid, 1), begin)
+        tokens = self.final(torch.cat(stage_tokens, 1), torch.cat(stage_valid, 1))
         if self.pooled_residual == "mean":
-            tokens = tokens + pooled
+            tokens = tokens + self.shares.mean(frames, valid)
         elif self.pooled_residual == "attention":
             tokens = tokens + self.shares.attend(frames, self.share_scores(frames), valid)
         if self.refinement:
             tokens = self._refine(
                 tokens, scales, valids, valid_positions(self.out_lengths(num_frames), tokens.shape[1])
             )
-        return self.output_norm(tokens)  # type: ignore[no-any-return]
+        return tokens  # type: ignore[no-any-return]
 
     def _refine(
         self, tokens: Tensor, scales: Sequence[Tensor], valids: Sequence[Tensor], valid_tokens: Tensor

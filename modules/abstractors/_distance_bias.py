@@ -1,0 +1,32 @@
+"""A bias of attention by distance in time, for compressors whose queries have places on the time axis."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class DistanceBias(nn.Module):
+    """Lowers the score of a key with its distance from the query, in each head by a slope of its own.
+
+    As ALiBi (Press et al., arXiv 2108.12409), but learned, symmetric, and of distances in time; the unit of distance is
+    that between two queries.
+    """
+
+    distances: Tensor
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.log_slope = nn.Parameter(torch.linspace(1.5, -1.5, num_heads))
+
+    def place(self, query_times: Tensor, key_times: Sequence[Tensor], extent: float) -> None:
+        """Set where queries, and keys of each scale, lie from now on in a window of ``extent`` frames."""
+        self.scale_lengths = [len(times) for times in key_times]
+        distances = (query_times[:, None] - torch.cat(list(key_times))).abs().float() * (len(query_times) / extent)
+        self.register_buffer("distances", distances.to(self.log_slope.device), persistent=False)
+
+    def forward(self, num_keys: Sequence[int]) -> Tensor:
+        """Return what is added to the scores ``[heads, Q, L]`` of the first ``num_keys`` keys of each scale."""
+        scales = self.distances.split(self.scale_lengths, 1)
+        distances = torch.cat([scale[:, :n] for scale, n in zip(scales, num_keys, strict=True)], 1)
+        return -self.log_slope.exp()[:, None, None] * distances
