@@ -130,8 +130,8 @@ class HTA(AnyRateAbstractor):
             1 to 4.
         refinement_depth: refinement blocks, 0 to 4.
         refinement_scales: which scales refinement reads, counted from 1; null reads all.
-        refinement_ffn_width: hidden features of a feed-forward part in each refinement block; 0 leaves it out (the
-            release).
+        refinement_ffn_ratio: hidden features of a feed-forward part in each refinement block, in multiples of the
+            encoder's width; 0 leaves it out (the release).
         pooled_residual: add to each token, before refinement, the ``mean`` of the frames of its share of the window, so
             that what attention has not learned to find is there from the start; or with ``attention`` a mean whose
             weights within a share are learned, the plain one to begin with. Null is the release.
@@ -159,7 +159,7 @@ class HTA(AnyRateAbstractor):
         downsampling: Sequence[int] = (2, 2),
         refinement_depth: int = 2,
         refinement_scales: Sequence[int] | None = None,
-        refinement_ffn_width: int = 0,
+        refinement_ffn_ratio: int = 0,
         pooled_residual: Literal["mean", "attention"] | None = None,
         distance_bias: bool = False,
         head_width: int | None = None,
@@ -170,8 +170,8 @@ class HTA(AnyRateAbstractor):
             raise ConfigError(f"{KEY}.downsampling: {list(downsampling)} must hold at most 3 factors, each 1 to 8.")
         if not 0 <= refinement_depth <= 4:
             raise ConfigError(f"{KEY}.refinement_depth: {refinement_depth} is outside 0 to 4.")
-        if refinement_ffn_width < 0:
-            raise ConfigError(f"{KEY}.refinement_ffn_width: {refinement_ffn_width} must not be below 0.")
+        if not 0 <= refinement_ffn_ratio <= 16:
+            raise ConfigError(f"{KEY}.refinement_ffn_ratio: {refinement_ffn_ratio} is outside 0 to 16.")
         num_heads = heads_of(in_width, head_width)
         if queries_per_stage is None:
             queries_per_stage = max(1, round(1.6 * budget.tokens_per_window))
@@ -196,7 +196,8 @@ class HTA(AnyRateAbstractor):
             nn.init.zeros_(self.share_scores.weight)
             nn.init.zeros_(self.share_scores.bias)
         self.refinement = nn.ModuleList(
-            _Refinement(in_width, num_heads, refinement_ffn_width, distance_bias) for _ in range(refinement_depth)
+            _Refinement(in_width, num_heads, refinement_ffn_ratio * in_width, distance_bias)
+            for _ in range(refinement_depth)
         )
         self.projector = nn.Linear(in_width, out_width)
         self.follow_rate()

@@ -44,7 +44,7 @@ for _scale in (1, 2, 3):
     globals()[f"TestHTA_refined_from_scale_{_scale}"] = variant(HTA, refinement_scales=[_scale])
 TestHTA_refined_from_nothing = variant(HTA, refinement_depth=0, refinement_scales=[])
 TestHTA_uneven_stages = variant(HTA, queries_per_stage=[9, 2, 30])
-TestHTA_with_feed_forward = variant(HTA, refinement_ffn_width=40)
+TestHTA_with_feed_forward = variant(HTA, refinement_ffn_ratio=2)
 TestHTA_with_pooled_residual = variant(HTA, pooled_residual="mean")
 TestHTA_with_learned_pooled_residual = variant(HTA, pooled_residual="attention")
 TestHTA_with_distance_bias = variant(HTA, distance_bias=True)
