@@ -1,6 +1,7 @@
 """The plots of an ablation: WER against token rate and against compute, and learning curves."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,8 @@ from fastslm.history import read_history
 
 if TYPE_CHECKING:
     from .report import Summary
+
+_SMOOTHED = 0.1  # share of the steps that a point of a loss curve is the mean of
 
 
 def draw_plots(out: Path, summaries: Sequence["Summary"]) -> list[tuple[str, Path]]:
@@ -22,11 +25,11 @@ def draw_plots(out: Path, summaries: Sequence["Summary"]) -> list[tuple[str, Pat
         _against(
             out,
             summaries,
-            "path_flops_per_audio_second",
-            "forward GFLOPs per second of audio: encoder, compressor, LLM",
+            "abstractor_flops_per_audio_second",
+            "the compressor's forward MFLOPs per second of audio",
             "wer_compute.png",
             "compute",
-            1e9,
+            1e6,
         ),
         _learning_curves(out, summaries),
     ]
@@ -37,58 +40,80 @@ def _against(
     out: Path, summaries: Sequence["Summary"], key: str, label: str, file: str, what: str, unit: float
 ) -> tuple[str, Path] | None:
     """Draw mean WER with its interval against a figure."""
-    points = [(i, s.name, x / unit, s.wer) for i, s in enumerate(summaries) if (x := s.mean(key)) is not None and s.wer]
+    points = [(i, s.name, x / unit, s.wer) for i, s in enumerate(summaries) if (x := s.mean(key)) and s.wer]
     if not points:
         return None
     figure, axes = _figure()
     for (i, name, _, (mean, half)), x in zip(points, _spread([x for _, _, x, _ in points]), strict=True):
         axes.errorbar(x, mean, yerr=half, label=name, **_style(i), capsize=3, linestyle="none")
-    axes.set(xlabel=label, ylabel="WER (%): mean and 95 % interval over seeds", ylim=(0, None))
+    # The interval of a variant whose seeds disagree may be wider than all else: it is cut off, the others not squeezed.
+    top = 1.15 * max(mean for _, _, _, (mean, _) in points) or None
+    axes.set(xlabel=label, ylabel="WER (%): mean and 95 % interval over seeds", ylim=(0, top), xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    decades = math.log10(max(x for _, _, x, _ in points) / min(x for _, _, x, _ in points))
+    axes.xaxis.set_minor_formatter("{x:g}" if decades < 1 else "")
     return f"WER against {what}", _save(figure, out / file)
 
 
 def _spread(values: Sequence[float]) -> list[float]:
-    """Return values with equal ones (within 0.5 %) moved a little apart, so that none hides another."""
+    """Return values with equal ones (within 0.5 %) moved a little apart on a logarithmic axis, so that none hides."""
     groups: list[list[int]] = []
     for i, value in enumerate(values):
-        same = next((group for group in groups if abs(values[group[0]] - value) <= 0.005 * abs(value)), None)
+        same = next((group for group in groups if abs(values[group[0]] - value) <= 0.005 * value), None)
         if same is None:
             groups.append([i])
         else:
             same.append(i)
-    width = 0.012 * (max(values) - min(values)) or 0.005 * max(values)
+    width = 0.012 * math.log(max(values) / min(values)) or 0.005
     moved = list(values)
     for group in groups:
         for place, i in enumerate(group):
-            moved[i] += (place - (len(group) - 1) / 2) * width
+            moved[i] *= math.exp((place - (len(group) - 1) / 2) * width)
     return moved
 
 
 def _learning_curves(out: Path, summaries: Sequence["Summary"]) -> tuple[str, Path] | None:
-    """Draw training loss and validation WER over steps, a line for each seed."""
-    curves = [
-        (i, summary.name, read_history(out / row["run_folder"]))
-        for i, summary in enumerate(summaries)
-        for row in summary.rows
-    ]
-    if not any(history for _, _, history in curves):
+    """Draw training loss over steps, and validation WER where it was measured more than once; means over seeds."""
+    histories = {s.name: [read_history(out / row["run_folder"]) for row in s.rows] for s in summaries}
+    losses = {name: _mean_over_seeds(runs, "train/loss") for name, runs in histories.items()}
+    rates = {name: _mean_over_seeds(runs, "val/wer") for name, runs in histories.items()}
+    if not any(losses.values()) and not any(rates.values()):
         return None
-    figure, (loss, wer) = _figure(2)
-    named: set[str] = set()
-    for i, name, history in curves:
-        style = {"color": _style(i)["color"], "linewidth": 1}
-        if points := history.get("train/loss"):
-            loss.plot(*zip(*points, strict=True), label=None if name in named else name, **style)
-            named.add(name)
-        if points := history.get("val/wer"):
-            wer.plot([step for step, _ in points], [100 * value for _, value in points], marker=".", **style)
-    loss.set(xlabel="optimizer step", ylabel="training loss (nats per label token)", yscale="log")
-    wer.set(xlabel="optimizer step", ylabel="validation WER (%)", ylim=(0, None))
+    num_axes = 1 + any(len(points) > 1 for points in rates.values())
+    figure, axes = _figure(num_axes)
+    loss, *wer = [axes] if num_axes == 1 else axes
+    for i, (name, points) in enumerate(losses.items()):
+        loss.plot(*_smooth(points), label=name, color=_style(i)["color"], linewidth=1.2)
+    for panel in wer:
+        for i, points in enumerate(rates.values()):
+            panel.plot([step for step, _ in points], [100 * value for _, value in points], **_style(i))
+        panel.set(xlabel="optimizer step", ylabel="validation WER (%), mean over seeds", ylim=(0, None))
+    label = f"training loss (nats per label token)\nmean over seeds and {_SMOOTHED:.0%} of the steps"
+    loss.set(xlabel="optimizer step", ylabel=label, yscale="log")
     return "learning curves", _save(figure, out / "learning_curves.png")
 
 
+def _mean_over_seeds(runs: Sequence[Mapping[str, Sequence[tuple[int, float]]]], key: str) -> list[tuple[int, float]]:
+    """Return the mean of a figure at each step where a run has it."""
+    values: dict[int, list[float]] = {}
+    for history in runs:
+        for step, value in history.get(key, ()):
+            values.setdefault(step, []).append(value)
+    return [(step, sum(found) / len(found)) for step, found in sorted(values.items())]
+
+
+def _smooth(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """Return steps, and means over the points around each."""
+    reach = int(_SMOOTHED * len(points) / 2)
+    around = [points[max(0, i - reach) : i + reach + 1] for i in range(len(points))]
+    return [step for step, _ in points], [sum(value for _, value in part) / len(part) for part in around]
+
+
 def _style(i: int) -> dict[str, Any]:
-    return {"color": f"C{i % 10}", "marker": "osD^v<>PX*"[i // 10 % 10]}
+    """Return colour and marker: ten hues, each dark, then light."""
+    import matplotlib
+
+    return {"color": matplotlib.colormaps["tab20"](2 * (i % 10) + i // 10 % 2), "marker": "osD^v<>PX*"[i % 10]}
 
 
 def _figure(num_axes: int = 1) -> Any:
