@@ -6,7 +6,7 @@
 
 The plain reading does what the paper's section 3 says and nothing else: one window after the other, attention as matrix
 products and a softmax, positions worked out anew. It has HTA's weights and gives the same tokens, which is checked
-before anything is measured.
+before anything is measured. *HTA as configured* is HTA with what `configs/hta.yaml` adds.
 
 Columns: milliseconds of forward, and of forward and backward; MiB held at the peak of both beyond weights and frames.
 Ratios are to the plain reading at the same number of windows, below 1 is better. Below the table: how time grows from
@@ -26,14 +26,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from fastslm.contracts import Abstractor, TokenBudget, Tokens
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.plugins import discover
+from fastslm.training_cli import shipped_configs
 
 PLAIN = "plain HTA"
+CONFIGURED = "HTA as configured"
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,9 @@ def build(name: str, size: Size) -> nn.Module:
     budget = TokenBudget(size.frames, size.tokens)
     if name == PLAIN:
         return PlainHTA(HTA(size.width, size.out_width, budget))
+    if name == CONFIGURED:
+        config = yaml.safe_load((shipped_configs() / "hta.yaml").read_text(encoding="utf-8"))
+        return HTA(size.width, size.out_width, budget, **config["model"]["abstractor"]["init_args"])
     found = next(plugin.loaded for plugin in discover() if plugin.kind == "abstractors" and plugin.name == name)
     assert found is not None
     module: Abstractor = found(size.width, size.out_width, budget)
@@ -149,9 +155,9 @@ def build(name: str, size: Size) -> nn.Module:
 
 
 def names() -> list[str]:
-    """Return what is measured: the plain reading, HTA, then every other compressor that is installed."""
+    """Return what is measured: the plain reading, HTA without and with its config, then all others installed."""
     installed = [p.name for p in discover() if p.kind == "abstractors" and p.loaded is not None]
-    return [PLAIN, "HTA", *sorted(name for name in installed if name != "HTA")]
+    return [PLAIN, "HTA", CONFIGURED, *sorted(name for name in installed if name != "HTA")]
 
 
 def check_plain(size: Size) -> float:
