@@ -1,0 +1,89 @@
+"""What HTA's options add to the release, on numbers that can be checked by hand."""
+
+import math
+
+import pytest
+import torch
+
+from fastslm.contracts import TokenBudget
+from fastslm.modules.abstractors._distance_bias import DistanceBias
+from fastslm.modules.abstractors._shares import Shares
+from fastslm.modules.abstractors.hta import HTA
+
+
+def build(**options):
+    torch.manual_seed(0)
+    return HTA(16, 8, TokenBudget(12, 3), head_width=8, **options).eval()
+
+
+def tokens_of(hta, frames, num_frames):
+    with torch.no_grad():
+        return hta(frames, torch.tensor(num_frames)).values
+
+
+def test_a_learned_residual_begins_as_the_mean_of_each_share():
+    mean, learned = build(pooled_residual="mean"), build(pooled_residual="attention")
+    mean.load_state_dict({k: v for k, v in learned.state_dict().items() if not k.startswith("share_scores.")})
+    frames = torch.randn(2, 12, 16)
+    torch.testing.assert_close(tokens_of(learned, frames, [12, 7]), tokens_of(mean, frames, [12, 7]))
+
+
+def test_a_learned_residual_can_read_one_frame_of_a_share_and_leave_the_others():
+    shares = Shares(6, 2)  # frames 0 to 2, and 3 to 5
+    frames = torch.arange(24.0).reshape(1, 6, 4)
+    scores = torch.zeros(1, 6, 2)
+    scores[0, 1, 0], scores[0, 5, 1] = 50.0, 50.0  # head 0 reads frame 1, head 1 frame 5; the rest stay equal
+    found = shares.attend(frames, scores, torch.ones(1, 6, dtype=torch.bool))
+    torch.testing.assert_close(found[0, 0], torch.cat([frames[0, 1, :2], frames[0, :3, 2:].mean(0)]))
+    torch.testing.assert_close(found[0, 1], torch.cat([frames[0, 3:, :2].mean(0), frames[0, 5, 2:]]))
+
+
+def test_frames_past_the_audio_have_no_weight_however_high_they_score():
+    shares = Shares(6, 2)
+    frames, scores = torch.randn(1, 6, 4), torch.zeros(1, 6, 2)
+    scores[0, 4:] = 100.0
+    found = shares.attend(frames, scores, torch.tensor([[True] * 4 + [False] * 2]))
+    torch.testing.assert_close(found[0, 1], frames[0, 3])
+    nothing = shares.attend(frames, scores, torch.tensor([[True] * 3 + [False] * 3]))
+    assert nothing[0, 1].tolist() == [0.0] * 4
+
+
+def test_the_bias_falls_with_distance_in_units_of_the_time_between_two_queries():
+    bias = DistanceBias(2)
+    with torch.no_grad():
+        bias.log_slope.copy_(torch.tensor([0.0, math.log(3.0)]))
+    # Two queries in 8 frames lie at 1.5 and 5.5; the second scale has a key every other frame.
+    bias.place(torch.tensor([1.5, 5.5]), [torch.arange(8.0), torch.arange(0.0, 8.0, 2.0)], 8.0)
+    found = bias([8, 4])
+    assert found.shape == (2, 2, 12)
+    assert found[0, 0, 0].item() == pytest.approx(-1.5 / 4)
+    assert found[1, 0, 0].item() == pytest.approx(-3 * 1.5 / 4)
+    assert found[0, 1, 8 + 3].item() == pytest.approx(-0.5 / 4)  # frame 6
+    # A window with 4 frames has the first 4 and 2 keys of the scales, at the same times.
+    torch.testing.assert_close(bias([4, 2]), torch.cat([found[:, :, :4], found[:, :, 8:10]], 2))
+
+
+def test_with_a_steep_bias_a_token_follows_what_is_near_and_not_what_is_far():
+    def change(hta):
+        frames = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(1))
+        changed = frames.clone()
+        changed[0, 11] += 1.0
+        before, after = tokens_of(hta, frames, [12]), tokens_of(hta, changed, [12])
+        near, far = (after - before)[0, 2].norm(), (after - before)[0, 0].norm()
+        return float(far / near)
+
+    options = {"downsampling": [], "refinement_depth": 0}
+    steep = build(distance_bias=True, **options)
+    with torch.no_grad():
+        for compressor in (*steep.stages, steep.final):
+            compressor.bias.log_slope.fill_(3.0)
+    assert change(steep) < 1e-3
+    assert change(build(**options)) > 0.1
+
+
+def test_a_feed_forward_part_is_as_wide_as_its_ratio_says():
+    sizes = [sum(p.numel() for p in build(refinement_ffn_ratio=ratio).parameters()) for ratio in (0, 1, 4)]
+    norm, bias = 2 * 16, 16
+    assert [size - sizes[0] for size in sizes[1:]] == [
+        2 * (norm + 2 * 16 * ratio * 16 + ratio * 16 + bias) for ratio in (1, 4)
+    ]
