@@ -27,6 +27,7 @@ class Shares(nn.Module):
         self.num_frames = -(-num_frames // stride)
         edges = [i * num_frames // num_shares // stride for i in range(num_shares)] + [self.num_frames]
         self.longest = max(end - start for start, end in pairwise(edges))
+        self.even = self.num_frames == num_shares * self.longest
         index = torch.tensor(edges[:-1])[:, None] + torch.arange(self.longest)  # [n, L]
         self.register_buffer("inside", index < torch.tensor(edges[1:])[:, None], persistent=False)
         self.register_buffer("index", index.clamp(max=self.num_frames - 1), persistent=False)
@@ -35,10 +36,12 @@ class Shares(nn.Module):
         """Return the frames of each share ``[W, n, L, D]``, zero where there are none, and where they are valid.
 
         Args:
-            frames: ``[W, F, D]``, F at most that of a full window.
+            frames: ``[W, F, D]``, F at most that of a full window, zero where they are not valid.
             valid: ``[W, F]`` bool.
         """
         missing = self.num_frames - frames.shape[1]
+        if self.even and not missing:  # the shares as they lie, without a copy
+            return frames.unflatten(1, (-1, self.longest)), valid.unflatten(1, (-1, self.longest))
         frames, valid = F.pad(frames, (0, 0, 0, missing)), F.pad(valid, (0, missing))
         valid = valid[:, self.index] & self.inside
         shares = frames.index_select(1, self.index.flatten()).reshape(*valid.shape, frames.shape[2])
@@ -53,7 +56,7 @@ class Shares(nn.Module):
         """Return the mean of each share's valid frames weighted by a softmax of their scores ``[W, n, D]``.
 
         Args:
-            frames: ``[W, F, D]``.
+            frames: ``[W, F, D]``, zero where they are not valid.
             scores: ``[W, F, H]``, of H equal parts of the features; equal scores give the mean.
             valid: ``[W, F]`` bool.
         """
@@ -62,4 +65,5 @@ class Shares(nn.Module):
         weights = weights.masked_fill(~inside[..., None], -torch.inf)
         weights = weights.masked_fill(~inside.any(2)[..., None, None], 0.0)  # shares without frames, whose values are 0
         parts = values.unflatten(-1, (scores.shape[-1], -1))
-        return torch.einsum("wnlh,wnlhd->wnhd", weights.softmax(2), parts).flatten(2)
+        # A product and a sum: einsum would copy the frames and keep them for the backward pass.
+        return (weights.softmax(2)[..., None] * parts).sum(2).flatten(2)  # type: ignore[no-any-return]

@@ -39,13 +39,17 @@ def test_a_learned_residual_can_read_one_frame_of_a_share_and_leave_the_others()
 
 
 def test_frames_past_the_audio_have_no_weight_however_high_they_score():
-    shares = Shares(6, 2)
-    frames, scores = torch.randn(1, 6, 4), torch.zeros(1, 6, 2)
-    scores[0, 4:] = 100.0
-    found = shares.attend(frames, scores, torch.tensor([[True] * 4 + [False] * 2]))
+    def read(num_frames):
+        valid = torch.arange(6)[None] < num_frames
+        frames = torch.randn(1, 6, 4) * valid[..., None]  # zero past the audio, as compressors get them
+        scores = torch.zeros(1, 6, 2)
+        scores[0, num_frames:] = 100.0
+        return frames, Shares(6, 2).attend(frames, scores, valid)
+
+    frames, found = read(4)
     torch.testing.assert_close(found[0, 1], frames[0, 3])
-    nothing = shares.attend(frames, scores, torch.tensor([[True] * 3 + [False] * 3]))
-    assert nothing[0, 1].tolist() == [0.0] * 4
+    _, found = read(3)
+    assert found[0, 1].tolist() == [0.0] * 4
 
 
 def test_the_bias_falls_with_distance_in_units_of_the_time_between_two_queries():
