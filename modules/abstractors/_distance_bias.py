@@ -17,7 +17,10 @@ class DistanceBias(nn.Module):
 
     def __init__(self, num_heads: int) -> None:
         super().__init__()
-        self.log_slope = nn.Parameter(torch.linspace(1.5, -1.5, num_heads))
+        self.log_slope = nn.Parameter(torch.empty(num_heads))
+        # Copied in: under the meta device transformers makes torch.linspace give real memory.
+        with torch.no_grad():
+            self.log_slope.copy_(torch.tensor([1.5 - 3.0 * i / max(1, num_heads - 1) for i in range(num_heads)]))
 
     def place(self, query_times: Tensor, key_times: Sequence[Tensor], extent: float) -> None:
         """Set where queries, and keys of each scale, lie from now on in a window of ``extent`` frames."""
