@@ -26,7 +26,8 @@ import soundfile
 import torch
 import webdataset
 
-RATE = 16_000
+from benchmarks.train_step import RATE, noise
+
 ENCODER = {
     "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120, "num_mel_bins": 128,
     "max_source_positions": 1500,
@@ -69,18 +70,16 @@ def make_models(folder: Path) -> None:
         WhisperEncoder(WhisperConfig(**ENCODER)).to(torch.bfloat16).save_pretrained(folder / "encoder")
         llm = Qwen3ForCausalLM._from_config(Qwen3Config(**LLM), dtype=torch.bfloat16)
         llm.save_pretrained(folder / "llm")
-    AutoTokenizer.from_pretrained(resolve("fastslm:demo/llm", "--small")).save_pretrained(folder / "llm")
+    AutoTokenizer.from_pretrained(resolve("fastslm:demo/llm", "model.llm.pretrained")).save_pretrained(folder / "llm")
 
 
 def make_shard(path: Path, minutes: float, count: int) -> None:
     """Write recordings of noise with four words, each one id, for a second."""
-    generator = np.random.default_rng(0)
     seconds = round(60 * minutes)
-    text = " ".join(generator.choice(["one", "two", "three", "four"], 4 * seconds))
+    text = " ".join(np.random.default_rng(0).choice(["one", "two", "three", "four"], 4 * seconds))
     with webdataset.TarWriter(str(path)) as tar, tempfile.TemporaryDirectory() as folder:
         for i in range(count):
-            audio = (generator.standard_normal(seconds * RATE) * 2000).astype(np.int16)
-            soundfile.write(f"{folder}/a.flac", audio, RATE)
+            soundfile.write(f"{folder}/a.flac", noise(seconds, i), RATE)
             content = {"text": text, "duration": float(seconds)}
             tar.write({"__key__": f"noise-{i}", "json": content, "flac": Path(folder, "a.flac").read_bytes()})
 

@@ -221,7 +221,8 @@ class HTA(AnyRateAbstractor):
         self.final.place(token_times, torch.cat(stage_times), num_frames, by_index)
         for block in self.refinement:
             block.place(token_times, [scale_times[i - 1] for i in self.refinement_scales], num_frames)  # type: ignore[operator]
-        self.shares = Shares(num_frames, num_tokens).to(self.final.query.device)
+        if self.pooled_residual:
+            self.shares = Shares(num_frames, num_tokens).to(self.final.query.device)
 
     def compress(self, frames: Tensor, valid: Tensor) -> Tensor:
         """Return the final queries' tokens, refined ``[W, K, D_enc]``."""
