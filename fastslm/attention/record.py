@@ -45,37 +45,39 @@ OnAttention = Callable[[str, Tensor], None]
 
 @contextmanager
 def recording(module: nn.Module, on_attention: OnAttention) -> Iterator[None]:
-    """Within this context give every attention inside ``module`` to ``on_attention``, as it happens.
+    """Within this context give the attention of every submodule to ``on_attention``, when its forward pass ends.
 
     Every call of ``scaled_dot_product_attention`` is computed as ever; its softmax is computed once more from the same
-    queries, keys and mask. What other modules attend to is not recorded.
+    queries, keys and mask. The calls of one forward pass are taken for parts of its windows, in order. What other
+    modules attend to is not recorded.
     """
-    callers: list[str] = []
+    callers: list[tuple[str, list[Tensor]]] = []
 
     def leave(*_: object) -> None:
-        callers.pop()
+        name, parts = callers.pop()
+        if parts:
+            on_attention(name, torch.cat(parts))
 
     with ExitStack() as stack:
         for name, submodule in module.named_modules():
-            enter = submodule.register_forward_pre_hook(lambda *_, name=name: callers.append(name))
+            enter = submodule.register_forward_pre_hook(lambda *_, name=name: callers.append((name, [])))
             stack.callback(enter.remove)
             stack.callback(submodule.register_forward_hook(leave, always_call=True).remove)
-        stack.enter_context(_Watch(callers, on_attention))
+        stack.enter_context(_Watch(callers))
         yield
 
 
 class _Watch(TorchFunctionMode):
     """Sees every call of a torch function, of tensors of any kind."""
 
-    def __init__(self, callers: list[str], on_attention: OnAttention) -> None:
+    def __init__(self, callers: list[tuple[str, list[Tensor]]]) -> None:
         super().__init__()
         self.callers = callers
-        self.on_attention = on_attention
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and self.callers:
-            self.on_attention(self.callers[-1], attention_weights(*args, **kwargs))
+            self.callers[-1][1].append(attention_weights(*args, **kwargs))
         return func(*args, **kwargs)
 
 

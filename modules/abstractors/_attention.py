@@ -3,6 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+#: Scores that attention with a bias has in memory at a time, of as many windows as they make; 16 MiB in float32.
+_SCORES_HELD = 2**22
 
 
 def valid_positions(num: Tensor, length: int) -> Tensor:
@@ -15,14 +19,36 @@ def attend(
 ) -> Tensor:
     """Return multi-head attention ``[W, Q, d]``, keys where ``valid`` ``[W, L]`` is False unseen.
 
-    ``bias`` ``[heads, Q, L]`` is added to the scores; with it the scores of all windows take memory.
+    ``bias`` ``[heads, Q, L]`` is added to the scores of every window.
     """
     query, key, value = (x.reshape(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (query, key, value))
     mask = None if valid is None else valid[:, None, None, :]
-    if bias is not None:
-        bias = bias.to(query)
-        mask = bias if mask is None else bias.where(mask, -torch.inf)
-    return F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
+    if bias is None:
+        attended = F.scaled_dot_product_attention(query, key, value, mask)
+    else:
+        attended = _attend_with_bias(query, key, value, mask, bias.to(query))
+    return attended.transpose(1, 2).flatten(2)
+
+
+def _attend_with_bias(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor) -> Tensor:
+    """Return ``[W, heads, Q, d]``, a few windows at a time, whose scores the backward pass computes once more.
+
+    Torch's fused kernels take no bias that learns, and the plain one keeps the scores of all windows.
+    """
+    some = max(1, _SCORES_HELD // bias.numel())
+    parts = query.split(some), key.split(some), value.split(some)
+    masks = [None] * len(parts[0]) if mask is None else mask.split(some)
+    return torch.cat(
+        [
+            checkpoint(_biased, *part, bias, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(*parts, masks, strict=True)
+        ]
+    )
+
+
+def _biased(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor) -> Tensor:
+    bias = bias[None] if mask is None else bias.where(mask, -torch.inf)
+    return F.scaled_dot_product_attention(query, key, value, bias)
 
 
 class Attention(nn.Module):

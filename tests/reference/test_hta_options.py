@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastslm.contracts import TokenBudget
+from fastslm.modules.abstractors import _attention
 from fastslm.modules.abstractors._distance_bias import DistanceBias
 from fastslm.modules.abstractors._shares import Shares
 from fastslm.modules.abstractors.hta import HTA
@@ -83,6 +84,48 @@ def test_with_a_steep_bias_a_token_follows_what_is_near_and_not_what_is_far():
             compressor.bias.log_slope.fill_(3.0)
     assert change(steep) < 1e-3
     assert change(build(**options)) > 0.1
+
+
+def attended_with_bias(num_windows=5):
+    """Return attention of two heads with a bias and padding, the same by hand, and the leaves of both."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(num_windows, n, 8, generator=generator, requires_grad=True) for n in (3, 7, 7))
+    bias = torch.randn(2, 3, 7, generator=generator, requires_grad=True)
+    valid = torch.arange(7) < torch.tensor([7, 1, 3, 7, 2])[:num_windows, None]
+    by_hand = []
+    for head in range(2):
+        q, k, v = (x[..., 4 * head : 4 * head + 4] for x in (query, key, value))
+        scores = q @ k.mT / 2.0 + bias[head]
+        by_hand.append(scores.masked_fill(~valid[:, None], -torch.inf).softmax(-1) @ v)
+    found = _attention.attend(query, key, value, valid, 2, bias)
+    return found, torch.cat(by_hand, -1), (query, key, value, bias)
+
+
+@pytest.mark.parametrize("windows_at_a_time", [1, 2, 5])
+def test_attention_with_a_bias_is_the_same_however_many_windows_are_taken_at_a_time(windows_at_a_time, monkeypatch):
+    monkeypatch.setattr(_attention, "_SCORES_HELD", windows_at_a_time * 2 * 3 * 7)
+    found, expected, leaves = attended_with_bias()
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(found.shape)
+    gradients = [torch.autograd.grad((x * weights).sum(), leaves, retain_graph=True) for x in (found, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_bias_keeps_no_scores_for_the_backward_pass():
+    def kept(**options):
+        hta, numbers = build(**options), []
+        frames, num_frames = torch.randn(64, 12, 16), torch.full((64,), 12)
+
+        def keep(tensor):
+            numbers.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hta(frames, num_frames)
+        return sum(numbers)
+
+    assert kept(distance_bias=True) < 1.05 * kept()
 
 
 def test_a_feed_forward_part_is_as_wide_as_its_ratio_says():
