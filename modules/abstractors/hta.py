@@ -135,8 +135,7 @@ class HTA(AnyRateAbstractor):
         pooled_residual: add to each token, before refinement, the ``mean`` of the frames of its share of the window, so
             that what attention has not learned to find is there from the start; or with ``attention`` a mean whose
             weights within a share are learned, the plain one to begin with. Null is the release.
-        distance_bias: every query prefers what is near in time, by a learned amount for each head; the scores of all
-            windows then take memory. Off in the release.
+        distance_bias: every query prefers what is near in time, by a learned amount for each head. Off in the release.
         head_width: features of an attention head; null takes 64 (the release), in encoders below 256 a quarter.
 
     Raises:

@@ -48,6 +48,7 @@ TestHTA_with_feed_forward = variant(HTA, refinement_ffn_ratio=2)
 TestHTA_with_pooled_residual = variant(HTA, pooled_residual="mean")
 TestHTA_with_learned_pooled_residual = variant(HTA, pooled_residual="attention")
 TestHTA_with_distance_bias = variant(HTA, distance_bias=True)
+TestHTA_as_configured = contract(partial(HTA, pooled_residual="attention", distance_bias=True))  # configs/hta.yaml
 TestQFormer_one_layer = variant(QFormer, depth=1, head_width=16, ffn_width=40)
 TestPerceiver_three_layers = variant(Perceiver, depth=3, ffn_width=40)
 TestConv_narrow = variant(Conv, hidden_width=24)
