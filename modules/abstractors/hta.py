@@ -191,9 +191,8 @@ class HTA(AnyRateAbstractor):
         self.final = _Compressor(in_width, num_heads, budget.tokens_per_window, distance_bias)
         self.pooled_residual = pooled_residual
         if pooled_residual == "attention":
-            self.share_scores = nn.Linear(in_width, num_heads)
+            self.share_scores = nn.Linear(in_width, num_heads, bias=False)  # a bias would cancel in the softmax
             nn.init.zeros_(self.share_scores.weight)
-            nn.init.zeros_(self.share_scores.bias)
         self.refinement = nn.ModuleList(
             _Refinement(in_width, num_heads, refinement_ffn_ratio * in_width, distance_bias)
             for _ in range(refinement_depth)

@@ -114,7 +114,10 @@ def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards):
     config = {
         "run_folder": str(tmp_path / "run"),
         "model": {
-            "abstractor": {"class_path": "HTA", "init_args": {"head_width": 16}},
+            "abstractor": {
+                "class_path": "HTA",  # as configs/hta.yaml has it
+                "init_args": {"head_width": 16, "pooled_residual": "attention", "distance_bias": True},
+            },
             "encoder": {"class_path": "WhisperEncoder", "init_args": {"pretrained": str(tiny_encoder)}},
             "llm": {
                 "class_path": "CausalLM",
