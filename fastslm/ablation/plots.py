@@ -1,9 +1,13 @@
 """The plots of an ablation: WER against token rate and against compute, and learning curves."""
 
+import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from fastslm.history import read_history
 
@@ -39,20 +43,47 @@ def draw_plots(out: Path, summaries: Sequence["Summary"]) -> list[tuple[str, Pat
 def _against(
     out: Path, summaries: Sequence["Summary"], key: str, label: str, file: str, what: str, unit: float
 ) -> tuple[str, Path] | None:
-    """Draw mean WER with its interval against a figure."""
-    points = [(i, s.name, x / unit, s.wer) for i, s in enumerate(summaries) if (x := s.mean(key)) and s.wer]
+    """Draw mean WER with its interval against a figure; one compressor at several token rates is a line."""
+    points = {s.name: (x / unit, *s.wer) for s in summaries if (x := s.mean(key)) and s.wer}
     if not points:
         return None
+    values = [x for x, _, _ in points.values()]
+    places = dict(zip(points, _spread(values), strict=True))
     figure, axes = _figure()
-    for (i, name, _, (mean, half)), x in zip(points, _spread([x for _, _, x, _ in points]), strict=True):
-        axes.errorbar(x, mean, yerr=half, label=name, **_style(i), capsize=3, linestyle="none")
+    for i, (name, line) in enumerate(lines_of(out, summaries)):
+        shown = sorted((s.name for s in line if s.name in points), key=places.__getitem__)
+        if shown:
+            means = [points[s][1] for s in shown]
+            halves = [points[s][2] or 0.0 for s in shown]  # one seed has no interval
+            joined = "-" if len(shown) > 1 else "none"
+            at = [places[s] for s in shown]
+            axes.errorbar(at, means, yerr=halves, label=name, **_style(i), capsize=3, linestyle=joined)
     # The interval of a variant whose seeds disagree may be wider than all else: it is cut off, the others not squeezed.
-    top = 1.15 * max(mean for _, _, _, (mean, _) in points) or None
+    top = 1.15 * max(mean for _, mean, _ in points.values()) or None
     axes.set(xlabel=label, ylabel="WER (%): mean and 95 % interval over seeds", ylim=(0, top), xscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
-    decades = math.log10(max(x for _, _, x, _ in points) / min(x for _, _, x, _ in points))
-    axes.xaxis.set_minor_formatter("{x:g}" if decades < 1 else "")
+    axes.xaxis.set_minor_formatter("{x:g}" if math.log10(max(values) / min(values)) < 1 else "")
     return f"WER against {what}", _save(figure, out / file)
+
+
+def lines_of(out: Path, summaries: Sequence["Summary"]) -> list[tuple[str, list["Summary"]]]:
+    """Return variants with a name, those together whose configurations differ in the token rate alone."""
+    lines: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        path = out / summary.name / "config.yaml"
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else summary.name
+        if isinstance(config, dict) and isinstance(config.get("model"), dict):
+            config["model"].pop("tokens_per_window", None)
+        lines.setdefault(json.dumps(config, default=str, sort_keys=True), []).append(summary)
+    return [(_common_name([s.name for s in line]), line) for line in lines.values()]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Return what the names begin with, without the number that tells them apart: HTA of HTA-0.83 and HTA-1.67."""
+    if len(names) == 1:
+        return names[0]
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letter for letter, *_ in same).rstrip("0123456789.-_ ") or names[0]
 
 
 def _spread(values: Sequence[float]) -> list[float]:

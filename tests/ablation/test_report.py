@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fastslm.ablation.command import main
+from fastslm.ablation.plots import lines_of
 from fastslm.ablation.report import summarise, write_report
 from fastslm.ablation.runs import Run
 
@@ -103,6 +104,17 @@ def test_plots_are_drawn_with_what_the_runs_logged(tmp_path):
         assert f"({name})" in report.read_text()
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_one_compressor_at_several_rates_is_one_line_of_a_plot(tmp_path):
+    rates = {"HTA-0.83": 4, "AvgPool": 8, "HTA-1.67": 8, "HTA-13": 64}
+    for name, rate in rates.items():
+        (tmp_path / name).mkdir()
+        model = {"abstractor": {"class_path": name.partition("-")[0]}, "tokens_per_window": rate}
+        (tmp_path / name / "config.yaml").write_text(json.dumps({"model": model}))
+    summaries = summarise([row(name, 0, [2], tokens_per_second=rate / 4.8) for name, rate in rates.items()])
+    found = {name: [s.name for s in line] for name, line in lines_of(tmp_path, summaries)}
+    assert found == {"HTA": ["HTA-0.83", "HTA-1.67", "HTA-13"], "AvgPool": ["AvgPool"]}
 
 
 def test_report_only_makes_the_report_again_and_its_status_tells_of_failures(tmp_path, capsys):
