@@ -16,7 +16,7 @@ fewest to most windows, as the exponent of their number; 1 is linear.
 import argparse
 import json
 import math
-import os
+import signal
 import subprocess
 import sys
 import time
@@ -36,9 +36,6 @@ from fastslm.modules.abstractors.hta import HTA
 from fastslm.plugins import discover
 from fastslm.training_cli import shipped_configs
 
-#: For glibc: it gives large blocks back to the system, which zeroes them when they are taken anew, a tenth of the time
-#: where windows are many. A GPU's allocator keeps its blocks; so do the measured processes.
-KEEPS_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 PLAIN = "plain HTA"
 CONFIGURED = "HTA as configured"
 
@@ -257,10 +254,10 @@ def measure_apart(name: str, numbers: Sequence[int], options: argparse.Namespace
     command = [sys.executable, "-m", "benchmarks.abstractors", "--one", name, "--windows", *map(str, numbers)]
     command += ["--device", options.device, "--dtype", options.dtype, "--repeats", str(options.repeats)]
     command += ["--small"] if options.small else []
-    environment = {**os.environ, **KEEPS_BLOCKS}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{name} could not be measured:\n{done.stderr}")
+        killed = ", perhaps for memory: try fewer --windows" if done.returncode == -signal.SIGKILL else ""
+        raise RuntimeError(f"{name} could not be measured (status {done.returncode}{killed}):\n{done.stderr}")
     return {int(n): figures for n, figures in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
