@@ -11,8 +11,13 @@ import yaml
 
 from fastslm.history import read_history
 
+from .runs import KEYS_OF_A_RUN
+
 if TYPE_CHECKING:
     from .report import Summary
+
+    #: What a legend calls it, and the variants that belong to it.
+    Line = tuple[str, list[Summary]]
 
 _SMOOTHED = 0.1  # share of the steps that a point of a loss curve is the mean of
 
@@ -22,13 +27,12 @@ def draw_plots(out: Path, summaries: Sequence["Summary"]) -> list[tuple[str, Pat
     import matplotlib
 
     matplotlib.use("Agg")
+    lines = lines_of(out, summaries)
     plots = [
-        _against(
-            out, summaries, "tokens_per_second", "LLM tokens per second of audio", "wer_tokens.png", "tokens/s", 1.0
-        ),
+        _against(out, lines, "tokens_per_second", "LLM tokens per second of audio", "wer_tokens.png", "tokens/s", 1.0),
         _against(
             out,
-            summaries,
+            lines,
             "abstractor_flops_per_audio_second",
             "the compressor's forward MFLOPs per second of audio",
             "wer_compute.png",
@@ -41,41 +45,49 @@ def draw_plots(out: Path, summaries: Sequence["Summary"]) -> list[tuple[str, Pat
 
 
 def _against(
-    out: Path, summaries: Sequence["Summary"], key: str, label: str, file: str, what: str, unit: float
+    out: Path, lines: Sequence["Line"], key: str, label: str, file: str, what: str, unit: float
 ) -> tuple[str, Path] | None:
     """Draw mean WER with its interval against a figure; one compressor at several token rates is a line."""
-    points = {s.name: (x / unit, *s.wer) for s in summaries if (x := s.mean(key)) and s.wer}
-    if not points:
+    values = {s.name: x / unit for _, line in lines for s in line if (x := s.mean(key)) and s.wer}
+    if not values:
         return None
-    values = [x for x, _, _ in points.values()]
-    places = dict(zip(points, _spread(values), strict=True))
+    places = dict(zip(values, _spread(list(values.values())), strict=True))
     figure, axes = _figure()
-    for i, (name, line) in enumerate(lines_of(out, summaries)):
-        shown = sorted((s.name for s in line if s.name in points), key=places.__getitem__)
-        if shown:
-            means = [points[s][1] for s in shown]
-            halves = [points[s][2] or 0.0 for s in shown]  # one seed has no interval
-            joined = "-" if len(shown) > 1 else "none"
-            at = [places[s] for s in shown]
-            axes.errorbar(at, means, yerr=halves, label=name, **_style(i), capsize=3, linestyle=joined)
+    top = 0.0
+    for i, (name, line) in enumerate(lines):
+        points = sorted((places[s.name], *s.wer) for s in line if s.wer and s.name in places)
+        if points:
+            at, means, halves = zip(*points, strict=True)
+            top = max(top, *means)
+            spans = [half or 0.0 for half in halves]  # one seed has no interval
+            joined = "-" if len(points) > 1 else "none"
+            axes.errorbar(at, means, yerr=spans, label=name, **_style(i), capsize=3, linestyle=joined)
     # The interval of a variant whose seeds disagree may be wider than all else: it is cut off, the others not squeezed.
-    top = 1.15 * max(mean for _, mean, _ in points.values()) or None
-    axes.set(xlabel=label, ylabel="WER (%): mean and 95 % interval over seeds", ylim=(0, top), xscale="log")
+    axes.set(
+        xlabel=label, ylabel="WER (%): mean and 95 % interval over seeds", ylim=(0, 1.15 * top or None), xscale="log"
+    )
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}" if math.log10(max(values) / min(values)) < 1 else "")
+    decades = math.log10(max(values.values()) / min(values.values()))
+    axes.xaxis.set_minor_formatter("{x:g}" if decades < 1 else "")
     return f"WER against {what}", _save(figure, out / file)
 
 
-def lines_of(out: Path, summaries: Sequence["Summary"]) -> list[tuple[str, list["Summary"]]]:
+def lines_of(out: Path, summaries: Sequence["Summary"]) -> list["Line"]:
     """Return variants with a name, those together whose configurations differ in the token rate alone."""
     lines: dict[str, list[Summary]] = {}
     for summary in summaries:
-        path = out / summary.name / "config.yaml"
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else summary.name
-        if isinstance(config, dict) and isinstance(config.get("model"), dict):
-            config["model"].pop("tokens_per_window", None)
-        lines.setdefault(json.dumps(config, default=str, sort_keys=True), []).append(summary)
+        lines.setdefault(_but_for_the_rate(out, summary.name), []).append(summary)
     return [(_common_name([s.name for s in line]), line) for line in lines.values()]
+
+
+def _but_for_the_rate(out: Path, variant: str) -> str:
+    """Return what a variant shares with itself at other rates; its name where it has no configuration."""
+    path = out / variant / "config.yaml"
+    if not path.exists():
+        return variant
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["model"].pop("tokens_per_window", None)
+    return json.dumps({key: value for key, value in config.items() if key not in KEYS_OF_A_RUN}, sort_keys=True)
 
 
 def _common_name(names: Sequence[str]) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 from fastslm.atomic import write_atomically
 
+#: Keys of a configuration that differ from run to run of one variant.
+KEYS_OF_A_RUN = ("run_folder", "seed_everything", "ckpt_path")
 _RECORDER = "fastslm.callbacks.run_record.RunRecord"
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30.0

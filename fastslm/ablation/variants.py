@@ -14,9 +14,9 @@ from fastslm.errors import ConfigError
 from fastslm.training_cli import find_config
 from fastslm.training_cli import main as training_main
 
+from .runs import KEYS_OF_A_RUN
+
 _SHOWN = 4
-#: Keys that differ from run to run of one variant.
-_OF_A_RUN = ("run_folder", "seed_everything", "ckpt_path")
 
 
 def read_variants(path: Path) -> dict[str, list[str]]:
@@ -120,7 +120,7 @@ def freeze(out: Path, name: str, config: str) -> Path:
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys([*old, *new]):
-            if key or name not in _OF_A_RUN:
+            if key or name not in KEYS_OF_A_RUN:
                 yield from _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
     elif old != new:
         yield f"{key} was {old!r}, is {new!r}"

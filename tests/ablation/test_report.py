@@ -111,7 +111,7 @@ def test_one_compressor_at_several_rates_is_one_line_of_a_plot(tmp_path):
     for name, rate in rates.items():
         (tmp_path / name).mkdir()
         model = {"abstractor": {"class_path": name.partition("-")[0]}, "tokens_per_window": rate}
-        (tmp_path / name / "config.yaml").write_text(json.dumps({"model": model}))
+        (tmp_path / name / "config.yaml").write_text(json.dumps({"run_folder": f"runs/{name}", "model": model}))
     summaries = summarise([row(name, 0, [2], tokens_per_second=rate / 4.8) for name, rate in rates.items()])
     found = {name: [s.name for s in line] for name, line in lines_of(tmp_path, summaries)}
     assert found == {"HTA": ["HTA-0.83", "HTA-1.67", "HTA-13"], "AvgPool": ["AvgPool"]}

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+import yaml
 
 from fastslm.contracts import TokenBudget, Tokens
 from fastslm.errors import ConfigError
@@ -18,8 +19,10 @@ from fastslm.modules.abstractors.stack_mlp import StackMLP
 from fastslm.modules.abstractors.window_qformer import WindowQFormer
 from fastslm.plugins import discover
 from fastslm.testing import AbstractorContract
+from fastslm.training_cli import shipped_configs
 
 INSTALLED = {plugin.name: plugin.loaded for plugin in discover() if plugin.kind == "abstractors"}
+SHIPPED = yaml.safe_load((shipped_configs() / "hta.yaml").read_text())["model"]["abstractor"]
 BUILT_IN = {name: loaded for name, loaded in INSTALLED.items() if loaded.__module__.startswith("fastslm.")}
 
 
@@ -48,7 +51,7 @@ TestHTA_with_feed_forward = variant(HTA, refinement_ffn_ratio=2)
 TestHTA_with_pooled_residual = variant(HTA, pooled_residual="mean")
 TestHTA_with_learned_pooled_residual = variant(HTA, pooled_residual="attention")
 TestHTA_with_distance_bias = variant(HTA, distance_bias=True)
-TestHTA_as_configured = contract(partial(HTA, pooled_residual="attention", distance_bias=True))  # configs/hta.yaml
+TestHTA_as_configured = contract(partial(HTA, **SHIPPED["init_args"]))
 TestQFormer_one_layer = variant(QFormer, depth=1, head_width=16, ffn_width=40)
 TestPerceiver_three_layers = variant(Perceiver, depth=3, ffn_width=40)
 TestConv_narrow = variant(Conv, hidden_width=24)

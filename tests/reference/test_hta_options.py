@@ -86,12 +86,12 @@ def test_with_a_steep_bias_a_token_follows_what_is_near_and_not_what_is_far():
     assert change(build(**options)) > 0.1
 
 
-def attended_with_bias(num_windows=5):
+def attended_with_bias():
     """Return attention of two heads with a bias and padding, the same by hand, and the leaves of both."""
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(num_windows, n, 8, generator=generator, requires_grad=True) for n in (3, 7, 7))
+    query, key, value = (torch.randn(5, n, 8, generator=generator, requires_grad=True) for n in (3, 7, 7))
     bias = torch.randn(2, 3, 7, generator=generator, requires_grad=True)
-    valid = torch.arange(7) < torch.tensor([7, 1, 3, 7, 2])[:num_windows, None]
+    valid = torch.arange(7) < torch.tensor([7, 1, 3, 7, 2])[:, None]
     by_hand = []
     for head in range(2):
         q, k, v = (x[..., 4 * head : 4 * head + 4] for x in (query, key, value))

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fastslm.training_cli import shipped_configs
+
 HERE = Path(__file__).parent
 #: Generous: the machine may be busy. A hang is what the limit is for.
 LIMIT_SECONDS = 1800
@@ -111,13 +113,11 @@ def run_jobs(start, tmp_path):
 @pytest.fixture
 def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards):
     """Return a file for runs of seconds: 16 recordings of 0.7 to 15.4 s, 5 of validation, windows of 2 s by twos."""
+    shipped = yaml.safe_load((shipped_configs() / "hta.yaml").read_text())["model"]["abstractor"]
     config = {
         "run_folder": str(tmp_path / "run"),
         "model": {
-            "abstractor": {
-                "class_path": "HTA",  # as configs/hta.yaml has it
-                "init_args": {"head_width": 16, "pooled_residual": "attention", "distance_bias": True},
-            },
+            "abstractor": {"class_path": "HTA", "init_args": {**shipped["init_args"], "head_width": 16}},
             "encoder": {"class_path": "WhisperEncoder", "init_args": {"pretrained": str(tiny_encoder)}},
             "llm": {
                 "class_path": "CausalLM",
