@@ -100,9 +100,14 @@ class Abstractor(nn.Module, ABC):
         in_width: features of an encoder frame, D_enc; the model passes it.
         out_width: features of an LLM embedding, D_llm; the model passes it.
         budget: frames and tokens of a window; the model passes it.
+
+    Attributes:
+        in_step: ranks share its parameters, so that a call must run its submodules equally often, however many windows
+            it gets; set by the training.
     """
 
     projector_name: ClassVar[str] = "projector"
+    in_step: bool = False
 
     def __init__(self, in_width: int, out_width: int, budget: TokenBudget) -> None:
         super().__init__()

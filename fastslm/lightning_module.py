@@ -259,7 +259,7 @@ class SpeechLMModule(L.LightningModule):
             self.path.abstractor.set_tokens_per_window(rate)
         select_trainable(self.path, self.train_parts)
         if strategy is not None:
-            llm.in_step = shards_parameters(strategy)
+            self.path.abstractor.in_step = llm.in_step = shards_parameters(strategy)
             cast_trainable(self.path, strategy)
         if self.weights is not None:  # stored as precisely as they trained, so not before they have that dtype here
             load_weights(self, *self.weights, report=self.global_rank == 0)

@@ -116,6 +116,27 @@ def test_panels_stand_at_their_time_and_shares_add_up(hta):
         maps.panels(2)
 
 
+def test_windows_that_pass_in_parts_have_the_maps_and_shares_of_each_alone():
+    """Wide windows go through a compressor a few at a time; here 4 and 1 of 5."""
+    torch.manual_seed(0)
+    module = HTA(1280, 24, TokenBudget(800, 10), refinement_depth=1).eval()
+    frames, counts = torch.randn(5, 800, 1280), torch.tensor([800, 31, 800, 1, 333])
+    together, alone = AttentionMaps(module, max_maps=5), AttentionMaps(module, max_maps=5)
+    with torch.no_grad():
+        with together.recording():
+            module(frames, counts)
+        with alone.recording():
+            for i in range(5):
+                module(frames[i : i + 1], counts[i : i + 1])
+    for window in range(5):
+        assert together.shares(window)[0] == alone.shares(window)[0]
+        for name, shares in alone.shares(window)[1].items():
+            assert together.shares(window)[1][name] == pytest.approx(shares, abs=1e-4)
+        expected = alone.panels(window)
+        for at, panel in together.panels(window).items():
+            assert panel.weights == pytest.approx(expected[at].weights, abs=1e-5)
+
+
 def test_at_the_start_aligned_tokens_look_at_their_own_time_and_released_ones_at_the_first_frames():
     """The reason why positions are aligned; all frames are the same, so that positions alone decide."""
     budget = TokenBudget(1500, 50)

@@ -39,7 +39,7 @@ class ShowsAttention(Protocol):
         """Return what each attention of a full window reads, by the name of the submodule that calls it."""
 
 
-#: Gets the name of the submodule that attends, and its weights ``[W, heads, Q, L]`` float32.
+#: Gets the name of the submodule that attends, and its weights ``[W, heads, Q, L]`` float32 of some windows, in order.
 OnAttention = Callable[[str, Tensor], None]
 
 
@@ -48,8 +48,8 @@ def recording(module: nn.Module, on_attention: OnAttention) -> Iterator[None]:
     """Within this context give the attention of every submodule to ``on_attention``, when its forward pass ends.
 
     Every call of ``scaled_dot_product_attention`` is computed as ever; its softmax is computed once more from the same
-    queries, keys and mask. The calls of one forward pass are taken for parts of its windows, in order. What other
-    modules attend to is not recorded.
+    queries, keys and mask. The calls of one forward pass are taken for parts of its windows, in order; a compressor may
+    pass its windows through a submodule in parts as well. What other modules attend to is not recorded.
     """
     callers: list[tuple[str, list[Tensor]]] = []
 

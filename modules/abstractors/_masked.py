@@ -12,6 +12,10 @@ from fastslm.contracts import Abstractor, Tokens
 
 from ._attention import valid_positions
 
+#: Features of frames that are compressed at a time on a CPU, 16 MiB in float32: two windows of Whisper large. There a
+#: larger part is no faster, and what it works with lies in blocks so large that the system hands each out anew.
+_FEATURES_AT_ONCE = 2**22
+
 
 class MaskedAbstractor(Abstractor):
     """Cleans the frames before a compressor reads them, and the tokens after; subclasses write ``compress``."""
@@ -24,10 +28,18 @@ class MaskedAbstractor(Abstractor):
         if self.budget.full_tail:  # as in the release: the padding of the last window is read like audio
             num_frames = torch.full_like(num_frames, frames.shape[1])
         valid = valid_positions(num_frames, frames.shape[1])
+        size = self._windows_at_once(frames)
+        parts = zip(frames.split(size), valid.split(size), strict=True)
         # where, not a product: padding may hold anything, infinities included
-        hidden = self.compress(frames.where(valid[..., None], 0), valid)
+        hidden = torch.cat([self.compress(part.where(v[..., None], 0), v) for part, v in parts])
         kept = valid_positions(counts, self.budget.tokens_per_window)
         return Tokens(self.projector(hidden) * kept[..., None], counts)
+
+    def _windows_at_once(self, frames: Tensor) -> int:
+        """Return how many windows of ``frames`` ``[W, F, D_enc]`` go through ``compress`` together, at least 1."""
+        if frames.device.type != "cpu" or self.in_step or torch.compiler.is_compiling():
+            return len(frames)
+        return max(1, _FEATURES_AT_ONCE // (frames.shape[1] * frames.shape[2]))
 
     @abstractmethod
     def compress(self, frames: Tensor, valid: Tensor) -> Tensor:

@@ -108,6 +108,29 @@ def test_forward_waits_for_no_value(name):
     assert tokens.values.shape == (3, 6, 48)
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_many_wide_windows_are_those_that_come_a_few_at_a_time(name):
+    """On a CPU few go through together; a call says nothing about how many."""
+    budget = TokenBudget(300, 10)
+    torch.manual_seed(0)
+    module = BUILT_IN[name](1280, 48, budget).eval()
+    frames, num_frames = torch.randn(25, 300, 1280), torch.tensor([300, 299, 1, 150, 60] * 5)
+    passes = []
+    compress = module.compress
+    module.compress = lambda frames, valid: passes.append(len(frames)) or compress(frames, valid)
+    with torch.no_grad():
+        found = module(frames, num_frames)
+        assert passes == [10, 10, 5]  # of 2**22 features each
+        apart = [module(frames[i : i + 1], num_frames[i : i + 1]) for i in range(25)]
+        passes.clear()
+        module.in_step = True
+        whole = module(frames, num_frames)
+        assert passes == [25]  # ranks that share parameters call their modules equally often
+    for other in (Tokens(*(torch.cat(part) for part in zip(*apart, strict=True))), whole):
+        assert torch.equal(found.counts, other.counts)
+        torch.testing.assert_close(found.values, other.values, rtol=1e-4, atol=1e-5)
+
+
 MATCHING = (AvgPoolMLP, Conv, Perceiver, QFormer, StackMLP, WindowQFormer)
 
 
