@@ -276,9 +276,13 @@ def table(results: dict[str, dict[int, dict[str, float]]], numbers: Sequence[int
         for n in numbers:
             for key in ("forward", "both", "peak_mib"):
                 value, plain = by_number[n][key], results[PLAIN][n][key]
-                cells.append(f"{value:,.1f}" + ("" if name == PLAIN else f" (x {value / plain:.2f})"))
+                cells.append(f"{value:,.1f}" + ("" if name == PLAIN else f" (x {_ratio(value / plain)})"))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, float]]]:
