@@ -164,8 +164,9 @@ def draw_history(history: dict[str, list[tuple[int, float]]], path: Path) -> Pat
     loss.set(xlabel="optimizer step", ylabel="loss per label token (nats)", yscale="log")
     if "val/wer" in history:
         wer = loss.twinx()
-        _line(wer, [(s, 100 * v) for s, v in history["val/wer"]], label="validation WER", color="C3", marker="s")
-        wer.set(ylabel="WER (%)", ylim=(0, None))
+        percent = [(step, 100 * value) for step, value in history["val/wer"]]
+        _line(wer, percent, label="validation WER", color="C3", marker="s")
+        wer.set(ylabel="WER (%)", ylim=(0, 1.1 * max(value for _, value in percent) or None))
         wer.yaxis.label.set_color("C3")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
