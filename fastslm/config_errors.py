@@ -8,6 +8,15 @@ from fastslm.errors import nearest
 from fastslm.plugins import Plugin
 
 _LONGEST = 300
+#: What a value must be, by the parser's name of its type.
+_KINDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'str'>": "text",
+    "<class 'NoneType'>": "null",
+    "collections.abc.Sequence[int]": "a list of whole numbers",
+}
 
 
 def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> str:
@@ -29,14 +38,32 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
         for plugin in plugins:
             if plugin.problem and plugin.name == found[1]:
                 return f"{key}: {plugin.name} of {plugin.distribution} cannot be used: {plugin.problem}."
-        names = [plugin.name for plugin in plugins if plugin.kind == _kind(key)] or [p.name for p in plugins]
+        usable = [plugin for plugin in plugins if not plugin.problem]
+        names = [plugin.name for plugin in usable if plugin.kind == _kind(key)] or [plugin.name for plugin in usable]
         guess = nearest(found[1], names)
-        return f"{key}: there is no class {found[1]!r}.{guess} 'fastslm plugins' lists what is installed."
+        return (
+            f"{key}: there is no class {found[1]!r}.{guess} Installed are {', '.join(sorted(names))}; 'fastslm plugins'"
+            " says where they come from."
+        )
+    if mistyped := _mistyped(message):
+        return mistyped
     if found := re.search(r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)|NestedArg\(key='([\w.]+)'", message):
         name = found[1] or found[2]
         known = _arguments([p for p in plugins if p.target.replace(":", ".") in message], plugins, key)
         return f"{key}: unknown argument {name!r}.{nearest(name, known)} It takes: {', '.join(sorted(known))}."
     return _clipped(message)
+
+
+def _mistyped(message: str) -> str | None:
+    """Return what a value must be, if the message is of a value of another type."""
+    if found := re.search(r"Expected a (<class '\w+'>)\. Got value: (.+)", message):
+        kinds = [found[1]]
+    elif found := re.search(r"Subtypes: \[(.+)\]\n[\s\S]*?Given value: (.+)", message):
+        kinds = found[1].split(", ")
+    if not found or not set(kinds) <= set(_KINDS):
+        return None
+    keys = re.findall(r'Parser key "([^"]+)"', message[: found.start()])  # from the outermost to that of the value
+    return f"{'.'.join(keys)}: {found[2]} must be {' or '.join(_KINDS[kind] for kind in kinds)}."
 
 
 def _key(message: str) -> str:
