@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from fastslm.errors import nearest
-from fastslm.plugins import Plugin
+from fastslm.plugins import Plugin, no_such_part
 
 _LONGEST = 300
 #: What a value must be, by the parser's name of its type.
@@ -40,30 +40,33 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
                 return f"{key}: {plugin.name} of {plugin.distribution} cannot be used: {plugin.problem}."
         usable = [plugin for plugin in plugins if not plugin.problem]
         names = [plugin.name for plugin in usable if plugin.kind == _kind(key)] or [plugin.name for plugin in usable]
-        guess = nearest(found[1], names)
-        return (
-            f"{key}: there is no class {found[1]!r}.{guess} Installed are {', '.join(sorted(names))}; 'fastslm plugins'"
-            " says where they come from."
-        )
+        return no_such_part(key, found[1], names)
     if mistyped := _mistyped(message):
         return mistyped
     if found := re.search(r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)|NestedArg\(key='([\w.]+)'", message):
         name = found[1] or found[2]
         known = _arguments([p for p in plugins if p.target.replace(":", ".") in message], plugins, key)
-        return f"{key}: unknown argument {name!r}.{nearest(name, known)} It takes: {', '.join(sorted(known))}."
+        if name not in known:
+            return f"{key}: unknown argument {name!r}.{nearest(name, known)} It takes: {', '.join(sorted(known))}."
     return _clipped(message)
 
 
 def _mistyped(message: str) -> str | None:
     """Return what a value must be, if the message is of a value of another type."""
-    if found := re.search(r"Expected a (<class '\w+'>)\. Got value: (.+)", message):
-        kinds = [found[1]]
-    elif found := re.search(r"Subtypes: \[(.+)\]\n[\s\S]*?Given value: (.+)", message):
-        kinds = found[1].split(", ")
-    if not found or not set(kinds) <= set(_KINDS):
-        return None
-    keys = re.findall(r'Parser key "([^"]+)"', message[: found.start()])  # from the outermost to that of the value
-    return f"{'.'.join(keys)}: {found[2]} must be {' or '.join(_KINDS[kind] for kind in kinds)}."
+    for types, label in ((r"Expected a (.+?)\. (?=Got value)", "Got value"), (r"Subtypes: \[(.+)\]", "Given value")):
+        for found in re.finditer(types, message):
+            value = re.search(rf"{label}: (.+?)(?:\. Got value: .*)?$", message[found.end() :], re.MULTILINE)
+            kinds = [_words(name) for name in re.findall(r"[\w.]+\[[^\]]*\]|<[^>]*>", found[1])]
+            if value and kinds and all(kinds):
+                keys = re.findall(r'Parser key "([^"]+)"', message[: found.start()])  # outermost to that of the value
+                return f"{'.'.join(keys)}: {value[1]} must be {' or '.join(kinds)}."
+    return None
+
+
+def _words(name: str) -> str:
+    """Return what values of a type are, by the parser's name of it; an empty text for types without words."""
+    choices = re.fullmatch(r"typing\.Literal\[(.+)\]", name)
+    return f"one of {choices[1]}" if choices else _KINDS.get(name, "")
 
 
 def _key(message: str) -> str:

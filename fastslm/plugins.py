@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -100,8 +100,16 @@ def class_of(kind: str, name: str) -> Any:
             return points[name].load()
     except Exception as error:  # whatever a third party's module does at import
         raise ConfigError(f"{kind}: {name} cannot be imported here: {type(error).__name__}: {error}") from error
-    guess = nearest(name, points)
-    raise ConfigError(f"{kind}: there is no {name!r}.{guess} 'fastslm plugins' lists what is installed.")
+    raise ConfigError(no_such_part(kind, name, points))
+
+
+def no_such_part(place: str, name: str, installed: Iterable[str]) -> str:
+    """Return what to tell someone who asked for a part that is not ``installed``, at this place."""
+    names = sorted(installed)
+    return (
+        f"{place}: there is no {name!r}.{nearest(name, names)} Installed are {', '.join(names)};"
+        " 'fastslm plugins' says where they come from."
+    )
 
 
 def _misfit(kind: str, name: str, loaded: object) -> str:

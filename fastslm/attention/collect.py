@@ -67,7 +67,6 @@ class AttentionMaps:
         self.num_frames: list[int] = []
         self._maps: dict[str, list[Map]] = {name: [] for name in self.axes}
         self._shares: dict[str, list[list[float]]] = {name: [] for name in self.axes}
-        self._num_read: list[int] = []  # frames that are read, of the same windows
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -82,8 +81,6 @@ class AttentionMaps:
     def _note(self, _module: object, arguments: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
         num_frames = named["num_frames"] if "num_frames" in named else arguments[1]
         self.num_frames += num_frames.tolist()
-        budget = self.abstractor.budget  # in a full tail padding is read like audio
-        self._num_read += [budget.frames_per_window if budget.full_tail else num for num in num_frames.tolist()]
 
     def _add(self, name: str, weights: Tensor) -> None:
         axes = self.axes.get(name)
@@ -91,8 +88,11 @@ class AttentionMaps:
             return
         mean = weights.mean(1)  # over heads: [W, Q, L]
         done = len(self._shares[name])
-        num_read = torch.tensor(self._num_read[done : done + len(mean)], device=mean.device)
-        counts = -(-num_read * axes.num_queries // self.abstractor.budget.frames_per_window)
+        budget = self.abstractor.budget
+        num_read = torch.tensor(self.num_frames[done : done + len(mean)], device=mean.device)
+        if budget.full_tail:  # padding is read like audio
+            num_read = torch.full_like(num_read, budget.frames_per_window)
+        counts = -(-num_read * axes.num_queries // budget.frames_per_window)
         edges = np.cumsum([0, *(len(times) for times in axes.keys.values())])
         real = torch.arange(mean.shape[1], device=mean.device) < counts[:, None]
         by_scale = torch.stack([mean[..., a:b].sum(-1) for a, b in pairwise(edges.tolist())], -1)  # [W, Q, scales]

@@ -35,7 +35,10 @@ def mistake(run_config, capsys, monkeypatch):
     [
         (["--model.tokens_per_windw", "5"], ["model.tokens_per_windw", "'model.tokens_per_window'"]),
         (["--trainer.max_stepz", "3"], ["trainer.max_stepz", "'trainer.max_steps'"]),
-        (["--model.abstractor", "AvgPol"], ["model.abstractor", "AvgPol", "'AvgPool'", "AvgPool, AvgPoolMLP, Conv,"]),
+        (
+            ["--model.abstractor", "AvgPol"],
+            ["model.abstractor", "AvgPol", "'AvgPool'", "fastslm plugins", "AvgPool, AvgPoolMLP, Conv,"],
+        ),
         (["--model.abstractor.head_widht", "8"], ["model.abstractor", "head_widht", "'head_width'"]),
         (["--data.max_audio_secnds", "8"], ["data", "max_audio_secnds", "'max_audio_seconds'"]),
         (["--model.tokens_per_window", "many"], ["model.tokens_per_window: many must be a whole number or a list"]),
@@ -44,6 +47,8 @@ def mistake(run_config, capsys, monkeypatch):
         (["--trainer.max_steps", "8.5"], ["trainer.max_steps: 8.5 must be a whole number."]),
         (["--model.llm.lora.rank", "x"], ["model.llm.lora.rank: x must be a whole number."]),
         (["--data.max_audio_seconds", "abc"], ["data.max_audio_seconds: abc must be a number."]),
+        (["--data.long_audio", "keep"], ["data.long_audio: keep must be one of 'drop', 'split', 'error'."]),
+        (["--model.abstractor.head_width", "x"], ["model.abstractor.head_width: x must be a whole number or null."]),
         (["--model.recompute", "perhaps"], ["model.recompute: perhaps must be true or false."]),
         (["--model.tokens_per_window", "0"], ["model.tokens_per_window", "0 tokens", "100"]),
         (["--model.tokens_per_window", "101"], ["101 tokens", "100 encoder frames"]),
