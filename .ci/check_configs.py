@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import fastslm
-from fastslm.training_cli import shipped_configs
+from fastslm.configuration.find import shipped_configs
 
 assert "site-packages" in fastslm.__file__, f"this is the checkout, not the wheel: {fastslm.__file__}"
 folder = shipped_configs()

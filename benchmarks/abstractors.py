@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 from fastslm.contracts import Abstractor, TokenBudget, Tokens
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.plugins import discover
-from fastslm.training_cli import shipped_configs
+from fastslm.training.command_line import shipped_configs
 
 PLAIN = "plain HTA"
 CONFIGURED = "HTA as configured"

@@ -64,7 +64,7 @@ def make_models(folder: Path) -> None:
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    from fastslm.pretrained import resolve
+    from fastslm.path.pretrained import resolve
 
     with torch.device("cuda"):
         WhisperEncoder(WhisperConfig(**ENCODER)).to(torch.bfloat16).save_pretrained(folder / "encoder")
@@ -116,11 +116,11 @@ def measure(flags: Sequence[str], steps: int, folder: Path) -> dict[str, float]:
 
 def planned(flags: Sequence[str], minutes: float) -> int:
     """Return the bytes that `fastslm plan` gives one process."""
+    from fastslm.checkpoint.run import build_module
     from fastslm.plan.hardware import hardware_of
     from fastslm.plan.memory import Budget
     from fastslm.plan.settings import resolved_settings
     from fastslm.plan.sketch import Sketch
-    from fastslm.runs import build_module
 
     config = resolved_settings(flags)
     hardware = hardware_of(config["trainer"])

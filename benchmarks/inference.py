@@ -31,7 +31,7 @@ from fastslm.inference.audio import FileSource
 from fastslm.inference.engine import read
 from fastslm.inference.hearing import hear
 from fastslm.inference.model import Model
-from fastslm.inference.request import Request
+from fastslm.path.request import Request
 
 RATE = 16_000
 STAGES = ("read", "encode", "prefill", "decode")

@@ -26,13 +26,13 @@ import soxr
 import torch
 import webdataset
 
-from fastslm.datamodules._plan import BatchLimits, Costs, plan_epoch
-from fastslm.datamodules._sampler import PlanSampler
+from fastslm.datamodules.plan.plan import BatchLimits, Costs, plan_epoch
+from fastslm.datamodules.plan.sampler import PlanSampler
 from fastslm.datamodules.webdataset import WebDatasetModule
-from fastslm.lightning_module import SpeechLMModule
 from fastslm.modules.abstractors.avg_pool import AvgPool
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM
+from fastslm.training.lightning_module import SpeechLMModule
 
 RATE = 16_000
 #: Name, container, subtype, sample rate of the files: 16 kHz FLAC needs no resampling, 44.1 kHz MP3 does.

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fastslm.batch import Batch, Sample
 from fastslm.contracts import TokenBudget
-from fastslm.model import SpeechLM
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM
-from fastslm.prompt import Prompter, messages_of
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.model import SpeechLM
+from fastslm.path.prompt import Prompter, messages_of
 
 RATE = 16_000
 STATIONS = ("mel", "encoder", "abstractor", "llm forward", "backward", "optimizer")

@@ -7,9 +7,9 @@ from typing import Any
 
 import soundfile
 
-from fastslm.batch import Batch, Int16Array
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.inference.load import DEFAULT_RUN
-from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.path.batch import Batch, Int16Array
 
 _LONGEST_SECONDS = 300.0  # a longer one is no quick thing to try a model on
 

@@ -9,10 +9,10 @@ import lightning as L
 from fastslm.attention.collect import AttentionMaps as Maps
 from fastslm.attention.collect import Shares, mean_shares
 from fastslm.attention.draw import draw_attention
-from fastslm.batch import Batch
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import ConfigError
-from fastslm.lightning_module import SpeechLMModule
-from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.path.batch import Batch
+from fastslm.training.lightning_module import SpeechLMModule
 
 
 class AttentionMaps(L.Callback):

@@ -5,8 +5,8 @@ from typing import Any
 
 import lightning as L
 
-from fastslm.batch import Batch
 from fastslm.errors import DataError
+from fastslm.path.batch import Batch
 
 _MIN_SEEN = 20  # below this many samples a share says nothing
 

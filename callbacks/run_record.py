@@ -10,11 +10,11 @@ import lightning as L
 import torch
 from rapidfuzz.distance import Levenshtein
 
-from fastslm.atomic import write_atomically
-from fastslm.batch import Batch
-from fastslm.flops import count_flops
-from fastslm.lightning_module import SpeechLMModule
+from fastslm.files import write_atomically
 from fastslm.metrics import normalise
+from fastslm.path.batch import Batch
+from fastslm.path.flops import count_flops
+from fastslm.training.lightning_module import SpeechLMModule
 
 from .token_rate import peak_memory_bytes, reduce_over_ranks
 

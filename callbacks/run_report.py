@@ -7,9 +7,9 @@ from typing import Any
 
 import lightning as L
 
-from fastslm.batch import Batch
-from fastslm.history import read_history
-from fastslm.lightning_module import SpeechLMModule
+from fastslm.path.batch import Batch
+from fastslm.training.history import read_history
+from fastslm.training.lightning_module import SpeechLMModule
 
 from ._sample import command_for, keep_sample, sample_of
 

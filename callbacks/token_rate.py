@@ -7,9 +7,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from fastslm.batch import Batch
-from fastslm.lightning_module import SpeechLMModule
-from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.path.batch import Batch
+from fastslm.training.lightning_module import SpeechLMModule
 
 _SUMS = ("audio_seconds", "speech_tokens", "llm_tokens", "llm_positions", "wait_seconds", "wall_seconds")
 

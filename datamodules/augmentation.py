@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import ConfigError
-from fastslm.mel import SAMPLE_RATE_HZ
 
 Int16Array = npt.NDArray[np.int16]
 

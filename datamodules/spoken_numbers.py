@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from ._sources import Source
-from ._spoken_numbers import CorpusSettings, build_corpus
-from ._spoken_tasks import build_tasks, check_tasks, tasks_folder
+from .index.sources import Source
+from .spoken.numbers import CorpusSettings, build_corpus
+from .spoken.tasks import build_tasks, check_tasks, tasks_folder
 from .webdataset import WebDatasetModule
 
 

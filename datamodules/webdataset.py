@@ -11,20 +11,20 @@ import numpy as np
 import platformdirs
 from torch.utils.data import DataLoader
 
-from fastslm.batch import Batch
 from fastslm.errors import ConfigError, DataError
-from fastslm.lightning_module import SpeechLMModule
+from fastslm.path.batch import Batch
+from fastslm.training.lightning_module import SpeechLMModule
 
-from ._costs import CostTable, costs_of
-from ._dataset import ShardDataset
-from ._entries import Entries, Limits, collect, describe
-from ._index import IndexBuilder
-from ._plan import BatchLimits, Costs, Mixture, data_hash, plan_hash, planned_in
-from ._sampler import PlanSampler
-from ._sources import Shards, Source, expand, is_stream, patterns_of, sources_of
-from ._streaming import StreamDataset
-from ._tar import Broken
 from .augmentation import Augmentation, stretch_of
+from .index.build import IndexBuilder
+from .index.entries import Entries, Limits, collect, describe
+from .index.sources import Shards, Source, expand, is_stream, patterns_of, sources_of
+from .loading.dataset import ShardDataset
+from .loading.streaming import StreamDataset
+from .plan.costs import CostTable, costs_of
+from .plan.plan import BatchLimits, Costs, Mixture, data_hash, plan_hash, planned_in
+from .plan.sampler import PlanSampler
+from .reading.tar import Broken
 
 __all__ = ["Source", "WebDatasetModule"]
 

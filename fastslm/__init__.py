@@ -3,7 +3,7 @@
     tar shard -> Sample -> Batch -> log-mel windows -> encoder frames -> abstractor tokens -> spliced with text -> LLM
 
 Use a trained model: ``fastslm.load(PATH).transcribe("talk.mp3")``; see ``fastslm/inference/model.py``.
-Start with ``fastslm/model.py``, the path from audio to loss; ``fastslm/contracts.py`` says what plug-ins promise.
+Start with ``fastslm/path/model.py``, the path from audio to loss; ``fastslm/contracts.py`` says what plug-ins promise.
 The rooms beside this folder in the checkout (modules/, datamodules/, callbacks/, configs/) are its subpackages.
 """
 

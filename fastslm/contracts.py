@@ -2,7 +2,7 @@
 
 Constructors are cheap and touch no weights: they read a configuration, so that widths, rates and lengths are known
 before anything is loaded. ``load`` (encoder, LLM) brings the weights, once, on the rank that needs them.
-Dimension letters are those of ``fastslm.batch``.
+Dimension letters are those of ``fastslm.path.batch``.
 """
 
 from abc import ABC, abstractmethod

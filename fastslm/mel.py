@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SAMPLE_RATE_HZ = 16_000
+from fastslm.audio.rate import SAMPLE_RATE_HZ
+
 HOP_SAMPLES = 160  # 10 ms: 100 mel frames per second
 FFT_SAMPLES = 400  # 25 ms
 CONTEXT_SAMPLES = FFT_SAMPLES // 2  # what a frame sees beyond the window's edges

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
 
-from fastslm.datamodules._spoken_numbers import CorpusSettings, build_corpus, number_words
+from fastslm.datamodules.spoken.numbers import CorpusSettings, build_corpus, number_words
 from fastslm.mel import LogMel, pad_with_context
 from fastslm.modules.encoders.whisper import WhisperEncoder
 

@@ -22,12 +22,12 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from fastslm.batch import Dialogue
-from fastslm.datamodules._spoken_numbers import _numbers, number_words
-from fastslm.loss import label_loss
+from fastslm.datamodules.spoken.numbers import _numbers, number_words
 from fastslm.modules.llms.causal_lm import CausalLM
-from fastslm.prompt import Prompter, messages_of
-from fastslm.splice import lay_out, splice
+from fastslm.path.batch import Dialogue
+from fastslm.path.loss import label_loss
+from fastslm.path.prompt import Prompter, messages_of
+from fastslm.path.splice import lay_out, splice
 
 SLOT_SECONDS = 0.6  # 1.67 tokens per second
 SILENCE = -1

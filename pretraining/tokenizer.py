@@ -9,8 +9,8 @@ from jsonargparse import auto_cli
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fastslm.datamodules._spoken_numbers import number_words
-from fastslm.prompt import TASKS
+from fastslm.datamodules.spoken.numbers import number_words
+from fastslm.path.prompt import TASKS
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

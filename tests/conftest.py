@@ -124,10 +124,10 @@ def make_shards(flac, write_shard):
 @pytest.fixture
 def make_module(tiny_encoder, tiny_llm):
     """Return a maker of modules on the tiny folders: windows of 2 s, 4 tokens each; weights are not loaded yet."""
-    from fastslm.lightning_module import SpeechLMModule
     from fastslm.modules.abstractors.avg_pool import AvgPool
     from fastslm.modules.encoders.whisper import WhisperEncoder
     from fastslm.modules.llms.causal_lm import CausalLM
+    from fastslm.training.lightning_module import SpeechLMModule
 
     def make(*, abstractor=AvgPool, context_length=None, **settings):
         encoder, llm = WhisperEncoder(str(tiny_encoder)), CausalLM(str(tiny_llm), context_length=context_length)

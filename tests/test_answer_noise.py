@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastslm.answer_noise import disturbed
-from fastslm.batch import Batch, Dialogue, Sample
 from fastslm.errors import ConfigError
-from fastslm.prompt import messages_of
+from fastslm.path.batch import Batch, Dialogue, Sample
+from fastslm.path.prompt import messages_of
+from fastslm.training.answer_noise import disturbed
 
 STOP = 9
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fastslm.attention.collect import AttentionMaps, mean_shares
-from fastslm.attention.command import listen, shares_by_duration
 from fastslm.attention.record import attention_weights, recording
+from fastslm.commands.attention import listen, shares_by_duration
 from fastslm.contracts import TokenBudget
 from fastslm.errors import ConfigError
 from fastslm.modules.abstractors.avg_pool import AvgPool

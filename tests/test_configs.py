@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fastslm.cli import main
-from fastslm.training_cli import shipped_configs
+from fastslm.configuration.find import shipped_configs
 
 FOLDER = Path(__file__).parents[1] / "configs"
 COMPRESSORS = sorted(p.name for p in FOLDER.glob("*.yaml") if p.name != "base.yaml")
@@ -39,7 +39,7 @@ def test_the_shipped_configs_are_those_of_the_checkout():
 
 
 def test_the_size_that_comments_match_is_that_of_hta_in_the_default():
-    from fastslm.runs import build_module
+    from fastslm.checkpoint.run import build_module
 
     base, hta = (yaml.safe_load((FOLDER / name).read_text())["model"] for name in ("base.yaml", "hta.yaml"))
     module, _ = build_module({**base, **hta, "frame_cache": False})

@@ -8,17 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslm.batch import Batch, Sample
 from fastslm.contracts import TokenBudget
 from fastslm.errors import ConfigError
 from fastslm.mel import pad_with_context
-from fastslm.model import SpeechLM
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM
-from fastslm.prompt import Prompter, messages_of
-from fastslm.spec_augment import SpecAugment
-from fastslm.windows import Windows
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.model import SpeechLM
+from fastslm.path.prompt import Prompter, messages_of
+from fastslm.path.windows import Windows
+from fastslm.training.spec_augment import SpecAugment
 
 WINDOW, CONTEXT = 1600, 480
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastslm.batch import Batch, Dialogue, Sample
 from fastslm.errors import ConfigError
-from fastslm.evaluation import Evaluation, check_monitors, write_answers
-from fastslm.model import Output
+from fastslm.path.batch import Batch, Dialogue, Sample
+from fastslm.path.model import Output
+from fastslm.training.evaluation import Evaluation, check_monitors, write_answers
 
 ROWS = [
     ("asr", "one two", "one three", "en", 1.0),

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastslm.batch import Batch, Sample
 from fastslm.contracts import TokenBudget
 from fastslm.errors import ConfigError
-from fastslm.model import SpeechLM
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM
-from fastslm.prompt import Prompter, messages_of
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.model import SpeechLM
+from fastslm.path.prompt import Prompter, messages_of
 
 
 @pytest.fixture

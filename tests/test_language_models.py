@@ -64,7 +64,7 @@ def test_a_target_that_matches_no_layer_is_refused(tiny_llm):
 
 
 def test_the_embedding_table_grows_when_the_special_tokens_do_not_fit(other_llm):
-    from fastslm.prompt import Prompter
+    from fastslm.path.prompt import Prompter
 
     llm = CausalLM(str(other_llm))
     prompter = Prompter(llm.tokenizer)

@@ -6,7 +6,7 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES, LogMel, pad_with_context
-from fastslm.windows import Windows
+from fastslm.path.windows import Windows
 
 WINDOW = 32_000  # 2 s
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastslm.batch import Batch, Sample
 from fastslm.errors import ConfigError
-from fastslm.mix_style import mix_style
-from fastslm.prompt import messages_of
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.prompt import messages_of
+from fastslm.training.mix_style import mix_style
 
 
 def statistics(frames, count):

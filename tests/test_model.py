@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastslm.batch import Batch, Sample
 from fastslm.contracts import TokenBudget
-from fastslm.model import SpeechLM
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
-from fastslm.optim import parameters_by_part, select_trainable
-from fastslm.prompt import Prompter, messages_of
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.model import SpeechLM
+from fastslm.path.parts import parameters_by_part, select_trainable
+from fastslm.path.prompt import Prompter, messages_of
 
 RATE = 16_000
 
@@ -234,7 +234,7 @@ def test_the_release_front_end_limits_the_range_over_each_recording_and_pads_in_
 
 
 def _windows(path, *recordings):
-    from fastslm.windows import Windows
+    from fastslm.path.windows import Windows
 
     return Windows.of([len(recording) for recording in recordings], path.window_samples)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from fastslm.errors import ConfigError, MissingExtraError
-from fastslm.lightning_module import SpeechLMModule
 from fastslm.modules.abstractors.avg_pool import AvgPool
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
+from fastslm.training.lightning_module import SpeechLMModule
 
 
 def test_4_bit_weights_without_the_package_name_the_extra(tiny_llm, monkeypatch):

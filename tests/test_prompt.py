@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fastslm.errors import ConfigError, DataError
-from fastslm.prompt import AUDIO, SPECIAL_TOKENS, Prompter, messages_of
+from fastslm.path.prompt import AUDIO, SPECIAL_TOKENS, Prompter, messages_of
 
 # What Qwen3's template does to dialogues without tools: an empty thought when thinking is off, none in the history.
 QWEN3_LIKE = (

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastslm.batch import Batch, Sample
 from fastslm.errors import ConfigError
-from fastslm.prompt import messages_of
-from fastslm.spec_augment import HIDDEN, SpecAugment, SpecMasks
-from fastslm.windows import Windows
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.prompt import messages_of
+from fastslm.path.windows import Windows
+from fastslm.training.spec_augment import HIDDEN, SpecAugment, SpecMasks
 
 RATE = 16_000
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslm.batch import Dialogue
 from fastslm.errors import DataError
-from fastslm.splice import lay_out, splice
+from fastslm.path.batch import Dialogue
+from fastslm.path.splice import lay_out, splice
 
 AUDIO = 99
 WIDTH = 3

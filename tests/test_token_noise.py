@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastslm.batch import Batch, Sample
 from fastslm.errors import ConfigError
-from fastslm.prompt import messages_of
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.prompt import messages_of
 
 
 @pytest.fixture

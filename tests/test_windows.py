@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastslm.mel import CONTEXT_SAMPLES, pad_with_context
-from fastslm.windows import Windows
+from fastslm.path.windows import Windows
 
 WINDOW = 1600
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from fastslm.errors import DataError
 
-from .._index import answered
-from .._scan import scan_tar
-from .._sidecar import SUFFIX, is_current, read_sidecar, tar_state, verify
-from .._tar import Broken
+from ..index.build import answered
+from ..index.scan import scan_tar
+from ..index.sidecar import SUFFIX, is_current, read_sidecar, tar_state, verify
+from ..reading.tar import Broken
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .shard_file import guarded

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fastslm.errors import DataError
 
-from .._columns import ShardRows
-from .._index import answered
-from .._sidecar import is_current, read_sidecar, tar_state, verify
+from ..index.build import answered
+from ..index.columns import ShardRows
+from ..index.sidecar import is_current, read_sidecar, tar_state, verify
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .shard_file import index_shard

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 
 from .listing import unit_of
 from .segments import shifted, spell

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from fastslm.errors import DataError
 
-from .._audio import AudioInfo, open_region, read_info
+from ..reading.audio import AudioInfo, open_region, read_info
 from .table_cells import read_cell
 from .utterance import Audio
 

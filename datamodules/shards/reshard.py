@@ -11,10 +11,10 @@ from pathlib import Path
 
 from fastslm.errors import ConfigError, DataError
 
-from .._audio import open_region
-from .._scan import scan_tar
-from .._sidecar import is_current, read_sidecar, tar_state
-from .._tar import read_groups
+from ..index.scan import scan_tar
+from ..index.sidecar import is_current, read_sidecar, tar_state
+from ..reading.audio import open_region
+from ..reading.tar import read_groups
 from .build import ShardSize, divide
 from .paths import shard_paths
 from .processes import Progress, Report, run_all

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 from fastslm.errors import DataError
 
-from .._scan import scan_tar
-from .._sidecar import sidecar_path, write_sidecar
+from ..index.scan import scan_tar
+from ..index.sidecar import sidecar_path, write_sidecar
 
 PARTIAL = ".partial"
 

@@ -7,10 +7,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
-from fastslm.mel import SAMPLE_RATE_HZ
 
-from .._audio import decode
+from ..reading.audio import decode
 from .opening import opened
 from .segments import Gap, gaps_of, shifted, spell
 from .utterance import Audio, Refused, Utterance, answer_field, task_of

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from fastslm.errors import DataError
 
-from .._columns import ShardRows
-from .._index import answered
-from .._scan import scan_tar
-from .._sidecar import is_current, read_sidecar, tar_state
+from ..index.build import answered
+from ..index.columns import ShardRows
+from ..index.scan import scan_tar
+from ..index.sidecar import is_current, read_sidecar, tar_state
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .shard_file import guarded

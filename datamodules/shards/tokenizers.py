@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from fastslm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastslm.prompt import Prompter
+    from fastslm.path.prompt import Prompter
 
 
 @lru_cache(maxsize=1)
@@ -20,7 +20,7 @@ def prompter_of(tokenizer: str | None) -> "Prompter | None":
         return None
     from transformers import AutoTokenizer
 
-    from fastslm.prompt import Prompter
+    from fastslm.path.prompt import Prompter
 
     try:
         return Prompter(AutoTokenizer.from_pretrained(tokenizer))

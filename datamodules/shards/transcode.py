@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
-from fastslm.mel import SAMPLE_RATE_HZ
 
-from .._audio import decode, read_info
-from .._tar import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+from ..reading.audio import decode, read_info
+from ..reading.tar import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from .join import join
 from .opening import opened, seconds_of
 from .utterance import Audio, Refused, Utterance

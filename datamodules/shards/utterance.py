@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastslm.errors import DataError
-from fastslm.prompt import AUDIO, TASKS, messages_of
+from fastslm.path.prompt import AUDIO, TASKS, messages_of
 
 #: Rounding in manifests, and what encoders add at the end of lossy files.
 TOLERANCE_SECONDS = 0.2

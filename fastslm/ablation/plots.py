@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fastslm.history import read_history
+from fastslm.training.history import read_history
 
 from .runs import KEYS_OF_A_RUN
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastslm.atomic import write_atomically
+from fastslm.files import write_atomically
 
 from .intervals import mean_interval, paired_difference
 from .plots import draw_plots

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastslm.atomic import write_atomically
+from fastslm.files import write_atomically
 
 #: Keys of a configuration that differ from run to run of one variant.
 KEYS_OF_A_RUN = ("run_folder", "seed_everything", "ckpt_path")

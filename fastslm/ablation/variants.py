@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from fastslm.atomic import write_atomically
+from fastslm.configuration.find import find_config
 from fastslm.errors import ConfigError
-from fastslm.training_cli import find_config
-from fastslm.training_cli import main as training_main
+from fastslm.files import write_atomically
+from fastslm.training.command_line import main as training_main
 
 from .runs import KEYS_OF_A_RUN
 

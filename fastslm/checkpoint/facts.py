@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fastslm.pretrained import resolve
+from fastslm.path.pretrained import resolve
 
 _PACKAGES = ("fastslm", "torch", "lightning", "transformers", "peft", "safetensors", "deepspeed")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".json")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fastslm.errors import CheckpointError
-from fastslm.optim import part_of
+from fastslm.path.parts import part_of
 
 #: ``resume`` and ``evaluate`` want every stored tensor; ``initialize`` lets whole parts start fresh.
 Purpose = Literal["resume", "evaluate", "initialize"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from fastslm.history import read_history
-from fastslm.mel import SAMPLE_RATE_HZ
-from fastslm.runs import Run
+from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.checkpoint.run import Run
+from fastslm.training.history import read_history
 
 _UNKNOWN = "not stated there"
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.checkpoint.run import Run, budgets, path_settings
 from fastslm.errors import ConfigError
 from fastslm.export.card import model_card
 from fastslm.export.remote.configuration_fastslm import FastSLMConfig
 from fastslm.export.sources import export_sources
 from fastslm.export.stock import hf_model, llm_state, save_stock_llm
-from fastslm.mel import SAMPLE_RATE_HZ
-from fastslm.model import SpeechLM
-from fastslm.runs import Run, budgets, path_settings
-from fastslm.whole_folder import whole_folder
+from fastslm.files import whole_folder
+from fastslm.path.model import SpeechLM
 
 _MODEL_CLASS = "FastSLMForConditionalGeneration"
 _AUTO_MAP = {

@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from fastslm.av_decoding import av_seconds, av_stream, has_av, needs_av
-from fastslm.batch import Int16Array
-from fastslm.decoding import BLOCK_SECONDS, Blocks, check_rate, open_sound, resampled, sound_blocks, sound_info
+from fastslm.audio.decoding import BLOCK_SECONDS, Blocks, check_rate, open_sound, resampled, sound_blocks, sound_info
+from fastslm.audio.ffmpeg import av_seconds, av_stream, has_av, needs_av
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
-from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.path.batch import Int16Array
 
 #: What a folder is searched for.
 EXTENSIONS = frozenset(

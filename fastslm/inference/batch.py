@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fastslm.errors import DataError, FastSLMError
+from fastslm.path.request import Request
 
 from .audio import AudioSource, open_audio
-from .engine import Decoding, Written, read, write
+from .engine import Decoding, read, write
+from .generated import Generated
 from .hearing import hear
-from .request import Request
 from .results import Answer, Timings
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _prompts(model: "Model", recordings: Sequence[_Recording], before: list[int]
 @torch.inference_mode()
 def _write(
     model: "Model", prompts: Sequence[Tensor], limits: Sequence[int], decoding: Decoding, on_progress: Progress | None
-) -> tuple[list[Written], float]:
+) -> tuple[list[Generated], float]:
     """Return what the LLM writes after each prompt, and when it had read them all."""
     llm, longest = model.path.llm, max(len(prompt) for prompt in prompts)
     embeddings = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
@@ -121,7 +122,7 @@ def _write(
     cache = llm.new_cache()
     logits = read(llm, embeddings, cache, padded)
     read_at = time.perf_counter()
-    written = [Written() for _ in prompts]
+    written = [Generated() for _ in prompts]
     for step, _ in enumerate(
         write(llm, cache, logits, limits, model.path.prompter.stop_ids, decoding, padded, written)
     ):
@@ -130,25 +131,25 @@ def _write(
     return written, read_at
 
 
-def _alone(model: "Model", prompt: Tensor, limit: int, decoding: Decoding, start: list[int]) -> Written:
+def _alone(model: "Model", prompt: Tensor, limit: int, decoding: Decoding, start: list[int]) -> Generated:
     """Return what the LLM writes after one prompt and a given beginning of its answer."""
     memory = model.new_memory()
     with torch.inference_mode():
         embeddings = torch.cat([prompt, memory.embed(start, model.device)]) if start else prompt
     written = memory.answer(embeddings, limit - len(start), decoding)
-    return Written([*start, *written.ids], written.end)
+    return Generated([*start, *written.ids], written.end)
 
 
 def _answer(
     model: "Model",
     recording: _Recording,
     prompt: Tensor,
-    first: Written,
+    first: Generated,
     request: Request,
     decoding: Decoding,
     times: tuple[float, float, float],
 ) -> Answer:
-    def attempt(how: Decoding, start: list[int]) -> Written:
+    def attempt(how: Decoding, start: list[int]) -> Generated:
         return first if how is decoding else _alone(model, prompt, recording.limit, how, start)
 
     written, attempts, temperature = model.guarded(attempt, decoding)

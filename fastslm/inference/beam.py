@@ -8,12 +8,12 @@ from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 
-from .engine import Written
+from .generated import Generated
 
 
 def beam_search(
     llm: LanguageModel, cache: KVCache, logits: Tensor, limit: int, stop_ids: Sequence[int], num_beams: int
-) -> Written:
+) -> Generated:
     """Return the answer with the highest mean log-probability of a token, its end included.
 
     Args:
@@ -55,6 +55,6 @@ def beam_search(
     return _best(finished)
 
 
-def _best(finished: Sequence[tuple[float, list[int], bool]]) -> Written:
+def _best(finished: Sequence[tuple[float, list[int], bool]]) -> Generated:
     _, ids, ended = max(finished, key=lambda entry: entry[0], default=(-math.inf, [], False))
-    return Written(list(ids), "stop" if ended else "limit")
+    return Generated(list(ids), "stop" if ended else "limit")

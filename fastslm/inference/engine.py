@@ -1,8 +1,7 @@
 """The LLM at work: reading in chunks into a KV cache, and writing greedily or by sampling, one token at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +9,8 @@ from torch import Tensor
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError
 
+from .beam import beam_search
+from .generated import Generated
 from .guards import runs_in_circles
 
 _CHUNK_POSITIONS = 512
@@ -18,8 +19,6 @@ _CHUNK_POSITIONS = 512
 _CHUNK_ELEMENTS = 1 << 21
 _LEAST_CHUNK = 16
 _WATCH_EVERY = 32
-
-End = Literal["stop", "limit", "loop"]
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,6 @@ class Decoding:
     def at(self, temperature: float) -> "Decoding":
         """Return it as sampling at another temperature."""
         return replace(self, beams=1, temperature=temperature)
-
-
-@dataclass
-class Written:
-    """Tokens of an answer so far, and what ended it."""
-
-    ids: list[int] = field(default_factory=list)
-    end: End = "limit"
 
 
 def chunk_positions(num_read: int, num_rows: int) -> int:
@@ -116,8 +107,8 @@ def write(
     stop_ids: Sequence[int],
     decoding: Decoding,
     attention_mask: Tensor | None = None,
-    written: Sequence[Written] | None = None,
-) -> Iterator[list[Written]]:
+    written: Sequence[Generated] | None = None,
+) -> Iterator[list[Generated]]:
     """Write answers token by token; gives the answers so far, the same objects, after each token.
 
     Rows that are finished leave the batch when half of it is; an answer that runs in circles ends early.
@@ -132,7 +123,7 @@ def write(
         attention_mask: of the prompts ``[B, S]``; None when nothing is padded.
         written: where to write; new ones if None.
     """
-    answers = list(written or (Written() for _ in limits))
+    answers = list(written or (Generated() for _ in limits))
     draw = _Draw(decoding, len(answers), logits.device)
     rows = list(range(len(answers)))  # which answer each row of the cache writes
     alive = [limit > 0 for limit in limits]
@@ -156,7 +147,7 @@ def write(
         logits = llm.extend(embeddings, attention_mask, cache)
 
 
-def _take(answer: Written, token: int, limit: int, stop_ids: Sequence[int]) -> bool:
+def _take(answer: Generated, token: int, limit: int, stop_ids: Sequence[int]) -> bool:
     """Add a token to an answer, and say whether it goes on."""
     if token in stop_ids:
         answer.end = "stop"
@@ -194,7 +185,7 @@ class Memory:
     @torch.inference_mode()
     def answer(
         self, embeddings: Tensor, limit: int, decoding: Decoding, on_ids: Callable[[list[int]], None] | None = None
-    ) -> Written:
+    ) -> Generated:
         """Return what the LLM writes after reading ``embeddings``; the memory stays as it was.
 
         Args:
@@ -203,8 +194,6 @@ class Memory:
             decoding: how tokens are chosen.
             on_ids: gets the ids so far after each token; beam search calls it once.
         """
-        from .beam import beam_search
-
         begin = self.cache.num_positions
         in_place = self.cache.can_cut and decoding.beams == 1
         cache = self.cache if in_place else self.cache.copy()
@@ -215,7 +204,7 @@ class Memory:
                 if on_ids:
                     on_ids(answer.ids)
                 return answer
-            answer = Written()
+            answer = Generated()
             for _ in write(self.llm, cache, logits, [limit], self.stop_ids, decoding, written=[answer]):
                 if on_ids:
                     on_ids(answer.ids)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fastslm.errors import CheckpointError, ConfigError, FastSLMError, HubError
-from fastslm.model import SpeechLM
+from fastslm.path.model import SpeechLM
+from fastslm.path.pretrained import reason
+from fastslm.path.prompt import Prompter
 from fastslm.plugins import class_of
-from fastslm.pretrained import reason
-from fastslm.prompt import Prompter
 
 _CONFIG, _PROCESSOR = "config.json", "processor_config.json"
 #: Of a repository, what loading it here needs: everything but the code that it brings for others, and its card.

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslm.batch import Int16Array
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import FastSLMError
-from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
-from fastslm.model import SpeechLM
-from fastslm.windows import Windows
+from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES
+from fastslm.path.batch import Int16Array
+from fastslm.path.model import SpeechLM
+from fastslm.path.windows import Windows
 
 from .audio import AudioSource
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from fastslm.checkpoint.run import find_checkpoint, open_run
 from fastslm.errors import CheckpointError, ConfigError
-from fastslm.runs import find_checkpoint, open_run
 
 from .exported import download, is_exported, looks_like_hub, open_exported
 from .model import Model

@@ -7,15 +7,16 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError, FastSLMError
-from fastslm.mel import SAMPLE_RATE_HZ
-from fastslm.model import SpeechLM
+from fastslm.path.model import SpeechLM
+from fastslm.path.request import Request
 
 from . import batch, guards, sections
 from .audio import AudioSource, open_audio
-from .engine import Decoding, Memory, Written
+from .engine import Decoding, Memory
+from .generated import Generated
 from .hearing import hear
-from .request import Request
 from .results import Answer, Embedding, Segment, Timings
 from .stream import AudioStream
 
@@ -274,8 +275,8 @@ class Model:
         return min(wanted, room)
 
     def guarded(
-        self, attempt: Callable[[Decoding, list[int]], Written], decoding: Decoding
-    ) -> tuple[Written, int, float]:
+        self, attempt: Callable[[Decoding, list[int]], Generated], decoding: Decoding
+    ) -> tuple[Generated, int, float]:
         """Return an answer that does not run in circles if there is a way, the attempts made, and its temperature.
 
         The first attempt is as asked; each further one keeps the text up to the loop and draws from there, at a
@@ -298,13 +299,13 @@ class Model:
                 return again, attempts, hotter
         return best, attempts, temperature
 
-    def loop_of(self, written: Written) -> Any:
+    def loop_of(self, written: Generated) -> Any:
         """Return the loop in an answer, or None."""
         return guards.find_loop(written.ids, self.text_of(written.ids))
 
     def result(
         self,
-        written: Written,
+        written: Generated,
         request: Request,
         *,
         seconds: float,

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import ConfigError, DataError
-from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.path.request import TIMED_TASKS, Request
 
 from .audio import AudioSource
-from .engine import Decoding, Written
+from .engine import Decoding
+from .generated import Generated
 from .hearing import Heard, hear
-from .request import TIMED_TASKS, Request
 from .results import Answer, Segment, Timings
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class _Writer:
         if self.on_progress:
             self.on_progress("written", section.end - section.start)
 
-    def _attempt(self, section: _Section, start: list[int], decoding: Decoding, more: list[int]) -> Written:
+    def _attempt(self, section: _Section, start: list[int], decoding: Decoding, more: list[int]) -> Generated:
         model, memory = self.model, self.model.new_memory()
         memory.read(memory.embed(self.before, model.device))
         for part in (*self.context, section):
@@ -106,7 +107,7 @@ class _Writer:
         seconds = section.end - section.start
         limit = model.limit(seconds, self.max_new_tokens, memory.cache.num_positions + len(rest))
         written = memory.answer(rest, limit, decoding, self._wrote)
-        return Written([*more, *written.ids], written.end)
+        return Generated([*more, *written.ids], written.end)
 
     def _wrote(self, ids: list[int]) -> None:
         if self.on_progress:
@@ -174,7 +175,7 @@ def transcribe(
         raise DataError(f"{source.name}: {error}") from error
     ids = [token for section in writer.done for token in section.ids]
     return model.result(
-        Written(ids, "limit" if writer.truncated else "stop"),
+        Generated(ids, "limit" if writer.truncated else "stop"),
         request,
         seconds=end,
         speech_tokens=num_tokens,

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastslm.decoding import Resampler
+from fastslm.audio.decoding import Resampler
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import ConfigError, DataError
-from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.path.request import Request
 
 from .audio import ArraySource, AudioSource
-from .engine import Decoding, Memory, Written
+from .engine import Decoding, Memory
+from .generated import Generated
 from .hearing import Cutter, Heard, Piece, hear, listen
-from .request import Request
 from .results import Answer, Timings
 from .text import TextPieces
 
@@ -218,7 +219,7 @@ class AudioStream:
         limit = model.limit(seconds, max_new_tokens, memory.cache.num_positions + len(rest))
         shown = TextPieces(model, on_text) if on_text else None
 
-        def attempt(how: Decoding, start: list[int]) -> Written:
+        def attempt(how: Decoding, start: list[int]) -> Generated:
             def on_ids(ids: list[int]) -> None:
                 if on_progress:
                     on_progress("wrote", len(start) + len(ids))
@@ -227,7 +228,7 @@ class AudioStream:
 
             embeddings = torch.cat([rest, memory.embed(start, model.device)]) if start else rest
             written = memory.answer(embeddings, limit - len(start), how, on_ids)
-            return Written([*start, *written.ids], written.end)
+            return Generated([*start, *written.ids], written.end)
 
         written, attempts, temperature = model.guarded(attempt, decoding)
         if shown:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.plan.hardware import Hardware
 from fastslm.plan.sketch import Peaks, Sketch, quadratic
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastslm.training_cli import TrainingCLI, command_line
+from fastslm.training.command_line import TrainingCLI, command_line
 
 
 class _Parsed(TrainingCLI):

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastslm.errors import ConfigError
-from fastslm.lightning_module import SpeechLMModule
-from fastslm.loss import label_loss
-from fastslm.model import SpeechLM
-from fastslm.optim import parameters_by_part, select_trainable
+from fastslm.path.loss import label_loss
+from fastslm.path.model import SpeechLM
+from fastslm.path.parts import parameters_by_part, select_trainable
+from fastslm.path.prompt import messages_of
+from fastslm.path.splice import splice
 from fastslm.plan.live import LiveBytes, nearly_fake
-from fastslm.prompt import messages_of
-from fastslm.splice import splice
+from fastslm.training.lightning_module import SpeechLMModule
 
 #: NF4 with double quantisation: 4 bits, and the scales of blocks of 64 in 8 bits (Dettmers et al., 2023, section 3).
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)

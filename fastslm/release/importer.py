@@ -10,16 +10,16 @@ import torch
 import yaml
 from torch import Tensor
 
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.checkpoint import trainable_state
 from fastslm.checkpoint.reader import read_tensors
+from fastslm.checkpoint.run import build_module
 from fastslm.errors import CheckpointError
 from fastslm.export.stock import hf_model, save_stock_llm
-from fastslm.lightning_module import SpeechLMModule
-from fastslm.mel import SAMPLE_RATE_HZ
-from fastslm.model import SpeechLM
+from fastslm.files import whole_folder
+from fastslm.path.model import SpeechLM
 from fastslm.release.names import Slot, geometry, slots
-from fastslm.runs import build_module
-from fastslm.whole_folder import whole_folder
+from fastslm.training.lightning_module import SpeechLMModule
 
 KEY_LIST = "released_keys.tsv"
 _CHANGED = "differs from the base model: taken over"
@@ -135,7 +135,7 @@ def _settings(
     state: Mapping[str, Tensor], *, encoder: str, llm: str, dtype: str, lora_alpha: float
 ) -> dict[str, dict[str, Any]]:
     """Return the ``model`` part of the configuration: the preset, with the sizes that the file shows."""
-    from fastslm.training_cli import find_config
+    from fastslm.configuration.find import find_config
 
     preset = yaml.safe_load(Path(find_config("configs/preset/release.yaml")).read_text(encoding="utf-8"))["model"]
     try:
@@ -271,7 +271,7 @@ def _write(
 
 
 def _vocabulary(module: SpeechLMModule) -> tuple[int, dict[str, int]]:
-    from fastslm.prompt import SPECIAL_TOKENS
+    from fastslm.path.prompt import SPECIAL_TOKENS
 
     assert module.path is not None
     table = hf_model(module.path.llm).get_input_embeddings()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastslm.errors import ConfigError
-from fastslm.model import SpeechLM
+from fastslm.path.model import SpeechLM
 
 _SPEECH_ENCODER = "encoder.whisper."  # in OpenAI's names
 _LLM = "llm.base_model.model."  # as peft wraps it

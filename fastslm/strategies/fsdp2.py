@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from fastslm.checkpoint.state import stored_names
-from fastslm.model import SpeechLM
+from fastslm.path.model import SpeechLM
 
 _LOOPS = "meta.pt"  # Lightning's name for what is neither weights nor optimizer state
 

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError, nearest
-from fastslm.mel import HOP_SAMPLES, SAMPLE_RATE_HZ
-from fastslm.pretrained import reason, resolve
+from fastslm.mel import HOP_SAMPLES
+from fastslm.path.pretrained import reason, resolve
 
 _KEY = "model.encoder.pretrained"
 

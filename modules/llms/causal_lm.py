@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
-from fastslm.pretrained import reason, resolve
+from fastslm.path.pretrained import reason, resolve
 
 _KEY = "model.llm.pretrained"
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from fastslm.ablation.command import main
 from fastslm.ablation.plots import lines_of
 from fastslm.ablation.report import summarise, write_report
 from fastslm.ablation.runs import Run
+from fastslm.commands.ablate import main
 
 
 def row(variant, seed, errors, **changes):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fastslm.ablation.command import main
 from fastslm.ablation.variants import flags_of, freeze, read_variants
+from fastslm.commands.ablate import main
 from fastslm.errors import ConfigError
 
 

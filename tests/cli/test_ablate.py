@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from fastslm.cli import main
-from fastslm.flops import count_flops
 from fastslm.metrics import ErrorRate
+from fastslm.path.flops import count_flops
 from fastslm.plugins import discover
 
 #: Differ from one time to the next, unlike everything else of a row.

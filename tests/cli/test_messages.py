@@ -167,8 +167,8 @@ def test_print_config_is_complete_and_runs_again_unchanged(run_config, capsys, t
 
 
 def test_the_doctor_reports_versions_and_finds_bad_ones(capsys):
-    from fastslm.doctor import main as doctor
-    from fastslm.doctor import problems
+    from fastslm.commands.doctor import main as doctor
+    from fastslm.commands.doctor import problems
 
     doctor(["doctor"])
     shown = capsys.readouterr().out

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fastslm.checkpoint import open_checkpoint
-from fastslm.training_cli import TrainingCLI, command_line
+from fastslm.training.command_line import TrainingCLI, command_line
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "three_stages.sh"
 

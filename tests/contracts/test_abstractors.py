@@ -19,7 +19,7 @@ from fastslm.modules.abstractors.stack_mlp import StackMLP
 from fastslm.modules.abstractors.window_qformer import WindowQFormer
 from fastslm.plugins import discover
 from fastslm.testing import AbstractorContract
-from fastslm.training_cli import shipped_configs
+from fastslm.training.command_line import shipped_configs
 
 INSTALLED = {plugin.name: plugin.loaded for plugin in discover() if plugin.kind == "abstractors"}
 SHIPPED = yaml.safe_load((shipped_configs() / "hta.yaml").read_text())["model"]["abstractor"]

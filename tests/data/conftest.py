@@ -41,7 +41,7 @@ def data_of(make_module, tmp_path):
 @pytest.fixture
 def damage():
     """Return a breaker of recordings: their headers stay whole, so that only decoding them fails."""
-    from fastslm.datamodules._scan import scan_tar
+    from fastslm.datamodules.index.scan import scan_tar
 
     def make(shard, *keys):
         rows = scan_tar(shard)

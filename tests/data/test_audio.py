@@ -14,7 +14,7 @@ import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslm.datamodules._audio import FileRegion, decode, open_region, read_info
+from fastslm.datamodules.reading.audio import FileRegion, decode, open_region, read_info
 from fastslm.errors import DataError
 
 RATE = 16_000

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from fastslm.datamodules._dataset import ShardDataset
-from fastslm.datamodules._entries import Limits, collect
-from fastslm.datamodules._index import IndexBuilder
-from fastslm.datamodules._scan import scan_tar
-from fastslm.datamodules._sidecar import sidecar_path, write_sidecar
-from fastslm.datamodules._tar import Broken
+from fastslm.datamodules.index.build import IndexBuilder
+from fastslm.datamodules.index.entries import Limits, collect
+from fastslm.datamodules.index.scan import scan_tar
+from fastslm.datamodules.index.sidecar import sidecar_path, write_sidecar
+from fastslm.datamodules.loading.dataset import ShardDataset
+from fastslm.datamodules.reading.tar import Broken
 from fastslm.errors import DataError
-from fastslm.prompt import Prompter
+from fastslm.path.prompt import Prompter
 
 RATE = 16_000
 FORMATS = [

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from fastslm.datamodules import _index
-from fastslm.datamodules._columns import load_arrays, save_arrays
-from fastslm.datamodules._index import IndexBuilder
-from fastslm.datamodules._scan import scan_tar
-from fastslm.datamodules._sidecar import read_sidecar, sidecar_path, write_sidecar
+from fastslm.datamodules.index import build as _index
+from fastslm.datamodules.index.build import IndexBuilder
+from fastslm.datamodules.index.columns import load_arrays, save_arrays
+from fastslm.datamodules.index.scan import scan_tar
+from fastslm.datamodules.index.sidecar import read_sidecar, sidecar_path, write_sidecar
 from fastslm.errors import DataError
-from fastslm.prompt import Prompter
+from fastslm.path.prompt import Prompter
 
 RATE = 16_000
 

@@ -8,13 +8,14 @@ from collections import Counter
 
 import pytest
 
-from fastslm.datamodules import _index, _texts
-from fastslm.datamodules._entries import Limits, collect
-from fastslm.datamodules._index import IndexBuilder
-from fastslm.datamodules._scan import scan_tar
-from fastslm.datamodules._sidecar import read_sidecar, sidecar_path, write_sidecar
+from fastslm.datamodules.index import build as _index
+from fastslm.datamodules.index import texts as _texts
+from fastslm.datamodules.index.build import IndexBuilder
+from fastslm.datamodules.index.entries import Limits, collect
+from fastslm.datamodules.index.scan import scan_tar
+from fastslm.datamodules.index.sidecar import read_sidecar, sidecar_path, write_sidecar
 from fastslm.errors import DataError
-from fastslm.prompt import Prompter
+from fastslm.path.prompt import Prompter
 
 NO_LIMITS = Limits(max_audio_seconds=900.0, long_audio="drop")
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslm.datamodules import _plan
-from fastslm.datamodules._plan import (
+from fastslm.datamodules.plan import plan as _plan
+from fastslm.datamodules.plan.plan import (
     BatchLimits,
     Costs,
     Mixture,
@@ -17,7 +17,7 @@ from fastslm.datamodules._plan import (
     planned_in,
     shuffled,
 )
-from fastslm.datamodules._sampler import PlanSampler
+from fastslm.datamodules.plan.sampler import PlanSampler
 
 LIMITS = BatchLimits(samples=4, windows=12, tokens=100)
 

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import soxr
 
-from fastslm.datamodules._audio import decode, read_info
+from fastslm.datamodules.reading.audio import decode, read_info
 from fastslm.errors import DataError, MissingExtraError
 
 pytest.importorskip("espeakng_loader")
@@ -21,7 +21,7 @@ TEXT = "the quick brown fox jumps over the lazy dog and forty two other animals"
 @pytest.fixture(scope="module")
 def speech():
     """Return a sentence, int16 at 22050 Hz."""
-    from fastslm.datamodules._espeak import Espeak
+    from fastslm.datamodules.spoken.espeak import Espeak
 
     with Espeak() as engine:
         engine.set_voice("en-us", 150, 50)

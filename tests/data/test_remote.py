@@ -9,11 +9,11 @@ import time
 import numpy as np
 import pytest
 
-from fastslm.datamodules import _store
-from fastslm.datamodules._scan import scan_tar
-from fastslm.datamodules._sidecar import sidecar_path, write_sidecar
-from fastslm.datamodules._sources import expand
-from fastslm.datamodules._store import Store, retried
+from fastslm.datamodules.index.scan import scan_tar
+from fastslm.datamodules.index.sidecar import sidecar_path, write_sidecar
+from fastslm.datamodules.index.sources import expand
+from fastslm.datamodules.reading import store as _store
+from fastslm.datamodules.reading.store import Store, retried
 from fastslm.errors import DataError, MissingExtraError
 
 pytest.importorskip("aiohttp")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastslm.datamodules.webdataset import WebDatasetModule
-from fastslm.lightning_module import SpeechLMModule
+from fastslm.training.lightning_module import SpeechLMModule
 
 EPOCHS = 2
 

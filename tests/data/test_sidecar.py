@@ -11,8 +11,8 @@ import zlib
 import numpy as np
 import pytest
 
-from fastslm.datamodules._scan import scan_tar
-from fastslm.datamodules._sidecar import (
+from fastslm.datamodules.index.scan import scan_tar
+from fastslm.datamodules.index.sidecar import (
     is_current,
     parse_sidecar,
     read_sidecar,
@@ -22,7 +22,7 @@ from fastslm.datamodules._sidecar import (
     write_sidecar,
 )
 from fastslm.errors import DataError
-from fastslm.prompt import Prompter
+from fastslm.path.prompt import Prompter
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import soundfile
 
 pytest.importorskip("espeakng_loader", reason="the extra 'demo' is not installed")
 
-from fastslm.datamodules._spoken_numbers import (
+from fastslm.datamodules.spoken.numbers import (
     DEV_VOICES,
     TRAIN_VOICES,
     CorpusSettings,
@@ -59,7 +59,7 @@ def files(folder):
 def building(cache, settings):
     """Start another process that builds a corpus."""
     code = (
-        "import sys; from pathlib import Path; from fastslm.datamodules._spoken_numbers import *;"
+        "import sys; from pathlib import Path; from fastslm.datamodules.spoken.numbers import *;"
         f"build_corpus(Path(sys.argv[1]), {settings!r}, 1)"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(cache)], stderr=subprocess.DEVNULL)

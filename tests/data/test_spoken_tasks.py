@@ -5,12 +5,12 @@ import tarfile
 
 import pytest
 
-from fastslm.batch import Batch
-from fastslm.datamodules._dialogues import dialogue_of
-from fastslm.datamodules._spoken_tasks import TASKS, build_tasks, fields_for, german_words
+from fastslm.datamodules.index.dialogues import dialogue_of
+from fastslm.datamodules.spoken.tasks import TASKS, build_tasks, fields_for, german_words
 from fastslm.datamodules.spoken_numbers import SpokenNumbers
 from fastslm.errors import ConfigError
-from fastslm.prompt import Prompter
+from fastslm.path.batch import Batch
+from fastslm.path.prompt import Prompter
 
 WORDS = ["forty two", "seven", "ninety nine"]
 FIELDS = {

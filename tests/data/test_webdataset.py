@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fastslm.callbacks.data_health import DataHealth
-from fastslm.datamodules._audio import decode, open_region
-from fastslm.datamodules._scan import scan_tar
-from fastslm.datamodules._sidecar import write_sidecar
-from fastslm.datamodules._sources import expand
+from fastslm.datamodules.index.scan import scan_tar
+from fastslm.datamodules.index.sidecar import write_sidecar
+from fastslm.datamodules.index.sources import expand
+from fastslm.datamodules.reading.audio import decode, open_region
 from fastslm.datamodules.webdataset import Source, WebDatasetModule
 from fastslm.errors import ConfigError, DataError
 

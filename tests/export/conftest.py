@@ -24,7 +24,7 @@ def speech(seconds, seed=0):
 @pytest.fixture(scope="session")
 def make_run(tiny_encoder, tiny_llm):
     """Return a maker of run folders: ``make_run(folder, abstractor, **model_settings)``."""
-    from fastslm.runs import build_module
+    from fastslm.checkpoint.run import build_module
 
     def make(folder, abstractor="HTA", arguments=None, *, dtype="float32", lora=LORA, metrics="", **settings):
         model = {

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastslm.batch import Batch, Sample
+from fastslm.checkpoint.run import open_run
 from fastslm.cli import main
 from fastslm.errors import CheckpointError, ConfigError
 from fastslm.export.folder import export_llm, export_model
-from fastslm.inference.request import Request
-from fastslm.runs import open_run
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.request import Request
 
 RATE = 16_000
 RECORDINGS = [

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastslm.checkpoint.run import open_run
 from fastslm.errors import ConfigError
 from fastslm.export.folder import export_model
 from fastslm.export.sources import export_sources, flat_name
 from fastslm.modules.encoders.whisper import WhisperEncoder
-from fastslm.runs import open_run
 
 POOLING = '''"""A compressor that is not part of fastslm."""
 
@@ -84,7 +84,10 @@ def test_a_compressor_in_a_file_of_its_own_comes_along(tmp_path, their_package, 
         ("import their_pooling.scale", r"'import their_pooling.scale'; write 'from their_pooling.scale import"),
         ("from . import scale", r"names from the package 'their_pooling'; import them from their own files"),
         ("from fastslm import modules", r"names from the package 'fastslm'"),
-        ("from fastslm.lightning_module import SpeechLMModule", r"fastslm\.\w+ cannot be exported.*the package"),
+        (
+            "from fastslm.training.lightning_module import SpeechLMModule",
+            r"fastslm\.\w+ cannot be exported.*the package",
+        ),
     ],
 )
 def test_what_a_folder_cannot_carry_is_refused_with_file_line_and_name(their_package, imports, message):

@@ -10,8 +10,8 @@ import torch
 from fastslm.contracts import Abstractor, Encoder, KVCache, LanguageModel, TokenBudget
 from fastslm.inference.model import Model
 from fastslm.mel import CONTEXT_SAMPLES
-from fastslm.model import SpeechLM
-from fastslm.prompt import Prompter
+from fastslm.path.model import SpeechLM
+from fastslm.path.prompt import Prompter
 
 GARBLED = " ninety"
 WORDS = [" one", " two", " three", " four", " five", " six", " seven", " eight"]
@@ -150,7 +150,7 @@ def perfect_model(tokenizer):
     prompter = Prompter(tokenizer)
     llm = PerfectWriter(tokenizer)
     model = Model(Script(Level(), Same(), llm, prompter, window_seconds=2.0, encoder_batch_windows=3), "a script")
-    from fastslm.inference.request import Request
+    from fastslm.path.request import Request
 
     llm.num_after = len(model.ids_of(Request())[1])
     return model

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastslm.batch import Batch, Sample
 from fastslm.errors import ConfigError, DataError
 from fastslm.inference import model as model_module
 from fastslm.inference.engine import Decoding, Written
-from fastslm.inference.request import Request
 from fastslm.inference.results import Answer
 from fastslm.inference.text import TextPieces
-from fastslm.prompt import messages_of
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.prompt import messages_of
+from fastslm.path.request import Request
 
 
 class Counted:

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import soxr
 
-from fastslm.av_decoding import needs_av
+from fastslm.audio.ffmpeg import needs_av
 from fastslm.errors import DataError, MissingExtraError
 from fastslm.inference import audio
 from fastslm.inference.audio import ArraySource, FileSource, find_audio, open_audio

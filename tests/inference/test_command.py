@@ -16,12 +16,12 @@ import torch
 from tiny_run import settings_of
 
 from fastslm import cli
+from fastslm.commands.progress import AudioBar
+from fastslm.commands.transcribe import _batches
 from fastslm.inference import load as load_module
 from fastslm.inference.formats import render
 from fastslm.inference.model import Model
-from fastslm.inference.progress import AudioBar
 from fastslm.inference.results import Answer, Segment, Timings
-from fastslm.inference.transcribe import _batches
 
 LIMIT = ("--max-new-tokens", "6")
 

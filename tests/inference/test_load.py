@@ -15,9 +15,9 @@ import torch
 from tiny_run import settings_of, write_run
 
 import fastslm
+from fastslm.checkpoint.run import build_module, find_checkpoint, open_run, path_settings
 from fastslm.errors import CheckpointError, ConfigError
 from fastslm.inference.load import find_model
-from fastslm.runs import build_module, find_checkpoint, open_run, path_settings
 
 
 def contents_of(folder):
@@ -202,7 +202,7 @@ def test_a_device_that_is_not_there_is_named(run_folder):
 def test_using_a_model_takes_all_settings_of_the_path_but_those_of_training():
     import inspect
 
-    from fastslm.model import SpeechLM
+    from fastslm.path.model import SpeechLM
 
     everything = dict.fromkeys([*inspect.signature(SpeechLM).parameters, "optimizer", "tail"], 1)
     assert list(path_settings(everything)) == [

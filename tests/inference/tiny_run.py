@@ -44,7 +44,7 @@ def write_run(folder, settings):
 
     Large, so that what is heard changes what the random LLM says.
     """
-    from fastslm.runs import build_path
+    from fastslm.checkpoint.run import build_path
 
     torch.manual_seed(1)
     path = build_path(settings)

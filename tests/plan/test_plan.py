@@ -9,17 +9,17 @@ import torch
 import yaml
 from torch.profiler import ProfilerActivity, profile
 
-from fastslm.batch import Batch, Sample
-from fastslm.lightning_module import SpeechLMModule
-from fastslm.mel import SAMPLE_RATE_HZ
+from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.commands.plan import main, make_plan, plan_lines
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
-from fastslm.plan.command import main, make_plan, plan_lines
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.prompt import messages_of
 from fastslm.plan.hardware import Hardware, hardware_of
 from fastslm.plan.memory import Budget
 from fastslm.plan.sketch import Sketch
-from fastslm.prompt import messages_of
+from fastslm.training.lightning_module import SpeechLMModule
 
 CPU = Hardware(1, 0, None, False, False, False, True)
 TOLERANCE = 0.15
@@ -250,7 +250,7 @@ def without_weights(tmp_path, tiny_encoder, tiny_llm):
 
 
 def test_a_plan_needs_no_weights_and_covers_every_shipped_hardware(without_weights):
-    from fastslm.training_cli import shipped_configs
+    from fastslm.configuration.find import shipped_configs
 
     plan = make_plan(without_weights, 60.0, 80.0)
     overlays = {path.stem for path in (shipped_configs() / "hardware").glob("*.yaml")}

@@ -6,11 +6,11 @@ import torch
 from naive_release import llm_logits, speech_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastslm.batch import Batch, Sample
+from fastslm.checkpoint.run import build_module, open_run
 from fastslm.cli import main
-from fastslm.prompt import SPECIAL_TOKENS, messages_of
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.prompt import SPECIAL_TOKENS, messages_of
 from fastslm.release.importer import import_release
-from fastslm.runs import build_module, open_run
 
 RATE = 16_000
 ALPHA = 64
@@ -89,7 +89,7 @@ def test_prompt_ids_and_logits_are_those_of_the_release(path, released_state, ba
 
 
 def test_qwen3s_prompt_opens_no_thought_as_in_the_release(demo_tokenizer):
-    from fastslm.prompt import Prompter
+    from fastslm.path.prompt import Prompter
 
     demo_tokenizer.chat_template = (  # the end of Qwen3's own
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -32,7 +32,7 @@ def test_the_preset_alone_is_the_release(model):
 
 
 def test_an_imported_run_says_the_same_but_for_its_sizes(imported, model):
-    from fastslm.runs import open_run
+    from fastslm.checkpoint.run import open_run
 
     settings = open_run(imported.folder).config["model"]
     for key in ("tail", "mel_range", "min_recording_seconds", "enable_thinking", "train_parts"):

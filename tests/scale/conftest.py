@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fastslm.training_cli import shipped_configs
+from fastslm.configuration.find import shipped_configs
 
 HERE = Path(__file__).parent
 #: Generous: the machine may be busy. A hang is what the limit is for.

@@ -8,8 +8,8 @@ from torch import nn
 
 from fastslm.cli import main
 from fastslm.errors import ConfigError
-from fastslm.rank_agreement import check_agreement, flattened, weights_digest
-from fastslm.startup_checks import check_frequencies
+from fastslm.training.rank_agreement import check_agreement, flattened, weights_digest
+from fastslm.training.startup_checks import check_frequencies
 
 FIT = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
 
@@ -64,7 +64,7 @@ def test_a_rank_with_another_version_of_a_package_is_named_before_the_first_step
 
 def test_other_versions_are_named(monkeypatch):
     ranks = [{"version": {"torch": "2.13.0", "peft": "0.21.2"}}] * 2 + [{"version": {"torch": "2.12.1"}}] * 2
-    monkeypatch.setattr("fastslm.rank_agreement.gathered", lambda facts: ranks)
+    monkeypatch.setattr("fastslm.training.rank_agreement.gathered", lambda facts: ranks)
     with pytest.raises(ConfigError) as refused:
         check_agreement(ranks[0], "Mend it.")
     message = str(refused.value)
@@ -74,7 +74,7 @@ def test_other_versions_are_named(monkeypatch):
 
 
 def test_ranks_that_agree_pass(monkeypatch):
-    monkeypatch.setattr("fastslm.rank_agreement.gathered", lambda facts: [facts, facts])
+    monkeypatch.setattr("fastslm.training.rank_agreement.gathered", lambda facts: [facts, facts])
     check_agreement({"a": {"b": [1, {"c": 2}]}}, "")
 
 

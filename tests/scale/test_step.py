@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from fastslm.batch import Batch, Sample
-from fastslm.prompt import messages_of
-from fastslm.step import StepLabels, WholeSteps, agree, give_whole_steps, labels_of, share_of_mean
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.prompt import messages_of
+from fastslm.training.step import StepLabels, WholeSteps, agree, give_whole_steps, labels_of, share_of_mean
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ class Loader(DataLoader):
 
 @given(st.integers(1, 9), st.integers(1, 4))
 def test_every_batch_knows_the_labels_of_its_whole_step_and_epochs_end_with_one(num_batches, micro_batches):
-    from fastslm.batch import Dialogue
+    from fastslm.path.batch import Dialogue
 
     def batch(labels):
         ids = np.zeros(labels + 1, np.int64)

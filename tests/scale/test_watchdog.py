@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fastslm.watchdog import EXIT_STATUS
+from fastslm.training.watchdog import EXIT_STATUS
 
 
 @pytest.mark.slow

@@ -4,9 +4,9 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from fastslm.batch import Batch, Sample
 from fastslm.modules.abstractors import _masked
-from fastslm.prompt import messages_of
+from fastslm.path.batch import Batch, Sample
+from fastslm.path.prompt import messages_of
 
 RATE = 16_000
 # Windows as narrow as a test's pass through a compressor one at a time, unless ranks have to stay in step.

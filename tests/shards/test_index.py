@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from fastslm.datamodules._sidecar import read_sidecar
+from fastslm.datamodules.index.sidecar import read_sidecar
 
 TOKENIZER = Path(__file__).parents[2] / "fastslm" / "demo" / "llm"
 

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from fastslm.datamodules._scan import scan_tar
+from fastslm.datamodules.index.scan import scan_tar
 
 
 def kill_after(process, folder, pattern, count):

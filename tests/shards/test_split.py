@@ -134,7 +134,7 @@ def test_pieces_of_translations_have_their_own_translation(build, long_recording
 
 def test_speech_is_cut_in_its_real_pauses(build, save, json_lines, tmp_path):
     pytest.importorskip("espeakng_loader")
-    from fastslm.datamodules._espeak import Espeak, speak_sequence
+    from fastslm.datamodules.spoken.espeak import Espeak, speak_sequence
 
     words = [f"this is sentence number {i}" for i in range(8)]
     with Espeak() as engine:

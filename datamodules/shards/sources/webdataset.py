@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastslm.errors import DataError
 
-from ..._dialogues import parse_fields
-from ..._tar import Members, read_groups, recordings_of
+from ...index.dialogues import parse_fields
+from ...reading.tar import Members, read_groups, recordings_of
 from ..naming import renamed, resolve_columns
 from ..utterance import Audio, Refused, Utterance
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
 
-from fastslm.batch import Batch, Dialogue
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.contracts import LanguageModel, TokenBudget
 from fastslm.export.remote.configuration_fastslm import FastSLMConfig
 from fastslm.export.remote.parts import Abstractor, Encoder
-from fastslm.mel import SAMPLE_RATE_HZ
-from fastslm.model import SpeechLM
+from fastslm.path.batch import Batch, Dialogue
+from fastslm.path.model import SpeechLM
 
 
 class _TextModel(LanguageModel):

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from transformers import BatchFeature, FeatureExtractionMixin, ProcessorMixin
 
-from fastslm.inference.request import Request
-from fastslm.mel import SAMPLE_RATE_HZ
-from fastslm.prompt import Prompter
+from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.path.prompt import Prompter
+from fastslm.path.request import Request
 
 
 class FastSLMFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]

@@ -1,0 +1,172 @@
+"""The columns of a sidecar index, and the container they are kept in: a zip of .npy arrays and one header.json."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastslm.errors import DataError
+
+from ..reading.store import TarState
+
+Array = npt.NDArray[Any]
+FORMAT = "fastslm-index"
+FORMAT_VERSION = 1
+
+#: One row per sample; docs/data.md says what each means.
+SAMPLE_COLUMNS: Mapping[str, str] = {
+    "key_end": "<i8",
+    "recording_end": "<i8",
+    "json_offset": "<i8",
+    "json_size": "<i8",
+    "json_crc32": "<u4",
+    "task_code": "<i2",
+    "language_code": "<i2",
+    "text_characters": "<i8",
+    "text_tokens": "<i8",
+}
+#: One row per recording; the recordings of sample i end before row ``recording_end[i]``.
+RECORDING_COLUMNS: Mapping[str, str] = {
+    "audio_offset": "<i8",
+    "audio_size": "<i8",
+    "audio_crc32": "<u4",
+    "num_frames": "<i8",
+    "sample_rate_hz": "<i4",
+    "num_channels": "<i2",
+    "extension_code": "<i2",
+    "codec_code": "<i2",
+}
+
+
+@dataclass
+class ShardRows:
+    """Everything known of one shard, in columns.
+
+    Attributes:
+        tar: size and time of the tar that was read.
+        columns: the arrays of ``SAMPLE_COLUMNS`` (one row per sample), of ``RECORDING_COLUMNS`` (one row per
+            recording) and ``key_bytes`` (the keys in UTF-8, end to end), by name.
+        names: what the columns ``*_code`` count in: lists of names under ``task``, ``language``, ``extension`` and
+            ``codec``.
+        broken: samples of the tar that have no row: ``{"key": ..., "reason": ..., "detail": ...}``.
+        tokenizer: name of the tokenizer behind ``text_tokens``; None where they were not counted (all -1).
+        tokenizer_digest: 16 hex digits over the tokenizer and the chat template; decides whether counts can be used.
+    """
+
+    tar: TarState
+    columns: dict[str, Array]
+    names: dict[str, list[str]] = field(default_factory=dict)
+    broken: list[dict[str, str]] = field(default_factory=list)
+    tokenizer: str | None = None
+    tokenizer_digest: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.columns["key_end"])
+
+    def __getitem__(self, column: str) -> Array:
+        return self.columns[column]
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the samples."""
+        data, ends = self.columns["key_bytes"].tobytes(), self.columns["key_end"].tolist()
+        begins = [0, *ends][:-1]
+        return [data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(begins, ends, strict=True)]
+
+    @property
+    def seconds(self) -> npt.NDArray[np.float64]:
+        """Duration of each recording."""
+        return self.columns["num_frames"] / self.columns["sample_rate_hz"]
+
+    def labels(self, name: str) -> list[str]:
+        """Return a coded column as text: ``task``, ``language`` by sample, ``extension``, ``codec`` by recording."""
+        known = self.names[name]
+        return [known[code] for code in self.columns[f"{name}_code"].tolist()]
+
+    def recordings(self, row: int) -> range:
+        """Return the recording rows of a sample."""
+        ends = self.columns["recording_end"]
+        return range(int(ends[row - 1]) if row else 0, int(ends[row]))
+
+    @property
+    def content_digest(self) -> str:
+        """16 hex digits over keys, places and checksums: the same for equal bytes, whatever the time or the folder."""
+        digest = hashlib.sha256(self.columns["key_bytes"].tobytes())
+        for name in ("key_end", "recording_end", "json_offset", "json_size", "json_crc32"):
+            digest.update(self.columns[name].tobytes())
+        for name in ("audio_offset", "audio_size", "audio_crc32"):
+            digest.update(self.columns[name].tobytes())
+        return digest.hexdigest()[:16]
+
+
+def coded(values: Sequence[str]) -> tuple[npt.NDArray[np.int16], list[str]]:
+    """Return each value as its place in the list of distinct values, and that list, sorted."""
+    names = sorted(set(values))
+    places = {name: place for place, name in enumerate(names)}
+    return np.array([places[value] for value in values], np.int16), names
+
+
+def pack_keys(keys: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return keys as UTF-8 bytes end to end, and where each ends."""
+    encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
+    ends = np.cumsum([len(key) for key in encoded], dtype=np.int64) if encoded else np.zeros(0, np.int64)
+    return np.frombuffer(b"".join(encoded), np.uint8), ends
+
+
+def save_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write arrays and header to a file that appears under its name only when it is whole.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False) as file:
+        try:
+            with zipfile.ZipFile(file, "w") as container:
+                container.writestr(_member("header.json"), json.dumps(header, indent=1))
+                for name, array in arrays.items():
+                    buffer = io.BytesIO()
+                    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+                    container.writestr(_member(f"{name}.npy"), buffer.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(file.name)
+            raise
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name)  # of 1980: the same arrays give the same bytes at any time
+    member.external_attr = 0o644 << 16
+    return member
+
+
+def load_arrays(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return header and arrays of a container; the zip's own checksums are checked.
+
+    Raises:
+        DataError: it is damaged, or no such container.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as container:
+            header = json.loads(container.read("header.json"))
+            names = [name.removesuffix(".npy") for name in container.namelist() if name.endswith(".npy")]
+            arrays = {
+                name: np.lib.format.read_array(io.BytesIO(container.read(f"{name}.npy")), allow_pickle=False)
+                for name in names
+            }
+    except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError, NotImplementedError) as error:
+        raise DataError(f"damaged index: {error}") from error
+    return header, arrays

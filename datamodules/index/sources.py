@@ -1,0 +1,97 @@
+"""Which shards a configuration names: paths and URLs with braces and globs, and sources with weights."""
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import braceexpand
+
+from fastslm.errors import ConfigError, DataError
+
+from ..reading.store import filesystem, is_remote
+from .sidecar import SUFFIX
+
+
+@dataclass
+class Source:
+    """One of several corpora to train on.
+
+    Attributes:
+        name: for messages and logs.
+        shards: paths or URLs with braces and globs.
+        weight: how many samples an epoch takes of it, relative to the other sources' weights. Null in all sources
+            takes every sample of each once.
+    """
+
+    name: str
+    shards: str | list[str]
+    weight: float | None = None
+
+
+Shards = str | list[str] | list[Source]
+
+
+def sources_of(shards: Shards, key: str) -> list[Source]:
+    """Return what a setting names as sources; plain patterns are one.
+
+    Raises:
+        ConfigError: names or weights make no sense.
+    """
+    if isinstance(shards, str) or not any(isinstance(item, Source) for item in shards):
+        return [Source("", shards)]  # type: ignore[arg-type]
+    sources = [item for item in shards if isinstance(item, Source)]
+    if len(sources) != len(shards):
+        raise ConfigError(f"{key}: give either patterns or sources with 'name' and 'shards', not both.")
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{key}: two sources have the same name. Each needs its own, and these are {names}.")
+    weighted = [source.weight is not None for source in sources]
+    if any(weighted) and not all(weighted):
+        missing = names[weighted.index(False)]
+        raise ConfigError(f"{key}: source {missing!r} has no weight and others have. Give all of them one, or none.")
+    for source in sources:
+        if source.weight is not None and not 0 < source.weight < float("inf"):
+            raise ConfigError(f"{key}: source {source.name!r} has weight {source.weight:g}, which must be above 0.")
+    return sources
+
+
+def is_stream(pattern: str) -> bool:
+    """Say whether a pattern names a command whose output is a shard (``pipe:...``), which cannot be read by offset."""
+    return pattern.startswith("pipe:")
+
+
+def patterns_of(sources: Sequence[Source]) -> list[str]:
+    """Return the patterns of all sources."""
+    return [p for s in sources for p in ([s.shards] if isinstance(s.shards, str) else s.shards)]
+
+
+def expand(patterns: str | Sequence[str], key: str) -> list[str]:
+    """Return the shards that patterns name, braces and globs expanded, sorted within each pattern.
+
+    Raises:
+        DataError: a pattern matches nothing.
+        MissingExtraError: a URL's protocol needs another package.
+    """
+    paths: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        pattern = pattern if is_stream(pattern) else os.path.expanduser(pattern)
+        literal = os.path.exists(pattern)  # a file may be called 'talk [2020].tar'
+        for name in [pattern] if literal else braceexpand.braceexpand(pattern):
+            found = [name] if literal else _matches(name)
+            if not found:
+                hint = " To mean a bracket itself, write [[] for it." if "[" in name else ""
+                raise DataError(f"{key}: no file matches {name!r}.{hint}")
+            paths += found
+    return paths
+
+
+def _matches(name: str) -> list[str]:
+    if is_stream(name) or not glob.has_magic(name.partition("?")[0] if name.startswith("http") else name):
+        return [name]
+    if is_remote(name):
+        system = filesystem(name)
+        found = [str(system.unstrip_protocol(path)) for path in system.glob(name)]
+    else:
+        found = glob.glob(name)
+    return sorted(path for path in found if not path.endswith(SUFFIX))

@@ -1,0 +1,240 @@
+"""What a run's tokenizer makes of a shard's texts: lengths in ids, and the pieces that long recordings are cut into."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.errors import DataError
+from fastslm.path.prompt import Prompter
+
+from ..reading.store import Store
+from ..reading.tar import Broken
+from .columns import ShardRows, load_arrays, save_arrays
+from .dialogues import count_ids, dialogue_of, parse_fields, tokenizer_digest
+
+_FORMAT_VERSION = 3
+
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass
+class Pieces:
+    """Pieces of the recordings of a shard that are longer than a limit, one row each.
+
+    Attributes:
+        row: sample of the shard that it is a piece of.
+        number: 0, 1, ... within its sample.
+        first_segment: of the sample's ``segments``.
+        last_segment: one past its last.
+        begin_seconds: where it begins in the recording.
+        end_seconds: where it ends.
+        num_tokens: ids of its dialogue.
+        broken: samples that cannot be cut.
+    """
+
+    row: Int64Array
+    number: Int64Array
+    first_segment: Int64Array
+    last_segment: Int64Array
+    begin_seconds: Float64Array
+    end_seconds: Float64Array
+    num_tokens: Int64Array
+    broken: list[Broken] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+COLUMNS = tuple(f.name for f in fields(Pieces) if f.name != "broken")
+
+
+def empty_pieces() -> Pieces:
+    """Return no pieces."""
+    return _pieces([], [])
+
+
+def _pieces(rows: Sequence[Sequence[float]], broken: list[Broken]) -> Pieces:
+    values: list[Any] = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in COLUMNS]
+    kinds = [np.float64 if name.endswith("_seconds") else np.int64 for name in COLUMNS]
+    columns = zip(COLUMNS, values, kinds, strict=True)
+    return pieces_of({name: np.asarray(column, kind) for name, column, kind in columns}, broken)
+
+
+def pieces_of(columns: Mapping[str, Any], broken: list[Broken] | None = None) -> Pieces:
+    """Return pieces of columns that are held by name."""
+    return Pieces(**{name: columns[name] for name in COLUMNS}, broken=broken or [])
+
+
+@dataclass
+class Texts:
+    """Text lengths of one shard.
+
+    Attributes:
+        num_tokens: ids of each sample's dialogue, each recording one placeholder; ``[n]``, -1 where the prompter
+            refuses it.
+        broken: those samples, with the reason.
+        pieces: by their largest length in seconds.
+    """
+
+    num_tokens: Int64Array
+    broken: list[Broken] = field(default_factory=list)
+    pieces: dict[float, Pieces] = field(default_factory=dict)
+
+
+def read_texts(
+    shard: str, rows: ShardRows, prompter: Prompter, store: Store, cache: Path, piece_seconds: Sequence[float]
+) -> Texts:
+    """Return the text lengths of a shard: from its index, from the cache, or counted and kept in the cache.
+
+    Raises:
+        DataError: the shard cannot be read.
+    """
+    digest = tokenizer_digest(prompter)
+    name = f"{rows.content_digest}-{digest}-v{_FORMAT_VERSION}"
+    if rows.tokenizer_digest == digest:
+        num_tokens = rows["text_tokens"]
+    else:
+        target = cache / "index" / f"{name}.tokens.npz"
+        loaded = _load(target)
+        if loaded is not None and loaded[1].get("num_tokens", np.zeros(0)).shape == (len(rows),):
+            num_tokens = loaded[1]["num_tokens"]
+        else:
+            num_tokens = np.array([_count(shard, rows, row, prompter, store) for row in range(len(rows))], np.int64)
+            _save(target, {}, {"num_tokens": num_tokens})
+    texts = Texts(num_tokens)
+    keys = rows.keys if (num_tokens < 0).any() else []
+    for row in np.flatnonzero(num_tokens < 0).tolist():
+        texts.broken.append(Broken.of(shard, keys[row], _refusal(shard, rows, row, prompter, store)))
+    for seconds in piece_seconds:
+        target = cache / "index" / f"{name}-{seconds:g}.pieces.npz"
+        loaded = _load(target)
+        if loaded is not None and set(COLUMNS) <= set(loaded[1]):
+            broken = [Broken(shard, **item) for item in loaded[0]["broken"]]
+            texts.pieces[seconds] = pieces_of(loaded[1], broken)
+        else:
+            pieces = _cut(shard, rows, prompter, store, seconds)
+            items = [{"key": item.key, "reason": item.reason, "detail": item.detail} for item in pieces.broken]
+            _save(target, {"broken": items}, {column: getattr(pieces, column) for column in COLUMNS})
+            texts.pieces[seconds] = pieces
+    return texts
+
+
+def _load(target: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    with contextlib.suppress(OSError, DataError):  # missing or damaged: made anew
+        return load_arrays(target.read_bytes())
+    return None
+
+
+def _save(target: Path, header: dict[str, Any], arrays: dict[str, Any]) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_arrays(target, header, arrays)
+    except OSError as error:
+        raise DataError(
+            f"cannot keep text lengths in {target.parent}: {error.strerror}. Set data.cache_dir."
+        ) from error
+
+
+def _fields(shard: str, rows: ShardRows, row: int, store: Store) -> dict[str, Any]:
+    return parse_fields(store.read(shard, int(rows["json_offset"][row]), int(rows["json_size"][row])))
+
+
+def _count(shard: str, rows: ShardRows, row: int, prompter: Prompter, store: Store) -> int:
+    return count_ids(_fields(shard, rows, row, store), prompter, len(rows.recordings(row)))
+
+
+def _refusal(shard: str, rows: ShardRows, row: int, prompter: Prompter, store: Store) -> DataError:
+    try:
+        dialogue_of(_fields(shard, rows, row, store), prompter, len(rows.recordings(row)), needs_answer=False)
+    except DataError as error:
+        return error
+    return DataError("unusable text: the index could not count its ids; make it anew: fastslm shards index")
+
+
+# -- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def _cut(shard: str, rows: ShardRows, prompter: Prompter, store: Store, max_seconds: float) -> Pieces:
+    """Return the pieces of every sample longer than ``max_seconds``, and the samples that cannot be cut."""
+    found: list[Sequence[float]] = []
+    broken = []
+    keys, seconds = rows.keys, rows.seconds
+    for row in range(len(rows)):
+        recordings = rows.recordings(row)
+        longest = max((float(seconds[r]) for r in recordings), default=0.0)
+        if longest <= max_seconds:
+            continue
+        try:
+            sample = _fields(shard, rows, row, store)
+            if len(recordings) != 1 or not _can_split(sample):
+                raise DataError("audio too long: it has no segments to be cut at, or is no transcript")
+            for number, (first, last, begin, end) in enumerate(
+                split_segments(sample["segments"], max_seconds, longest)
+            ):
+                words = {**sample, "text": joined(sample, (first, last))}
+                num_tokens = len(dialogue_of(words, prompter, 1).input_ids)
+                found.append((row, number, first, last, begin, end, num_tokens))
+        except DataError as error:
+            found = [piece for piece in found if piece[0] != row]
+            broken.append(Broken.of(shard, keys[row], error))
+    return _pieces(found, broken)
+
+
+def _can_split(sample: dict[str, Any]) -> bool:
+    # A summary or an answer belongs to the whole recording, a transcript to its segments.
+    transcript = sample.get("messages") is None and (sample.get("task") or "asr") == "asr"
+    return transcript and bool(sample.get("segments"))
+
+
+def split_segments(segments: Any, max_seconds: float, duration: float) -> list[tuple[int, int, float, float]]:
+    """Return pieces of a long recording as (first segment, one past the last, begin, end in seconds).
+
+    A piece takes as many whole segments as fit; it begins and ends in the middle of the gaps between segments.
+
+    Args:
+        segments: from the sample's JSON: a list of ``start`` and ``end`` in seconds and ``text``.
+        max_seconds: longest piece.
+        duration: seconds of the recording.
+
+    Raises:
+        DataError: one segment alone is longer than the limit, or the segments make no sense.
+    """
+    try:
+        times = [(float(segment["start"]), float(segment["end"])) for segment in segments]
+        texts = [segment["text"] for segment in segments]
+    except (TypeError, ValueError, KeyError) as error:
+        raise DataError("unusable segments: each needs 'start' and 'end' in seconds, and 'text'") from error
+    cuts = [0.0, *((a[1] + b[0]) / 2 for a, b in pairwise(times)), duration]
+    ordered = times == sorted(times) and all(a <= b for a, b in times)
+    ordered = ordered and all(a < b for a, b in pairwise(cuts))
+    if not ordered or times[-1][1] > duration + 1.0 or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"unusable segments: they are not in order, or leave the recording of {duration:.1f} s")
+    pieces, first = [], 0
+    while first < len(times):
+        last = first + 1
+        while last < len(times) and cuts[last + 1] - cuts[first] <= max_seconds:
+            last += 1
+        if cuts[last] - cuts[first] > max_seconds:
+            raise DataError(f"audio too long: the segment at {times[first][0]:.1f} s alone exceeds the limit")
+        pieces.append((first, last, cuts[first], cuts[last]))
+        first = last
+    return pieces
+
+
+def joined(sample: dict[str, Any], segments: tuple[int, int]) -> str:
+    """Return the words of a run of segments, as its first and one past its last."""
+    return " ".join(segment["text"].strip() for segment in sample["segments"][slice(*segments)])
+
+
+def num_samples_of(rows: ShardRows) -> Int64Array:
+    """Return the samples of each recording at 16 kHz; the decoder may give one more or less."""
+    rate = rows["sample_rate_hz"].astype(np.int64)
+    return np.asarray(-(-rows["num_frames"] * SAMPLE_RATE_HZ // rate), np.int64)

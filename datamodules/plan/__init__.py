@@ -1,0 +1,1 @@
+"""Which samples make which batch, on which rank, in which step."""

@@ -1,0 +1,1 @@
+"""Bytes of shards, local or remote: members of a tar, regions of a file, audio."""

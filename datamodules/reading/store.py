@@ -1,0 +1,243 @@
+"""Bytes of shards, wherever they lie: local files by pread, https://, s3:// and gs:// by byte ranges through fsspec."""
+
+import io
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeVar, cast
+
+from fastslm.errors import DataError, MissingExtraError
+
+from .audio import crc32_of_file, open_region
+from .regions import Region, reading
+
+_MAX_OPEN_SHARDS = 64  # of a process; systems often allow it 1024 files
+_ATTEMPTS = 4
+_FIRST_PAUSE_SECONDS = 0.25
+_REMOTE_BUFFER_BYTES = 4 << 20
+_MAX_MEMORY_BYTES = 8 << 20
+_TIMEOUT_SECONDS = 60
+_EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+
+T = TypeVar("T")
+
+
+@dataclass
+class TarState:
+    """What tells a tar from one that was modified: size, and time of change or the store's tag for its content."""
+
+    size: int
+    mtime_ns: int | None = None
+    etag: str | None = None
+
+
+def is_remote(shard: str) -> bool:
+    """Say whether a shard is a URL rather than a path."""
+    return "://" in shard
+
+
+def filesystem(url: str) -> Any:
+    """Return fsspec's file system for a URL.
+
+    Raises:
+        MissingExtraError: the package that speaks the URL's protocol is not installed.
+        DataError: the protocol is unknown.
+    """
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    try:
+        if protocol in ("http", "https"):
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(total=None, connect=_TIMEOUT_SECONDS, sock_read=_TIMEOUT_SECONDS)
+            options["client_kwargs"] = {"timeout": timeout}
+        return fsspec.filesystem(protocol, **options)
+    except ImportError as error:
+        package = _EXTRAS.get(protocol, f"fsspec[{protocol}]")
+        raise MissingExtraError(package, extra="remote", purpose=f"shards at {protocol}://") from error
+    except ValueError as error:
+        raise DataError(f"shard {url}: the protocol {protocol!r} is unknown to fsspec.") from error
+
+
+def retried(action: Callable[[], T], shard: str) -> T:
+    """Return what ``action`` gives, tried a few times with growing pauses; a missing file is not tried again.
+
+    Raises:
+        DataError: it failed every time.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return action()
+        except FileNotFoundError as error:
+            raise DataError(f"vanished shard: {shard} is not there") from error
+        except DataError:
+            raise
+        except Exception as error:  # each store's client has exceptions of its own
+            if attempt == _ATTEMPTS:
+                what = " ".join(str(error).split()) or type(error).__name__
+                raise DataError(f"unreadable shard: {what} ({_ATTEMPTS} attempts)") from error
+            time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
+    raise AssertionError
+
+
+class RemoteRegion(Region):
+    """A run of bytes inside a remote file, as a file of its own."""
+
+    def __init__(self, system: Any, url: str, offset: int, size: int) -> None:
+        super().__init__(size)
+        self._system, self._url, self._offset = system, url, offset
+
+    def _read_at(self, position: int, count: int) -> bytes:
+        begin = self._offset + position
+
+        def fetch() -> bytes:
+            data = self._system.cat_file(self._url, start=begin, end=begin + count)
+            if len(data) > count:
+                raise DataError(f"unreadable shard: the server of {self._url} knows no byte ranges")
+            if len(data) < count:
+                raise OSError(f"{len(data)} of {count} bytes came")
+            return bytes(data)
+
+        return retried(fetch, self._url)
+
+
+class Store:
+    """Opens regions of shards; keeps files open, and survives a fork and pickling."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[str, int] = {}
+        self._systems: dict[str, Any] = {}
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_descriptors": {}, "_systems": {}, "_process": -1}  # they belong to the process that opened them
+
+    def open(self, shard: str, offset: int, size: int) -> BinaryIO:
+        """Return a region of a shard as a file.
+
+        Raises:
+            DataError: the shard cannot be opened.
+        """
+        if is_remote(shard):
+            return io.BufferedReader(RemoteRegion(self._system(shard), shard, offset, size), _REMOTE_BUFFER_BYTES)
+        return open_region(self._descriptor(shard), offset, size)
+
+    def fetch(self, shard: str, offset: int, size: int) -> tuple[BinaryIO, int]:
+        """Return a region as a file that will be read whole, and the CRC-32 of its bytes.
+
+        A small region is read once, into memory; of a large one a local file is read twice, and a remote one goes to
+        a temporary file.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if size <= _MAX_MEMORY_BYTES:
+            data = self.read(shard, offset, size)
+            return io.BytesIO(data), zlib.crc32(data)
+        file = self.open(shard, offset, size)
+        if not is_remote(shard):
+            return file, crc32_of_file(file)
+        copy = cast(BinaryIO, tempfile.SpooledTemporaryFile(_MAX_MEMORY_BYTES))  # noqa: SIM115 -- the caller reads it
+        with reading(file):
+            shutil.copyfileobj(file, copy, _REMOTE_BUFFER_BYTES)
+        return copy, crc32_of_file(copy)
+
+    def read(self, shard: str, offset: int, size: int) -> bytes:
+        """Return a region of a shard.
+
+        Raises:
+            DataError: the shard cannot be read, or ends before the region does.
+        """
+        if is_remote(shard):
+            file = self.open(shard, offset, size)
+            with reading(file):
+                data = file.read()
+        else:
+            try:
+                data = os.pread(self._descriptor(shard), size, offset)
+            except OSError as error:
+                raise DataError(f"unreadable shard: {error.strerror}") from error
+        if len(data) != size:
+            raise DataError(f"truncated shard: it ends {size - len(data)} bytes before the sample does")
+        return data
+
+    def state(self, shard: str) -> TarState:
+        """Return size and time of a shard.
+
+        Raises:
+            DataError: it is not there.
+        """
+        if not is_remote(shard):
+            try:
+                status = os.stat(shard)
+            except OSError as error:
+                raise DataError(f"{error.strerror}") from error
+            return TarState(status.st_size, status.st_mtime_ns)
+        info = retried(lambda: self._system(shard).info(shard), shard)
+        tag = next((str(info[name]) for name in ("ETag", "etag", "md5Hash", "LastModified") if info.get(name)), None)
+        if info.get("size") is None:
+            raise DataError("the server does not tell its size, so that it cannot be read by offset")
+        return TarState(int(info["size"]), etag=tag)
+
+    def read_whole(self, path: str) -> bytes | None:
+        """Return a small file, local or remote; None where there is none."""
+        try:
+            if is_remote(path):
+                data: bytes = retried(lambda: self._system(path).cat_file(path), path)
+                return data
+            with open(path, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+        except DataError as error:
+            if str(error).startswith("vanished"):
+                return None
+            raise
+
+    @contextmanager
+    def local(self, shard: str) -> Iterator[str]:
+        """Yield a path at which the whole shard lies, a temporary copy of a remote one.
+
+        Raises:
+            DataError: it cannot be fetched, or there is no room for it.
+        """
+        if not is_remote(shard):
+            yield shard
+            return
+        size = self.state(shard).size
+        with tempfile.TemporaryDirectory(prefix="fastslm-shard-") as folder:
+            path = os.path.join(folder, "shard.tar")
+            try:
+                with open(path, "wb") as file, self.open(shard, 0, size) as source, reading(source):
+                    shutil.copyfileobj(source, file, _REMOTE_BUFFER_BYTES)
+            except OSError as error:
+                raise DataError(f"shard {shard}: no copy of {size} bytes in {folder}: {error.strerror}.") from error
+            yield path
+
+    def _system(self, url: str) -> Any:
+        if self._process != os.getpid():
+            self._systems, self._process = {}, os.getpid()
+        protocol = url.partition("://")[0]
+        if protocol not in self._systems:
+            self._systems[protocol] = filesystem(url)
+        return self._systems[protocol]
+
+    def _descriptor(self, shard: str) -> int:
+        descriptor = self._descriptors.pop(shard, None)
+        if descriptor is None:
+            if len(self._descriptors) == _MAX_OPEN_SHARDS:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            try:
+                descriptor = os.open(shard, os.O_RDONLY)
+            except OSError as error:
+                what = "vanished" if isinstance(error, FileNotFoundError) else "unreadable"
+                raise DataError(f"{what} shard: {error.strerror}") from error
+        self._descriptors[shard] = descriptor  # last: the first in the dictionary is the one unused for longest
+        return descriptor

@@ -1,0 +1,1 @@
+"""The embedded corpus of spoken numbers: voices, recordings, tasks."""

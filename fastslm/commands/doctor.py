@@ -1,0 +1,96 @@
+"""``fastslm doctor``: versions, devices, the state of the installation, and versions known to be bad."""
+
+import importlib.util
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from fastslm.training.known_bad import KNOWN_BAD
+
+_PACKAGES = [
+    "torch",
+    "lightning",
+    "transformers",
+    "peft",
+    "torchmetrics",
+    "webdataset",
+    "omegaconf",
+    "jsonargparse",
+    "deepspeed",
+    "accelerate",
+    "soundfile",
+    "soxr",
+    "rapidfuzz",
+    "espeakng-loader",
+]
+_OPTIONAL = {"espeakng-loader": "pip install 'fastslm[demo]' to synthesise the embedded corpus"}
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def problems(versions: dict[str, str | None]) -> Iterator[str]:
+    """Yield what is wrong with a set of installed versions.
+
+    Args:
+        versions: version by package, None where it is not installed.
+    """
+    for package, bad, why in KNOWN_BAD:
+        if versions.get(package) == bad:
+            yield f"{package} {bad} is {why}."
+    for package in _PACKAGES:
+        if versions.get(package) is None and package not in _OPTIONAL:
+            if package in ("deepspeed", "accelerate") and platform.system() != "Linux":
+                continue
+            yield f"{package} is not installed: pip install -c constraints.txt fastslm."
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the report; the exit status is 1 when something is wrong."""
+    if len(arguments) > 1:
+        print("usage: fastslm doctor\n\nPrints versions, devices and the state of this installation.")
+        return 0 if arguments[1] in ("-h", "--help") else 2
+    import fastslm
+
+    print(f"fastslm {fastslm.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    spec = importlib.util.find_spec("fastslm.modules")
+    rooms = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else "missing"
+    print(f"  {sys.executable}\n  rooms: {rooms}")
+    names = dict.fromkeys([*_PACKAGES, *(package for package, _, _ in KNOWN_BAD)])
+    versions = {package: _installed(package) for package in names}
+    for package in _PACKAGES:
+        missing = f"not installed ({_OPTIONAL[package]})" if package in _OPTIONAL else "not installed"
+        print(f"  {package:16} {versions[package] or missing}")
+    _print_devices()
+    found = list(problems(versions))
+    if importlib.util.find_spec("fastslm.modules") is None:
+        found.append("fastslm.modules cannot be found: install with pip install -e . (again, after a new folder).")
+    for problem in found:
+        print(f"PROBLEM: {problem}")
+    print("Everything is in order." if not found else f"{len(found)} problems.")
+    return 1 if found else 0
+
+
+def _print_devices() -> None:
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"  CPU cores usable {cores}, free disk {shutil.disk_usage('.').free / 2**30:.0f} GiB here")
+    if os.path.isdir("/dev/shm"):
+        print(f"  /dev/shm         {shutil.disk_usage('/dev/shm').total / 2**30:.1f} GiB")
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        print("  GPU              none visible to torch")
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        print(f"  GPU {i}            {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}")

@@ -1,0 +1,238 @@
+"""``fastslm transcribe``: recordings of any length and format to text, subtitles or JSON lines."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastslm.errors import ConfigError, DataError, FastSLMError
+from fastslm.inference.formats import FORMATS, TIMED, clock
+from fastslm.path.prompt import TASKS
+
+from .outputs import Job, check_settings, find_jobs, identity, save
+from .progress import AudioBar
+
+if TYPE_CHECKING:
+    from fastslm.inference.model import Model
+    from fastslm.inference.results import Answer
+
+#: Files of a batch wait in memory together, so that long ones must not: seconds of audio, the longest times the files.
+_BATCH_SECONDS = 3600.0
+
+_DESCRIPTION = """\
+Transcribe recordings of any length. FILES are audio or video files, folders (searched below), URLs, or - for standard
+input. Reads what soundfile reads (WAV, FLAC, MP3, OGG, ...), and after pip install 'fastslm[av]' m4a, aac, webm,
+mp4, ..."""
+
+_EPILOG = """\
+examples:
+  fastslm transcribe talk.mp3                                   text to the terminal, by the model in runs/hta
+  fastslm transcribe talks/ --model runs/mine --output texts/   a folder; run it again to go on where it stopped
+  fastslm transcribe talk.mp3 --format srt --output .           subtitles by window
+  fastslm transcribe day.flac --section-minutes 5               hours of audio, five minutes at a time
+  fastslm transcribe talk.mp3 --task ast --language Korean      translation
+  curl -s https://example.org/talk.mp3 | fastslm transcribe -
+
+exit status: 0 all done; 1 some files failed, the others are written; 2 nothing could be started; 130 interrupted."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    made = argparse.ArgumentParser(
+        "fastslm transcribe", description=_DESCRIPTION, epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    made.add_argument("files", nargs="+", metavar="FILES")
+    add_model_options(made)
+    made.add_argument("--output", metavar="DIR", help="write one file for each recording; - or nothing: print")
+    made.add_argument("--format", choices=FORMATS, default="txt", help="default: txt; srt and vtt have window times")
+    made.add_argument("--overwrite", action="store_true", help="write anew what is finished in DIR")
+    made.add_argument("--task", choices=list(TASKS), default="asr", help="transcribe, translate, summarise, answer")
+    made.add_argument("--prompt", metavar="TEXT", help="words in place of the task's own; the question of sqqa")
+    made.add_argument("--language", metavar="NAME", help="what ast translates into, such as Korean (default: English)")
+    add_decoding_options(made)
+    made.add_argument("--section-minutes", type=float, metavar="M", help="write section by section, for hours of audio")
+    made.add_argument("--batch-size", type=int, default=8, metavar="N", help="most files side by side (default: 8)")
+    return made
+
+
+def add_model_options(made: argparse.ArgumentParser) -> None:
+    """Add which model, and where."""
+    made.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="run folder, checkpoint, exported folder, or OWNER/NAME of the hub (default: the run in runs/hta)",
+    )
+    made.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the first GPU if there is one)")
+
+
+def add_decoding_options(made: argparse.ArgumentParser) -> None:
+    """Add how tokens are chosen."""
+    made.add_argument(
+        "--beam", type=int, default=1, metavar="N", help="beam search over N hypotheses (default: greedy)"
+    )
+    made.add_argument("--temperature", type=float, default=0.0, metavar="T", help="above 0: draw tokens (default: 0)")
+    made.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest P (default: 1)")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    made.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: follows the audio)")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit status."""
+    options = parser().parse_args(list(arguments[1:]))
+    try:
+        return _run(options)
+    except FastSLMError as error:
+        print(f"fastslm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of standard output has seen enough; Python would complain when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    folder = None if options.output in (None, "-") else Path(options.output).expanduser()
+    if options.batch_size < 1:
+        raise ConfigError(f"--batch-size: {options.batch_size} must be at least 1.")
+    settings = request_settings(options)
+    jobs = find_jobs(options.files, folder, options.format)
+    if options.format in TIMED and folder is None and len(jobs) > 1:
+        raise ConfigError(
+            f"--format {options.format}: {len(jobs)} recordings need a folder of their own: --output DIR."
+        )
+
+    from fastslm.inference.load import find_model, load
+
+    if folder is not None:
+        checkpoint = str(find_model(options.model))
+        _check_folder(folder, {**settings, "format": options.format, "model": identity(checkpoint)}, options.overwrite)
+    waiting = [job for job in jobs if options.overwrite or not job.finished]
+    if len(waiting) < len(jobs):
+        print(f"{len(jobs) - len(waiting)} of {len(jobs)} are finished and kept (--overwrite: anew).", file=sys.stderr)
+    if not waiting:
+        return 0
+    return _Transcription(load(options.model, device=options.device), options, settings).run(waiting, len(jobs) > 1)
+
+
+def request_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what changes the text, checked before any model is loaded."""
+    from fastslm.inference.engine import Decoding
+    from fastslm.path.request import TIMED_TASKS, Request
+
+    Request(options.task, options.prompt, options.language)
+    Decoding(options.beam, options.temperature, options.top_p, options.seed)
+    by_section = options.section_minutes is not None or options.format in TIMED
+    if by_section and options.task not in TIMED_TASKS:
+        which = f"--format {options.format}" if options.format in TIMED else "--section-minutes"
+        raise ConfigError(f"{which}: task {options.task} answers about the whole audio; only asr and ast go by time.")
+    if options.max_new_tokens is not None and options.max_new_tokens < 1:
+        raise ConfigError(f"--max-new-tokens: {options.max_new_tokens} must be at least 1.")
+    names = ("task", "prompt", "language", "temperature", "top_p", "seed", "max_new_tokens", "section_minutes")
+    return {"beams": options.beam, **{name: getattr(options, name) for name in names}}
+
+
+def _check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_settings(folder, settings, overwrite)
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: cannot be written to: {error.strerror}") from error
+
+
+class _Transcription:
+    """The files of one command."""
+
+    def __init__(self, model: "Model", options: argparse.Namespace, settings: dict[str, Any]) -> None:
+        self.model, self.options, self.settings = model, options, settings
+        self.alone = settings["section_minutes"] is not None or options.format in TIMED
+        self.failed: list[str] = []
+        self.num_done, self.done_seconds, self.warned = 0, 0.0, 0
+
+    def run(self, jobs: Sequence[Job], headed: bool) -> int:
+        """Transcribe and return the exit status."""
+        began = time.perf_counter()
+        lengths = [_seconds(job.audio) for job in jobs]
+        total = sum(length or 0.0 for length in lengths)
+        with AudioBar(total or None) as bar:
+            try:
+                for group in _batches(
+                    list(zip(jobs, lengths, strict=True)), 1 if self.alone else self.options.batch_size
+                ):
+                    self._group(group, bar, headed)
+            except KeyboardInterrupt:
+                bar.say(f"Interrupted: {self.num_done} of {len(jobs)} are finished and kept.")
+                return 130
+        spent = max(time.perf_counter() - began, 1e-9)
+        print(
+            f"{self.num_done} of {len(jobs)} done: {clock(self.done_seconds)} of audio in {clock(spent)},"
+            f" {self.done_seconds / spent:.0f}x real time"
+            f"{f'; {self.warned} with warnings' if self.warned else ''}"
+            f"{f'; {len(self.failed)} failed' if self.failed else ''}.",
+            file=sys.stderr,
+        )
+        return 1 if self.failed else 0
+
+    def _group(self, jobs: Sequence[Job], bar: AudioBar, headed: bool) -> None:
+        for job, answer in zip(jobs, self._answers(jobs, bar), strict=True):
+            try:
+                if isinstance(answer, FastSLMError):
+                    raise answer
+                save(job, answer, self.options.format, headed)
+            except FastSLMError as error:
+                self.failed.append(job.audio)
+                bar.say(f"fastslm: failed: {error}")
+                continue
+            self.num_done, self.done_seconds = self.num_done + 1, self.done_seconds + answer.seconds
+            self.warned += bool(answer.warnings)
+            for warning in answer.warnings:
+                bar.say(f"fastslm: warning: {job.audio}: the text {warning}")
+        bar.finish(self.done_seconds)
+
+    def _answers(self, jobs: Sequence[Job], bar: AudioBar) -> "list[Answer | FastSLMError]":
+        from torch import OutOfMemoryError
+
+        try:
+            if len(jobs) > 1:
+                together = {name: value for name, value in self.settings.items() if name != "section_minutes"}
+                return self.model.transcribe_batch([job.audio for job in jobs], on_progress=bar, **together)
+            by_window = self.options.format in TIMED
+            return [self.model.transcribe(jobs[0].audio, segments=by_window, on_progress=bar, **self.settings)]
+        except FastSLMError as error:  # of one file alone: a batch gives errors in place of answers
+            return [error]
+        except OutOfMemoryError:
+            if len(jobs) > 1:
+                bar.say(f"{len(jobs)} files side by side do not fit in memory: one by one (--batch-size 1).")
+                return [answer for job in jobs for answer in self._answers([job], bar)]
+            return [DataError(f"{jobs[0].audio}: the device's memory is too small for it; try --section-minutes 5")]
+
+
+def _seconds(audio: str) -> float | None:
+    """Return a file's length where its header tells; whatever is wrong with it is said when it is its turn."""
+    from fastslm.inference.audio import FileSource
+
+    if audio == "-" or "://" in audio:
+        return None
+    try:
+        return FileSource(Path(audio)).seconds
+    except FastSLMError:
+        return None
+
+
+def _batches(jobs: Sequence[tuple[Job, float | None]], size: int) -> Iterator[list[Job]]:
+    """Yield neighbours, at most ``size``, whose audio, padded to the longest, stays within ``_BATCH_SECONDS``."""
+    group: list[Job] = []
+    longest = 0.0
+    for job, seconds in jobs:
+        length = _BATCH_SECONDS if seconds is None else seconds
+        if group and (len(group) == size or max(longest, length) * (len(group) + 1) > _BATCH_SECONDS):
+            yield group
+            group, longest = [], 0.0
+        group, longest = [*group, job], max(longest, length)
+    if group:
+        yield group

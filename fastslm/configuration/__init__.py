@@ -1,0 +1,1 @@
+"""Finding configs, and messages about what is wrong in them."""

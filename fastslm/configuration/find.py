@@ -1,0 +1,57 @@
+"""From what ``--config`` says to a file: a path as it is, or a shipped config by name."""
+
+import importlib.resources
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from fastslm.errors import ConfigError, nearest
+
+
+def shipped_configs() -> Path:
+    """Return the folder of the configs inside the package."""
+    return Path(str(importlib.resources.files("fastslm.configs")))
+
+
+def find_config(name: str) -> str:
+    """Return the file a ``--config`` means: a path as it is, else a shipped config of that name.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    if Path(name).is_file():
+        return name
+    folder = shipped_configs()
+    relative = name.removeprefix("configs/")
+    for candidate in (folder / relative, folder / f"{relative}.yaml"):
+        if candidate.is_file():
+            return str(candidate)
+    known = [f"configs/{path.relative_to(folder)}" for path in sorted(folder.rglob("*.yaml"))]
+    raise ConfigError(f"--config {name}: there is no such file.{nearest(name, known)} Shipped: {', '.join(known)}.")
+
+
+def find_configs(arguments: Sequence[str]) -> list[str]:
+    """Return a command's arguments with every ``--config`` as the file it means.
+
+    Raises:
+        ConfigError: a file does not exist, or is no YAML.
+    """
+    found = list(arguments)
+    for i, argument in enumerate(found):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-c"):
+            if equals:
+                found[i] = f"{flag}={_checked_config(value)}"
+            elif i + 1 < len(found):
+                found[i + 1] = _checked_config(found[i + 1])
+    return found
+
+
+def _checked_config(name: str) -> str:
+    path = find_config(name)
+    try:
+        yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: this is no YAML: {' '.join(str(error).split())}") from error
+    return path

@@ -1,0 +1,50 @@
+"""Which part of the path a parameter belongs to, and which parts train."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from fastslm.errors import ConfigError, nearest
+from fastslm.path.model import SpeechLM
+
+PARTS = ("encoder", "abstractor", "projector", "lora", "llm")
+
+
+def part_of(name: str, projector_name: str) -> str:
+    """Return the part that a parameter of ``SpeechLM`` belongs to."""
+    head = name.split(".")[0]
+    if head == "alignment":
+        return "abstractor"
+    if head == "abstractor":
+        return "projector" if name.split(".")[1] == projector_name else "abstractor"
+    if head == "llm":
+        return "lora" if ".lora_" in name else "llm"
+    return head
+
+
+def parameters_by_part(model: SpeechLM) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Return all parameters, grouped by part; a frozen encoder is outside the model and not among them."""
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        parts.setdefault(part_of(name, model.abstractor.projector_name), []).append((name, parameter))
+    return parts
+
+
+def select_trainable(model: SpeechLM, train_parts: Sequence[str]) -> None:
+    """Let exactly ``train_parts`` train.
+
+    Raises:
+        ConfigError: a part is unknown, or matches no parameter.
+    """
+    groups = parameters_by_part(model)
+    for part in train_parts:
+        if part not in PARTS:
+            raise ConfigError(f"model.train_parts: unknown part {part!r}, known: {PARTS}.{nearest(part, PARTS)}")
+        if part not in groups and part != "abstractor":  # a compressor may be nothing but its projector
+            hint = "set model.llm.lora.rank" if part == "lora" else "choose an abstractor that has one"
+            raise ConfigError(
+                f"model.train_parts: no parameter belongs to {part!r}. Remove it from the list, or {hint}."
+            )
+    for part, named in groups.items():
+        for _, parameter in named:
+            parameter.requires_grad_(part in train_parts)

@@ -1,0 +1,1 @@
+"""What only training knows: Lightning module, step, optimizer, augmentation, checks, progress."""

@@ -1,0 +1,314 @@
+"""fit, validate, test, predict: LightningCLI with typed parts, shipped configs, run folders and short errors."""
+
+import atexit
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from fastslm.checkpoint import Checkpoint, Purpose, find_folder, open_checkpoint, verify_trainer_state
+from fastslm.checkpoint.resume import prepare_resume
+from fastslm.configuration.find import find_configs, shipped_configs
+from fastslm.configuration.messages import shorten
+from fastslm.configuration.replaced_classes import replacement_logger
+from fastslm.errors import ConfigError, FastSLMError
+from fastslm.plugins import discover
+from fastslm.strategies.support import settled
+from fastslm.training.lightning_module import SpeechLMModule
+from fastslm.training.model_table import ModelTable
+from fastslm.training.preemption import EXIT_STATUS, Preempted, Preemption
+from fastslm.training.step_progress import StepProgress
+from fastslm.training.trainer import Trainer
+from fastslm.training.watchdog import Watchdog
+
+_CHECKPOINTS = "checkpoints"
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, with the nearest known name."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a short message in place of jsonargparse's."""
+        if not self.exit_on_error:  # a parser inside another, whose message the outer one shortens
+            super().error(message, ex)
+        raise ConfigError(shorten(message, _options(self), discover())) from ex
+
+
+def _options(parser: LightningArgumentParser) -> Iterator[str]:
+    yield from (action.dest for action in parser._actions if action.dest and action.dest != "help")
+    for action in parser._actions:
+        choices = getattr(action, "choices", None)
+        for sub in choices.values() if isinstance(choices, dict) else ():
+            if isinstance(sub, LightningArgumentParser):
+                yield from _options(sub)
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI for ``SpeechLMModule``; every run has one folder."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what belongs to the run rather than to model, data or trainer."""
+        parser.add_argument(
+            "--run_folder",
+            type=str,
+            default="runs/default",
+            help="Where checkpoints, logs, plots and predictions go. An earlier run found there is moved aside unless"
+            " it is continued with --ckpt_path.",
+        )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Start training from the weights of another run or checkpoint, with a new optimizer: the next of"
+            " several stages. Parts that it does not have start fresh; --ckpt_path goes before it.",
+        )
+
+        parser.add_argument(
+            "--watchdog_seconds",
+            type=float,
+            default=1500.0,
+            help="In a run of several processes: one that stays this long at one station of a step ends the run, which"
+            " says where each process is. 0 turns it off.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not merge hyper-parameters of a checkpoint over the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run folder, and put loggers and checkpoints there."""
+        command = str(self.subcommand)
+        config = self.config[command]
+        folder = Path(config.run_folder).expanduser()
+        given = resolve_checkpoint(config.get("ckpt_path"), folder, command)
+        self._weights = find_weights(given, config.get("init_from"), folder, command)
+        # Evaluation needs weights only, which come in one format whatever strategy saved them.
+        resumed = self._weights[0].trainer_state if given and command == "fit" and self._weights else None
+        config.ckpt_path = None if resumed is None else str(resumed)
+        if command == "fit" and _is_first_process():
+            prepare_folder(folder, resuming=config.ckpt_path is not None)
+        trainer = config.trainer
+        trainer.strategy = settled(trainer.strategy)
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = str(folder)
+        if trainer.logger is None or trainer.logger is True:
+            trainer.logger = _loggers(folder) if command == "fit" else False
+        for callback in trainer.callbacks or []:
+            arguments = callback.get("init_args") or Namespace()
+            if str(callback.class_path).endswith("Checkpoint") and arguments.get("dirpath") is None:
+                arguments.dirpath = str(folder / _CHECKPOINTS)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Add what belongs to every run, whatever its list of callbacks."""
+        trainer = super().instantiate_trainer(**kwargs)
+        seconds = self.config[str(self.subcommand)].watchdog_seconds
+        trainer.callbacks[:0] = [Watchdog(seconds)]  # type: ignore[attr-defined]
+        trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
+        given = [str(callback.class_path) for callback in self.config[str(self.subcommand)].trainer.callbacks or []]
+        for kind, ours in ((ProgressBar, StepProgress), (ModelSummary, ModelTable)):
+            if not any(path.endswith(kind.__name__) for path in given):
+                trainer.callbacks[:] = [ours() if isinstance(c, kind) else c for c in trainer.callbacks]  # type: ignore[attr-defined]
+        return trainer
+
+    def after_instantiate_classes(self) -> None:
+        """Give the model the resolved configuration, for its checkpoints."""
+        self._dump_config()
+        self.model.run_config = self.config_dump
+        self.model.weights = self._weights
+        if self._weights is not None and self._weights[1] == "resume":
+            state = prepare_resume(self.trainer, self._weights[0])
+            self.config_init[self.subcommand].ckpt_path = str(state)
+
+
+def _is_first_process() -> bool:
+    """Whether this is global rank 0, by what torchrun, SLURM or Lightning's own launcher say before any is set up."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name]) == 0
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
+
+
+def _loggers(folder: Path) -> list[Namespace]:
+    module = "lightning.pytorch.loggers"
+    return [
+        Namespace(class_path=f"{module}.CSVLogger", init_args=Namespace(save_dir=str(folder), name="", version="")),
+        Namespace(
+            class_path=f"{module}.TensorBoardLogger",
+            init_args=Namespace(save_dir=str(folder), name="", version="tensorboard"),
+        ),
+    ]
+
+
+def resolve_checkpoint(given: str | None, folder: Path, command: str) -> str | None:
+    """Return the checkpoint that ``--ckpt_path`` means.
+
+    Args:
+        given: a path, ``last``, ``best`` or None; None trains from the start, and evaluates the run's last one.
+        folder: the run folder.
+        command: the subcommand.
+
+    Raises:
+        ConfigError: there is no such checkpoint.
+    """
+    if given is None and command == "fit":
+        return None
+    if given in (None, "last", "best"):
+        name = given or "last"
+        complete = find_folder(folder / _CHECKPOINTS, name)
+        if complete is not None:
+            return str(complete)
+        links = (path for path in (folder / _CHECKPOINTS).glob(f"{name}*.ckpt") if path.exists())
+        found = sorted(links, key=lambda path: path.stat().st_mtime)
+        if found:
+            return str(found[-1])
+        if command == "fit":
+            print(f"No checkpoint in {folder / _CHECKPOINTS} yet: training starts from the beginning.", file=sys.stderr)
+            return None
+        raise ConfigError(
+            f"there is no {name} checkpoint in {folder / _CHECKPOINTS}. Train first, or give --ckpt_path a file."
+        )
+    if not Path(str(given)).exists():
+        raise ConfigError(f"--ckpt_path {given}: there is no such file.")
+    return given
+
+
+def find_weights(
+    given: str | None, init_from: str | None, folder: Path, command: str
+) -> tuple[Checkpoint, Purpose] | None:
+    """Return the checkpoint whose weights the model gets, verified, and what for; None starts from the base models.
+
+    Args:
+        given: what ``resolve_checkpoint`` found.
+        init_from: the key of that name.
+        folder: the run folder.
+        command: the subcommand.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or has no state to go on from.
+        ConfigError: ``init_from`` lies in the run folder, which is about to be moved aside.
+    """
+    if given is not None:
+        checkpoint = open_checkpoint(Path(given))
+        if command != "fit":
+            return checkpoint, "evaluate"
+        if checkpoint.trainer_state is None or _is_first_process():
+            verify_trainer_state(checkpoint)
+        return checkpoint, "resume"
+    if init_from is None or command != "fit":
+        return None
+    checkpoint = open_checkpoint(Path(init_from).expanduser())
+    if folder.resolve() in checkpoint.path.resolve().parents and _is_first_process():
+        raise ConfigError(
+            f"init_from: {init_from} lies in the run folder {folder}, which a new run moves aside. Give the new run"
+            " another --run_folder, or go on with the old one by --ckpt_path last."
+        )
+    return checkpoint, "initialize"
+
+
+def prepare_folder(folder: Path, resuming: bool) -> None:
+    """Make room for a run: an earlier one is moved aside whole, a resumed one keeps its metrics."""
+    if not folder.exists():
+        return
+    if resuming:
+        metrics = folder / "metrics.csv"  # CSVLogger deletes the file that it finds
+        if metrics.exists():
+            metrics.rename(_free(folder / "metrics.csv", ".before-"))
+    elif any(folder.iterdir()):
+        aside = _free(folder, ".")
+        folder.rename(aside)
+        print(f"An earlier run in {folder} was moved to {aside}.", file=sys.stderr)
+
+
+def _free(path: Path, infix: str) -> Path:
+    number = 1
+    while (candidate := path.with_name(f"{path.name}{infix}{number}")).exists():
+        number += 1
+    return candidate
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # Advice that is wrong here: the plan decides on workers, and the module logs with a batch size.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")
+        # Values that are the same on every rank when they are logged, and names that torch gives new ones.
+        warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
+        warnings.filterwarnings("ignore", message="`?torch.distributed.*deprecated.*")
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
+        warnings.filterwarnings("ignore", message=".*ckpt_path.*weights_only.*")
+        yield
+
+
+def command_line(kind: type[TrainingCLI], arguments: Sequence[str]) -> TrainingCLI:
+    """Parse ``arguments`` (a subcommand and its options) and do with them what ``kind`` does.
+
+    Raises:
+        FastSLMError: a mistake in them, or in what they lead to.
+    """
+    for plugin in discover():
+        if plugin.loaded is None and plugin.distribution.startswith("fastslm "):
+            raise ConfigError(f"the built-in {plugin.name} cannot be imported: {plugin.problem}")
+    base = str(shipped_configs() / "base.yaml")
+    arguments = find_configs(arguments)
+    # As a file of defaults base.yaml would be filled up with its classes' own defaults, and a class that replaces one
+    # of them would inherit those. As the first config it gives what it says and no more. The help shows it as defaults.
+    shows_defaults = any(argument.split(".")[-1] in ("-h", "--help", "help") for argument in arguments)
+    if not shows_defaults:
+        arguments[1:1] = ["--config", base]
+    options: dict[str, Any] = {
+        "default_config_files": [base] if shows_defaults else [],
+        "parser_mode": "omegaconf+",
+        "logger": replacement_logger(),
+    }
+    with _quiet():
+        return kind(
+            SpeechLMModule,
+            L.LightningDataModule,
+            trainer_class=Trainer,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={name: dict(options) for name in ("fit", "validate", "test", "predict")},
+            seed_everything_default=0,
+            args=arguments,
+        )
+
+
+def _leave_processes() -> None:
+    """Close the connections to other processes before the interpreter takes their threads apart.
+
+    Left open, gloo's threads may be found running by the very end of a process, which then aborts with its work done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one of fit, validate, test, predict and return its exit status; a user's mistake gives one message."""
+    atexit.register(_leave_processes)
+    try:
+        command_line(TrainingCLI, arguments)
+    except FastSLMError as error:
+        print(f"fastslm: error: {error}", file=sys.stderr)
+        return 2
+    except Preempted as stopped:
+        if _is_first_process():
+            print(stopped.text, file=sys.stderr, flush=True)
+        if torch.distributed.is_initialized():  # launchers kill the other processes when the first one ends like this
+            torch.distributed.barrier()
+        return EXIT_STATUS
+    return 0

@@ -1,0 +1,139 @@
+"""What a validation is: which samples are answered in text, the answers, and what they are worth over all ranks."""
+
+import itertools
+import zlib
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.errors import ConfigError
+from fastslm.inference.guards import first_round
+from fastslm.metrics import MEASURES, Scores
+from fastslm.path.batch import Batch
+from fastslm.path.model import Output, SpeechLM
+
+#: What each task's answers are chosen by, and its value for right answers.
+_CHOSEN_BY = {"wer": 0.0, "bleu": 1.0, "rouge_l": 1.0, "answer_accuracy": 1.0}
+
+
+class Evaluation:
+    """The loss over all labels and the scores of the answers, added up over batches and ranks.
+
+    Args:
+        device: where sums are kept; ranks exchange them there.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss and labels
+        self._scores = Scores(device)
+
+    def add(self, output: Output, rows: Sequence[dict[str, Any]]) -> None:
+        """Add a batch: what its pass gave, and the rows of those answered in text."""
+        sums = [output.loss_sum.double(), output.loss_sum.new_tensor(output.num_labels).double()]
+        self._sums += torch.stack(sums)
+        self._scores.add(rows)
+
+    def values(self, gather: Callable[[Tensor], Any]) -> dict[str, Tensor]:
+        """Return ``loss`` per label, the scores by name, and ``error``; every rank calls this and gets the same.
+
+        ``error`` is what the best checkpoint is chosen by, 0 at best: the mean over tasks of WER, 1 - BLEU, 1 - ROUGE-L
+        and 1 - accuracy of answers, so WER itself where all is transcription; the loss where no answer is scored.
+
+        Args:
+            gather: returns a tensor of all ranks, those of each along the first dimension.
+        """
+        loss_sum, num_labels = gather(self._sums).reshape(-1, 2).sum(0)
+        loss, scores = (loss_sum / num_labels).float(), self._scores.compute()
+        errors = [abs(scores[name] - best) for name, best in _CHOSEN_BY.items() if name in scores]
+        return {"loss": loss, "error": torch.stack(errors).mean() if errors else loss, **scores}
+
+
+def chosen_keys(datamodule: Any, max_generated: int) -> set[str]:
+    """Return the keys of at most ``max_generated`` samples of the validation split, the same every time.
+
+    Raises:
+        ConfigError: the data module does not tell its keys.
+    """
+    keys = getattr(datamodule, "keys", None)
+    if keys is None:
+        raise ConfigError(
+            "model.max_generated: the data module does not tell the keys of its samples, so nothing can be chosen among"
+            " them. Give it a method keys(split), or set model.max_generated to null."
+        )
+    by_chance = sorted(keys("val"), key=lambda key: (zlib.crc32(key.encode()), key))
+    return set(by_chance[:max_generated])
+
+
+def check_monitors(callbacks: Sequence[Any], values: Collection[str]) -> None:
+    """Refuse a checkpoint callback that waits for a score which this validation does not give.
+
+    Args:
+        callbacks: of the trainer.
+        values: names of what it gave, such as ``val/wer``.
+
+    Raises:
+        ConfigError: naming what it could wait for instead.
+    """
+    scores = {f"val/{name}" for names in MEASURES.values() for name in names}
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor in scores and monitor not in values:
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__} waits for {monitor!r}, and no sample of data.val_shards"
+                f" that is answered in text gives it. Set its 'monitor' to one of {', '.join(sorted(values))}."
+            )
+
+
+def write_answers(
+    path: SpeechLM, batch: Batch, tokens: Tensor, chosen: Sequence[int], max_new_tokens: Callable[[float], int]
+) -> list[dict[str, Any]]:
+    """Return rows of the chosen dialogues; without any, generate all the same, since another rank does.
+
+    Each answer ends at a length of its own, whatever it is batched with, so that scores do not depend on ranks. One
+    that ends by repeating a phrase over and over is cut after the first round and has ``loop`` in its row: how often it
+    would have come is set by the limit alone, and one such answer would outweigh all others in a corpus rate.
+
+    Args:
+        path: the model.
+        batch: what is asked.
+        tokens: its speech tokens ``[W, K, D_llm]``.
+        chosen: the dialogues to answer.
+        max_new_tokens: gives the most tokens of an answer for the seconds of its audio.
+    """
+    seconds = _seconds_of_dialogues(batch, path.prompter.audio_id)
+    limits = [max_new_tokens(duration) for duration in seconds]
+    longest = max((limits[i] for i in chosen), default=1)
+    answers = path.generate(batch, longest, tokens, chosen or [0])
+    if not chosen:
+        return []
+    stops = path.prompter.stop_ids
+    written = [_until_stop(answer[: limits[i]].tolist(), stops) for i, answer in zip(chosen, answers, strict=True)]
+    kept = [first_round(ids) for ids in written]
+    texts = path.prompter.tokenizer.batch_decode(kept, skip_special_tokens=True)
+    return [
+        {
+            "key": batch.keys[i],
+            "task": batch.dialogues[i].task,
+            "language": batch.dialogues[i].language,
+            "reference": batch.dialogues[i].reference or None,  # a sample to predict may have none
+            "hypothesis": text.strip(),
+            "audio_seconds": round(seconds[i], 3),
+            "weight": batch.weights[i],
+            **({"loop": True} if len(ids) < len(whole) else {}),
+        }
+        for i, text, ids, whole in zip(chosen, texts, kept, written, strict=True)
+    ]
+
+
+def _until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:
+    return list(itertools.takewhile(lambda token: token not in stop_ids, ids))
+
+
+def _seconds_of_dialogues(batch: Batch, audio_id: int) -> list[float]:
+    counts = [int((dialogue.input_ids == audio_id).sum()) for dialogue in batch.dialogues]
+    ends = np.cumsum([0, *counts])
+    return [sum(batch.num_samples[a:b]) / SAMPLE_RATE_HZ for a, b in itertools.pairwise(ends)]

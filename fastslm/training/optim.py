@@ -1,0 +1,82 @@
+"""The rate at which each part trains: parameter groups by part, AdamW, warm-up and decay."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from fastslm.errors import ConfigError
+from fastslm.path.model import SpeechLM
+from fastslm.path.parts import parameters_by_part
+
+
+@dataclass
+class OptimizerSettings:
+    """AdamW and its schedule.
+
+    Attributes:
+        learning_rate: peak rate of parts not named in ``part_learning_rates``.
+        part_learning_rates: peak rate by part, such as ``{lora: 2.0e-4}``.
+        weight_decay: decoupled weight decay of matrices; vectors (biases, norms) have none.
+        betas: decay of AdamW's two moments.
+        warmup_steps: optimizer steps of linear warm-up.
+        schedule: after the warm-up ``linear`` or ``cosine`` decay to zero, or ``constant``.
+        total_steps: optimizer steps until zero; null takes ``trainer.max_steps``.
+    """
+
+    learning_rate: float = 1e-4
+    part_learning_rates: dict[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup_steps: int = 100
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    total_steps: int | None = None
+
+
+def build_optimizer(model: SpeechLM, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters, by part and with or without weight decay; no group is empty.
+
+    Raises:
+        ConfigError: a learning rate is given for a part that does not train.
+    """
+    groups = []
+    trainable = {part: [p for _, p in named if p.requires_grad] for part, named in parameters_by_part(model).items()}
+    trainable = {part: parameters for part, parameters in trainable.items() if parameters}
+    for part in settings.part_learning_rates:
+        if part not in trainable:
+            raise ConfigError(
+                f"model.optimizer.part_learning_rates: {part!r} does not train (it trains: {', '.join(trainable)})."
+            )
+    for part, parameters in trainable.items():
+        rate = settings.part_learning_rates.get(part, settings.learning_rate)
+        matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+        for name, decay, chosen in ((part, settings.weight_decay, matrices), (f"{part}-vectors", 0.0, vectors)):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": name})
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, max_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return the factor on every group's rate, by optimizer step.
+
+    Raises:
+        ConfigError: a decay has no end, since neither ``total_steps`` nor ``trainer.max_steps`` is set.
+    """
+    total = settings.total_steps or max_steps
+    if settings.schedule != "constant" and total <= 0:
+        raise ConfigError(
+            f"model.optimizer.schedule: {settings.schedule!r} decays to zero at a step, and none is known. Set"
+            " trainer.max_steps or model.optimizer.total_steps."
+        )
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+        if settings.schedule == "constant":
+            return warm
+        left = 1.0 - min(1.0, max(0, step - settings.warmup_steps) / max(1, total - settings.warmup_steps))
+        return warm * (left if settings.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,54 @@
+"""Lightning's Trainer, saving complete checkpoints: whoever saves, and under every strategy, one format comes out."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from fastslm.checkpoint.folder import MANIFEST, remove
+from fastslm.checkpoint.writer import write_checkpoint
+from fastslm.training.lightning_module import SpeechLMModule
+
+
+class Trainer(L.Trainer):
+    """Lightning's Trainer; what it saves is described in ``fastslm.checkpoint.writer``."""
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint's folder, and at ``filepath`` a link to the trainer's state in it.
+
+        Every rank calls this. A module that is no ``SpeechLMModule``, and a path that is no local one, are saved as
+        Lightning does.
+
+        Raises:
+            CheckpointError: a tensor is missing or empty, or the disk is full; earlier checkpoints are untouched.
+        """
+        module = self.lightning_module
+        if not isinstance(module, SpeechLMModule) or "://" in str(filepath) or storage_options is not None:
+            super().save_checkpoint(filepath, weights_only, storage_options)
+            return
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.strategy.checkpoint_io = _FolderIO()
+        with self.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]
+            state = self._checkpoint_connector.dump_checkpoint(weights_only)
+            data = state.get(type(self.datamodule).__qualname__, {})  # type: ignore[attr-defined]
+            write_checkpoint(
+                self, module, Path(filepath), data, lambda path: self.strategy.save_checkpoint(state, path)
+            )
+            self.strategy.barrier("Trainer.save_checkpoint")
+
+
+class _FolderIO(TorchCheckpointIO):
+    """Removes the folder behind a link together with the link."""
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        link = Path(path)
+        if not link.is_symlink():
+            super().remove_checkpoint(path)
+            return
+        folder = link.resolve().parent
+        link.unlink()
+        if folder.parent == link.parent.resolve() and (folder / MANIFEST).is_file():
+            remove(folder)
