@@ -68,7 +68,7 @@ class AttentionMaps(L.Callback):
         if maps is None:
             return
         assert pl_module.path is not None
-        windows = pl_module.path.windows(batch)
+        windows = pl_module.path.listener.cut(batch.num_samples)
         shares: list[tuple[float, Shares]] = []
         for recording, num_samples in enumerate(batch.num_samples):
             own = [i for i, owner in enumerate(windows.recording) if owner == recording]

@@ -110,10 +110,8 @@ class RunRecord(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count errors and tokens."""
-        assert isinstance(pl_module, SpeechLMModule)
-        _, tokens = pl_module.audio_costs([batch.num_samples])
         self._heard[0] += batch.audio_seconds
-        self._heard[1] += float(tokens[0])
+        self._heard[1] += outputs["speech_tokens"]
         for row in outputs["rows"]:
             reference = normalise(row["reference"]).split()
             if row["weight"] and row["task"] == "asr" and reference:

@@ -8,12 +8,15 @@ Dimension letters are those of ``fastslm.path.batch``.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import ConfigError
+from fastslm.path.feature_masks import FeatureMasks
+from fastslm.settings import Change
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,19 +65,57 @@ class TokenBudget:
 
 
 class Encoder(nn.Module, ABC):
-    """Turns log-mel windows into frames.
+    """Turns the samples of windows into frames; its front end, such as a spectrogram, is part of it.
+
+    A window is a row of int16 samples at 16 kHz. All that the package asks about lengths is ``num_frames``, before any
+    weight exists; frames may be at any rate, and a window may have one more or one less than its length suggests.
 
     Attributes:
         width: features of a frame, D_enc.
-        num_mel_bins: mel bins M it reads.
-        samples_per_frame: audio samples at 16 kHz behind one frame (320 for Whisper, 50 frames/s).
-        max_window_seconds: longest window it has positions for.
+        samples_per_frame: samples from the beginning of one frame to the next: 320 for 50 frames per second.
+        max_window_seconds: longest row it has positions for; None for any.
+        margin_samples: samples that a row brings along on either side beyond its window and context, of the same
+            recording; beyond the recording's ends they mirror it.
+        min_rest_samples: the rest of a recording behind its last full window has a window of its own when it is at
+            least so long.
+        needs_summary: ``survey`` must have seen all windows of a recording before ``forward`` sees the first.
+        feature_bins: rows M of the features ``[W, M, T]`` that ``forward`` can hide parts of; None where there is
+            nothing to hide.
+        samples_per_feature: samples from one column of those features to the next.
+        layers: the layers whose frames are given, first to last, for a learned weighted sum; empty for the frames of
+            the last layer alone.
     """
 
     width: int
-    num_mel_bins: int
     samples_per_frame: int
-    max_window_seconds: float
+    max_window_seconds: float | None = None
+    margin_samples: int = 0
+    min_rest_samples: int = 1
+    needs_summary: bool = False
+    feature_bins: int | None = None
+    samples_per_feature: int = 160
+    layers: tuple[int, ...] = ()
+    #: What another value of a constructor argument changes, where it is not ``run``; see ``fastslm.settings``.
+    changes: ClassVar[Mapping[str, Change]] = {}
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames of a second of audio."""
+        return SAMPLE_RATE_HZ / self.samples_per_frame
+
+    @abstractmethod
+    def num_frames(self, num_samples: Tensor) -> Tensor:
+        """Return the frames of windows with so many samples, int64 to int64 of any shape; needs no weights.
+
+        Args:
+            num_samples: samples of each window, at least 1.
+
+        Returns:
+            At least 1 each, and never fewer for more samples.
+        """
+
+    def settle(self, device: torch.device) -> None:
+        """Settle what follows from the device, such as ``dtype: auto``; called once, before ``load``."""
 
     @abstractmethod
     def load(self) -> None:
@@ -84,9 +125,67 @@ class Encoder(nn.Module, ABC):
             ConfigError: the weights are missing, or do not fit the architecture.
         """
 
+    def survey(self, samples: Tensor, num_samples: Tensor) -> Tensor:
+        """Return what must be known of windows before any of their recording is encoded ``[W, n]``, float32.
+
+        Args:
+            samples: see ``forward``.
+            num_samples: see ``forward``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a summary of each recording and has no survey")
+
+    def combine(self, surveys: Tensor) -> Tensor:
+        """Return the summary ``[n]`` of a recording from the surveys ``[W, n]`` of its windows, in any order."""
+        return surveys.amax(0)
+
     @abstractmethod
-    def forward(self, mel: Tensor) -> Tensor:
-        """Return frames ``[W, F, D_enc]`` of ``mel`` ``[W, M, T]``; windows do not see each other."""
+    def forward(
+        self,
+        samples: Tensor,
+        num_samples: Tensor,
+        summary: Tensor | None = None,
+        masks: FeatureMasks | None = None,
+    ) -> Tensor:
+        """Return the frames of windows ``[W, F, D_enc]``, or ``[W, L, F, D_enc]`` of the L ``layers``.
+
+        Frames of a window are the same whatever other windows are in the call.
+
+        Args:
+            samples: int16 ``[W, margin + N + margin]``, N a multiple of ``samples_per_frame``; zeros behind a
+                recording's end.
+            num_samples: samples of each row that are audio ``[W]``, int64, ``1..N``, counted behind the margin.
+            summary: what ``combine`` made of each window's recording ``[W, n]``; None unless ``needs_summary``.
+            masks: what to hide of the features; None hides nothing.
+
+        Returns:
+            F is ``num_frames(N)``.
+        """
+
+    @classmethod
+    def of_config(cls, config: Any, **arguments: Any) -> Self:
+        """Return the architecture without its weights, for a model that brings them along (an exported folder).
+
+        Args:
+            config: what ``export_config`` gave.
+            arguments: what ``export_arguments`` gave.
+        """
+        raise ConfigError(f"model.encoder: {cls.__name__} cannot be exported: it has no of_config.")
+
+    def export_config(self) -> Any:
+        """Return the configuration of transformers' kind that ``of_config`` builds it from.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        raise ConfigError(f"model.encoder: {type(self).__name__} cannot be exported: it has no export_config.")
+
+    def export_arguments(self) -> dict[str, Any]:
+        """Return the other arguments of ``of_config``, plain values."""
+        return {}
+
+    def identity(self) -> tuple[object, ...]:
+        """Return all that decides frames beside weights and samples; cached frames are told apart by it."""
+        return (type(self).__qualname__, self.layers, *sorted(self.export_arguments().items()))
 
 
 class Abstractor(nn.Module, ABC):
@@ -104,9 +203,13 @@ class Abstractor(nn.Module, ABC):
     Attributes:
         in_step: ranks share its parameters, so that a call must run its submodules equally often, however many windows
             it gets; set by the training.
+        lengths_follow_content: ``forward`` may give fewer tokens than ``out_lengths`` says, by what the frames hold.
     """
 
     projector_name: ClassVar[str] = "projector"
+    lengths_follow_content: ClassVar[bool] = False
+    #: What another value of a constructor argument changes, where it is not ``weights``; see ``fastslm.settings``.
+    changes: ClassVar[Mapping[str, Change]] = {}
     in_step: bool = False
 
     def __init__(self, in_width: int, out_width: int, budget: TokenBudget) -> None:
@@ -116,7 +219,10 @@ class Abstractor(nn.Module, ABC):
         self.budget = budget
 
     def out_lengths(self, num_frames: Tensor) -> Tensor:
-        """Return the tokens ``[W]`` int64 of windows with ``num_frames`` ``[W]`` real frames; needs no weights."""
+        """Return the tokens ``[W]`` int64 of windows with ``num_frames`` ``[W]`` real frames; needs no weights.
+
+        The most that they may have, where ``lengths_follow_content``: batches are planned with it.
+        """
         return self.budget.num_tokens(num_frames)
 
     def set_tokens_per_window(self, tokens_per_window: int) -> None:
@@ -149,7 +255,8 @@ class Abstractor(nn.Module, ABC):
 
         Returns:
             ``values`` ``[W, K, D_llm]``, zero at padding, with K the budget's tokens per window, and ``counts``
-            ``[W]``, equal to ``out_lengths(num_frames)``.
+            ``[W]``, equal to ``out_lengths(num_frames)``, or ``0..out_lengths(num_frames)`` where
+            ``lengths_follow_content``.
         """
 
 
@@ -193,7 +300,12 @@ class LanguageModel(nn.Module, ABC):
     width: int
     context_length: int
     tokenizer: "PreTrainedTokenizerBase"
+    #: What another value of a constructor argument changes, where it is not ``run``; see ``fastslm.settings``.
+    changes: ClassVar[Mapping[str, Change]] = {}
     in_step: bool = False
+
+    def settle(self, device: torch.device) -> None:
+        """Settle what follows from the device, such as ``dtype: auto``; called once, before ``load``."""
 
     @abstractmethod
     def load(self) -> None:

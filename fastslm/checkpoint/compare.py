@@ -2,59 +2,17 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from dataclasses import fields as dataclass_fields
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from fastslm.checkpoint import facts
 from fastslm.checkpoint.reader import Checkpoint
 from fastslm.checkpoint.state import Purpose
+from fastslm.configuration.renamed import renamed
+from fastslm.settings import Change
 
-#: Change what the weights mean, whatever they are used for.
-_MODEL = (
-    "model.abstractor*",
-    "model.encoder.class_path",
-    "model.encoder.init_args.initialize",
-    "model.encoder.init_args.overrides*",
-    "model.llm.class_path",
-    "model.llm.init_args.initialize",
-    "model.llm.init_args.overrides*",
-    "model.llm.init_args.lora.rank",
-    "model.llm.init_args.lora.alpha",
-    "model.llm.init_args.lora.targets*",
-    "model.window_seconds",
-)
-#: Of the model, yet of no influence on what its weights mean.
-_HARMLESS = (
-    "model.*.pretrained",  # told apart by fingerprint
-    "model.*.dtype",
-    "model.*.attention",
-    "model.*.gradient_checkpointing",
-    "model.*.context_length",
-    "model.*.quantize*",
-    "model.llm.init_args.lora.*",
-    "model.encoder_batch_windows",
-    "model.alignment_weight",
-    "model.frame_cache",
-    "model.recompute",
-    "model.spec_augment*",
-    "model.answer_noise",
-    "model.mix_style",
-    "model.token_noise",
-    "model.compile*",
-    "model.max_generated",
-    "model.max_new_tokens",
-    "model.new_tokens_per_second",
-    "model.watchdog*",
-    "model.optimizer*",
-)
-#: Restored with the optimizer: another value has no effect on a run that goes on.
-_RESTORED = (
-    "model.optimizer.learning_rate",
-    "model.optimizer.part_learning_rates*",
-    "model.optimizer.weight_decay",
-    "model.optimizer.betas*",
-)
 #: Where things lie and what is printed: nobody needs to hear of it.
 _SILENT = (
     "run_folder",
@@ -68,7 +26,6 @@ _SILENT = (
     "trainer.callbacks*dirpath",
     "trainer.enable_*",
     "trainer.log_every_n_steps",
-    "model.verbose*",
 )
 _ABSENT = object()
 
@@ -97,7 +54,7 @@ def compare(checkpoint: Checkpoint, module: Any, config: Mapping[str, Any], purp
     """
     found = Differences()
     if checkpoint.config and config:
-        _compare_configs(checkpoint.config, config, purpose, found)
+        _compare_configs(renamed(checkpoint.config), config, Changes.of(module), purpose, found)
     if checkpoint.manifest:
         _compare_bases(checkpoint.manifest.get("base_models", {}), facts.base_models(module), found)
         _compare_vocabularies(checkpoint.manifest.get("vocabulary", {}), facts.vocabulary(module), found)
@@ -105,8 +62,66 @@ def compare(checkpoint: Checkpoint, module: Any, config: Mapping[str, Any], purp
     return found
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What another value of each key of a model's configuration changes; said where the settings are declared.
+
+    Attributes:
+        fields: settings of dataclasses, by their dotted key.
+        arguments: constructor arguments of parts, by part, where they say.
+        otherwise: what the others of a part change, by part.
+    """
+
+    fields: Mapping[str, Mapping[str, Any]]
+    arguments: Mapping[str, Mapping[str, Change]]
+    otherwise: Mapping[str, Change]
+
+    @staticmethod
+    def of(module: Any) -> "Changes":
+        """Return what the settings of a model and its parts say."""
+        encoder, _, llm = module.parts
+        known = {"model": type(module.settings), "model.optimizer": type(module.optimizer_settings)}
+        known |= {f"model.{part}.{name}": kind for part, name, kind in _nested(("encoder", encoder), ("llm", llm))}
+        return Changes(
+            {f"{prefix}.{f.name}": f.metadata for prefix, kind in known.items() for f in dataclass_fields(kind)},
+            {"encoder": type(encoder).changes, "llm": type(llm).changes},
+            {"abstractor": "weights", "encoder": "run", "llm": "run"},
+        )
+
+    def of_key(self, key: str) -> Change:
+        """Return what a key of the configuration below ``model`` changes."""
+        _, part, *rest = key.replace(".init_args", "").split(".")
+        found = self._metadata(key)
+        if found is not None:
+            return found.get("changes", "run")  # type: ignore[no-any-return]
+        if part not in self.otherwise:
+            return "nothing" if part == "optimizer" else "run"
+        if rest[:1] == ["class_path"]:
+            return "weights"
+        return self.arguments.get(part, {}).get(rest[0] if rest else "", self.otherwise[part])
+
+    def is_restored(self, key: str) -> bool:
+        """Return whether a run that goes on takes the value from its checkpoint."""
+        return bool((self._metadata(key) or {}).get("restored"))
+
+    def _metadata(self, key: str) -> Mapping[str, Any] | None:
+        """Return what the field says that a key stands for, or is inside of."""
+        names = key.replace(".init_args", "").split(".")
+        keys = (".".join(names[:end]) for end in range(len(names), 1, -1))
+        return next((self.fields[name] for name in keys if name in self.fields), None)
+
+
+def _nested(*parts: tuple[str, Any]) -> Iterator[tuple[str, str, type]]:
+    """Yield part, argument and class of the constructor arguments that are dataclasses, such as LoRA."""
+    for part, module in parts:
+        for name, hint in get_type_hints(type(module).__init__).items():
+            for kind in get_args(hint) or (hint,):
+                if is_dataclass(kind):
+                    yield part, name, kind  # type: ignore[misc]
+
+
 def _compare_configs(
-    stored: Mapping[str, Any], present: Mapping[str, Any], purpose: Purpose, found: Differences
+    stored: Mapping[str, Any], present: Mapping[str, Any], changes: "Changes", purpose: Purpose, found: Differences
 ) -> None:
     before, now = dict(_flat(stored)), dict(_flat(present))
     classes = [key for key in before.keys() & now.keys() if key.endswith(".class_path") and before[key] != now[key]]
@@ -122,13 +137,14 @@ def _compare_configs(
             refused = False  # a key of another version, whose default says the same, or an overlay's
         elif purpose == "evaluate" and not key.startswith("model."):
             continue  # data and trainer of an evaluation are its own
-        elif _matches(key, _MODEL):
-            refused = True
+        elif key.startswith("model."):
+            change = changes.of_key(key)
+            refused = change == "weights" or (change == "run" and purpose == "resume")
         else:
-            refused = purpose == "resume" and key.startswith("model.") and not _matches(key, _HARMLESS)
+            refused = False
         if purpose == "initialize" and not refused and not key.startswith(("model.", "data.")):
             continue  # a new run has a trainer of its own
-        if purpose == "resume" and _matches(key, _RESTORED):
+        if purpose == "resume" and changes.is_restored(key):
             line += " (no effect: optimizer and schedule go on with the checkpoint's)"
         (found.refused if refused else found.told).append(line)
 

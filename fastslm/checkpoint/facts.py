@@ -32,7 +32,7 @@ def base_models(module: Any) -> dict[str, dict[str, Any]]:
     ``revision`` is the hub's commit where there is one; ``fingerprint`` is of the local files, None without any, or
     of the architecture where weights are random.
     """
-    encoder, _, llm = module._parts
+    encoder, _, llm = module.parts
     return {part: _base_model(model, part) for part, model in (("encoder", encoder), ("llm", llm))}
 
 
@@ -89,8 +89,7 @@ def vocabulary(module: Any) -> dict[str, Any]:
 
 def token_budget(module: Any) -> dict[str, Any]:
     """Return what audio costs: window, frames and tokens of a window, tokens per second."""
-    seconds = module.window_samples / 16_000
-    rates = list(getattr(module, "rates", (module.budget.tokens_per_window,)))
+    seconds, rates = module.settings.window_seconds, list(module.settings.rates)
     return {
         "window_seconds": seconds,
         "frames_per_window": module.budget.frames_per_window,

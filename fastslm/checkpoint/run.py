@@ -3,35 +3,30 @@
 Everything that uses a trained model (``fastslm.load``, transcribe, ask, export, attention) comes through ``open_run``.
 """
 
-import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 from torch import Tensor, nn
 
-from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.checkpoint import adopt_shapes, check_state, find_folder, find_plain, open_checkpoint
 from fastslm.checkpoint.reader import read_tensors
 from fastslm.configuration.messages import shorten
-from fastslm.contracts import Abstractor, Encoder, LanguageModel, TokenBudget
+from fastslm.configuration.renamed import renamed
+from fastslm.contracts import Encoder, LanguageModel
 from fastslm.errors import CheckpointError, ConfigError, FastSLMError
+from fastslm.path.build import AbstractorFactory, build
 from fastslm.path.model import SpeechLM
-from fastslm.path.parts import select_trainable
 from fastslm.path.prompt import Prompter
+from fastslm.path.settings import SpeechSettings
 from fastslm.plugins import class_of, discover
 
 if TYPE_CHECKING:
     from fastslm.training.lightning_module import SpeechLMModule
-
-#: What a constructor of an abstractor still needs when its configuration is known.
-AbstractorFactory = Callable[[int, int, TokenBudget], Abstractor]
-#: Of ``SpeechLM``'s arguments, those that are parts, and those that only training knows.
-_PARTS = {"encoder", "abstractor", "llm", "prompter", "train_encoder"}
-_TRAINING_ONLY = {"align", "frame_cache", "recompute", "spec_augment", "answer_noise", "mix_style", "token_noise"}
 
 
 @dataclass
@@ -81,29 +76,31 @@ def find_checkpoint(path: Path, which: str | None = None) -> Path:
     return find_folder(path, which) or find_plain(path, which)
 
 
-def open_run(path: Path, which: str | None = None) -> Run:
+def open_run(path: Path, which: str | None = None, device: torch.device | str = "cpu") -> Run:
     """Build the model of a run and load its weights; nothing but tensors and plain values is read.
 
     Args:
         path: see ``find_checkpoint``.
         which: see ``find_checkpoint``.
+        device: where it will be used, for ``dtype: auto``; it stays on the CPU.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged, or does not fit its own configuration.
         ConfigError: the configuration cannot be built here.
     """
     checkpoint = open_checkpoint(find_checkpoint(path, which))
-    settings = checkpoint.config.get("model")
+    config = renamed(checkpoint.config)
+    settings = config.get("model")
     if not isinstance(settings, Mapping):
         raise CheckpointError(f"{checkpoint.path} is no checkpoint of fastslm: it holds no configuration of a model.")
     tensors = checkpoint.tensors()
-    model = build_path(settings)
+    model = build_path(settings, device)
     _load(model, tensors, str(checkpoint.path))
     step = checkpoint.manifest.get("step")
     if step is None:
         step = read_tensors(checkpoint.path).get("global_step", 0) if checkpoint.path.is_file() else 0
     metrics = dict(checkpoint.manifest.get("metrics", {}))
-    return Run(model.requires_grad_(False).eval(), checkpoint.config, checkpoint.path, int(step), metrics)
+    return Run(model.requires_grad_(False).eval(), config, checkpoint.path, int(step), metrics)
 
 
 class _Named(nn.Module):
@@ -123,49 +120,31 @@ def _load(model: SpeechLM, stored: Mapping[str, Tensor], source: str) -> None:
     named.load_state_dict(tensors, strict=False)
 
 
-def build_path(settings: Mapping[str, Any]) -> SpeechLM:
+def build_path(settings: Mapping[str, Any], device: torch.device | str = "cpu") -> SpeechLM:
     """Return the model that a stored configuration describes, its pretrained parts loaded.
 
     Args:
         settings: ``model`` of a resolved configuration; keys that only training knows are of no matter.
+        device: see ``open_run``.
 
     Raises:
         ConfigError: a part is not installed, refuses its arguments, or has no weights where it looks for them.
     """
     encoder, abstractor, llm = _parts(settings)
-    first, dearest = budgets(settings, encoder)
+    for part in (encoder, llm):
+        part.settle(torch.device(device))
     encoder.load()
-    prompter = Prompter(llm.tokenizer, bool(settings.get("enable_thinking", False)))
     llm.load()
-    train_parts = settings.get("train_parts", ())
-    model = SpeechLM(
-        encoder,
-        abstractor(encoder.width, llm.width, dearest),
-        llm,
-        prompter,
-        train_encoder="encoder" in train_parts,
-        **path_settings(settings),
+    prompter = Prompter(llm.tokenizer, bool(settings.get("enable_thinking", False)))
+    return build(
+        encoder, abstractor, llm, prompter, speech_settings(settings), train_parts=settings.get("train_parts", ())
     )
-    model.abstractor.set_tokens_per_window(first.tokens_per_window)
-    select_trainable(model, train_parts)  # what trained must be stored
-    return model
 
 
-def budgets(settings: Mapping[str, Any], encoder: Encoder) -> tuple[TokenBudget, TokenBudget]:
-    """Return the budgets of the rate that a model is evaluated at, and of the dearest that it was trained for."""
-    given = settings["tokens_per_window"]
-    rates = [int(rate) for rate in given] if isinstance(given, Sequence) else [int(given)]
-    num_frames = round(float(settings["window_seconds"]) * SAMPLE_RATE_HZ) // encoder.samples_per_frame
-    first, dearest = (
-        TokenBudget(num_frames, rate, full_tail=settings.get("tail") == "full") for rate in (rates[0], max(rates))
-    )
-    return first, dearest
-
-
-def path_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those arguments of ``SpeechLM`` that a configuration sets and that using a model needs."""
-    known = set(inspect.signature(SpeechLM).parameters) - _PARTS - _TRAINING_ONLY
-    return {name: settings[name] for name in sorted(known) if name in settings}
+def speech_settings(settings: Mapping[str, Any]) -> SpeechSettings:
+    """Return the settings of the speech side that the ``model`` part of a configuration has."""
+    known = {field.name for field in fields(SpeechSettings)}
+    return SpeechSettings(**{name: settings[name] for name in sorted(known) if name in settings})
 
 
 def _parts(settings: Mapping[str, Any]) -> tuple[Encoder, AbstractorFactory, LanguageModel]:

@@ -137,7 +137,7 @@ def _manifest(trainer: Any, module: Any, tensors: Mapping[str, Tensor], data: Ma
         "strategy": facts.strategy_kind(trainer.strategy),
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),
-        "train_parts": list(module.train_parts),
+        "train_parts": list(module.settings.train_parts),
         "token_budget": facts.token_budget(module),
         "base_models": facts.base_models(module),
         "vocabulary": facts.vocabulary(module),

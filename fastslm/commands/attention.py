@@ -65,7 +65,7 @@ def _draw(options: argparse.Namespace) -> int:
     drawn = draw_attention(
         maps,
         range(min(len(maps), options.windows)),
-        window_seconds=path.window_samples / SAMPLE_RATE_HZ,
+        window_seconds=path.listener.window_samples / SAMPLE_RATE_HZ,
         duration_seconds=duration,
         shares=shares_by_duration(path, audio, maps),
         title=f"{Path(options.file).name} ({duration:.1f} s), {type(path.abstractor).__name__} at step {run.step}",
@@ -92,7 +92,7 @@ def listen(path: "SpeechLM", recordings: Sequence["Int16Array"], max_maps: int) 
     maps = AttentionMaps(path.abstractor, max_maps)
     audio = torch.from_numpy(np.concatenate(recordings)).to(next(path.abstractor.parameters()).device)
     with torch.no_grad(), maps.recording():
-        path.listen(audio, path.cut([len(recording) for recording in recordings]))
+        path.listener(audio, path.listener.cut([len(recording) for recording in recordings]))
     return maps
 
 
@@ -108,7 +108,7 @@ def shares_by_duration(path: "SpeechLM", audio: "Int16Array", maps: "AttentionMa
     from fastslm.attention.collect import mean_shares
     from fastslm.audio.rate import SAMPLE_RATE_HZ
 
-    size = path.window_samples
+    size = path.listener.window_samples
     ends = np.unique(np.geomspace(min(SAMPLE_RATE_HZ, len(audio)), len(audio), _DURATIONS).round().astype(int)).tolist()
     starts = [(end - 1) // size * size for end in ends]
     cut = listen(path, [audio[start:end] for start, end in zip(starts, ends, strict=True)], max_maps=0)

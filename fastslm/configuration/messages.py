@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Iterable, Sequence
 
+from fastslm.configuration.renamed import RENAMED
 from fastslm.errors import nearest
 from fastslm.plugins import Plugin, no_such_part
 
@@ -29,6 +30,9 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
     """
     options = list(options)
     key = _key(message)
+    for old, new in RENAMED.items():
+        if re.search(rf"(?<![\w.]){re.escape(old)}(?![\w.])", message):
+            return f"{old}: this key is now {new.replace('.init_args', '')}. Set it there."
     if found := re.search(r"[Uu]nrecognized arguments?: --?([\w.+-]+)", message):
         name = found[1].split("=")[0]
         return f"unknown option --{name}.{nearest(name, options)} 'fastslm COMMAND --help' lists all options."

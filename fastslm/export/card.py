@@ -77,7 +77,7 @@ makes; see "Serving" in fastslm's documentation."""
 
 def _summary(run: Run, *, merged: bool, llm_only: bool) -> str:
     model, path = run.settings, run.path
-    seconds = path.window_samples / SAMPLE_RATE_HZ
+    seconds = path.listener.window_samples / SAMPLE_RATE_HZ
     tokens = path.abstractor.budget.tokens_per_window
     train_parts = model.get("train_parts", ())
     adapters = model["llm"] and _arguments(model["llm"]).get("lora")

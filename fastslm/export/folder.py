@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
-from fastslm.checkpoint.run import Run, budgets, path_settings
+from fastslm.checkpoint.run import Run, speech_settings
 from fastslm.errors import ConfigError
 from fastslm.export.card import model_card
 from fastslm.export.remote.configuration_fastslm import FastSLMConfig
@@ -44,7 +45,7 @@ def export_model(run: Run, folder: Path, *, merge_lora: bool = False) -> None:
         ConfigError: a part of the model cannot be exported.
     """
     path = run.path
-    sources = export_sources(type(_whisper(path)), type(path.abstractor))
+    sources = export_sources(type(path.encoder), type(path.abstractor))
     config = _config(run, merge_lora)
     state = _state(path, merge_lora)
     with whole_folder(folder) as partial:
@@ -73,19 +74,10 @@ def export_llm(run: Run, folder: Path) -> None:
         (partial / "README.md").write_text(model_card(run, folder.name, merged=True, llm_only=True), encoding="utf-8")
 
 
-def _whisper(path: SpeechLM) -> Any:
-    encoder: Any = path.encoder
-    if type(encoder).__name__ != "WhisperEncoder" or not hasattr(encoder, "whisper"):
-        raise ConfigError(
-            f"model.encoder: {type(encoder).__name__} cannot be exported; an exported folder holds a WhisperEncoder."
-        )
-    return encoder
-
-
 def _config(run: Run, merged: bool) -> FastSLMConfig:
     path, settings = run.path, run.settings
     llm = hf_model(path.llm)
-    dtypes = {"encoder": _whisper(path).whisper.dtype, "abstractor": _dtype(path.abstractor), "llm": llm.dtype}
+    dtypes = {"encoder": _dtype(path.encoder), "abstractor": _dtype(path.abstractor), "llm": llm.dtype}
     narrow = {dtype for dtype in dtypes.values() if dtype != torch.float32}
     if len(narrow) > 1:
         raise ConfigError(
@@ -94,15 +86,16 @@ def _config(run: Run, merged: bool) -> FastSLMConfig:
             " alike."
         )
     dtype = narrow.pop() if narrow else torch.float32
-    _, budget = budgets(settings, path.encoder)
-    abstractor = settings["abstractor"]
+    abstractor, speech = settings["abstractor"], speech_settings(settings)
+    budget = max(speech.budgets(path.encoder), key=lambda budget: budget.tokens_per_window)
     arguments = {} if isinstance(abstractor, str) else abstractor.get("init_args") or {}
     kinds = {"encoder": type(path.encoder), "abstractor": type(path.abstractor)}
     # Copies: transformers settles things such as the attention in the very objects that it is given.
     config = FastSLMConfig(
-        encoder_config=copy.deepcopy(_whisper(path).whisper.config),
+        encoder_config=copy.deepcopy(path.encoder.export_config()),
         text_config=copy.deepcopy(llm.config),
         class_paths={name: f"{kind.__module__}.{kind.__qualname__}" for name, kind in kinds.items()},
+        encoder=path.encoder.export_arguments(),
         abstractor=dict(arguments),
         budget={
             "frames_per_window": budget.frames_per_window,
@@ -110,7 +103,7 @@ def _config(run: Run, merged: bool) -> FastSLMConfig:
             "full_tail": budget.full_tail,
         },
         tokens_per_window=path.abstractor.budget.tokens_per_window,
-        path=path_settings(settings),
+        path={name: value for name, value in asdict(speech).items() if name not in ("tokens_per_window", "tail")},
         lora=None if merged else _lora(path),
         float32_parts=[] if dtype == torch.float32 else [p for p, d in dtypes.items() if d == torch.float32],
         audio_token_id=path.prompter.audio_id,
@@ -146,7 +139,9 @@ def _state(path: SpeechLM, merged: bool) -> dict[str, Tensor]:
     """Return every weight by its name in the exported model, each storage once."""
     llm = hf_model(path.llm)
     state = {f"path.encoder.{name}": value for name, value in path.encoder.state_dict().items()}
-    state |= {f"path.abstractor.{name}": value for name, value in path.abstractor.state_dict().items()}
+    for part in ("layer_mix", "abstractor"):
+        if (module := getattr(path, part)) is not None:
+            state |= {f"path.{part}.{name}": value for name, value in module.state_dict().items()}
     text = llm_state(llm, merged=True) if merged else llm.state_dict()
     tied = set(getattr(llm, "all_tied_weights_keys", {}))
     state |= {f"path.llm.causal_lm.{name}": value for name, value in text.items() if name not in tied}

@@ -1,6 +1,6 @@
 """Audio in blocks to speech tokens: one group of windows is in memory at a time, and the tokens it made are handed on.
 
-Windows, context samples and spectrogram are those of training, since ``SpeechLM.listen`` makes the tokens here too.
+Windows, context samples and spectrogram are those of training, since ``Listener`` makes the tokens here too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +12,11 @@ from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import FastSLMError
-from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES
 from fastslm.path.batch import Int16Array
 from fastslm.path.model import SpeechLM
 from fastslm.path.windows import Windows
 
 from .audio import AudioSource
-
-#: Samples kept of what came before a group of windows: its first frames see them; whole mel frames.
-_BEFORE = -(-CONTEXT_SAMPLES // HOP_SAMPLES) * HOP_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Piece:
 
 
 class Cutter:
-    """Cuts blocks of any length into pieces of at most ``num_windows`` windows, as ``SpeechLM.cut`` cuts recordings.
+    """Cuts blocks of any length into pieces of at most ``num_windows`` windows, as ``Listener.cut`` cuts recordings.
 
     Args:
         path: the model.
@@ -53,11 +49,13 @@ class Cutter:
     """
 
     def __init__(self, path: SpeechLM, num_windows: int) -> None:
-        self._window_samples, self._piece_samples = path.window_samples, path.window_samples * num_windows
-        self._least_samples = path.min_recording_samples
-        self._whole = path.mel_range == "recording"  # windows of one spectrogram see the samples around them
-        context = path.context_samples
-        self._before, self._after = (_BEFORE, CONTEXT_SAMPLES) if self._whole else (context, context)
+        listener, encoder = path.listener, path.encoder
+        self._window_samples, self._piece_samples = listener.window_samples, listener.window_samples * num_windows
+        self._least_samples = listener.settings.min_recording_samples
+        self._least_rest = encoder.min_rest_samples
+        around = listener.context_samples + encoder.margin_samples
+        step = encoder.samples_per_frame
+        self._before, self._after = -(-around // step) * step, around
         self._blocks: list[Int16Array] = []
         self._held = self._offset = self._num_cut = 0
 
@@ -76,8 +74,8 @@ class Cutter:
             self._held += silence
         left = self._held - self._offset
         remainder = left % self._window_samples
-        if self._whole and remainder < HOP_SAMPLES and (self._num_cut or left > remainder):
-            left -= remainder  # it has no frame in a spectrogram of the whole recording, and is context only
+        if remainder < self._least_rest and (self._num_cut or left > remainder):
+            left -= remainder  # it has no window of its own, and is what the one before sees behind it
         while left > 0:
             size = min(left, self._piece_samples)
             left -= size
@@ -132,24 +130,22 @@ class Heard:
         return sum(self.num_samples) / SAMPLE_RATE_HZ
 
 
-def listen(path: SpeechLM, pieces: Sequence[tuple[int, Piece, float | None]]) -> list[Heard]:
+def listen(path: SpeechLM, pieces: Sequence[tuple[int, Piece, Tensor | None]]) -> list[Heard]:
     """Return the tokens of pieces of recordings, all in one pass.
 
     Args:
         path: the model.
-        pieces: index of the recording, piece, and the recording's largest log10 mel power where ``mel_range`` is
-            ``recording``.
+        pieces: index of the recording, piece, and the recording's summary ``[n]`` where the encoder needs one.
     """
     windows, audio = _windows(path, [piece for _, piece, _ in pieces])
-    loudest = None
-    if path.mel_range == "recording":
-        tops = [float(top or 0.0) for _, _, top in pieces]
-        loudest = torch.tensor([tops[i] for i in windows.recording], device=audio.device)
-    tokens = path.listen(audio, windows, loudest).flatten(0, 1)
-    counts = path.abstractor.out_lengths(windows.num_frames(path.encoder.samples_per_frame)).tolist()
-    rows, heard, first = path.recording_rows(windows), [], 0
-    for (recording, piece, _), chosen in zip(pieces, rows, strict=True):
-        mine = slice(first, first + piece.num_windows(path.window_samples))
+    summaries = None
+    if path.encoder.needs_summary:
+        summaries = torch.stack([summary for i in windows.recording if (summary := pieces[i][2]) is not None])
+    speech = path.listener(audio, windows, summaries)
+    tokens, counts = speech.tokens.flatten(0, 1), speech.counts.tolist()
+    heard, first = [], 0
+    for (recording, piece, _), chosen in zip(pieces, speech.rows, strict=True):
+        mine = slice(first, first + piece.num_windows(path.listener.window_samples))
         first = mine.stop
         num_samples = windows.num_samples[mine]
         num_samples = (*num_samples[:-1], num_samples[-1] - piece.silence)
@@ -161,32 +157,33 @@ def listen(path: SpeechLM, pieces: Sequence[tuple[int, Piece, float | None]]) ->
 def _windows(path: SpeechLM, pieces: Sequence[Piece]) -> tuple[Windows, Tensor]:
     rows, first = [], 0
     for i, piece in enumerate(pieces):
-        for start in range(piece.offset, piece.end, path.window_samples):
-            num_samples = min(path.window_samples, piece.end - start)
+        for start in range(piece.offset, piece.end, path.listener.window_samples):
+            num_samples = min(path.listener.window_samples, piece.end - start)
             rows.append((first + start, num_samples, i, first, first + len(piece.samples)))
         first += len(piece.samples)
     start_of, num, recording, begin, end = zip(*rows, strict=True)
     audio = np.concatenate([piece.samples for piece in pieces]) if len(pieces) > 1 else pieces[0].samples
     device = next(path.abstractor.parameters()).device
-    windows = Windows(start_of, num, recording, begin, end, path.window_samples, context_samples=path.context_samples)
+    size, context = path.listener.window_samples, path.listener.context_samples
+    windows = Windows(start_of, num, recording, begin, end, size, context_samples=context)
     return windows, torch.from_numpy(audio).to(device)
 
 
 def _pieces(path: SpeechLM, source: AudioSource) -> Iterator[Piece]:
-    cutter = Cutter(path, path.encoder_batch_windows)
+    cutter = Cutter(path, path.listener.batch_windows)
     for block in source.blocks():
         yield from cutter.push(block)
     yield from cutter.finish()
 
 
 @torch.inference_mode()
-def loudest_of(path: SpeechLM, source: AudioSource) -> float:
-    """Return the largest log10 mel power of a recording: the first of two passes."""
-    tops = []
+def summary_of(path: SpeechLM, source: AudioSource) -> Tensor:
+    """Return the encoder's summary of a recording ``[n]``: the first of two passes."""
+    surveys = []
     for piece in _pieces(path, source):
         windows, audio = _windows(path, [piece])
-        tops.append(float(path.loudest(audio, windows).max()))
-    return max(tops, default=0.0)
+        surveys.append(path.listener.surveys(audio, windows))
+    return path.encoder.combine(torch.cat(surveys))
 
 
 def hear(
@@ -196,7 +193,7 @@ def hear(
 ) -> Iterator[Heard]:
     """Return the tokens of recordings as they are made, each recording's in order.
 
-    Short recordings share a pass of the encoder; at most ``encoder_batch_windows`` windows are in it.
+    Short recordings share a pass of the encoder; at most ``batch_windows`` windows are in it.
 
     Args:
         path: the model.
@@ -204,17 +201,17 @@ def hear(
         on_failure: takes the index of a recording that cannot be read to its end, and why; the others go on. None
             raises.
     """
-    size = path.encoder_batch_windows
-    waiting: list[tuple[int, Piece, float | None]] = []
+    size = path.listener.batch_windows
+    waiting: list[tuple[int, Piece, Tensor | None]] = []
     for i, source in enumerate(sources):
         try:
-            top = loudest_of(path, source) if path.mel_range == "recording" else None
+            summary = summary_of(path, source) if path.encoder.needs_summary else None
             for piece in _pieces(path, source):
-                held = sum(p.num_windows(path.window_samples) for _, p, _ in waiting)
-                if held + piece.num_windows(path.window_samples) > size:
+                held = sum(p.num_windows(path.listener.window_samples) for _, p, _ in waiting)
+                if held + piece.num_windows(path.listener.window_samples) > size:
                     yield from _listened(path, waiting)
                     waiting = []
-                waiting.append((i, piece, top))
+                waiting.append((i, piece, summary))
         except FastSLMError as error:
             if on_failure is None:
                 raise
@@ -223,6 +220,6 @@ def hear(
         yield from _listened(path, waiting)
 
 
-def _listened(path: SpeechLM, pieces: Sequence[tuple[int, Piece, float | None]]) -> list[Heard]:
+def _listened(path: SpeechLM, pieces: Sequence[tuple[int, Piece, Tensor | None]]) -> list[Heard]:
     with torch.inference_mode():
         return listen(path, pieces)

@@ -32,17 +32,17 @@ def load(path: Any = None, *, device: str | torch.device | None = None) -> Model
         ConfigError: a part that the model is made of is missing here.
         HubError: the hub does not give it.
     """
-    found = find_model(path)
+    found, target = find_model(path), _device(device)
     with _quietly():
         if is_exported(found):
             opened = open_exported(found)
             model, limit, per_second = opened.path, opened.max_new_tokens, opened.new_tokens_per_second
         else:
-            run = open_run(found)
+            run = open_run(found, device=target)
             model, limit = run.path, run.settings.get("max_new_tokens")
             per_second = run.settings.get("new_tokens_per_second", 4.0)
     try:
-        model.to(torch.device(device) if device is not None else _device())
+        model.to(target)
     except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without CUDA
         raise ConfigError(f"device: {device}: {str(error).splitlines()[0]}") from error
     return Model(model, str(found), limit, per_second)
@@ -89,5 +89,10 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _device(given: str | torch.device | None) -> torch.device:
+    if given is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(given)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {given}: {str(error).splitlines()[0]}") from error

@@ -186,8 +186,8 @@ class Model:
     def embed(self, audio: Any, *, sample_rate_hz: int | None = None) -> Embedding:
         """Return a recording as LLM tokens ``[K, D_llm]`` and the second at which each one's share begins ``[K]``."""
         pieces, times = [], []
-        seconds_per_token = self.path.window_samples / SAMPLE_RATE_HZ / self.path.abstractor.budget.tokens_per_window
-        window_seconds, window = self.path.window_samples / SAMPLE_RATE_HZ, 0
+        window_seconds, window = self.path.listener.window_samples / SAMPLE_RATE_HZ, 0
+        seconds_per_token = window_seconds / self.path.abstractor.budget.tokens_per_window
         for heard in hear(self.path, [_opened(audio, sample_rate_hz)]):
             pieces.append(heard.tokens)
             for count in heard.counts:

@@ -156,7 +156,7 @@ def transcribe(
     if section_minutes is not None and section_minutes <= 0:
         raise ConfigError(f"section_minutes: {section_minutes:g} must be above 0.")
     seconds = 60 * section_minutes if section_minutes is not None else _CONTEXT_SECONDS
-    window_seconds = model.path.window_samples / SAMPLE_RATE_HZ
+    window_seconds = model.path.listener.window_samples / SAMPLE_RATE_HZ
     num_windows = 1 if by_window else max(1, round(seconds / window_seconds))
     writer = _Writer(model, request, decoding, max(seconds, window_seconds), max_new_tokens, on_progress)
     began = time.perf_counter()

@@ -93,10 +93,10 @@ class AudioStream:
         """
         if self._finished:
             raise DataError("the stream is finished; open another one")
-        if self._model.path.mel_range == "recording":
+        if self._model.path.encoder.needs_summary:
             raise ConfigError(
-                "model.mel_range: this model limits its spectrogram over the whole recording, whose loudest sound a"
-                " stream does not know before its end. Collect the audio and transcribe it whole."
+                "model.encoder: this model's encoder must know the whole recording beforehand (as with mel_range:"
+                " recording), and a stream does not know it before its end. Collect the audio and transcribe it whole."
             )
         with self._lock:
             samples = self._resampler.push(ArraySource(chunk).samples)
@@ -147,7 +147,7 @@ class AudioStream:
         self.timings += Timings(prefill=time.perf_counter() - begin)
 
     def _listen(self, pieces: Sequence[Piece]) -> None:
-        size = self._model.path.encoder_batch_windows
+        size = self._model.path.listener.batch_windows
         for begin in range(0, len(pieces), size):
             started = time.perf_counter()
             group = [(i, piece, None) for i, piece in enumerate(pieces[begin : begin + size])]

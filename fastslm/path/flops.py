@@ -39,7 +39,7 @@ def count_flops(path: SpeechLM) -> Flops:
     Every rank of a sharded run has to call it.
     """
     budget = path.abstractor.budget
-    window_seconds = path.window_samples / SAMPLE_RATE_HZ
+    window_seconds = path.listener.window_samples / SAMPLE_RATE_HZ
     num_windows = max(1, round(REFERENCE_SECONDS / window_seconds))
     seconds = num_windows * window_seconds
     weight = next(path.abstractor.parameters())
@@ -47,7 +47,7 @@ def count_flops(path: SpeechLM) -> Flops:
     num_frames = torch.full((num_windows,), budget.frames_per_window, device=weight.device)
 
     dialogue = path.prompter.dialogue(messages_of({"text": "."}), 1, "asr")
-    batch = Batch.of([Sample("silence", dialogue, [np.zeros(num_windows * path.window_samples, np.int16)])])
+    batch = Batch.of([Sample("silence", dialogue, [np.zeros(num_windows * path.listener.window_samples, np.int16)])])
     batch.audio = batch.audio.to(weight.device)
     with _as_in_inference(path):
         return Flops(
@@ -69,13 +69,13 @@ def _as_in_inference(path: SpeechLM) -> Iterator[None]:
     # torch's counter puts a hook on the gradient of what a module gets, which a view of a weight, such as expanded
     # queries, cannot take without a graph.
     trained = [parameter for parameter in path.parameters() if parameter.requires_grad]
-    cache, path.frame_cache = path.frame_cache, None
+    cache, path.listener.frame_cache = path.listener.frame_cache, None
     path.eval().requires_grad_(False)
     try:
         yield
     finally:
         for parameter in trained:
             parameter.requires_grad = True
-        path.frame_cache = cache
+        path.listener.frame_cache = cache
         for module, training in modes.items():
             module.training = training

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fastslm.contracts import Encoder
+from fastslm.path.settings import SpeechSettings
 
 #: Raised when the same samples would give other frames: windows, mel or the file layout changed.
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _MIN_FREE_BYTES = 1 << 30
 
 
@@ -32,34 +33,33 @@ class FrameCache:
     Args:
         folder: where the caches of all encoders lie.
         encoder: the frozen encoder, its weights loaded.
-        identity: what else decides the frames.
+        settings: the windows that are encoded.
     """
 
-    def __init__(self, folder: Path, encoder: Encoder, *identity: object) -> None:
-        digest = hashlib.sha256(repr((_FORMAT_VERSION, type(encoder).__qualname__, identity)).encode())
+    def __init__(self, folder: Path, encoder: Encoder, settings: SpeechSettings) -> None:
+        windows = (settings.window_samples, settings.context_samples(encoder))
+        digest = hashlib.sha256(repr((_FORMAT_VERSION, encoder.identity(), windows)).encode())
         for name, weight in sorted(encoder.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         self.folder = folder / digest.hexdigest()[:16]
 
     def __call__(
-        self, samples: Tensor, extra: list[bytes], num_frames: int, width: int, encode: Callable[[Tensor], Tensor]
+        self, samples: Tensor, extra: list[bytes], shape: tuple[int, ...], encode: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Return frames ``[W, F, D_enc]`` on the device of the samples, encoding only what is not there.
+        """Return frames ``[W, *shape]`` on the device of the samples, encoding only what is not there.
 
         Args:
             samples: int16 ``[W, N]``.
             extra: what, beside its samples, decides each window's frames.
-            num_frames: frames F of a window.
-            width: features D_enc of a frame.
-            encode: gives the frames ``[w, F, D_enc]`` of chosen windows ``[w]`` int64.
+            shape: of the frames of a window, ``(F, D_enc)`` or ``(L, F, D_enc)``.
+            encode: gives the frames ``[w, *shape]`` of chosen windows ``[w]`` int64.
         """
         device = samples.device.type
         suffix = str(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None).encode()
         rows = samples.cpu().numpy()
         paths = [self._path(row.tobytes() + mark + suffix) for row, mark in zip(rows, extra, strict=True)]
         found = [_read(path) for path in paths]
-        shape = (num_frames, width)
         missing = [i for i, frames in enumerate(found) if frames is None or tuple(frames.shape) != shape]
         if missing:
             fresh = encode(torch.tensor(missing, device=samples.device))

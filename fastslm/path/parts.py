@@ -13,7 +13,7 @@ PARTS = ("encoder", "abstractor", "projector", "lora", "llm")
 def part_of(name: str, projector_name: str) -> str:
     """Return the part that a parameter of ``SpeechLM`` belongs to."""
     head = name.split(".")[0]
-    if head == "alignment":
+    if head in ("alignment", "layer_mix"):
         return "abstractor"
     if head == "abstractor":
         return "projector" if name.split(".")[1] == projector_name else "abstractor"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES, pad_with_context
+from fastslm.contracts import Encoder
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Windows:
         num_samples: Sequence[int],
         window_samples: int,
         *,
-        whole: bool = False,
+        min_rest: int = 1,
         min_samples: int = 0,
         context_samples: int = 0,
     ) -> "Windows":
@@ -48,8 +48,7 @@ class Windows:
         Args:
             num_samples: samples of each recording.
             window_samples: samples of a full window.
-            whole: windows are cut from a spectrogram of the whole recording, in which a remainder below
-                ``HOP_SAMPLES`` has no frame of its own, and so no window (the release).
+            min_rest: the rest behind the last full window has a window of its own when it is at least so long.
             min_samples: a shorter recording counts as this long (the release: 1 s).
             context_samples: samples taken along on either side of a window.
         """
@@ -57,11 +56,12 @@ class Windows:
         first = 0
         for recording, count in enumerate(num_samples):
             end = first + count
-            heard = max(count, min_samples)
-            span = max(heard // HOP_SAMPLES * HOP_SAMPLES, min(heard, 1)) if whole else heard
+            length = max(count, min_samples)
+            full, rest = divmod(length, window_samples)
+            num_windows = full + (rest >= min_rest or (not full and rest > 0))
             rows += [
-                (start, min(window_samples, first + heard - start), recording, first, end)
-                for start in range(first, first + span, window_samples)
+                (start, min(window_samples, first + length - start), recording, first, end)
+                for start in range(first, first + num_windows * window_samples, window_samples)
             ]
             first = end
         start, num, recording_of, begin, end_of = zip(*rows, strict=True) if rows else ((),) * 5
@@ -70,59 +70,52 @@ class Windows:
     def __len__(self) -> int:
         return len(self.start)
 
-    def num_frames(self, samples_per_frame: int) -> Tensor:
+    def num_frames(self, encoder: Encoder) -> Tensor:
         """Return the real encoder frames of each window ``[W]`` int64, at least 1."""
-        return -(-torch.tensor(self.num_samples, dtype=torch.int64) // samples_per_frame)
+        return encoder.num_frames(torch.tensor(self.num_samples, dtype=torch.int64))
 
-    def num_mel_frames(self) -> Tensor:
-        """Return the mel frames of each window ``[W]`` int64 in a spectrogram of its whole recording, as released.
-
-        A recording of n samples has n // HOP_SAMPLES frames, so its last window may have fewer than its samples
-        would make alone, even none.
-        """
-        frames = [
-            max(0, max(end - first, self.min_samples) // HOP_SAMPLES - (start - first) // HOP_SAMPLES)
-            for start, first, end in zip(self.start, self.first, self.end, strict=True)
+    def num_row_samples(self) -> Tensor:
+        """Return the samples of each row of ``take`` that are audio ``[W]`` int64, counted behind the margin."""
+        counts = [
+            self.context_samples + num + max(0, min(self.context_samples, end - start - num))
+            for start, num, end in zip(self.start, self.num_samples, self.end, strict=True)
         ]
-        return torch.tensor(frames, dtype=torch.int64).clamp_max(self.window_samples // HOP_SAMPLES)
+        return torch.tensor(counts, dtype=torch.int64)
 
     def groups(self, size: int) -> Iterator[slice]:
         """Return the windows in runs of at most ``size``."""
         return (slice(i, min(i + size, len(self))) for i in range(0, len(self), size))
 
-    def take(self, audio: Tensor, group: slice, across: bool) -> Tensor:
-        """Return the samples of a group of windows ``[W, window_samples + 2 * (context + CONTEXT_SAMPLES)]``.
+    def take(self, audio: Tensor, group: slice, margin: int = 0) -> Tensor:
+        """Return the samples of a group of windows ``[W, window_samples + 2 * (context_samples + margin)]``.
 
         Args:
             audio: the batch's audio ``[N]``.
             group: which windows.
-            across: a window's edges see its neighbours in the recording, and only the recording's own ends are
-                mirrored, as in a spectrogram of the whole recording; otherwise each window stands alone, but for its
-                ``context_samples``.
+            margin: samples beyond the context on either side, of the same recording and mirrored at its ends, as in a
+                spectrogram of the whole recording; such windows have no context.
         """
-        rows = []
-        for i in range(*group.indices(len(self))):
-            if across:
-                rows.append(self._with_neighbours(audio, i))
-            else:
-                rows.append(pad_with_context(self._alone(audio, i), self.window_samples + 2 * self.context_samples))
-        return torch.stack(rows)
+        take = self._with_margin if margin else self._with_context
+        return torch.stack([take(audio, i, margin) for i in range(*group.indices(len(self)))])
 
-    def _alone(self, audio: Tensor, i: int) -> Tensor:
-        begin, stop = self.start[i] - self.context_samples, self.start[i] + self.window_samples + self.context_samples
+    def _with_context(self, audio: Tensor, i: int, _margin: int) -> Tensor:
+        """Return a window with its context, silence beyond the recording's ends."""
+        begin = self.start[i] - self.context_samples
+        stop = self.start[i] + self.window_samples + self.context_samples
         inside = max(begin, self.first[i])
-        return F.pad(audio[inside : min(stop, self.end[i])], (inside - begin, 0))
+        row = audio[inside : min(stop, self.end[i])]
+        return F.pad(row, (inside - begin, stop - inside - len(row)))
 
-    def _with_neighbours(self, audio: Tensor, i: int) -> Tensor:
+    def _with_margin(self, audio: Tensor, i: int, margin: int) -> Tensor:
         recording = audio[self.first[i] : self.end[i]]
-        shortest = max(self.min_samples, CONTEXT_SAMPLES + 1)  # what is too short to mirror gets silence to mirror
+        shortest = max(self.min_samples, margin + 1)  # what is too short to mirror gets silence to mirror
         if len(recording) < shortest:
             recording = F.pad(recording, (0, shortest - len(recording)))
-        begin = self.start[i] - self.first[i] - CONTEXT_SAMPLES
-        stop = begin + self.window_samples + 2 * CONTEXT_SAMPLES
+        begin = self.start[i] - self.first[i] - margin
+        stop = begin + self.window_samples + 2 * margin
         middle = recording[max(begin, 0) : min(stop, len(recording))]
         left = recording[1 : 1 - begin].flip(0) if begin < 0 else recording[:0]
-        overhang = min(stop - len(recording), CONTEXT_SAMPLES)
+        overhang = min(stop - len(recording), margin)
         right = recording[-overhang - 1 : -1].flip(0) if overhang > 0 else recording[:0]
         row = torch.cat([left, middle, right])
         return F.pad(row, (0, stop - begin - len(row)))

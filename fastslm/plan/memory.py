@@ -58,7 +58,7 @@ class Budget:
 
     def __init__(self, sketch: Sketch, hardware: Hardware, labels_per_second: float = 4.0) -> None:
         self.sketch, self.hardware, self.labels_per_second = sketch, hardware, labels_per_second
-        self.window_seconds = sketch.path.window_samples / SAMPLE_RATE_HZ
+        self.window_seconds = sketch.path.listener.window_samples / SAMPLE_RATE_HZ
         self._curves: dict[str, tuple[Any, Any]] = {}
 
     # -- training --------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Budget:
 
     def num_windows(self, seconds: float) -> int:
         """Return the windows of a recording."""
-        return max(1, -(-round(seconds * SAMPLE_RATE_HZ) // self.sketch.path.window_samples))
+        return max(1, -(-round(seconds * SAMPLE_RATE_HZ) // self.sketch.path.listener.window_samples))
 
     def labels(self, num_windows: int) -> int:
         """Return ids of the text that is spoken."""

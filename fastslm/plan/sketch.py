@@ -12,8 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastslm.errors import ConfigError
 from fastslm.path.loss import label_loss
-from fastslm.path.model import SpeechLM
-from fastslm.path.parts import parameters_by_part, select_trainable
+from fastslm.path.parts import parameters_by_part
 from fastslm.path.prompt import messages_of
 from fastslm.path.splice import splice
 from fastslm.plan.live import LiveBytes, nearly_fake
@@ -71,24 +70,17 @@ class Sketch:
         self, module: SpeechLMModule, autocast: torch.dtype | None = None, trainable_dtype: torch.dtype = torch.float32
     ) -> None:
         self.module, self.autocast = module, autocast
-        encoder, abstractor, llm = module._parts
+        encoder, _, llm = module.parts
         self.quantized = getattr(llm, "quantize", None) is not None
         for part, name in ((encoder, "encoder"), (llm, "llm")):
             _without_weights(part, name)
         with torch.device("meta"):
             encoder.load()
             llm.load()
-            settings = {**module._path_settings, "frame_cache": None}
-            compressor = abstractor(encoder.width, llm.width, module.budget)
-            trains_encoder = "encoder" in module.train_parts
-            self.path = SpeechLM(
-                encoder, compressor, llm, module.prompter, train_encoder=trains_encoder, **settings
-            ).train()
-        select_trainable(self.path, module.train_parts)
+            self.path = module.build(frame_cache=False).train()
         self.parts = self._count()
         self._peaks: dict[tuple[str, int, int], Peaks] = {}
         self._mode = nearly_fake()
-        self.path.mel(torch.zeros(1, self.path.row_samples, dtype=torch.int16))  # keeps its constants, which are real
         for root in (self.path, encoder):
             _give_fake_memory(root, self._mode, trainable_dtype)
 
@@ -153,7 +145,7 @@ class Sketch:
             for parameter in trainable:
                 parameter.grad = torch.empty_like(parameter)
             live.reset_peak()
-            audio = torch.empty(num_windows * self.path.window_samples, dtype=torch.int16)
+            audio = torch.empty(num_windows * self.path.listener.window_samples, dtype=torch.int16)
             tokens = self._listen(num_windows)
             listening = live.peak - live.now["weights"]
             live.reset_peak()
@@ -183,7 +175,7 @@ class Sketch:
         self.path.eval()
         with self._mode, live, self._autocast(), _one_sequence(), torch.no_grad():
             live.adopt(weights, "weights")
-            audio = torch.empty(num_windows * self.path.window_samples, dtype=torch.int16)
+            audio = torch.empty(num_windows * self.path.listener.window_samples, dtype=torch.int16)
             tokens = self._listen(num_windows)
             listening = live.peak - live.now["weights"]
             live.reset_peak()
@@ -200,18 +192,19 @@ class Sketch:
         return torch.autocast("cpu", self.autocast)
 
     def _listen(self, num_windows: int) -> Tensor:
-        """Do as ``SpeechLM.listen`` does: groups of windows, whose tokens stay."""
-        groups = []
+        """Do as ``Listener`` does: groups of windows, whose tokens stay."""
+        listener, groups = self.path.listener, []
         full = self.path.abstractor.budget.frames_per_window
-        for begin in range(0, num_windows, self.path.encoder_batch_windows):
-            size = min(self.path.encoder_batch_windows, num_windows - begin)
-            samples = torch.zeros(size, self.path.row_samples, dtype=torch.int16)
-            arguments = (samples, torch.full((size,), full), None)
-            if self.path.recompute and torch.is_grad_enabled():
-                groups.append(checkpoint(self.path._group_tokens, *arguments, use_reentrant=False))
+        for begin in range(0, num_windows, listener.batch_windows):
+            size = min(listener.batch_windows, num_windows - begin)
+            samples = torch.zeros(size, listener.row_samples, dtype=torch.int16)
+            num_samples = torch.full((size,), listener.window_samples + 2 * listener.context_samples)
+            arguments = (samples, num_samples, torch.full((size,), full))
+            if listener.recompute and torch.is_grad_enabled():
+                groups.append(checkpoint(listener.tokens_of_group, *arguments, use_reentrant=False))
             else:
-                groups.append(self.path._group_tokens(*arguments))
-        return torch.cat(groups)
+                groups.append(listener.tokens_of_group(*arguments))
+        return torch.cat([group.values for group in groups])
 
     def _read(self, tokens: Tensor, num_labels: int) -> Tensor:
         """Do as ``SpeechLM.forward`` does with tokens and text, and return the loss."""

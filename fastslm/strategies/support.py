@@ -74,7 +74,7 @@ def _refuse_by_name(name: str) -> None:
 
 
 def _is_quantized(module: Any) -> bool:
-    return any(getattr(part, "quantize", None) is not None for part in getattr(module, "_parts", ()))
+    return any(getattr(part, "quantize", None) is not None for part in getattr(module, "parts", ()))
 
 
 def refuse_unsupported(trainer: Any) -> None:

@@ -14,6 +14,7 @@ from fastslm.errors import ConfigError
 from fastslm.inference.guards import first_round
 from fastslm.metrics import MEASURES, Scores
 from fastslm.path.batch import Batch
+from fastslm.path.listen import Speech
 from fastslm.path.model import Output, SpeechLM
 
 #: What each task's answers are chosen by, and its value for right answers.
@@ -89,7 +90,7 @@ def check_monitors(callbacks: Sequence[Any], values: Collection[str]) -> None:
 
 
 def write_answers(
-    path: SpeechLM, batch: Batch, tokens: Tensor, chosen: Sequence[int], max_new_tokens: Callable[[float], int]
+    path: SpeechLM, batch: Batch, speech: Speech, chosen: Sequence[int], max_new_tokens: Callable[[float], int]
 ) -> list[dict[str, Any]]:
     """Return rows of the chosen dialogues; without any, generate all the same, since another rank does.
 
@@ -100,14 +101,14 @@ def write_answers(
     Args:
         path: the model.
         batch: what is asked.
-        tokens: its speech tokens ``[W, K, D_llm]``.
+        speech: its speech tokens.
         chosen: the dialogues to answer.
         max_new_tokens: gives the most tokens of an answer for the seconds of its audio.
     """
-    seconds = _seconds_of_dialogues(batch, path.prompter.audio_id)
+    seconds = _seconds_of_dialogues(path, batch)
     limits = [max_new_tokens(duration) for duration in seconds]
     longest = max((limits[i] for i in chosen), default=1)
-    answers = path.generate(batch, longest, tokens, chosen or [0])
+    answers = path.generate(batch, longest, speech, chosen or [0])
     if not chosen:
         return []
     stops = path.prompter.stop_ids
@@ -133,7 +134,6 @@ def _until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:
     return list(itertools.takewhile(lambda token: token not in stop_ids, ids))
 
 
-def _seconds_of_dialogues(batch: Batch, audio_id: int) -> list[float]:
-    counts = [int((dialogue.input_ids == audio_id).sum()) for dialogue in batch.dialogues]
-    ends = np.cumsum([0, *counts])
+def _seconds_of_dialogues(path: SpeechLM, batch: Batch) -> list[float]:
+    ends = np.cumsum([0, *path.text.num_recordings(batch.dialogues)])
     return [sum(batch.num_samples[a:b]) / SAMPLE_RATE_HZ for a, b in itertools.pairwise(ends)]

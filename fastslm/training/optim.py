@@ -1,7 +1,7 @@
 """The rate at which each part trains: parameter groups by part, AdamW, warm-up and decay."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from fastslm.errors import ConfigError
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import parameters_by_part
+from fastslm.settings import setting
 
 
 @dataclass
@@ -25,13 +26,13 @@ class OptimizerSettings:
         total_steps: optimizer steps until zero; null takes ``trainer.max_steps``.
     """
 
-    learning_rate: float = 1e-4
-    part_learning_rates: dict[str, float] = field(default_factory=dict)
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup_steps: int = 100
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    total_steps: int | None = None
+    learning_rate: float = setting(1e-4, changes="nothing", restored=True)
+    part_learning_rates: dict[str, float] = setting(default_factory=dict, changes="nothing", restored=True)
+    weight_decay: float = setting(0.0, changes="nothing", restored=True)
+    betas: tuple[float, float] = setting((0.9, 0.98), changes="nothing", restored=True)
+    warmup_steps: int = setting(100, changes="nothing")
+    schedule: Literal["linear", "cosine", "constant"] = setting("linear", changes="nothing")
+    total_steps: int | None = setting(None, changes="nothing")
 
 
 def build_optimizer(model: SpeechLM, settings: OptimizerSettings) -> torch.optim.AdamW:

@@ -1,4 +1,4 @@
-"""SpecAugment: bands and stretches of the log-mel hidden from the model, in training only, on the device.
+"""SpecAugment: bands and stretches of an encoder's features hidden from the model, in training only.
 
 Source: Park et al. (arXiv 1904.08779); lengths of stretches as a share of the audio: Park et al. (arXiv 1912.05533).
 """
@@ -9,54 +9,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError
-from fastslm.mel import HOP_SAMPLES
+from fastslm.path.feature_masks import FeatureMasks
 from fastslm.path.windows import Windows
-
-#: What stands in a hidden place, about the mean of speech in Whisper's scale; transformers' Whisper hides with it too.
-HIDDEN = 0.0
-
-
-@dataclass(frozen=True)
-class SpecMasks:
-    """What is hidden in some windows, as first and one past the last place.
-
-    Attributes:
-        bins: bands of mel bins ``[W, bands, 2]`` int64.
-        frames: stretches of mel frames ``[W, stretches, 2]`` int64.
-    """
-
-    bins: Tensor
-    frames: Tensor
-
-    def __getitem__(self, group: slice) -> "SpecMasks":
-        return SpecMasks(self.bins[group], self.frames[group])
-
-    def hide(self, mel: Tensor, begin: int = 0) -> Tensor:
-        """Return the windows ``[W, M, T]`` with everything masked set to ``HIDDEN``; they begin at frame ``begin``."""
-        bins = _inside(self.bins.to(mel.device, non_blocking=True), mel.shape[1])
-        frames = _inside(self.frames.to(mel.device, non_blocking=True) + begin, mel.shape[2])
-        return mel.masked_fill(bins[:, :, None] | frames[:, None, :], HIDDEN)
-
-
-def _inside(spans: Tensor, length: int) -> Tensor:
-    """Return ``[W, length]`` bool, True in any of the spans ``[W, n, 2]``."""
-    places = torch.arange(length, device=spans.device)
-    return ((places >= spans[..., :1]) & (places < spans[..., 1:])).any(dim=1)
 
 
 @dataclass(frozen=True)
 class SpecAugment:
-    """How much of each window's log-mel is hidden in training.
+    """How much of each window's features is hidden in training.
 
     The masks of a window follow from (seed, epoch, sample, recording, place of the window in it) alone: batches, ranks,
     workers and a resumed run change nothing.
 
     Attributes:
-        freq_masks: bands of mel bins hidden in each window.
-        freq_width: most mel bins of a band; each width is drawn from 0 to this.
+        freq_masks: bands of feature rows (mel bins) hidden in each window.
+        freq_width: most rows of a band; each width is drawn from 0 to this.
         time_masks: stretches of time hidden in each window.
         time_width: longest stretch as a share of the window's audio, 0..1.
 
@@ -76,26 +45,31 @@ class SpecAugment:
         if not 0.0 <= self.time_width <= 1.0:
             raise ConfigError(f"model.spec_augment.time_width: {self.time_width:g} is outside 0 to 1.")
 
-    def draw(self, names: Sequence[str], windows: Windows, num_mel_bins: int, seed: int, epoch: int) -> SpecMasks:
+    def draw(
+        self, names: Sequence[str], windows: Windows, encoder: Encoder, context_samples: int, seed: int, epoch: int
+    ) -> FeatureMasks:
         """Return the masks of all windows, on the host.
 
         Args:
             names: of the recordings, R of them.
             windows: of those recordings.
-            num_mel_bins: mel bins M.
+            encoder: whose features are hidden; it has ``feature_bins``.
+            context_samples: samples of a row before its window; nothing is hidden of them.
             seed: of the run.
             epoch: gives each epoch masks of its own.
         """
+        num_bins, step = encoder.feature_bins, encoder.samples_per_feature
+        assert num_bins is not None
         bins = np.zeros((len(windows), self.freq_masks, 2), np.int64)
-        frames = np.zeros((len(windows), self.time_masks, 2), np.int64)
+        columns = np.zeros((len(windows), self.time_masks, 2), np.int64)
         identities = [zlib.crc32(name.encode("utf-8", "surrogateescape")) for name in names]
         for window, recording in enumerate(windows.recording):
             place = (windows.start[window] - windows.first[window]) // windows.window_samples
             rng = np.random.default_rng([seed, epoch, identities[recording], place])
-            num_frames = -(-windows.num_samples[window] // HOP_SAMPLES)
-            bins[window] = _spans(rng, self.freq_masks, min(self.freq_width, num_mel_bins), num_mel_bins)
-            frames[window] = _spans(rng, self.time_masks, int(self.time_width * num_frames), num_frames)
-        return SpecMasks(torch.from_numpy(bins), torch.from_numpy(frames))
+            num_columns = -(-windows.num_samples[window] // step)
+            bins[window] = _spans(rng, self.freq_masks, min(self.freq_width, num_bins), num_bins)
+            columns[window] = _spans(rng, self.time_masks, int(self.time_width * num_columns), num_columns)
+        return FeatureMasks(torch.from_numpy(bins), torch.from_numpy(columns + context_samples // step))
 
 
 def _spans(rng: np.random.Generator, num: int, widest: int, length: int) -> "np.typing.NDArray[np.int64]":

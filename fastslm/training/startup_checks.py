@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -44,7 +45,7 @@ def check_request(trainer: L.Trainer, run_config: dict[str, Any]) -> None:
         )
 
 
-def check_model(trainer: L.Trainer, path: SpeechLM, train_parts: tuple[str, ...]) -> None:
+def check_model(trainer: L.Trainer, path: SpeechLM, train_parts: Sequence[str]) -> None:
     """Check the model as the strategy has set it up.
 
     Raises:
@@ -102,7 +103,7 @@ def _check_recomputing(path: SpeechLM) -> None:
             )
 
 
-def _check_trainable(path: SpeechLM, train_parts: tuple[str, ...]) -> None:
+def _check_trainable(path: SpeechLM, train_parts: Sequence[str]) -> None:
     named = [(name, parameter) for name, parameter in path.named_parameters() if parameter.requires_grad]
     if not named:
         raise ConfigError("model.train_parts: nothing trains.")

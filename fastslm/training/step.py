@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fastslm.path.batch import Batch, Int64Array, StepLabels
-from fastslm.path.loss import transcripts_of
+from fastslm.training.alignment import transcripts_of
 
 
 @dataclass(frozen=True)

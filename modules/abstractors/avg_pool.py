@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from fastslm.contracts import TokenBudget
 
-from ._masked import AnyRateAbstractor
 from ._shares import Shares
+from .base import AnyRateAbstractor
 
 
 class AvgPool(AnyRateAbstractor):

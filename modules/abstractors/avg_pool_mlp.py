@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from fastslm.contracts import TokenBudget
 
-from ._masked import AnyRateAbstractor
 from ._settings import hidden_width as hidden_width_of
 from ._shares import Shares
+from .base import AnyRateAbstractor
 
 
 class AvgPoolMLP(AnyRateAbstractor):

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from fastslm.contracts import TokenBudget
 
-from ._masked import MaskedAbstractor
 from ._settings import hidden_width as hidden_width_of
 from ._shares import Shares
+from .base import MaskedAbstractor
 
 
 def strides_of(ratio: int) -> list[int]:

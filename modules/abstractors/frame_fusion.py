@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastslm.contracts import TokenBudget
 
-from ._masked import AnyRateAbstractor
+from .base import AnyRateAbstractor
 
 
 def _means(frames: Tensor, owner: Tensor, valid: Tensor, count: int) -> Tensor:

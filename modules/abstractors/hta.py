@@ -18,11 +18,11 @@ from fastslm.errors import ConfigError
 
 from ._attention import Attention, FeedForward, attend, valid_positions
 from ._distance_bias import DistanceBias
-from ._masked import AnyRateAbstractor
 from ._positions import centres, resampled, sinusoids
 from ._released import from_released, released_name
 from ._settings import KEY, heads_of
 from ._shares import Shares
+from .base import AnyRateAbstractor
 
 
 class _Downsampler(nn.Module):

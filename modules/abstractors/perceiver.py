@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from fastslm.contracts import TokenBudget
 
 from ._attention import Attention, FeedForward
-from ._masked import AnyRateAbstractor
 from ._positions import resampled
 from ._settings import at_least_one, heads_of, hidden_width
+from .base import AnyRateAbstractor
 
 
 class _Layer(nn.Module):

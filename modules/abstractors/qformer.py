@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from fastslm.contracts import TokenBudget
 
-from ._masked import AnyRateAbstractor
 from ._query_transformer import QueryTransformer
 from ._settings import at_least_one, heads_of, hidden_width
+from .base import AnyRateAbstractor
 
 
 class QFormer(AnyRateAbstractor):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from fastslm.contracts import TokenBudget
 from fastslm.errors import ConfigError
 
-from ._masked import AnyRateAbstractor
 from ._query_transformer import QueryTransformer
 from ._settings import KEY, at_least_one, heads_of, hidden_width
 from ._shares import Shares
+from .base import AnyRateAbstractor
 
 
 class WindowQFormer(AnyRateAbstractor):

@@ -1,35 +1,49 @@
-"""Whisper's encoder: log-mel windows to frames at 50 per second, of any size and any window up to its positions."""
+"""Whisper's encoder: samples to frames at 50 per second, of any size and any window up to its positions."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
-from fastslm.contracts import Encoder
-from fastslm.errors import ConfigError, nearest
-from fastslm.mel import HOP_SAMPLES
-from fastslm.path.pretrained import reason, resolve
+from fastslm.path.feature_masks import FeatureMasks
 
-_KEY = "model.encoder.pretrained"
+from .mel import CONTEXT_SAMPLES, FLOOR_LOG10, HOP_SAMPLES, LogMel, pad_with_context
+from .pretrained import PretrainedEncoder
 
 
-class WhisperEncoder(Encoder):
+class WhisperEncoder(PretrainedEncoder):
     """The encoder of any Whisper-family model, loaded through transformers.
 
     A window shorter than the model's own (30 s for the published ones) uses the first positions only; the cost of
-    attention then falls with the window.
+    attention then falls with the window. Padding is encoded as the silence it is, as in Whisper's own training.
+
+    Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (arXiv 2212.04356).
 
     Args:
         pretrained: hub name, local folder, or ``fastslm:...`` for a folder inside this package.
         initialize: ``pretrained`` loads weights; ``random`` builds the architecture from the folder's config alone.
         overrides: values that replace those of the folder's config when ``initialize`` is ``random``.
-        dtype: dtype of the weights and of the frames; the front end is always float32.
+        dtype: dtype of the weights and of the frames; ``auto`` is bfloat16 on a GPU that has it, else float32. The
+            front end is always float32.
+        layers: give the frames after these layers, counted from 1, or after ``all`` of them; None gives those after
+            the last. The final norm is applied to the last layer only.
+        mel_range: dynamic range of the spectrogram limited over the ``window``, each a recording of its own, or over
+            the ``recording``, windows being cut from one spectrogram of it (the release).
 
     Raises:
-        ConfigError: nothing usable at ``pretrained``, not a Whisper architecture, or an unknown override.
+        ConfigError: nothing usable at ``pretrained``, not a Whisper architecture, an unknown override, or no such
+            layer.
     """
+
+    family: ClassVar[str] = "a Whisper one"
+    inner_name: ClassVar[str] = "whisper"
+    _key_mapping: ClassVar[dict[str, str] | None] = {r"^(model\.)?encoder\.": ""}
+    _attention: ClassVar[str | None] = "sdpa"
+
+    whisper: Any
 
     def __init__(
         self,
@@ -37,78 +51,91 @@ class WhisperEncoder(Encoder):
         *,
         initialize: Literal["pretrained", "random"] = "pretrained",
         overrides: dict[str, Any] | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        layers: Sequence[int] | Literal["all"] | None = None,
+        mel_range: Literal["window", "recording"] = "window",
     ) -> None:
-        super().__init__()
-        from transformers import AutoConfig, WhisperConfig
+        super().__init__(pretrained, initialize=initialize, overrides=overrides, dtype=dtype, layers=layers)
+        self.mel_range = mel_range
+        if mel_range == "recording":
+            self.margin_samples = CONTEXT_SAMPLES
+            self.min_rest_samples = HOP_SAMPLES  # less has no column of its own in the recording's spectrogram
+            self.needs_summary = True
 
-        self.pretrained = pretrained
-        self.initialize = initialize
-        self.dtype: torch.dtype = getattr(torch, dtype)
-        try:
-            config = AutoConfig.from_pretrained(resolve(pretrained, _KEY))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{_KEY}: no model configuration at {pretrained!r}: {reason(error)}") from error
-        if not isinstance(config, WhisperConfig):
-            raise ConfigError(f"{_KEY}: {pretrained!r} is a {config.model_type!r} model, not a Whisper one.")
-        if overrides and initialize != "random":
-            raise ConfigError("model.encoder.overrides: only with initialize: random; pretrained weights fix them.")
-        for name, value in (overrides or {}).items():
-            if not hasattr(config, name):
-                raise ConfigError(f"model.encoder.overrides: unknown {name!r}.{nearest(name, config.to_dict())}")
-            setattr(config, name, value)
-        self._describe(config)
-        self.whisper: Any = None
+    def export_arguments(self) -> dict[str, Any]:
+        """Return what ``of_config`` needs beside the configuration, as JSON values."""
+        return super().export_arguments() | ({} if self.mel_range == "window" else {"mel_range": self.mel_range})
 
     @classmethod
-    def around(cls, whisper: Any) -> "WhisperEncoder":
-        """Return an encoder around a Whisper encoder of transformers that is there already."""
-        made = cls.__new__(cls)
-        super(cls, made).__init__()
-        made.pretrained, made.initialize, made.dtype = whisper.config.name_or_path, "pretrained", whisper.dtype
-        made._describe(whisper.config)
-        made.whisper = whisper
-        return made
+    def _encoder_config(cls, config: Any) -> Any:
+        from transformers import WhisperConfig
 
-    def _describe(self, config: Any) -> None:
-        self.config = config
-        self.width = config.d_model
-        self.num_mel_bins = config.num_mel_bins
-        self.samples_per_frame = 2 * HOP_SAMPLES
-        self.max_window_seconds = config.max_source_positions * self.samples_per_frame / SAMPLE_RATE_HZ
+        return config if isinstance(config, WhisperConfig) else None
 
-    def load(self) -> None:
-        """Bring the weights; the decoder of the checkpoint is not read into memory."""
-        if self.whisper is not None:
-            return
+    def _architecture(self, config: Any) -> Any:
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
 
-        # Of a whole Whisper, the decoder's weights are expected and left in the file.
-        class EncoderOfWhole(HFWhisperEncoder):  # type: ignore[misc]
-            _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]  # noqa: RUF012
+        return HFWhisperEncoder
 
-        if self.initialize == "random":
-            self.whisper = HFWhisperEncoder(self.config).to(self.dtype)
-            return
-        try:
-            self.whisper, info = EncoderOfWhole.from_pretrained(
-                resolve(self.pretrained, _KEY),
-                config=self.config,
-                dtype=self.dtype,
-                attn_implementation="sdpa",
-                key_mapping={r"^(model\.)?encoder\.": ""},
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"{_KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
-        if info["missing_keys"]:
-            missing = ", ".join(sorted(info["missing_keys"])[:3])
-            raise ConfigError(
-                f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights, such as {missing}"
-            )
+    def _num_layers(self, config: Any) -> int:
+        return int(config.encoder_layers)
 
-    def forward(self, mel: Tensor) -> Tensor:
-        """Return frames ``[W, F, D_enc]``, F half the mel frames; padded audio is encoded as the silence it is."""
+    def _describe(self, config: Any) -> None:
+        self.width = config.d_model
+        self.samples_per_frame = 2 * HOP_SAMPLES
+        self.max_window_seconds = config.max_source_positions * self.samples_per_frame / SAMPLE_RATE_HZ
+        self.feature_bins = config.num_mel_bins
+        self.samples_per_feature = HOP_SAMPLES
+        self.mel = LogMel(config.num_mel_bins)
+
+    def num_frames(self, num_samples: Tensor) -> Tensor:
+        """Return the frames of windows that hold so many samples, the last one begun included."""
+        return (-(-num_samples // self.samples_per_frame)).clamp_min(1)
+
+    def survey(self, samples: Tensor, num_samples: Tensor) -> Tensor:
+        """Return the largest log10 mel power of each window ``[W, 1]``, of silence where a window has no column.
+
+        Args:
+            samples: int16 ``[W, N + 2 * margin_samples]``, windows with their neighbourhood.
+            num_samples: samples of each window that are audio ``[W]``.
+        """
+        power = self.mel.log_power(samples)  # [W, M, T]
+        inside = _first(num_samples // HOP_SAMPLES, power.shape[-1])
+        return power.masked_fill(~inside, -torch.inf).amax(dim=(1, 2)).clamp_min(FLOOR_LOG10)[:, None]
+
+    def combine(self, surveys: Tensor) -> Tensor:
+        """Return the summary ``[1]`` of a recording from the surveys ``[n, 1]`` of its windows."""
+        return surveys.amax(dim=0)
+
+    def forward(
+        self, samples: Tensor, num_samples: Tensor, summary: Tensor | None = None, masks: FeatureMasks | None = None
+    ) -> Tensor:
+        """Return frames ``[W, F, D_enc]``, or ``[W, L, F, D_enc]`` after L layers.
+
+        Args:
+            samples: int16 ``[W, N]``, zeros where padded; with a ``mel_range`` of the recording, on either side
+                ``margin_samples`` of the neighbourhood more.
+            num_samples: samples of each row that are audio ``[W]`` int64.
+            summary: what ``combine`` gave for each row's recording ``[W, 1]``; None takes each row for a recording.
+            masks: what to hide of the log-mel.
+        """
+        mel = self._mel(samples, num_samples.to(samples.device), summary)
+        mel = mel if masks is None else masks.hide(mel)
+        return self._run(self.whisper.layers, lambda: self._encode(mel))
+
+    def _mel(self, samples: Tensor, num_samples: Tensor, summary: Tensor | None) -> Tensor:
+        """Return the log-mel ``[W, M, T]``, T two for each frame."""
+        length = samples.shape[1] - 2 * self.margin_samples
+        whole = max(1, -(-length // self.samples_per_frame)) * self.samples_per_frame
+        if self.mel_range == "window":
+            mel: Tensor = self.mel(pad_with_context(samples, whole))
+            return mel
+        samples = F.pad(samples, (0, whole - length))
+        loudest = self.survey(samples, num_samples) if summary is None else summary
+        mel = self.mel(samples, loudest[:, 0])
+        return mel * _first(num_samples // HOP_SAMPLES, mel.shape[-1])  # the release pads in mel space
+
+    def _encode(self, mel: Tensor) -> Tensor:
         model = self.whisper
         hidden = F.gelu(model.conv1(mel.to(model.conv1.weight.dtype)))
         hidden = F.gelu(model.conv2(hidden)).transpose(1, 2)
@@ -116,3 +143,8 @@ class WhisperEncoder(Encoder):
         for layer in model.layers:
             hidden = layer(hidden, None)
         return model.layer_norm(hidden)  # type: ignore[no-any-return]
+
+
+def _first(counts: Tensor, length: int) -> Tensor:
+    """Return ``[W, 1, length]`` bool, True at the first ``counts`` ``[W]`` places."""
+    return (torch.arange(length, device=counts.device) < counts[:, None])[:, None]

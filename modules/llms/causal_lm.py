@@ -1,8 +1,8 @@
 """Any Hugging Face causal LM, with LoRA: reads embeddings, predicts at label positions only, writes greedily."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
 from fastslm.path.pretrained import reason, resolve
+from fastslm.settings import Change, setting
 
 _KEY = "model.llm.pretrained"
 
@@ -25,10 +26,10 @@ class LoRA:
         targets: ``all-linear``, or the names of the linear layers to adapt, such as ``q_proj``.
     """
 
-    rank: int = 16
-    alpha: float = 64
-    dropout: float = 0.01
-    targets: str | Sequence[str] = "all-linear"
+    rank: int = setting(16, changes="weights")
+    alpha: float = setting(64, changes="weights")
+    dropout: float = setting(0.01, changes="nothing")
+    targets: str | Sequence[str] = setting("all-linear", changes="weights")
 
 
 class CausalLM(LanguageModel):
@@ -50,6 +51,17 @@ class CausalLM(LanguageModel):
     Raises:
         ConfigError: nothing usable at ``pretrained``, an unknown override, or a tokenizer that is missing.
     """
+
+    changes: ClassVar[Mapping[str, Change]] = {
+        "initialize": "weights",
+        "overrides": "weights",
+        "pretrained": "nothing",  # told apart by fingerprint
+        "dtype": "nothing",
+        "attention": "nothing",
+        "gradient_checkpointing": "nothing",
+        "context_length": "nothing",
+        "quantize": "nothing",
+    }
 
     def __init__(
         self,

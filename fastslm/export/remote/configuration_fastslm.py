@@ -12,10 +12,11 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         encoder_config: transformers' configuration of the speech encoder.
         text_config: transformers' configuration of the LLM.
         class_paths: import paths of encoder and abstractor, for processes that have their packages.
+        encoder: arguments of the encoder beyond its configuration.
         abstractor: arguments of the compressor beyond widths and budget.
         budget: arguments of ``TokenBudget``, at the rate that decided the sizes of the weights.
         tokens_per_window: LLM tokens of a full window.
-        path: arguments of ``SpeechLM``: windows and mel.
+        path: arguments of ``SpeechSettings`` beyond the budget's.
         lora: rank, alpha and target layers of the LLM's adapters; None when they are merged, or were never there.
         float32_parts: parts kept in float32 when the others are in 16 bit: ``encoder``, ``abstractor``, ``llm``.
         audio_token_id: id that marks a recording in a prompt.
@@ -33,6 +34,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         encoder_config: Any = None,
         text_config: Any = None,
         class_paths: dict[str, str] | None = None,
+        encoder: dict[str, Any] | None = None,
         abstractor: dict[str, Any] | None = None,
         budget: dict[str, Any] | None = None,
         tokens_per_window: int = 1,
@@ -48,10 +50,13 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         self.encoder_config = _config(encoder_config)
         self.text_config = _config(text_config)
         self.class_paths = class_paths or {}
+        path = dict(path or {})
+        first = {"mel_range": path.pop("mel_range")} if "mel_range" in path else {}  # where it stood in version 0.1
+        self.encoder = {**first, **(encoder or {})}
         self.abstractor = abstractor or {}
         self.budget = budget or {}
         self.tokens_per_window = tokens_per_window
-        self.path = path or {}
+        self.path = path
         self.lora = lora
         self.float32_parts = float32_parts or []
         self.audio_token_id = audio_token_id

@@ -3,19 +3,19 @@
 import copy
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.contracts import LanguageModel, TokenBudget
 from fastslm.export.remote.configuration_fastslm import FastSLMConfig
 from fastslm.export.remote.parts import Abstractor, Encoder
 from fastslm.path.batch import Batch, Dialogue
-from fastslm.path.model import SpeechLM
+from fastslm.path.build import build
+from fastslm.path.settings import SpeechSettings
 
 
 class _TextModel(LanguageModel):
@@ -60,6 +60,11 @@ class _TextModel(LanguageModel):
         )
 
 
+def _unsplit(model: nn.Module) -> set[str]:
+    """Return the classes of transformers' layers in a model that must lie on one device whole."""
+    return {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+
+
 class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Speech and text in, text out; recordings of any length.
 
@@ -80,25 +85,23 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
 
     def __init__(self, config: FastSLMConfig) -> None:
         super().__init__(config)
-        encoder = self.encoder_class.around(HFWhisperEncoder(config.encoder_config))
+        encoder = self.encoder_class.of_config(config.encoder_config, **config.encoder)
         llm = _TextModel(config.text_config, config.lora)
         marks: Any = SimpleNamespace(audio_id=config.audio_token_id, stop_ids=config.stop_ids)
-        # The encoder counts as trained so that it is part of the tree, and its weights of the folder's.
-        self.path = SpeechLM(
-            encoder, self._compressor(encoder.width, llm.width), llm, marks, train_encoder=True, **config.path
-        )
-        self.path.abstractor.set_tokens_per_window(config.tokens_per_window)
+        rates = [config.tokens_per_window, config.budget["tokens_per_window"]]  # the second decided the weights' sizes
+        tail: Literal["full", "proportional"] = "full" if config.budget["full_tail"] else "proportional"
+        settings = SpeechSettings(tokens_per_window=rates, tail=tail, **config.path)
+        self.path = build(encoder, self._abstractor, llm, marks, settings, train_parts=None)
         # transformers asks direct children only for these, and the LLM is further down.
         llm_name = "path.llm.causal_lm"
         tied = llm.causal_lm.all_tied_weights_keys
         self._tied_weights_keys = {f"{llm_name}.{head}": f"{llm_name}.{table}" for head, table in tied.items()}
-        self._no_split_modules = {*llm.causal_lm._no_split_modules, *encoder.whisper._no_split_modules}
+        self._no_split_modules = {*_unsplit(llm.causal_lm), *_unsplit(encoder)}
         self._keep_in_fp32_modules_strict = {f"path.{part}." for part in config.float32_parts}
         self._computed_done = False
         self.post_init()
 
-    def _compressor(self, in_width: int, out_width: int) -> Abstractor:
-        budget = TokenBudget(**self.config.budget)
+    def _abstractor(self, in_width: int, out_width: int, budget: TokenBudget) -> Abstractor:
         made: Abstractor = self.abstractor_class(in_width, out_width, budget, **self.config.abstractor)
         return made
 
@@ -110,8 +113,9 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
             return
         self._computed_done = True
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            twin = self._compressor(self.path.abstractor.in_width, self.path.abstractor.out_width)
-            twin.set_tokens_per_window(self.path.abstractor.budget.tokens_per_window)
+            ours = self.path.abstractor
+            twin = self._abstractor(ours.in_width, ours.out_width, TokenBudget(**self.config.budget))
+            twin.set_tokens_per_window(ours.budget.tokens_per_window)
         stored = self.path.abstractor.state_dict().keys()
         computed = {name: value for name, value in twin.named_buffers() if name not in stored}
         for name, buffer in self.path.abstractor.named_buffers():
@@ -213,9 +217,9 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return embeddings ``[B, S, D_llm]``, their mask (None when nothing is padded) and labels ``[B, S]``."""
         batch = self._batch(input_ids, attention_mask, audio, num_samples, labels)
-        windows = self.path.windows(batch)
-        layout = self.path.layout(batch, self.path.recording_rows(windows), prompt_only=labels is None)
-        embeddings = self.path.embed(layout, self.path.listen(batch.audio, windows))
+        speech = self.path.listen(batch)
+        layout = self.path.text.layout(batch.dialogues, speech.rows, prompt_only=labels is None)
+        embeddings = self.path.text.embed(layout, speech.tokens)
         device = embeddings.device
         mask = None if layout.attention_mask is None else layout.attention_mask.to(device)
         if labels is None:

@@ -1,4 +1,4 @@
-"""What every compressor does about padding, and what those do that serve any token rate, in one place."""
+"""Base classes for compressors, ours and others': padding, any token rate, and lengths that follow the content."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -25,9 +25,7 @@ class MaskedAbstractor(Abstractor):
     def forward(self, frames: Tensor, num_frames: Tensor) -> Tokens:
         """Return the tokens of each window; see ``Abstractor.forward``."""
         counts = self.out_lengths(num_frames)
-        if self.budget.full_tail:  # as in the release: the padding of the last window is read like audio
-            num_frames = torch.full_like(num_frames, frames.shape[1])
-        valid = valid_positions(num_frames, frames.shape[1])
+        valid = _valid(self, frames, num_frames)
         size = self._windows_at_once(frames)
         parts = zip(frames.split(size), valid.split(size), strict=True)
         # where, not a product: padding may hold anything, infinities included
@@ -49,6 +47,40 @@ class MaskedAbstractor(Abstractor):
             frames: encoder output ``[W, F, D_enc]``, zero at padding; F is at most ``budget.frames_per_window``.
             valid: ``[W, F]`` bool, True at frames that hold audio: a first part of each window, never empty.
         """
+
+
+class ContentAbstractor(Abstractor):
+    """A compressor that gives fewer tokens where the frames hold less; subclasses write ``compress``.
+
+    Batches are planned with ``out_lengths``, the most that a window may cost; the LLM reads as many as there are.
+    """
+
+    lengths_follow_content: ClassVar[bool] = True
+    projector: nn.Module
+
+    def forward(self, frames: Tensor, num_frames: Tensor) -> Tokens:
+        """Return the tokens of each window; see ``Abstractor.forward``."""
+        valid = _valid(self, frames, num_frames)
+        hidden, counts = self.compress(frames.where(valid[..., None], 0), valid)
+        counts = torch.minimum(counts, self.out_lengths(num_frames))
+        kept = valid_positions(counts, self.budget.tokens_per_window)
+        return Tokens(self.projector(hidden) * kept[..., None], counts)
+
+    @abstractmethod
+    def compress(self, frames: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the projector maps to tokens ``[W, K, D_hidden]``, finite everywhere, and how many ``[W]`` count.
+
+        Args:
+            frames: encoder output ``[W, F, D_enc]``, zero at padding; F is at most ``budget.frames_per_window``.
+            valid: ``[W, F]`` bool, True at frames that hold audio: a first part of each window, never empty.
+        """
+
+
+def _valid(abstractor: Abstractor, frames: Tensor, num_frames: Tensor) -> Tensor:
+    """Return ``[W, F]`` bool, True at frames that are read."""
+    if abstractor.budget.full_tail:  # as in the release: the padding of the last window is read like audio
+        num_frames = torch.full_like(num_frames, frames.shape[1])
+    return valid_positions(num_frames, frames.shape[1])
 
 
 class AnyRateAbstractor(MaskedAbstractor):

@@ -1,27 +1,44 @@
-"""Station 2: audio to log-mel windows, on the device; every number of Whisper's front end stands here, with its unit.
+"""Whisper's log-mel front end, on the device; every number of it stands here, with its unit.
 
 Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (arXiv 2212.04356), section 2.2.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 
 HOP_SAMPLES = 160  # 10 ms: 100 mel frames per second
 FFT_SAMPLES = 400  # 25 ms
 CONTEXT_SAMPLES = FFT_SAMPLES // 2  # what a frame sees beyond the window's edges
+FLOOR_LOG10 = -10.0  # log10 of the least power, that of silence
 _DYNAMIC_RANGE_LOG10 = 8.0
-_FLOOR_POWER = 1e-10
 
 
-def slaney_mel_filters(num_mel_bins: int) -> Tensor:
-    """Return the triangular filters ``[1 + FFT_SAMPLES / 2, M]`` float32, 0 to 8000 Hz, of unit area.
+@contextmanager
+def real_tensors() -> Iterator[None]:
+    """Within it, tensors are real ones on the CPU: neither fake nor on "meta" nor of inference mode.
+
+    What is made once and kept for all calls must not depend on which call was the first.
+    """
+    with _disable_current_modes(), torch.inference_mode(False), torch.device("cpu"):
+        yield
+
+
+def slaney_mel_filters(num_mel_bins: int, fft_samples: int = FFT_SAMPLES) -> Tensor:
+    """Return the triangular filters ``[1 + fft_samples / 2, M]`` float32, 0 to 8000 Hz, of unit area.
 
     The mel scale is Slaney's (Auditory Toolbox, 1998): linear below 1 kHz, logarithmic above.
+
+    Args:
+        num_mel_bins: mel bins M.
+        fft_samples: length of the Fourier transform, even.
     """
     linear_hz, log_start_hz, log_step = 200.0 / 3.0, 1000.0, torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27.0
 
@@ -31,7 +48,7 @@ def slaney_mel_filters(num_mel_bins: int) -> Tensor:
 
     top = log_start_hz / linear_hz + torch.log(torch.tensor(8.0, dtype=torch.float64)) / log_step  # 8000 Hz in mel
     corners = to_hz(torch.linspace(0.0, float(top), num_mel_bins + 2, dtype=torch.float64))
-    bins = torch.linspace(0.0, SAMPLE_RATE_HZ / 2, 1 + FFT_SAMPLES // 2, dtype=torch.float64)
+    bins = torch.linspace(0.0, SAMPLE_RATE_HZ / 2, 1 + fft_samples // 2, dtype=torch.float64)
     slopes = corners[None, :] - bins[:, None]
     widths = corners.diff()
     rising, falling = -slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]
@@ -42,7 +59,7 @@ def slaney_mel_filters(num_mel_bins: int) -> Tensor:
 @cache
 def _constants(num_mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return Hann window and filters, float32; no buffers, for ``model.to(torch.bfloat16)`` would round those."""
-    with torch.inference_mode(False):
+    with real_tensors():
         window = torch.hann_window(FFT_SAMPLES, dtype=torch.float64).float()
         return window.to(device), slaney_mel_filters(num_mel_bins).to(device)
 
@@ -78,7 +95,7 @@ class LogMel(nn.Module):
             )
             power = spectrum.real.square() + spectrum.imag.square()  # [W, 1 + FFT/2, T + 1]
             mel = filters.T @ power[..., :-1].contiguous()
-        return mel.clamp_min_(_FLOOR_POWER).log10_()
+        return mel.clamp_min_(10.0**FLOOR_LOG10).log10_()
 
     @torch.no_grad()
     def forward(self, samples: Tensor, loudest: Tensor | None = None) -> Tensor:
@@ -96,15 +113,15 @@ class LogMel(nn.Module):
 
 
 def pad_with_context(samples: Tensor, num_samples: int) -> Tensor:
-    """Return ``[num_samples + 2 * CONTEXT_SAMPLES]``: zeros up to ``num_samples``, mirrored at both edges.
+    """Return ``[..., num_samples + 2 * CONTEXT_SAMPLES]``: zeros up to ``num_samples``, mirrored at both edges.
 
     This is how ``WhisperFeatureExtractor`` sees a recording of its own.
 
     Args:
-        samples: ``[N]`` with N in ``1..num_samples``.
+        samples: ``[..., N]`` with N in ``1..num_samples``.
         num_samples: samples of a full window, above ``CONTEXT_SAMPLES``.
     """
-    padded = F.pad(samples, (0, num_samples - samples.shape[0]))
-    left = padded[1 : CONTEXT_SAMPLES + 1].flip(0)
-    right = padded[-CONTEXT_SAMPLES - 1 : -1].flip(0)
-    return torch.cat([left, padded, right])
+    padded = F.pad(samples, (0, num_samples - samples.shape[-1]))
+    left = padded[..., 1 : CONTEXT_SAMPLES + 1].flip(-1)
+    right = padded[..., -CONTEXT_SAMPLES - 1 : -1].flip(-1)
+    return torch.cat([left, padded, right], dim=-1)

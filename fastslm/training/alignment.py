@@ -1,0 +1,86 @@
+"""CTC between speech tokens and transcripts, in the LLM's own embedding space."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastslm.path.batch import Dialogue, Int64Array
+
+
+class AlignmentLoss(nn.Module):
+    """CTC between a recording's speech tokens and its transcript, in the LLM's own embedding space.
+
+    Tells the compressor, long before the LLM has found out where to look, which words each stretch of audio holds and
+    in which order: a speech token should point towards the embedding of the word it carries, or to a learned blank.
+    Only the ids that occur in a step's transcripts compete, so the cost does not grow with the vocabulary, and
+    they are embedded by the LLM's own module, frozen. Transcripts with more ids than speech tokens have no alignment
+    and add nothing.
+
+    Graves et al., "Connectionist Temporal Classification" (ICML 2006), section 3.
+
+    Args:
+        width: features of an LLM embedding, D_llm.
+        sharpness: logit of a token that points exactly at a word; tokens are compared by cosine.
+    """
+
+    def __init__(self, width: int, sharpness: float = 12.0) -> None:
+        super().__init__()
+        self.sharpness = sharpness
+        self.blank = nn.Parameter(torch.randn(width) / width**0.5)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        recording_rows: Sequence[Int64Array],
+        transcripts: Sequence[Int64Array],
+        embed: Callable[[Tensor], Tensor],
+        classes: Int64Array | None = None,
+    ) -> tuple[Tensor, int]:
+        """Return the summed loss, a scalar, and the number of transcript ids behind it.
+
+        Args:
+            tokens: speech tokens ``[W, K, D_llm]``.
+            recording_rows: for each recording that has a transcript, its rows among the ``W * K`` tokens, in time.
+            transcripts: its ids ``[L]``.
+            embed: gives the LLM's embeddings of ids.
+            classes: the ids that compete, sorted, all transcripts' among them; None takes those of the transcripts.
+        """
+        device = tokens.device
+        # One recording that asks for nothing keeps the step alike on every rank.
+        rows = list(recording_rows) or [np.zeros(1, np.int64)]
+        targets = list(transcripts) or [np.zeros(0, np.int64)]
+        wanted = np.concatenate(targets)
+        known = np.union1d(wanted if classes is None else classes, [0])
+        lengths = [len(target) for target in targets]
+        words = embed(torch.from_numpy(known).to(device)).detach().float()
+        directions = F.normalize(torch.cat([self.blank.float()[None], words]), dim=-1)
+        longest = max(map(len, rows))
+        padded = torch.from_numpy(np.stack([np.pad(row, (0, longest - len(row))) for row in rows])).to(device)
+        speech = F.normalize(tokens.flatten(0, 1).float(), dim=-1)
+        log_probs = (self.sharpness * F.embedding(padded, speech @ directions.T)).log_softmax(-1)
+        loss = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            torch.from_numpy(np.searchsorted(known, wanted) + 1).to(device),
+            torch.tensor([len(row) for row in rows]),
+            torch.tensor(lengths),
+            reduction="sum",
+            zero_infinity=True,
+        )
+        return loss if recording_rows else loss * 0.0, sum(lengths)
+
+
+def transcripts_of(dialogues: Sequence[Dialogue], weights: Sequence[float], audio_id: int) -> list[Int64Array | None]:
+    """Return for each recording of a batch the ids of its transcript, or None where it has none of its own.
+
+    A recording has a transcript when its dialogue's task is ``asr`` and it is the only one in it.
+    """
+    transcripts: list[Int64Array | None] = []
+    for dialogue, weight in zip(dialogues, weights, strict=True):
+        count = int((dialogue.input_ids == audio_id).sum())
+        answer = dialogue.labels[dialogue.num_prompt_ids :]
+        transcribed = count == 1 and dialogue.task == "asr" and weight > 0
+        transcripts += [answer[:-1] if transcribed else None] * count  # the last id ends the turn and is not spoken
+    return transcripts

@@ -1,0 +1,79 @@
+"""The shipped contract of LLMs: ours keeps it, and each promise that one breaks is noticed."""
+
+import inspect
+
+import pytest
+import torch
+
+from fastslm.modules.llms.causal_lm import CausalLM, LoRA
+from fastslm.testing import LanguageModelContract
+
+
+class TestCausalLM(LanguageModelContract):
+    @pytest.fixture(autouse=True)
+    def _folder(self, tiny_llm):
+        type(self).build = staticmethod(lambda: CausalLM(str(tiny_llm)))
+
+
+class TestCausalLMWithLoRA(LanguageModelContract):
+    @pytest.fixture(autouse=True)
+    def _folder(self, tiny_llm):
+        type(self).build = staticmethod(lambda: CausalLM(str(tiny_llm), lora=LoRA(rank=2)))
+
+
+class WrongWidth(CausalLM):
+    def embed(self, input_ids):
+        return super().embed(input_ids)[..., :-1]
+
+
+class PositionsIgnored(CausalLM):
+    def forward(self, embeddings, attention_mask, positions):
+        return super().forward(embeddings, attention_mask, positions.sort().values)
+
+
+class SeesPadding(CausalLM):
+    def forward(self, embeddings, attention_mask, positions):
+        return super().forward(embeddings + embeddings.mean(1, keepdim=True), attention_mask, positions)
+
+
+class Detached(CausalLM):
+    def forward(self, embeddings, attention_mask, positions):
+        return super().forward(embeddings.detach(), attention_mask, positions) + 0 * embeddings.sum()
+
+
+class SecondBest(CausalLM):
+    def generate(self, embeddings, attention_mask, max_new_tokens, stop_ids):
+        return super().generate(embeddings, attention_mask, max_new_tokens, stop_ids) + 1
+
+
+class ForgetfulCache(CausalLM):
+    def extend(self, embeddings, attention_mask, cache):
+        fresh = self.new_cache()
+        cache.add(embeddings.shape[1])
+        mask = None if attention_mask is None else attention_mask[:, -embeddings.shape[1] :]
+        return super().extend(embeddings, mask, fresh)
+
+
+class LoadsAgain(CausalLM):
+    def load(self):
+        self.causal_lm = None
+        super().load()
+        torch.nn.init.normal_(self.causal_lm.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+    "broken", [WrongWidth, PositionsIgnored, SeesPadding, Detached, SecondBest, ForgetfulCache, LoadsAgain]
+)
+def test_each_promise_that_is_broken_fails_a_test(broken, tiny_llm):
+    class Contract(LanguageModelContract):
+        build = staticmethod(lambda: broken(str(tiny_llm)))
+
+    failed = []
+    for name, test in inspect.getmembers(Contract(), inspect.ismethod):
+        if name.startswith("test_"):
+            try:
+                test()
+            except Exception:
+                failed.append(name)
+                break  # one is enough
+    assert failed
