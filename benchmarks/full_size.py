@@ -116,11 +116,11 @@ def measure(flags: Sequence[str], steps: int, folder: Path) -> dict[str, float]:
 
 def planned(flags: Sequence[str], minutes: float) -> int:
     """Return the bytes that `fastslm plan` gives one process."""
-    from fastslm.checkpoint.run import build_module
     from fastslm.plan.hardware import hardware_of
     from fastslm.plan.memory import Budget
     from fastslm.plan.settings import resolved_settings
     from fastslm.plan.sketch import Sketch
+    from fastslm.training.from_settings import build_module
 
     config = resolved_settings(flags)
     hardware = hardware_of(config["trainer"])

@@ -82,17 +82,18 @@ def decode(model: Model, cache: Any, logits: torch.Tensor, num_new: int) -> None
 @torch.no_grad()
 def plain(model: Model, path: Path, num_new: int, stages: Stages) -> None:
     """The whole file, all windows at once, logits of every position, a cache that is copied for each token."""
-    speech, llm = model.path, model.path.llm
+    listener, llm = model.path.listener, model.path.llm
     samples, _ = stages.run("read", lambda: soundfile.read(path, dtype="float32"))
 
     def encode() -> torch.Tensor:
         audio = torch.from_numpy((samples * 32767).astype(np.int16))
-        windows = speech.cut([len(audio)])
-        group, speech.encoder_batch_windows = speech.encoder_batch_windows, len(windows)
+        windows = listener.cut([len(audio)])
+        group, listener.batch_windows = listener.batch_windows, len(windows)
         try:
-            return speech.listen(audio, windows).flatten(0, 1)[torch.from_numpy(speech.recording_rows(windows)[0])]
+            speech = listener(audio, windows)
         finally:
-            speech.encoder_batch_windows = group
+            listener.batch_windows = group
+        return speech.tokens.flatten(0, 1)[torch.from_numpy(speech.rows[0])]
 
     tokens = stages.run("encode", encode)
     before, after = (llm.embed(torch.tensor(ids)) for ids in model.ids_of(Request()))

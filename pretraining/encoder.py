@@ -25,7 +25,7 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
 
 from fastslm.datamodules.spoken.numbers import CorpusSettings, build_corpus, number_words
-from fastslm.mel import LogMel, pad_with_context
+from fastslm.modules.encoders.mel import LogMel, pad_with_context
 from fastslm.modules.encoders.whisper import WhisperEncoder
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"  # class i + 1; class 0 is CTC's blank
@@ -266,7 +266,7 @@ def train(
         start = int(rng.integers(0, num_positions - num_positions // shortening + 1))
         encoder.whisper.embed_positions.weight.data = positions.roll(-start, 0)
         with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the processor knows bf16
-            frames = encoder(mel).float()
+            frames = encoder._encode(mel).float()
         loss = ctc.loss(frames, texts, letters_weight=0.5 if progress < 0.7 else 0.1)
         optimizer.zero_grad()
         loss.backward()
@@ -294,7 +294,7 @@ def evaluate(encoder: WhisperEncoder, ctc: Heads, dev: Recordings, num_frames: i
         for _ in range(count // 32):
             mel, texts = dev.draw(rng, 32, num_frames, augment)
             references += texts
-            read += ctc.read(encoder(mel))
+            read += ctc.read(encoder._encode(mel))
         report.append(f"{'coloured' if augment else 'clean'} WER {word_error_rate(references, read):.1%}")
     encoder.train()
     return "; ".join(report)

@@ -48,6 +48,38 @@ def tiny_encoder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_waveform(tmp_path_factory):
+    """Return a folder with a wav2vec 2.0 of random weights: frames of width 32 at 50 per second, 99 for 2 s."""
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    folder = tmp_path_factory.mktemp("tiny-waveform")
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, feat_extract_norm="layer", vocab_size=32,
+        do_stable_layer_norm=True,
+    )  # fmt: skip
+    Wav2Vec2Model(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_parakeet(tmp_path_factory):
+    """Return a folder with a Parakeet encoder of random weights: frames of width 32 at 12.5 per second."""
+    from transformers import ParakeetEncoder as HFParakeetEncoder
+    from transformers import ParakeetEncoderConfig
+
+    folder = tmp_path_factory.mktemp("tiny-parakeet")
+    torch.manual_seed(0)
+    config = ParakeetEncoderConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_mel_bins=80,
+        subsampling_conv_channels=16, max_position_embeddings=500,
+    )  # fmt: skip
+    HFParakeetEncoder(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory):
     """Return a folder with a Qwen3 of random weights, width 32, and the tokenizer that the package ships."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -122,6 +154,51 @@ def make_shards(flac, write_shard):
 
 
 @pytest.fixture
+def put_together():
+    """Return a maker of the path of parts that are loaded, with what training adds, as the module makes it.
+
+    ``put_together(encoder, abstractor, llm, frame_cache=None, seed=0, **settings)``; settings are ``ModelSettings``.
+    """
+    from fastslm.path.build import build
+    from fastslm.path.prompt import Prompter
+    from fastslm.training.additions import TrainingAdditions
+    from fastslm.training.settings import ModelSettings
+
+    def make(encoder, abstractor, llm, *, frame_cache=None, seed=0, train_parts=("abstractor", "projector"), **given):
+        settings, prompter = ModelSettings(train_parts=train_parts, **given), Prompter(llm.tokenizer)
+        return build(
+            encoder,
+            abstractor,
+            llm,
+            prompter,
+            settings,
+            train_parts=settings.train_parts,
+            additions=lambda: TrainingAdditions(settings, prompter, llm.width, seed),
+            frame_cache=frame_cache,
+            recompute=settings.recompute,
+        )
+
+    return make
+
+
+@pytest.fixture
+def noting_mels():
+    """Return a function that lets a path's Whisper note what it encodes: the list of its log-mel groups to come."""
+
+    def note(path):
+        mels, encode = [], path.encoder._encode
+
+        def noting(mel):
+            mels.append(mel.clone())
+            return encode(mel)
+
+        path.encoder._encode = noting
+        return mels
+
+    return note
+
+
+@pytest.fixture
 def make_module(tiny_encoder, tiny_llm):
     """Return a maker of modules on the tiny folders: windows of 2 s, 4 tokens each; weights are not loaded yet."""
     from fastslm.modules.abstractors.avg_pool import AvgPool
@@ -129,8 +206,9 @@ def make_module(tiny_encoder, tiny_llm):
     from fastslm.modules.llms.causal_lm import CausalLM
     from fastslm.training.lightning_module import SpeechLMModule
 
-    def make(*, abstractor=AvgPool, context_length=None, **settings):
-        encoder, llm = WhisperEncoder(str(tiny_encoder)), CausalLM(str(tiny_llm), context_length=context_length)
+    def make(*, abstractor=AvgPool, context_length=None, mel_range="window", **settings):
+        encoder = WhisperEncoder(str(tiny_encoder), mel_range=mel_range)
+        llm = CausalLM(str(tiny_llm), context_length=context_length)
         defaults = {"window_seconds": 2.0, "tokens_per_window": 4, "train_parts": ("projector",)}
         return SpeechLMModule(encoder, abstractor, llm, **(defaults | settings))
 

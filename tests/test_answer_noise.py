@@ -90,7 +90,7 @@ def test_it_raises_the_training_loss_and_never_reaches_evaluation(make_module):
     assert loss(path, batch) == heard
     path.train()
     epochs = [loss(path, replace(batch, epoch=epoch)) for epoch in (0, 1, 0)]
-    path.answer_noise = 0.0
+    path.additions.settings = replace(path.additions.settings, answer_noise=0.0)
     plain = loss(path, batch)
     assert epochs[0] == epochs[2]
     assert len({plain, epochs[0], epochs[1]}) == 3

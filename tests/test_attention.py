@@ -157,7 +157,7 @@ def test_at_the_start_aligned_tokens_look_at_their_own_time_and_released_ones_at
 def test_shares_of_a_duration_are_those_of_the_recording_cut_there(make_module):
     torch.manual_seed(0)
     module = make_module()
-    module._parts = (module._parts[0], lambda *widths: HTA(*widths, head_width=16), module._parts[2])
+    module.parts = (module.parts[0], lambda *widths: HTA(*widths, head_width=16), module.parts[2])
     module.configure_model()
     path = module.path.eval()
     audio = torch.randint(-3000, 3000, (round(5.3 * 16_000),), dtype=torch.int16).numpy()

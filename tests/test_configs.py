@@ -39,7 +39,7 @@ def test_the_shipped_configs_are_those_of_the_checkout():
 
 
 def test_the_size_that_comments_match_is_that_of_hta_in_the_default():
-    from fastslm.checkpoint.run import build_module
+    from fastslm.training.from_settings import build_module
 
     base, hta = (yaml.safe_load((FOLDER / name).read_text())["model"] for name in ("base.yaml", "hta.yaml"))
     module, _ = build_module({**base, **hta, "frame_cache": False})

@@ -1,6 +1,7 @@
 """Windows that hear a little of what lies around them: the same tokens on every way, nothing of other recordings."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,15 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslm.contracts import TokenBudget
 from fastslm.errors import ConfigError
-from fastslm.mel import pad_with_context
 from fastslm.modules.abstractors.hta import HTA
+from fastslm.modules.encoders.mel import pad_with_context
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM
 from fastslm.path.batch import Batch, Sample
-from fastslm.path.model import SpeechLM
-from fastslm.path.prompt import Prompter, messages_of
+from fastslm.path.prompt import messages_of
 from fastslm.path.windows import Windows
 from fastslm.training.spec_augment import SpecAugment
 
@@ -28,17 +27,21 @@ def test_a_window_comes_with_its_recording_around_it_and_silence_beyond_the_ends
     rng = np.random.default_rng(seed)
     recordings = [rng.integers(1, 10, n).astype(np.int16) for n in num_samples]
     windows = Windows.of(num_samples, WINDOW, context_samples=CONTEXT)
-    taken = windows.take(torch.from_numpy(np.concatenate(recordings)), slice(0, len(windows)), across=False)
+    taken = windows.take(torch.from_numpy(np.concatenate(recordings)), slice(0, len(windows)))
     rows = iter(taken)
     for recording in recordings:
         padded = np.pad(recording, (CONTEXT, WINDOW + CONTEXT))
         for begin in range(0, len(recording), WINDOW):
             heard = torch.from_numpy(padded[begin : begin + WINDOW + 2 * CONTEXT])
-            assert torch.equal(next(rows), pad_with_context(heard, WINDOW + 2 * CONTEXT))
+            row = next(rows)
+            assert torch.equal(row, heard)
+            assert torch.equal(
+                pad_with_context(row, WINDOW + 2 * CONTEXT), pad_with_context(heard, WINDOW + 2 * CONTEXT)
+            )
 
 
 @pytest.fixture
-def build(tiny_encoder, tiny_llm):
+def build(tiny_encoder, tiny_llm, put_together):
     """Return a maker of the path, the same weights each time; windows of 1.6 s with 0.2 s of context."""
 
     def make(**settings):
@@ -46,9 +49,8 @@ def build(tiny_encoder, tiny_llm):
         encoder, llm = WhisperEncoder(str(tiny_encoder)), CausalLM(str(tiny_llm))
         encoder.load()
         llm.load()
-        abstractor = HTA(encoder.width, llm.width, TokenBudget(80, 4), head_width=16)
-        settings = {"window_seconds": 1.6, "context_seconds": 0.2, **settings}
-        return SpeechLM(encoder, abstractor, llm, Prompter(llm.tokenizer), **settings)
+        settings = {"window_seconds": 1.6, "context_seconds": 0.2, "tokens_per_window": 4, **settings}
+        return put_together(encoder, partial(HTA, head_width=16), llm, **settings)
 
     return make
 
@@ -66,40 +68,40 @@ def batch_of(path, *seconds):
 def test_tokens_are_made_of_the_frames_of_the_window_alone_and_those_have_heard_its_context(build):
     path = build()
     batch = batch_of(path, 4.0)
-    tokens = path.listen(batch.audio, path.windows(batch))
+    windows = path.listener.cut(batch.num_samples)
+    tokens = path.listener(batch.audio, windows).tokens
     assert tokens.shape[:2] == (3, 4)
     middle = batch.audio[25_600 - 3200 : 51_200 + 3200]  # the second window, 0.2 s before it and after it
-    frames = path.encoder(path.mel(pad_with_context(middle, len(middle))[None]))
+    frames = path.encoder._encode(path.encoder.mel(pad_with_context(middle, len(middle))[None]))
+    assert torch.equal(path.encoder(middle[None], torch.tensor([len(middle)])), frames)
     assert frames.shape[1] == 100
     expected = path.abstractor(frames[:, 10:90], torch.tensor([80])).values
     torch.testing.assert_close(tokens[1:2], expected)
     changed = batch.audio.clone()
     changed[25_600 - 3200 : 25_600] = 0
-    assert not torch.equal(path.listen(changed, path.windows(batch))[1], tokens[1])
+    assert not torch.equal(path.listener(changed, windows).tokens[1], tokens[1])
     changed = batch.audio.clone()
     changed[: 25_600 - 3200] = 0
-    assert torch.equal(path.listen(changed, path.windows(batch))[1], tokens[1])
+    assert torch.equal(path.listener(changed, windows).tokens[1], tokens[1])
 
 
 @torch.no_grad()
 def test_a_recording_hears_nothing_of_the_one_beside_it(build):
     path = build()
     together = batch_of(path, 1.7, 2.3)
-    tokens = path.listen(together.audio, path.windows(together))
+    tokens = path.listen(together).tokens
     for i, mine in ((0, slice(0, 2)), (1, slice(2, 4))):
         begin = sum(together.num_samples[:i])
         audio = together.audio[begin : begin + together.num_samples[i]]
-        assert torch.equal(path.listen(audio, path.cut([len(audio)])), tokens[mine])
+        assert torch.equal(path.listener(audio, path.listener.cut([len(audio)])).tokens, tokens[mine])
 
 
 @torch.no_grad()
 def test_no_context_is_the_path_as_it_was(build):
     plain, with_none = build(context_seconds=0.0), build()
-    with_none.context_samples = 0
+    with_none.listener.context_samples = 0
     batch = batch_of(plain, 4.0, 0.3)
-    assert torch.equal(
-        plain.listen(batch.audio, plain.windows(batch)), with_none.listen(batch.audio, with_none.windows(batch))
-    )
+    assert torch.equal(plain.listen(batch).tokens, with_none.listen(batch).tokens)
 
 
 def test_frames_are_cached_with_the_context_they_heard(build, tmp_path):
@@ -112,10 +114,9 @@ def test_frames_are_cached_with_the_context_they_heard(build, tmp_path):
     assert other(batch).loss_sum.item() == pytest.approx(build(context_seconds=0.1)(batch).loss_sum.item(), rel=1e-6)
 
 
-def test_masks_hide_the_window_and_not_its_context(build):
+def test_masks_hide_the_window_and_not_its_context(build, noting_mels):
     path = build(spec_augment=SpecAugment(freq_masks=0, time_masks=1, time_width=1.0)).train()
-    mels = []
-    path.encoder.register_forward_pre_hook(lambda _, arguments: mels.append(arguments[0]))
+    mels = noting_mels(path)
     for epoch in range(8):
         path(replace(batch_of(path, 1.6), epoch=epoch))
     hidden = torch.stack([(mel[0] == 0).all(dim=0) for mel in mels])  # [epochs, T]
@@ -128,8 +129,7 @@ def test_masks_hide_the_window_and_not_its_context(build):
 def test_more_silent_groups_than_a_rank_has_are_run_with_context_too(build):
     path = build()
     batch = batch_of(path, 1.0)
-    windows = path.windows(batch)
-    assert torch.equal(path.listen(batch.audio, windows, num_groups=3)[:1], path.listen(batch.audio, windows)[:1])
+    assert torch.equal(path.listen(batch, num_groups=3).tokens[:1], path.listen(batch).tokens[:1])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_more_silent_groups_than_a_rank_has_are_run_with_context_too(build):
 def test_left_open_the_context_is_what_the_encoder_has_positions_for(make_module, settings, expected):
     module = make_module(**settings, context_seconds=None)
     module.configure_model()
-    assert module.path.context_samples == round(expected * 16_000)
+    assert module.path.listener.context_samples == round(expected * 16_000)
     batch = batch_of(module.path, 3.0)
     assert torch.isfinite(module.path(batch).loss_sum)
 
@@ -157,7 +157,7 @@ def test_left_open_the_context_is_what_the_encoder_has_positions_for(make_module
         ({"window_seconds": 1.6, "context_seconds": -0.2}, r"model\.context_seconds: -0\.2"),
         (
             {"window_seconds": 1.6, "context_seconds": 0.2, "mel_range": "recording"},
-            r"model\.context_seconds: .*model\.mel_range",
+            r"model\.context_seconds: .*model\.encoder\.mel_range",
         ),
     ],
 )  # fmt: skip

@@ -12,7 +12,9 @@ import torch
 
 from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch, Dialogue, Sample
+from fastslm.path.listen import Speech
 from fastslm.path.model import Output
+from fastslm.path.text import TextSide
 from fastslm.training.evaluation import Evaluation, check_monitors, write_answers
 
 ROWS = [
@@ -104,9 +106,12 @@ def test_an_answer_that_ends_in_a_loop_is_cut_and_marked_and_what_fills_up_a_bat
     dialogue = Dialogue(np.array([9]), np.array([-100]), 1, "seven eleven twelve", "asr")
     path = SimpleNamespace(
         prompter=SimpleNamespace(tokenizer=demo_tokenizer, stop_ids=[stop], audio_id=9),
+        text=TextSide(None, 9),
         generate=lambda *_: answers,
     )
     batch = Batch.of([Sample(key, dialogue, [np.zeros(16_000, np.int16)]) for key in "ab"])
-    found = write_answers(path, batch, torch.zeros(0), [0, 1], lambda seconds: len(long))
+    found = write_answers(
+        path, batch, Speech(torch.zeros(0), np.zeros(0, np.int64), []), [0, 1], lambda seconds: len(long)
+    )
     assert [row["hypothesis"] for row in found] == ["seven eleven twelve"] * 2
     assert [row.get("loop") for row in found] == [None, True]

@@ -1,36 +1,34 @@
 """Encoder frames kept on disk: the same numbers, made once, and never those of something else."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from fastslm.contracts import TokenBudget
 from fastslm.errors import ConfigError
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM
 from fastslm.path.batch import Batch, Sample
-from fastslm.path.model import SpeechLM
-from fastslm.path.prompt import Prompter, messages_of
+from fastslm.path.prompt import messages_of
 
 
 @pytest.fixture
-def build(tiny_encoder, tiny_llm):
+def build(tiny_encoder, tiny_llm, put_together):
     """Return a maker of the path that counts the windows its encoder hears."""
 
-    def make(frame_cache, change_encoder=False, window_seconds=2.0, **settings):
+    def make(frame_cache, change_encoder=False, window_seconds=2.0, mel_range="window"):
         torch.manual_seed(0)
-        encoder, llm = WhisperEncoder(str(tiny_encoder)), CausalLM(str(tiny_llm))
+        encoder, llm = WhisperEncoder(str(tiny_encoder), mel_range=mel_range), CausalLM(str(tiny_llm))
         encoder.load()
         llm.load()
         if change_encoder:
             encoder.whisper.layer_norm.bias.data[0] += 0.5
-        budget = TokenBudget(frames_per_window=int(window_seconds * 50), tokens_per_window=5)
-        path = SpeechLM(
-            encoder, HTA(encoder.width, llm.width, budget, head_width=16), llm, Prompter(llm.tokenizer),
-            window_seconds=window_seconds, frame_cache=frame_cache, **settings,
+        path = put_together(
+            encoder, partial(HTA, head_width=16), llm, window_seconds=window_seconds, tokens_per_window=5,
+            frame_cache=frame_cache,
         )  # fmt: skip
         path.heard = 0
 

@@ -113,19 +113,22 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tiny_encoder, tmp_path):
 
 
 def test_the_encoder_equals_that_of_transformers_on_a_full_window(tiny_encoder):
-    from transformers import WhisperForConditionalGeneration
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
     encoder = WhisperEncoder(str(tiny_encoder))
     encoder.load()
     encoder.eval()
-    mel = torch.randn(3, 80, 200)
+    samples = torch.randint(-3000, 3000, (3, 32_000), dtype=torch.int16)
+    extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=2)
+    mel = extractor([row.numpy() / 32768.0 for row in samples], sampling_rate=16_000, return_tensors="pt")
     whole = WhisperForConditionalGeneration.from_pretrained(tiny_encoder).eval()
-    expected = whole.model.encoder(mel).last_hidden_state
-    torch.testing.assert_close(encoder(mel), expected, rtol=1e-5, atol=1e-5)
+    expected = whole.model.encoder(mel["input_features"]).last_hidden_state
+    torch.testing.assert_close(encoder(samples, torch.full((3,), 32_000)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_shorter_window_uses_the_first_positions(tiny_encoder):
     encoder = WhisperEncoder(str(tiny_encoder))
     encoder.load()
     assert encoder.max_window_seconds == 2.0
-    assert encoder(torch.randn(1, 80, 50)).shape == (1, 25, 32)
+    samples = torch.randint(-3000, 3000, (1, 8000), dtype=torch.int16)
+    assert encoder(samples, torch.tensor([8000])).shape == (1, 25, 32)

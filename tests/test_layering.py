@@ -1,6 +1,8 @@
 """The house stays in order: what imports what, which folders are packaged, what stands in configs."""
 
 import ast
+import graphlib
+import importlib.util
 import itertools
 import subprocess
 import sys
@@ -46,6 +48,43 @@ def test_rooms_import_neither_each_other_nor_themselves_by_name(room):
             if n.split(".")[0] in ROOMS or n.startswith(tuple(f"fastslm.{r}" for r in ROOMS))
         ]
         assert not wrong, path
+
+
+def modules():
+    """Return every module of the package by name: its file."""
+    tops = {"fastslm": "fastslm", **{room: f"fastslm.{room}" for room in ROOMS}}
+    found = {}
+    for top, name in tops.items():
+        for path in files(top):
+            parts = path.relative_to(ROOT / top).with_suffix("").parts
+            found[".".join((name, *(part for part in parts if part != "__init__")))] = path
+    return found
+
+
+def imported_by(name, path, known):
+    """Return the modules of the package that one imports, at its top, in its functions, or for its types alone."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            for alias in node.names:
+                yield f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    known = modules()
+    edges = {name: set(imported_by(name, path, known)) & known.keys() - {name} for name, path in known.items()}
+    try:
+        tuple(graphlib.TopologicalSorter(edges).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+def test_the_root_of_the_core_holds_only_what_all_its_packages_stand_on():
+    at_root = {path.stem for path in (ROOT / "fastslm").glob("*.py")}
+    assert at_root == {"__init__", "__main__", "cli", "contracts", "errors", "files", "plugins", "settings"}
 
 
 def test_the_packages_in_pyproject_are_the_folders_on_disk():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from fastslm.mel import CONTEXT_SAMPLES, HOP_SAMPLES, LogMel, pad_with_context
+from fastslm.modules.encoders.mel import CONTEXT_SAMPLES, HOP_SAMPLES, LogMel, pad_with_context
 from fastslm.path.windows import Windows
 
 WINDOW = 32_000  # 2 s
@@ -41,7 +41,7 @@ def of_recording(samples, num_mel_bins, window_samples):
     """Return the same windows from the front end, which never sees more than one window and its edges at once."""
     mel = LogMel(num_mel_bins)
     windows = Windows.of([len(samples)], window_samples)
-    taken = windows.take(samples, slice(0, len(windows)), across=True)
+    taken = windows.take(samples, slice(0, len(windows)), CONTEXT_SAMPLES)
     num_frames = len(samples) // HOP_SAMPLES
     index = torch.arange(len(windows) * window_samples // HOP_SAMPLES).reshape(len(windows), 1, -1)
     loudest = mel.log_power(taken).where(index < num_frames, -torch.inf).amax()

@@ -1,39 +1,41 @@
 """The path from audio to loss and text, on tiny models loaded through transformers."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from fastslm.contracts import TokenBudget
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
 from fastslm.path.batch import Batch, Sample
-from fastslm.path.model import SpeechLM
-from fastslm.path.parts import parameters_by_part, select_trainable
-from fastslm.path.prompt import Prompter, messages_of
+from fastslm.path.parts import parameters_by_part
+from fastslm.path.prompt import messages_of
 
 RATE = 16_000
 
 
 @pytest.fixture
-def build(tiny_encoder, tiny_llm):
+def build(tiny_encoder, tiny_llm, put_together):
     """Return a maker of the path, the same weights each time."""
 
-    def make(*, lora=True, train_parts=("abstractor", "projector", "lora"), checkpointing=False, **settings):
+    def make(
+        *,
+        lora=True,
+        train_parts=("abstractor", "projector", "lora"),
+        checkpointing=False,
+        mel_range="window",
+        **settings,
+    ):
         torch.manual_seed(0)
-        encoder = WhisperEncoder(str(tiny_encoder))
+        encoder = WhisperEncoder(str(tiny_encoder), mel_range=mel_range)
         adapters = LoRA(rank=4, alpha=8, dropout=0.0) if lora else None
         llm = CausalLM(str(tiny_llm), lora=adapters, gradient_checkpointing=checkpointing)
         encoder.load()
         llm.load()
-        budget = TokenBudget(frames_per_window=100, tokens_per_window=5)
-        abstractor = HTA(encoder.width, llm.width, budget, head_width=16)
-        prompter = Prompter(llm.tokenizer)
-        path = SpeechLM(
-            encoder, abstractor, llm, prompter, window_seconds=2.0, train_encoder="encoder" in train_parts, **settings
-        )
-        select_trainable(path, train_parts)
+        settings = {"window_seconds": 2.0, "tokens_per_window": 5, "train_parts": train_parts, **settings}
+        path = put_together(encoder, partial(HTA, head_width=16), llm, **settings)
         if lora:  # fresh adapters add nothing: make them matter
             for name, parameter in path.named_parameters():
                 if ".lora_B" in name:
@@ -74,9 +76,9 @@ def test_the_loss_is_that_of_the_llm_itself_on_the_whole_sequence(build):
     path = build().eval()
     batch = Batch.of([sample(path, 3.0)])
     output = path(batch)
-    windows = path.windows(batch)
-    layout = path.layout(batch, path.recording_rows(windows))
-    embeddings = path.embed(layout, path.listen(batch.audio, windows))
+    heard = path.listen(batch)
+    layout = path.text.layout(batch.dialogues, heard.rows, batch.weights)
+    embeddings = path.text.embed(layout, heard.tokens)
     labels = torch.full((1, embeddings.shape[1]), -100)
     labels[0, layout.predicting + 1] = layout.labels
     expected = path.llm.causal_lm(inputs_embeds=embeddings, labels=labels).loss
@@ -123,8 +125,10 @@ def test_a_recording_costs_tokens_in_proportion_to_its_length(build):
 def test_groups_of_windows_give_the_same_tokens_as_all_at_once(build):
     few, many = build(encoder_batch_windows=1).eval(), build(encoder_batch_windows=64).eval()
     audio = torch.from_numpy(speech(9.1))
-    windows = few.windows(Batch.of([sample(few, 9.1)]))
-    torch.testing.assert_close(few.listen(audio, windows), many.listen(audio, windows), rtol=1e-4, atol=1e-5)
+    windows = few.listener.cut([len(audio)])
+    assert len(windows) == 5
+    found = [path.listener(audio, windows).tokens for path in (few, many)]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def gradients(path, *samples):
@@ -214,14 +218,13 @@ def test_parts_cover_every_parameter_once(build):
     assert sorted(names) == sorted(name for name, _ in path.named_parameters())
 
 
-def test_the_release_front_end_limits_the_range_over_each_recording_and_pads_in_mel_space(build):
+def test_the_release_front_end_limits_the_range_over_each_recording_and_pads_in_mel_space(build, noting_mels):
     from transformers import WhisperFeatureExtractor
 
     path = build(mel_range="recording", encoder_batch_windows=2).eval()
-    seen = []
-    path.encoder.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    seen = noting_mels(path)
     first, second = speech(5.3, 1), speech(0.9, 2) // 50
-    path.listen(torch.from_numpy(np.concatenate([first, second])), _windows(path, first, second))
+    path.listener(torch.from_numpy(np.concatenate([first, second])), _windows(path, first, second))
     mel = torch.cat(seen)
     for recording, begin, count in ((first, 0, 3), (second, 3, 1)):
         extractor = WhisperFeatureExtractor(feature_size=80)
@@ -236,22 +239,22 @@ def test_the_release_front_end_limits_the_range_over_each_recording_and_pads_in_
 def _windows(path, *recordings):
     from fastslm.path.windows import Windows
 
-    return Windows.of([len(recording) for recording in recordings], path.window_samples)
+    return Windows.of([len(recording) for recording in recordings], path.listener.window_samples)
 
 
 def test_the_alignment_loss_is_torchs_ctc_over_the_words_of_the_batch(build):
-    path = build(align=True)
+    path = build(alignment_weight=1.0)
     batch = Batch.of([sample(path, 7.3, "forty two five", 1), sample(path, 2.0, "seven", 2), two_recordings(path)])
     output = path(batch)
     assert output.num_aligned == 3  # "forty two", "five", "seven"; a dialogue of two recordings has no transcript
-    windows = path.windows(batch)
-    tokens = path.listen(batch.audio, windows).flatten(0, 1)
+    heard = path.listen(batch)
+    tokens = heard.tokens.flatten(0, 1)
     transcripts = [d.labels[d.num_prompt_ids : -1].tolist() for d in batch.dialogues[:2]]
     known = sorted({0, *transcripts[0], *transcripts[1]})
     embedded = path.llm.embed(torch.tensor(known))
     classes = torch.nn.functional.normalize(torch.cat([path.alignment.blank[None], embedded]), dim=-1)
     expected = 0.0
-    for rows, transcript in zip(path.recording_rows(windows), transcripts, strict=False):
+    for rows, transcript in zip(heard.rows, transcripts, strict=False):
         speech_tokens = torch.nn.functional.normalize(tokens[torch.from_numpy(rows)], dim=-1)
         log_probs = (12.0 * speech_tokens @ classes.T).log_softmax(-1)
         target = torch.tensor([known.index(word) + 1 for word in transcript])

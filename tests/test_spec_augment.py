@@ -1,6 +1,7 @@
 """SpecAugment: what is hidden, when, and that it follows from seed, epoch and sample alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ import torch
 
 from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch, Sample
+from fastslm.path.feature_masks import HIDDEN, FeatureMasks
 from fastslm.path.prompt import messages_of
 from fastslm.path.windows import Windows
-from fastslm.training.spec_augment import HIDDEN, SpecAugment, SpecMasks
+from fastslm.training.spec_augment import SpecAugment
 
 RATE = 16_000
+#: What is asked of an encoder: 80 mel bins, 100 columns per second.
+MEL = SimpleNamespace(feature_bins=80, samples_per_feature=160)
 
 
 def windows_of(*seconds, window_seconds=2.0):
@@ -25,19 +29,19 @@ def sample(path, key, seconds, seed=0):
 
 
 @pytest.fixture
-def heard(make_module):
+def heard(make_module, noting_mels):
     """Return a path in training mode that notes the log-mel windows its encoder is given."""
 
     def make(**settings):
         module = make_module(**settings)
         module.configure_model()
         path = module.path.train()
-        path.mels = []
-        path.encoder.register_forward_pre_hook(lambda _, arguments: path.mels.append(arguments[0].clone()))
+        path.mels = noting_mels(path)
 
         def mels(batch, seed=0, epoch=0):
             path.mels.clear()
-            path(replace(batch, epoch=epoch), seed=seed)
+            path.additions.seed = seed
+            path(replace(batch, epoch=epoch))
             return torch.cat(path.mels)
 
         path.mels_of = mels
@@ -50,7 +54,7 @@ def heard(make_module):
 
 
 def test_a_hand_made_mask_hides_its_band_and_its_stretch_and_nothing_else():
-    masks = SpecMasks(torch.tensor([[[1, 3]]]), torch.tensor([[[0, 1], [4, 4]]]))
+    masks = FeatureMasks(torch.tensor([[[1, 3]]]), torch.tensor([[[0, 1], [4, 4]]]))
     hidden = masks.hide(torch.ones(1, 4, 5))
     expected = torch.ones(1, 4, 5)
     expected[:, 1:3, :] = HIDDEN
@@ -60,12 +64,12 @@ def test_a_hand_made_mask_hides_its_band_and_its_stretch_and_nothing_else():
 
 def test_masks_are_as_many_and_as_wide_as_was_asked_and_within_the_audio():
     augment = SpecAugment(freq_masks=3, freq_width=20, time_masks=4, time_width=0.25)
-    masks = augment.draw([f"r{i}" for i in range(300)], windows_of(*[2.0, 0.5, 1.3] * 100), 80, seed=1, epoch=0)
+    masks = augment.draw([f"r{i}" for i in range(300)], windows_of(*[2.0, 0.5, 1.3] * 100), MEL, 0, seed=1, epoch=0)
     assert masks.bins.shape == (300, 3, 2)
-    assert masks.frames.shape == (300, 4, 2)
+    assert masks.columns.shape == (300, 4, 2)
     for spans, length, widest in (
         (masks.bins, torch.full((300, 1), 80), torch.full((300, 1), 20)),
-        (masks.frames, torch.tensor([200, 50, 130] * 100)[:, None], torch.tensor([50, 12, 32] * 100)[:, None]),
+        (masks.columns, torch.tensor([200, 50, 130] * 100)[:, None], torch.tensor([50, 12, 32] * 100)[:, None]),
     ):
         widths = spans[..., 1] - spans[..., 0]
         assert (spans[..., 0] >= 0).all()
@@ -78,10 +82,10 @@ def test_masks_are_as_many_and_as_wide_as_was_asked_and_within_the_audio():
 
 
 def test_nothing_is_hidden_without_masks_and_everything_may_be():
-    nothing = SpecAugment(freq_masks=0, time_masks=0).draw(["a"], windows_of(2.0), 80, 0, 0)
+    nothing = SpecAugment(freq_masks=0, time_masks=0).draw(["a"], windows_of(2.0), MEL, 0, 0, 0)
     mel = torch.randn(1, 80, 200)
     assert torch.equal(nothing.hide(mel), mel)
-    wide = SpecAugment(freq_masks=50, freq_width=500, time_masks=0).draw(["a"], windows_of(2.0), 80, 0, 0)
+    wide = SpecAugment(freq_masks=50, freq_width=500, time_masks=0).draw(["a"], windows_of(2.0), MEL, 0, 0, 0)
     assert (wide.hide(mel) == HIDDEN).float().mean() > 0.9
 
 
@@ -89,8 +93,8 @@ def test_masks_follow_from_seed_epoch_recording_and_window_alone():
     augment = SpecAugment()
 
     def draw(names, windows, seed=0, epoch=0):
-        masks = augment.draw(names, windows, 80, seed, epoch)
-        return [torch.cat([b.ravel(), f.ravel()]).tolist() for b, f in zip(masks.bins, masks.frames, strict=True)]
+        masks = augment.draw(names, windows, MEL, 0, seed, epoch)
+        return [torch.cat([b.ravel(), f.ravel()]).tolist() for b, f in zip(masks.bins, masks.columns, strict=True)]
 
     alone = draw(["a/0"], windows_of(5.0))
     together = draw(["b/0", "a/0"], windows_of(3.0, 5.0))
@@ -122,7 +126,8 @@ def test_in_training_the_encoder_sees_the_masked_windows_and_else_all_of_them(he
     path, plain = heard(spec_augment=augment, mel_range=mel_range), heard(mel_range=mel_range)
     batch = Batch.of([sample(path, "a", 3.0), sample(path, "b", 1.0, seed=1)])
     whole = plain.mels_of(batch)
-    masks = augment.draw(["a/0", "b/0"], path.windows(batch), 80, seed=4, epoch=2)
+    windows = path.listener.cut(batch.num_samples)
+    masks = augment.draw(["a/0", "b/0"], windows, path.encoder, 0, seed=4, epoch=2)
     assert torch.equal(path.mels_of(batch, seed=4, epoch=2), masks.hide(whole))
     assert not torch.equal(masks.hide(whole), whole)
     assert torch.equal(path.mels_of(batch, seed=4, epoch=2), path.mels_of(batch, seed=4, epoch=2))

@@ -48,7 +48,7 @@ def test_the_alignment_loss_and_evaluation_know_nothing_of_it(path, output):
 def test_noise_is_at_most_as_large_as_asked_relative_to_each_token(path):
     path.train()
     tokens = torch.randn(400, 8, 64) * torch.rand(400, 8, 1)
-    noise = (path.noisy(tokens) - tokens).pow(2).mean((1, 2)).sqrt() / tokens.pow(2).mean((1, 2)).sqrt()
+    noise = (path.additions.tokens(tokens) - tokens).pow(2).mean((1, 2)).sqrt() / tokens.pow(2).mean((1, 2)).sqrt()
     assert noise.max() < 0.6
     assert noise.mean() == pytest.approx(0.25, abs=0.02)
 

@@ -5,24 +5,22 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from fastslm.training.history import read_history
 
 from .runs import KEYS_OF_A_RUN
+from .summary import Summary
 
-if TYPE_CHECKING:
-    from .report import Summary
-
-    #: What a legend calls it, and the variants that belong to it.
-    Line = tuple[str, list[Summary]]
+#: What a legend calls it, and the variants that belong to it.
+Line = tuple[str, list[Summary]]
 
 _SMOOTHED = 0.1  # share of the steps that a point of a loss curve is the mean of
 
 
-def draw_plots(out: Path, summaries: Sequence["Summary"]) -> list[tuple[str, Path]]:
+def draw_plots(out: Path, summaries: Sequence[Summary]) -> list[tuple[str, Path]]:
     """Draw what there are figures for and return titles and paths."""
     import matplotlib
 
@@ -45,7 +43,7 @@ def draw_plots(out: Path, summaries: Sequence["Summary"]) -> list[tuple[str, Pat
 
 
 def _against(
-    out: Path, lines: Sequence["Line"], key: str, label: str, file: str, what: str, unit: float
+    out: Path, lines: Sequence[Line], key: str, label: str, file: str, what: str, unit: float
 ) -> tuple[str, Path] | None:
     """Draw mean WER with its interval against a figure; one compressor at several token rates is a line."""
     values = {s.name: x / unit for _, line in lines for s in line if (x := s.mean(key)) and s.wer}
@@ -72,7 +70,7 @@ def _against(
     return f"WER against {what}", _save(figure, out / file)
 
 
-def lines_of(out: Path, summaries: Sequence["Summary"]) -> list["Line"]:
+def lines_of(out: Path, summaries: Sequence[Summary]) -> list[Line]:
     """Return variants with a name, those together whose configurations differ in the token rate alone."""
     lines: dict[str, list[Summary]] = {}
     for summary in summaries:
@@ -115,7 +113,7 @@ def _spread(values: Sequence[float]) -> list[float]:
     return moved
 
 
-def _learning_curves(out: Path, summaries: Sequence["Summary"]) -> tuple[str, Path] | None:
+def _learning_curves(out: Path, summaries: Sequence[Summary]) -> tuple[str, Path] | None:
     """Draw training loss over steps, and validation WER where it was measured more than once; means over seeds."""
     histories = {s.name: [read_history(out / row["run_folder"]) for row in s.rows] for s in summaries}
     losses = {name: _mean_over_seeds(runs, "train/loss") for name, runs in histories.items()}

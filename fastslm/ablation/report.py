@@ -1,18 +1,16 @@
 """The report about an ablation: ``results.jsonl``, a Markdown table and plots, from the rows of its finished runs."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from fastslm.files import write_atomically
 
 from .intervals import mean_interval, paired_difference
 from .plots import draw_plots
 from .runs import Run
+from .summary import Row, Summary
 
-Row = Mapping[str, Any]
 _NOTHING = "n/a"
 
 _READING = """\
@@ -23,28 +21,6 @@ seeds. FLOPs are of a forward pass, counted by torch's FlopCounterMode, a multip
 of the compressor, and of encoder, compressor and LLM together on a recording of about 60 s. Audio s/s is audio trained
 on per second of wall time, validation left out; memory is the peak of a process.
 """
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The finished runs of one variant.
-
-    Attributes:
-        name: of the variant.
-        rows: of its runs.
-        wer: mean over seeds and half width of its interval, in per cent; None where nothing was transcribed.
-        difference: to the first variant, and its interval, in percentage points; None at the first.
-    """
-
-    name: str
-    rows: Sequence[Row]
-    wer: tuple[float, float | None] | None
-    difference: tuple[float, float, float] | None
-
-    def mean(self, key: str) -> float | None:
-        """Return the mean of a figure over the runs that have it."""
-        values = [row[key] for row in self.rows if row.get(key) is not None]
-        return mean_interval(values)[0] if values else None
 
 
 def write_report(out: Path, runs: Sequence[Run], command: str) -> Path:

@@ -3,30 +3,25 @@
 Everything that uses a trained model (``fastslm.load``, transcribe, ask, export, attention) comes through ``open_run``.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from fastslm.checkpoint import adopt_shapes, check_state, find_folder, find_plain, open_checkpoint
 from fastslm.checkpoint.reader import read_tensors
-from fastslm.configuration.messages import shorten
+from fastslm.configuration.instantiate import instantiated
 from fastslm.configuration.renamed import renamed
 from fastslm.contracts import Encoder, LanguageModel
-from fastslm.errors import CheckpointError, ConfigError, FastSLMError
+from fastslm.errors import CheckpointError
 from fastslm.path.build import AbstractorFactory, build
 from fastslm.path.model import SpeechLM
 from fastslm.path.prompt import Prompter
 from fastslm.path.settings import SpeechSettings
-from fastslm.plugins import class_of, discover
-
-if TYPE_CHECKING:
-    from fastslm.training.lightning_module import SpeechLMModule
+from fastslm.plugins import class_of
 
 
 @dataclass
@@ -162,47 +157,5 @@ def _parts(settings: Mapping[str, Any]) -> tuple[Encoder, AbstractorFactory, Lan
         given = {"class_path": given} if isinstance(given, str) else dict(given)
         found = class_of(f"{name}s", given["class_path"])
         values[name] = {**given, "class_path": f"{found.__module__}.{found.__qualname__}"}
-    made, _ = _instantiated(parser, values)
+    made, _ = instantiated(parser, values)
     return made.encoder, made.abstractor, made.llm
-
-
-def build_module(settings: Mapping[str, Any]) -> tuple["SpeechLMModule", dict[str, Any]]:
-    """Return the module that would train a model, and the ``model`` part of its configuration with its defaults.
-
-    Weights are loaded by its ``configure_model``.
-
-    Raises:
-        ConfigError: a key or value is not accepted.
-    """
-    from jsonargparse import ArgumentParser
-
-    from fastslm.training.lightning_module import SpeechLMModule
-
-    discover()  # so that short names are known
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(SpeechLMModule, "model")
-    made, dumped = _instantiated(parser, {"model": dict(settings)})
-    return made.model, dumped["model"]
-
-
-def _instantiated(parser: Any, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return what a parser's classes make of values, and the values with all defaults, as plain ones.
-
-    Raises:
-        ConfigError: a key or value is not accepted.
-    """
-    from jsonargparse import ArgumentError
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the names that replace these are newer than our bound
-        try:
-            config = parser.parse_object(dict(values))
-            return parser.instantiate_classes(config), yaml.safe_load(parser.dump(config, skip_none=False))
-        except FastSLMError:
-            raise
-        except (ArgumentError, TypeError, ValueError) as error:
-            options = [action.dest for action in parser._actions]
-            raise ConfigError(shorten(str(error), options, discover())) from error
-        except Exception as error:  # whatever a third party's part raises when it is made
-            what = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ConfigError(f"the configuration of the model cannot be built here: {what[:300]}") from error

@@ -96,11 +96,11 @@ def make_plan(
 
 def _budget(options: Sequence[str], labels_per_second: float, sketches: dict[str, Any]) -> Any:
     """Return the budget of a configuration; ``sketches`` keeps the models that several kinds of hardware share."""
-    from fastslm.checkpoint.run import build_module
     from fastslm.plan.hardware import hardware_of
     from fastslm.plan.memory import Budget
     from fastslm.plan.settings import resolved_settings
     from fastslm.plan.sketch import Sketch
+    from fastslm.training.from_settings import build_module
 
     config = resolved_settings(options)
     hardware = hardware_of(config["trainer"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastslm.errors import ConfigError
 
 #: What a process that loads an exported folder has anyway, or (peft) is told to install.
-_AT_HAND = {"torch", "numpy", "transformers", "peft", "jinja2"}
+_AT_HAND = {"torch", "numpy", "transformers", "huggingface_hub", "peft", "jinja2"}
 _TEMPLATES = "fastslm.export.remote."
 _PARTS = f"{_TEMPLATES}parts"
 _ROOTS = (f"{_TEMPLATES}modeling_fastslm", f"{_TEMPLATES}processing_fastslm", f"{_TEMPLATES}configuration_fastslm")
@@ -104,6 +104,6 @@ def _is_package(module: str) -> bool:
 
 def _refusal(module: str, node: ast.AST, what: str) -> ConfigError:
     return ConfigError(
-        f"{module} cannot be exported: line {getattr(node, 'lineno', '?')} imports {what}. An exported compressor may"
+        f"{module} cannot be exported: line {getattr(node, 'lineno', '?')} imports {what}. An exported part may"
         f" import Python's own modules, {', '.join(sorted(_AT_HAND))}, fastslm and files of its own package."
     )

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,14 +11,12 @@ from torch import Tensor
 from fastslm.errors import DataError, FastSLMError
 from fastslm.path.request import Request
 
+from .answering import AnsweringModel
 from .audio import AudioSource, open_audio
 from .engine import Decoding, read, write
 from .generated import Generated
 from .hearing import hear
 from .results import Answer, Timings
-
-if TYPE_CHECKING:
-    from .model import Model
 
 Progress = Callable[[str, float], None]
 
@@ -45,7 +43,7 @@ class _Recording:
 
 
 def transcribe(
-    model: "Model",
+    model: AnsweringModel,
     audios: Sequence[Any],
     request: Request,
     decoding: Decoding,
@@ -85,7 +83,7 @@ def transcribe(
     return [answers[id(r)] if r.error is None else r.error for r in recordings]
 
 
-def _hear(model: "Model", recordings: Sequence[_Recording], on_progress: Progress | None) -> None:
+def _hear(model: AnsweringModel, recordings: Sequence[_Recording], on_progress: Progress | None) -> None:
     def failed(i: int, error: FastSLMError) -> None:
         recordings[i].fail(error)
 
@@ -100,7 +98,9 @@ def _hear(model: "Model", recordings: Sequence[_Recording], on_progress: Progres
 
 
 @torch.inference_mode()
-def _prompts(model: "Model", recordings: Sequence[_Recording], before: list[int], after: list[int]) -> list[Tensor]:
+def _prompts(
+    model: AnsweringModel, recordings: Sequence[_Recording], before: list[int], after: list[int]
+) -> list[Tensor]:
     """Return each prompt's embeddings ``[S, D_llm]``."""
     memory = model.new_memory()
     first, last = memory.embed(before, model.device), memory.embed(after, model.device)
@@ -109,7 +109,11 @@ def _prompts(model: "Model", recordings: Sequence[_Recording], before: list[int]
 
 @torch.inference_mode()
 def _write(
-    model: "Model", prompts: Sequence[Tensor], limits: Sequence[int], decoding: Decoding, on_progress: Progress | None
+    model: AnsweringModel,
+    prompts: Sequence[Tensor],
+    limits: Sequence[int],
+    decoding: Decoding,
+    on_progress: Progress | None,
 ) -> tuple[list[Generated], float]:
     """Return what the LLM writes after each prompt, and when it had read them all."""
     llm, longest = model.path.llm, max(len(prompt) for prompt in prompts)
@@ -131,7 +135,7 @@ def _write(
     return written, read_at
 
 
-def _alone(model: "Model", prompt: Tensor, limit: int, decoding: Decoding, start: list[int]) -> Generated:
+def _alone(model: AnsweringModel, prompt: Tensor, limit: int, decoding: Decoding, start: list[int]) -> Generated:
     """Return what the LLM writes after one prompt and a given beginning of its answer."""
     memory = model.new_memory()
     with torch.inference_mode():
@@ -141,7 +145,7 @@ def _alone(model: "Model", prompt: Tensor, limit: int, decoding: Decoding, start
 
 
 def _answer(
-    model: "Model",
+    model: AnsweringModel,
     recording: _Recording,
     prompt: Tensor,
     first: Generated,

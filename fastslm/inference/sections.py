@@ -9,7 +9,6 @@ the next one, which hears all of it.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -17,14 +16,12 @@ from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import ConfigError, DataError
 from fastslm.path.request import TIMED_TASKS, Request
 
+from .answering import AnsweringModel
 from .audio import AudioSource
 from .engine import Decoding
 from .generated import Generated
 from .hearing import Heard, hear
 from .results import Answer, Segment, Timings
-
-if TYPE_CHECKING:
-    from .model import Model
 
 Progress = Callable[[str, float], None]
 #: Audio that a window of its own is written with as context, where text by window is wanted.
@@ -56,7 +53,7 @@ class _Writer:
 
     def __init__(
         self,
-        model: "Model",
+        model: AnsweringModel,
         request: Request,
         decoding: Decoding,
         context_seconds: float,
@@ -133,7 +130,7 @@ class _Writer:
 
 
 def transcribe(
-    model: "Model",
+    model: AnsweringModel,
     source: AudioSource,
     request: Request,
     decoding: Decoding,
@@ -188,7 +185,11 @@ def transcribe(
 
 
 def _sections(
-    model: "Model", windows: Iterator[Heard], num_windows: int, listening: list[float], on_progress: Progress | None
+    model: AnsweringModel,
+    windows: Iterator[Heard],
+    num_windows: int,
+    listening: list[float],
+    on_progress: Progress | None,
 ) -> Iterator[_Section]:
     """Yield sections of ``num_windows`` windows as they are heard; adds up the seconds of work in ``listening``."""
     tokens: list[Tensor] = []
@@ -210,7 +211,7 @@ def _sections(
         yield _Section(tokens, start, end)
 
 
-def _segments(model: "Model", done: Sequence[_Section]) -> list[Segment]:
+def _segments(model: AnsweringModel, done: Sequence[_Section]) -> list[Segment]:
     """Return text by time; what a section's ids say is what they add to the text before."""
     segments: list[Segment] = []
     context: list[int] = []

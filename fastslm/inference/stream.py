@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +13,13 @@ from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import ConfigError, DataError
 from fastslm.path.request import Request
 
+from .answering import AnsweringModel
 from .audio import ArraySource, AudioSource
 from .engine import Decoding, Memory
 from .generated import Generated
 from .hearing import Cutter, Heard, Piece, hear, listen
 from .results import Answer, Timings
 from .text import TextPieces
-
-if TYPE_CHECKING:
-    from .model import Model
 
 
 class AudioStream:
@@ -47,7 +45,7 @@ class AudioStream:
 
     def __init__(
         self,
-        model: "Model",
+        model: AnsweringModel,
         request: Request,
         chunks: Iterable[Any] | None = None,
         sample_rate_hz: int = SAMPLE_RATE_HZ,

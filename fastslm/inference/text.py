@@ -1,10 +1,8 @@
 """Text shown while it is written, without half characters."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .model import Model
+from .answering import AnsweringModel
 
 
 class TextPieces:
@@ -18,7 +16,7 @@ class TextPieces:
         show: gets the pieces.
     """
 
-    def __init__(self, model: "Model", show: Callable[[str], None]) -> None:
+    def __init__(self, model: AnsweringModel, show: Callable[[str], None]) -> None:
         self._model, self._show = model, show
         self._context, self._read = 0, 0  # ids from `_context` to `_read` are shown, and decoded along with new ones
 

@@ -82,7 +82,7 @@ class SpeechSettings:
 
     def frames_per_window(self, encoder: Encoder) -> int:
         """Return the frames F of a full window."""
-        return int(encoder.num_frames(torch.tensor(self.window_samples)))
+        return int(encoder.num_frames(torch.tensor(self.window_samples, device="cpu")))  # under "meta" too
 
     def budgets(self, encoder: Encoder) -> list[TokenBudget]:
         """Return what audio costs at each of the rates.

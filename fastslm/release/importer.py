@@ -13,12 +13,12 @@ from torch import Tensor
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.checkpoint import trainable_state
 from fastslm.checkpoint.reader import read_tensors
-from fastslm.checkpoint.run import build_module
 from fastslm.errors import CheckpointError
 from fastslm.export.stock import hf_model, save_stock_llm
 from fastslm.files import whole_folder
 from fastslm.path.model import SpeechLM
 from fastslm.release.names import Slot, geometry, slots
+from fastslm.training.from_settings import build_module
 from fastslm.training.lightning_module import SpeechLMModule
 
 KEY_LIST = "released_keys.tsv"

@@ -42,7 +42,9 @@ class LanguageModelContract:
         everywhere = self._logits(llm, embeddings, None, torch.arange(12))
         assert len(everywhere) == 12
         chosen = torch.tensor([7, 0, 11])
-        torch.testing.assert_close(self._logits(llm, embeddings, None, chosen), everywhere[chosen], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            self._logits(llm, embeddings, None, chosen), everywhere[chosen], rtol=1e-4, atol=1e-4
+        )
 
     def test_padding_at_the_right_is_ignored(self) -> None:
         """A row has the same logits alone, and padded with anything beside a longer one."""
@@ -52,9 +54,7 @@ class LanguageModelContract:
         alone = self._logits(llm, embeddings[:1, :4], None, torch.arange(4))
         for junk in (0.0, 7.0):
             padded = embeddings.masked_fill(mask[..., None] == 0, junk)
-            torch.testing.assert_close(
-                self._logits(llm, padded, mask, torch.arange(4)), alone, rtol=1e-4, atol=1e-4
-            )
+            torch.testing.assert_close(self._logits(llm, padded, mask, torch.arange(4)), alone, rtol=1e-4, atol=1e-4)
 
     def test_the_past_does_not_see_the_future(self) -> None:
         """Logits of a position follow from it and what is before it."""

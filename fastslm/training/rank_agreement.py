@@ -87,10 +87,10 @@ def installed(package: str) -> str:
 
 def source_digest() -> str:
     """Return 12 hex digits that change with the source code of the installed package."""
-    import fastslm
+    import importlib
 
     digest = hashlib.sha256()
-    for folder in fastslm.__path__:
+    for folder in importlib.import_module("fastslm").__path__:
         for path in sorted(Path(folder).rglob("*.py")):
             digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

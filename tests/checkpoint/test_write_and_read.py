@@ -22,7 +22,7 @@ def with_lora(make_module, built, monkeypatch):
 
     def make(**settings):
         module = make_module(**({"train_parts": ALL} | settings))
-        module._parts[2].lora = LoRA(rank=2)
+        module.parts[2].lora = LoRA(rank=2)
         module.configure_model()
         return module
 
@@ -192,12 +192,12 @@ def test_another_base_model_is_refused_though_it_has_the_same_shapes(built, save
     weights = load_file(other / "model.safetensors")
     save_file({n: w + 1 for n, w in weights.items()}, other / "model.safetensors", metadata={"format": "pt"})
     module = built()
-    module._parts[2].pretrained = str(other)
+    module.parts[2].pretrained = str(other)
     with pytest.raises(CheckpointError, match=r"model\.llm\.pretrained.*its files have other content"):
         load_weights(module, checkpoint, "resume", report=False)
     moved = tmp_path / "moved-llm"
     shutil.copytree(tiny_llm, moved)
-    module._parts[2].pretrained = str(moved)
+    module.parts[2].pretrained = str(moved)
     load_weights(module, checkpoint, "resume", report=False)  # the same weights elsewhere are the same model
 
 

@@ -50,6 +50,10 @@ def mistake(run_config, capsys, monkeypatch):
         (["--data.long_audio", "keep"], ["data.long_audio: keep must be one of 'drop', 'split', 'error'."]),
         (["--model.abstractor.head_width", "x"], ["model.abstractor.head_width: x must be a whole number or null."]),
         (["--model.recompute", "perhaps"], ["model.recompute: perhaps must be true or false."]),
+        (
+            ["--model.mel_range", "recording"],
+            ["model.mel_range: this key is now model.encoder.mel_range. Set it there."],
+        ),
         (["--model.tokens_per_window", "0"], ["model.tokens_per_window", "0 tokens", "100"]),
         (["--model.tokens_per_window", "101"], ["101 tokens", "100 encoder frames"]),
         (["--model.window_seconds", "3"], ["model.window_seconds", "3", "at most the encoder's 2 s"]),
@@ -78,6 +82,10 @@ def test_a_mistake_in_a_file_is_named_like_one_in_a_flag(mistake, tmp_path):
     assert "'model.tokens_per_window'" in mistake("--config", str(overlay))
     overlay.write_text("model:\n  abstractor:\n    class_path: HTA\n    init_args: {head_widht: 8}\n")
     assert "'head_width'" in mistake("--config", str(overlay))
+    overlay.write_text("model:\n  mel_range: recording\n")
+    assert "model.mel_range: this key is now model.encoder.mel_range. Set it there." in mistake(
+        "--config", str(overlay)
+    )
 
 
 def test_a_file_that_is_no_yaml_is_named(mistake, tmp_path):

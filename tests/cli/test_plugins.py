@@ -69,7 +69,7 @@ def test_it_is_listed_with_its_distribution_and_the_wheel_is_what_runs(environme
     shown = environment("-m", "fastslm", "plugins").stdout
     line = next(line for line in shown.splitlines() if line.split()[:1] == ["MaxPool"])
     assert "fastslm-max-pool 1.2" in line
-    assert "fastslm_max_pool:MaxPool" in line
+    assert "fastslm_max_pool.max_pool:MaxPool" in line
     where = environment(
         "-c", "import fastslm.modules, fastslm; print(fastslm.__file__, fastslm.modules.__file__)"
     ).stdout

@@ -12,36 +12,6 @@ from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.testing import EncoderContract
 
 
-@pytest.fixture(scope="module")
-def waveform_folder(tmp_path_factory):
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
-
-    folder = tmp_path_factory.mktemp("wav2vec2")
-    torch.manual_seed(0)
-    config = Wav2Vec2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(16,) * 7,
-        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, feat_extract_norm="layer", vocab_size=32,
-        do_stable_layer_norm=True,
-    )  # fmt: skip
-    Wav2Vec2Model(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def parakeet_folder(tmp_path_factory):
-    from transformers import ParakeetEncoder as HFParakeetEncoder
-    from transformers import ParakeetEncoderConfig
-
-    folder = tmp_path_factory.mktemp("parakeet")
-    torch.manual_seed(0)
-    config = ParakeetEncoderConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_mel_bins=80,
-        subsampling_conv_channels=16, max_position_embeddings=500,
-    )  # fmt: skip
-    HFParakeetEncoder(config).save_pretrained(folder)
-    return folder
-
-
 class TestWhisper(EncoderContract):
     @pytest.fixture(autouse=True)
     def _folder(self, tiny_encoder):
@@ -62,26 +32,26 @@ class TestWhisperOfSeveralLayers(EncoderContract):
 
 class TestWaveform(EncoderContract):
     @pytest.fixture(autouse=True)
-    def _folder(self, waveform_folder):
-        type(self).build = staticmethod(lambda: WaveformEncoder(str(waveform_folder)))
+    def _folder(self, tiny_waveform):
+        type(self).build = staticmethod(lambda: WaveformEncoder(str(tiny_waveform)))
 
 
 class TestWaveformOfSeveralLayers(EncoderContract):
     @pytest.fixture(autouse=True)
-    def _folder(self, waveform_folder):
-        type(self).build = staticmethod(lambda: WaveformEncoder(str(waveform_folder), layers=[1, 2]))
+    def _folder(self, tiny_waveform):
+        type(self).build = staticmethod(lambda: WaveformEncoder(str(tiny_waveform), layers=[1, 2]))
 
 
 class TestParakeet(EncoderContract):
     @pytest.fixture(autouse=True)
-    def _folder(self, parakeet_folder):
-        type(self).build = staticmethod(lambda: ParakeetEncoder(str(parakeet_folder)))
+    def _folder(self, tiny_parakeet):
+        type(self).build = staticmethod(lambda: ParakeetEncoder(str(tiny_parakeet)))
 
 
 class TestParakeetOfSeveralLayers(EncoderContract):
     @pytest.fixture(autouse=True)
-    def _folder(self, parakeet_folder):
-        type(self).build = staticmethod(lambda: ParakeetEncoder(str(parakeet_folder), layers=[2]))
+    def _folder(self, tiny_parakeet):
+        type(self).build = staticmethod(lambda: ParakeetEncoder(str(tiny_parakeet), layers=[2]))
 
 
 # -- planted violations ----------------------------------------------------------------------------------------------

@@ -66,7 +66,8 @@ def test_planned_costs_are_those_of_the_path(tmp_path, make_shards, data_of, mak
     data.setup("validate")
     (batch,) = data.val_dataloader()
     module.configure_model()
-    layout = module.path.layout(batch, module.path.recording_rows(module.path.windows(batch)))
+    listener = module.path.listener
+    layout = module.path.text.layout(batch.dialogues, listener.rows(listener.cut(batch.num_samples)), batch.weights)
     longest = max(layout.num_tokens)
     again = data_of(val_shards=data.shards["val"], module=make_module(context_length=longest))
     again.setup("validate")

@@ -24,11 +24,22 @@ def speech(seconds, seed=0):
 @pytest.fixture(scope="session")
 def make_run(tiny_encoder, tiny_llm):
     """Return a maker of run folders: ``make_run(folder, abstractor, **model_settings)``."""
-    from fastslm.checkpoint.run import build_module
+    from fastslm.training.from_settings import build_module
 
-    def make(folder, abstractor="HTA", arguments=None, *, dtype="float32", lora=LORA, metrics="", **settings):
+    def make(
+        folder,
+        abstractor="HTA",
+        arguments=None,
+        *,
+        dtype="float32",
+        lora=LORA,
+        metrics="",
+        mel_range="window",
+        **settings,
+    ):
+        encoder = {"pretrained": str(tiny_encoder), "dtype": dtype, "mel_range": mel_range}
         model = {
-            "encoder": {"class_path": "WhisperEncoder", "init_args": {"pretrained": str(tiny_encoder), "dtype": dtype}},
+            "encoder": {"class_path": "WhisperEncoder", "init_args": encoder},
             "abstractor": {"class_path": abstractor, "init_args": arguments or {}},
             "llm": {
                 "class_path": "CausalLM",

@@ -45,9 +45,9 @@ def embeddings_here(path, recordings, request=None):
         assert dialogue.input_ids[: dialogue.num_prompt_ids].tolist() == ids.tolist()
         samples.append(Sample(str(i), dialogue, [recording]))
     batch = Batch.of(samples)
-    windows = path.windows(batch)
-    layout = path.layout(batch, path.recording_rows(windows), prompt_only=True)
-    return batch, path.embed(layout, path.listen(batch.audio, windows)), layout.attention_mask
+    speech = path.listen(batch)
+    layout = path.text.layout(batch.dialogues, speech.rows, batch.weights, prompt_only=True)
+    return batch, path.text.embed(layout, speech.tokens), layout.attention_mask
 
 
 def made(folder, make_run, exports):

@@ -7,11 +7,12 @@ and its second half alone, where the audio begins in the middle of a word, is no
 import numpy as np
 import torch
 
-from fastslm.contracts import Abstractor, Encoder, KVCache, LanguageModel, TokenBudget
+from fastslm.contracts import Abstractor, Encoder, KVCache, LanguageModel, TokenBudget, Tokens
 from fastslm.inference.model import Model
-from fastslm.mel import CONTEXT_SAMPLES
+from fastslm.path.listen import Listener
 from fastslm.path.model import SpeechLM
 from fastslm.path.prompt import Prompter
+from fastslm.path.settings import SpeechSettings
 
 GARBLED = " ninety"
 WORDS = [" one", " two", " three", " four", " five", " six", " seven", " eight"]
@@ -21,12 +22,15 @@ SHARE = 8000  # samples of a speech token; a window of 2 s has 4
 class Level(Encoder):
     """Stands in for an encoder; the path below never calls it."""
 
-    width, num_mel_bins, samples_per_frame, max_window_seconds = 2, 80, 320, 30.0
+    width, samples_per_frame, max_window_seconds = 2, 320, 30.0
+
+    def num_frames(self, num_samples):
+        return -(-num_samples // 320)
 
     def load(self):
         pass
 
-    def forward(self, mel):
+    def forward(self, samples, num_samples, summary=None, masks=None):
         raise NotImplementedError
 
 
@@ -41,13 +45,13 @@ class Same(Abstractor):
         raise NotImplementedError
 
 
-class Script(SpeechLM):
+class Script(Listener):
     """Reads the level in the middle of each token's share of the audio."""
 
-    def _group_tokens(self, samples, num_frames, whole):
-        middles = CONTEXT_SAMPLES + SHARE // 2 + SHARE * torch.arange(4)
+    def tokens_of_group(self, samples, num_samples, num_frames, *_):
+        middles = SHARE // 2 + SHARE * torch.arange(4)
         levels = samples[:, middles].float()
-        return torch.stack([levels, torch.ones_like(levels)], -1)
+        return Tokens(torch.stack([levels, torch.ones_like(levels)], -1), self.abstractor.out_lengths(num_frames))
 
 
 class Sequence(KVCache):
@@ -149,7 +153,10 @@ def perfect_model(tokenizer):
     """Return a model that transcribes ``audio_of`` word by word."""
     prompter = Prompter(tokenizer)
     llm = PerfectWriter(tokenizer)
-    model = Model(Script(Level(), Same(), llm, prompter, window_seconds=2.0, encoder_batch_windows=3), "a script")
+    settings = SpeechSettings(window_seconds=2.0, tokens_per_window=4, encoder_batch_windows=3)
+    path = SpeechLM(Level(), Same(), llm, prompter, settings)
+    path.listener = Script(path.encoder, path.abstractor, llm.embed, settings)
+    model = Model(path, "a script")
     from fastslm.path.request import Request
 
     llm.num_after = len(model.ids_of(Request())[1])

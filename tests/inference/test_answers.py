@@ -8,7 +8,8 @@ import torch
 
 from fastslm.errors import ConfigError, DataError
 from fastslm.inference import model as model_module
-from fastslm.inference.engine import Decoding, Written
+from fastslm.inference.engine import Decoding
+from fastslm.inference.generated import Generated
 from fastslm.inference.results import Answer
 from fastslm.inference.text import TextPieces
 from fastslm.path.batch import Batch, Sample
@@ -160,7 +161,7 @@ def test_a_loop_is_written_anew_from_where_it_began_and_what_helped_is_told(mode
     def attempt(decoding, start):
         tried.append((decoding.temperature, start))
         rest = [11, 12, 13] if decoding.temperature == 0.4 else [8, 9] * 40
-        return Written([*start, *rest], "stop") if start else Written(looping, "loop")
+        return Generated([*start, *rest], "stop") if start else Generated(looping, "loop")
 
     written, attempts, temperature = model.guarded(attempt, Decoding())
     assert tried == [(0.0, []), (0.2, [5, 6, 7, 8, 9]), (0.4, [5, 6, 7, 8, 9])]
@@ -168,7 +169,7 @@ def test_a_loop_is_written_anew_from_where_it_began_and_what_helped_is_told(mode
 
 
 def test_a_loop_that_nothing_helps_against_is_reported(model):
-    written, attempts, temperature = model.guarded(lambda how, start: Written([8, 9] * 40, "loop"), Decoding())
+    written, attempts, temperature = model.guarded(lambda how, start: Generated([8, 9] * 40, "loop"), Decoding())
     assert (attempts, temperature) == (6, 0.0)
     answer = Answer("", tuple(written.ids), 1.0, 1, None, loop=model.loop_of(written), attempts=attempts)
     assert "repeats a phrase 40 times over from token 0 on, after 6 attempts" in answer.warnings[0]

@@ -48,10 +48,10 @@ class Blocks(AudioSource):
 
 def tokens_of_training(model, samples):
     """Return the tokens that the training path makes of a recording."""
-    windows = model.path.cut([len(samples)])
+    listener = model.path.listener
     with torch.no_grad():
-        tokens = model.path.listen(torch.from_numpy(samples), windows).flatten(0, 1)
-    return tokens[torch.from_numpy(model.path.recording_rows(windows)[0])]
+        speech = listener(torch.from_numpy(samples), listener.cut([len(samples)]))
+    return speech.tokens.flatten(0, 1)[torch.from_numpy(speech.rows[0])]
 
 
 @pytest.mark.parametrize("num_samples", LENGTHS)
@@ -92,18 +92,21 @@ def test_recordings_of_a_batch_make_the_tokens_they_make_alone(model, noise):
         torch.testing.assert_close(torch.cat(pieces[i]), tokens_of_training(model, samples), rtol=1e-5, atol=1e-6)
 
 
+def sizes_of_passes(model, monkeypatch):
+    """Return a list of the windows in each pass of the encoder to come."""
+    sizes, forward = [], model.path.encoder.forward
+    monkeypatch.setattr(model.path.encoder, "forward", lambda x, *rest: sizes.append(len(x)) or forward(x, *rest))
+    return sizes
+
+
 def test_short_recordings_share_passes_of_the_encoder(model, noise, monkeypatch):
-    sizes = []
-    forward = model.path.encoder.forward
-    monkeypatch.setattr(model.path.encoder, "forward", lambda mel: sizes.append(len(mel)) or forward(mel))
+    sizes = sizes_of_passes(model, monkeypatch)
     list(hear(model.path, [ArraySource(noise(1.0, seed)) for seed in range(7)]))
     assert sizes == [3, 3, 1]
 
 
 def test_no_more_than_a_group_of_windows_is_encoded_at_once_and_only_tokens_are_kept(model, noise, monkeypatch):
-    sizes = []
-    forward = model.path.encoder.forward
-    monkeypatch.setattr(model.path.encoder, "forward", lambda mel: sizes.append(len(mel)) or forward(mel))
+    sizes = sizes_of_passes(model, monkeypatch)
     heard = list(hear(model.path, [ArraySource(noise(21))]))
     assert sizes == [3, 3, 3, 2]
     assert [len(part.tokens) for part in heard] == [12, 12, 12, 6]

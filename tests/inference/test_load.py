@@ -15,9 +15,10 @@ import torch
 from tiny_run import settings_of, write_run
 
 import fastslm
-from fastslm.checkpoint.run import build_module, find_checkpoint, open_run, path_settings
+from fastslm.checkpoint.run import find_checkpoint, open_run, speech_settings
 from fastslm.errors import CheckpointError, ConfigError
 from fastslm.inference.load import find_model
+from fastslm.training.from_settings import build_module
 
 
 def contents_of(folder):
@@ -200,15 +201,30 @@ def test_a_device_that_is_not_there_is_named(run_folder):
 
 
 def test_using_a_model_takes_all_settings_of_the_path_but_those_of_training():
-    import inspect
+    from dataclasses import asdict, fields
 
-    from fastslm.path.model import SpeechLM
+    from fastslm.training.settings import ModelSettings
 
-    everything = dict.fromkeys([*inspect.signature(SpeechLM).parameters, "optimizer", "tail"], 1)
-    assert list(path_settings(everything)) == [
-        "context_seconds", "encoder_batch_windows", "match_embedding_norm", "mel_range", "min_recording_seconds",
-        "window_seconds",
-    ]  # fmt: skip
+    of_the_path = {
+        "window_seconds": 2.0, "context_seconds": 0.2, "tokens_per_window": [7, 3], "tail": "full",
+        "min_recording_seconds": 1.0, "encoder_batch_windows": 3, "match_embedding_norm": True,
+    }  # fmt: skip
+    everything = dict.fromkeys([*(field.name for field in fields(ModelSettings)), "optimizer"], 1) | of_the_path
+    assert asdict(speech_settings(everything)) == of_the_path
+
+
+def test_a_run_of_a_version_whose_spectrogram_was_a_setting_of_the_model_is_heard_the_same(
+    whole_range_model, tmp_path, tiny_encoder, tiny_llm, noise
+):
+    settings = settings_of(tiny_encoder, tiny_llm, mel_range="recording", tail="full", min_recording_seconds=1.0)
+    folder = write_run(tmp_path, settings)
+    contents = contents_of(folder)
+    stored = contents["fastslm_config"]["model"]
+    stored["mel_range"] = stored["encoder"]["init_args"].pop("mel_range")
+    torch.save(contents, folder / "checkpoints" / "last.ckpt")
+    assert open_run(folder).settings == settings
+    loaded = fastslm.load(folder, device="cpu")
+    assert torch.equal(loaded.embed(noise(5)).tokens, whole_range_model.embed(noise(5)).tokens)
 
 
 def test_names_that_fastslm_does_not_have_are_no_names():

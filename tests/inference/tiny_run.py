@@ -3,7 +3,7 @@
 import torch
 
 
-def settings_of(encoder, llm, **changes):
+def settings_of(encoder, llm, *, mel_range="window", **changes):
     """Return the ``model`` part of a resolved configuration: windows of 2 s, 4 tokens each."""
     settings = {
         "encoder": {
@@ -13,6 +13,7 @@ def settings_of(encoder, llm, **changes):
                 "initialize": "pretrained",
                 "overrides": None,
                 "dtype": "float32",
+                "mel_range": mel_range,
             },
         },
         "abstractor": {"class_path": "fastslm.modules.abstractors.hta.HTA", "init_args": {"head_width": 16}},
@@ -27,7 +28,6 @@ def settings_of(encoder, llm, **changes):
         "window_seconds": 2.0,
         "tokens_per_window": 4,
         "tail": "proportional",
-        "mel_range": "window",
         "encoder_batch_windows": 3,
         "alignment_weight": 0.0,
         "enable_thinking": False,

@@ -162,7 +162,7 @@ def test_encoding_takes_the_memory_that_was_planned(make, num_windows):
     @torch.no_grad()
     def run():
         batch, _ = batch_of(module, num_windows, 1)
-        path.listen(batch.audio.clone(), path.windows(batch))
+        path.listener(batch.audio.clone(), path.listener.cut(batch.num_samples))
 
     run()
     measured = peak_of(run)

@@ -6,11 +6,12 @@ import torch
 from naive_release import llm_logits, speech_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastslm.checkpoint.run import build_module, open_run
+from fastslm.checkpoint.run import open_run
 from fastslm.cli import main
 from fastslm.path.batch import Batch, Sample
 from fastslm.path.prompt import SPECIAL_TOKENS, messages_of
 from fastslm.release.importer import import_release
+from fastslm.training.from_settings import build_module
 
 RATE = 16_000
 ALPHA = 64
@@ -26,9 +27,10 @@ def path(imported):
 
 
 def heard(path, *recordings):
-    windows = path.cut([len(r) for r in recordings])
-    tokens = path.listen(torch.from_numpy(np.concatenate(recordings)), windows).flatten(0, 1)
-    return [tokens[torch.from_numpy(rows)] for rows in path.recording_rows(windows)]
+    windows = path.listener.cut([len(r) for r in recordings])
+    speech = path.listener(torch.from_numpy(np.concatenate(recordings)), windows)
+    tokens = speech.tokens.flatten(0, 1)
+    return [tokens[torch.from_numpy(rows)] for rows in speech.rows]
 
 
 @torch.no_grad()
@@ -74,9 +76,9 @@ def test_prompt_ids_and_logits_are_those_of_the_release(path, released_state, ba
 
     recording = speech(3 * RATE)
     batch = Batch.of([Sample("a", dialogue, [recording])])
-    windows = path.cut(batch.num_samples)
-    layout = path.layout(batch, path.recording_rows(windows), prompt_only=True)
-    embeddings = path.embed(layout, path.listen(batch.audio, windows))
+    heard = path.listen(batch)
+    layout = path.text.layout(batch.dialogues, heard.rows, batch.weights, prompt_only=True)
+    embeddings = path.text.embed(layout, heard.tokens)
     found = path.llm.causal_lm(inputs_embeds=embeddings).logits[0]
 
     table = released_state["llm.base_model.model.model.embed_tokens.weight"]
@@ -238,6 +240,6 @@ def test_what_audio_costs_is_known_from_its_length_alone(imported, path):
     module, _ = build_module(open_run(imported.folder).settings)
     lengths = [1, 159, 4800, RATE, 2 * RATE, 2 * RATE + 159, 2 * RATE + 160, 4 * RATE + 1, 7 * RATE + 200]
     windows, tokens = module.audio_costs([[n] for n in lengths])
-    cuts = [path.cut([n]) for n in lengths]
+    cuts = [path.listener.cut([n]) for n in lengths]
     assert windows.tolist() == [len(cut) for cut in cuts]
-    assert tokens.tolist() == [len(path.recording_rows(cut)[0]) for cut in cuts]
+    assert tokens.tolist() == [len(path.listener.rows(cut)[0]) for cut in cuts]

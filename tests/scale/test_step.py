@@ -45,7 +45,7 @@ def test_labels_counted_from_the_text_alone_are_those_that_the_path_counts(modul
 @pytest.mark.parametrize("recompute", [False, True])
 def test_silent_groups_that_keep_ranks_in_step_change_neither_loss_nor_gradients(module, recompute):
     path = module.path.train()
-    path.recompute = recompute
+    path.listener.recompute = recompute
     calls = []
     path.abstractor.register_forward_pre_hook(lambda *_: calls.append(1))
 
@@ -66,7 +66,7 @@ def test_silent_groups_that_keep_ranks_in_step_change_neither_loss_nor_gradients
         for padded, plain in zip(padded_gradients, gradients, strict=True):
             torch.testing.assert_close(padded, plain)
         assert num_calls == (10 if recompute else 5)  # again in the backward pass
-        assert path.num_groups(batch) <= 5
+        assert path.listener.num_groups(batch.num_samples) <= 5
 
 
 def test_a_batch_without_transcripts_adds_nothing_to_the_alignment_loss(module):

@@ -4,13 +4,13 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from fastslm.modules.abstractors import _masked
+from fastslm.modules.abstractors import base
 from fastslm.path.batch import Batch, Sample
 from fastslm.path.prompt import messages_of
 
 RATE = 16_000
 # Windows as narrow as a test's pass through a compressor one at a time, unless ranks have to stay in step.
-_masked._FEATURES_AT_ONCE = 1
+base._FEATURES_AT_ONCE = 1
 
 
 class Batches(Dataset):

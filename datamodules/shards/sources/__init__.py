@@ -7,7 +7,6 @@ what there is and opens no audio, so that a corpus of millions is listed in minu
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from types import ModuleType
 
 import braceexpand
@@ -16,6 +15,9 @@ from fastslm.errors import DataError, nearest
 
 from ..utterance import Refused, Utterance
 from . import huggingface, kaldi, lhotse, librispeech, nemo, table, webdataset
+from .options import SourceOptions
+
+__all__ = ["FORMATS", "SourceOptions", "expand_paths", "format_of", "read"]
 
 #: In the order in which they are asked whether a path is theirs.
 FORMATS: dict[str, ModuleType] = {
@@ -27,19 +29,6 @@ FORMATS: dict[str, ModuleType] = {
     "lhotse": lhotse,
     "nemo": nemo,
 }
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """How sources are read.
-
-    Attributes:
-        audio_root: folder that relative audio paths start from; None takes the folder of the source.
-        columns: column by standard name, for sources with rows.
-    """
-
-    audio_root: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
 
 
 def expand_paths(patterns: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastslm.errors import ConfigError, DataError
 
@@ -13,9 +13,7 @@ from ..naming import check_columns, number, renamed, resolve_columns
 from ..table_cells import column_names, describe, open_table
 from ..utterance import Audio, Refused, Utterance, stem
 from ._lines import located
-
-if TYPE_CHECKING:
-    from . import SourceOptions
+from .options import SourceOptions
 
 _SPLIT_NAME = re.compile(r"(?P<split>[A-Za-z_.]+?)-\d+-of-\d+")
 
@@ -36,7 +34,7 @@ def _files(folder: str) -> list[str]:
     return [str(path) for path in found]
 
 
-def read(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
     """Yield the rows of a data set.
 
     Raises:
@@ -57,7 +55,7 @@ def read(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
         yield from _rows(file, options)
 
 
-def _rows(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
+def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
     table = open_table(path)
     described = describe(table)
     names = column_names(table)

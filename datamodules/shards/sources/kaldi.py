@@ -3,15 +3,12 @@
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from fastslm.errors import DataError
 
 from ..utterance import Audio, Refused, Utterance
 from ._lines import lines, located
-
-if TYPE_CHECKING:
-    from . import SourceOptions
+from .options import SourceOptions
 
 _ARCHIVE = re.compile(r"\.ark:\d+$")
 
@@ -21,7 +18,7 @@ def detect(path: str) -> bool:
     return os.path.isfile(os.path.join(path, "wav.scp"))
 
 
-def read(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
     """Yield the utterances of ``segments``, or of ``wav.scp`` where there is none, each with its ``text``.
 
     Raises:

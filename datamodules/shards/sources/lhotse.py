@@ -2,15 +2,13 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastslm.errors import DataError
 
 from ..utterance import Audio, Refused, Utterance
 from ._lines import first_object, json_lines, located
-
-if TYPE_CHECKING:
-    from . import SourceOptions
+from .options import SourceOptions
 
 #: What the library writes beside the words; all else that a supervision or a cut has is kept as a field.
 _OWN = {"id", "recording_id", "start", "duration", "channel", "text", "alignment", "custom"}
@@ -22,7 +20,7 @@ def detect(path: str) -> bool:
     return str(first.get("type", "")).endswith("Cut") or {"recording", "supervisions"} <= set(first)
 
 
-def read(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
     """Yield the cuts; one with several supervisions becomes one sample with ``segments``."""
     roots = [options.audio_root or os.getcwd(), os.path.dirname(os.path.abspath(path))]
     for where, cut in json_lines(path):

@@ -3,13 +3,10 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..utterance import Audio, Refused, Utterance
 from ._lines import lines
-
-if TYPE_CHECKING:
-    from . import SourceOptions
+from .options import SourceOptions
 
 _SUFFIX = ".trans.txt"
 _AUDIO = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
@@ -20,7 +17,7 @@ def detect(path: str) -> bool:
     return any(name.endswith(_SUFFIX) for _, _, names in os.walk(path) for name in names)
 
 
-def read(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
     """Yield the utterances of all chapters, in the order of speakers, chapters and transcripts."""
     transcripts = sorted(Path(path).rglob(f"*{_SUFFIX}"), key=_by_number)
     for transcript in transcripts:

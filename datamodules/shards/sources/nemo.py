@@ -2,16 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastslm.errors import DataError
 
 from ..naming import USUAL_NAMES, number, renamed
 from ..utterance import Audio, Refused, Utterance, stem
 from ._lines import first_object, json_lines, located
-
-if TYPE_CHECKING:
-    from . import SourceOptions
+from .options import SourceOptions
 
 
 def detect(path: str) -> bool:
@@ -19,7 +17,7 @@ def detect(path: str) -> bool:
     return bool(set(first_object(path)) & set(USUAL_NAMES["audio"]))
 
 
-def read(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
     """Yield the utterances of a manifest; relative paths start from its folder."""
     root = options.audio_root or os.path.dirname(os.path.abspath(path))
     for where, row in json_lines(path):

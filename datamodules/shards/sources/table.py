@@ -3,7 +3,6 @@
 import csv
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from fastslm.errors import DataError
 
@@ -11,9 +10,7 @@ from ..naming import check_columns, renamed, resolve_columns
 from ..utterance import Refused, Utterance
 from ._lines import lines
 from .nemo import from_row
-
-if TYPE_CHECKING:
-    from . import SourceOptions
+from .options import SourceOptions
 
 _DELIMITERS = ",\t;|"
 
@@ -23,7 +20,7 @@ def detect(path: str) -> bool:
     return os.path.isfile(path) and path.removesuffix(".gz").endswith((".csv", ".tsv"))
 
 
-def read(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
     """Yield a row each; relative paths start from the table's folder or from ``clips/`` in it.
 
     Raises:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastslm.errors import DataError
 
@@ -11,9 +11,7 @@ from ...index.dialogues import parse_fields
 from ...reading.tar import Members, read_groups, recordings_of
 from ..naming import renamed, resolve_columns
 from ..utterance import Audio, Refused, Utterance
-
-if TYPE_CHECKING:
-    from . import SourceOptions
+from .options import SourceOptions
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
@@ -25,7 +23,7 @@ def detect(path: str) -> bool:
     return path.endswith((".tar", *_COMPRESSED))
 
 
-def read(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
     """Yield the samples of a tar, or of all tars in a folder.
 
     Raises:
@@ -45,7 +43,7 @@ def read(path: str, options: "SourceOptions") -> Iterator[Utterance | Refused]:
             raise DataError(f"{shard}: {error.strerror or error}.") from error
 
 
-def _sample(shard: str, key: str, members: Members, descriptor: int, options: "SourceOptions") -> Utterance | Refused:
+def _sample(shard: str, key: str, members: Members, descriptor: int, options: SourceOptions) -> Utterance | Refused:
     fields: dict[str, Any] = {}
     try:
         if "json" in members:

@@ -1,0 +1,34 @@
+"""From plain values to what they describe, through the types of constructors."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from fastslm.configuration.messages import shorten
+from fastslm.errors import ConfigError, FastSLMError
+from fastslm.plugins import discover
+
+
+def instantiated(parser: Any, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return what a parser's classes make of values, and the values with all defaults, as plain ones.
+
+    Raises:
+        ConfigError: a key or value is not accepted.
+    """
+    from jsonargparse import ArgumentError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the names that replace these are newer than our bound
+        try:
+            config = parser.parse_object(dict(values))
+            return parser.instantiate_classes(config), yaml.safe_load(parser.dump(config, skip_none=False))
+        except FastSLMError:
+            raise
+        except (ArgumentError, TypeError, ValueError) as error:
+            options = [action.dest for action in parser._actions]
+            raise ConfigError(shorten(str(error), options, discover())) from error
+        except Exception as error:  # whatever a third party's part raises when it is made
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(f"the configuration of the model cannot be built here: {what[:300]}") from error

@@ -1,0 +1,143 @@
+"""A path with its text side: prompts to ids, ids to text, limits, and attempts that do not run in circles."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fastslm.errors import DataError
+from fastslm.path.model import SpeechLM
+from fastslm.path.request import Request
+
+from . import guards
+from .engine import Decoding, Memory
+from .generated import Generated
+from .results import Answer, Segment, Timings
+
+_FALLBACK_TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+class AnsweringModel:
+    """What ``Model`` and the ways in which it answers (streams, sections, batches) stand on.
+
+    Args:
+        path: the model, in evaluation mode.
+        source: where it came from, for people.
+        max_new_tokens: most tokens of an answer; None takes 32 and ``new_tokens_per_second`` for each second of audio.
+        new_tokens_per_second: see ``max_new_tokens``.
+    """
+
+    def __init__(
+        self, path: SpeechLM, source: str, max_new_tokens: int | None = None, new_tokens_per_second: float = 4.0
+    ) -> None:
+        self.path = path
+        self.source = source
+        self.max_new_tokens = max_new_tokens
+        self.new_tokens_per_second = new_tokens_per_second
+        self._text_lock = threading.Lock()  # fast tokenizers must not be used by two threads at once
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.path.abstractor.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the LLM's embeddings."""
+        with torch.inference_mode():
+            return self.path.llm.embed(torch.zeros(1, dtype=torch.int64, device=self.device)).dtype
+
+    def new_memory(self) -> Memory:
+        """Return an empty memory of the LLM."""
+        return Memory(self.path.llm, self.path.prompter.stop_ids)
+
+    def ids_of(self, request: Request) -> tuple[list[int], list[int]]:
+        """Return the prompt's ids before and after the speech tokens."""
+        with self._text_lock:
+            return request.ids(self.path.prompter)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, as it stands."""
+        with self._text_lock:
+            return str(self.path.prompter.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def limit(self, seconds: float, given: int | None, num_positions: int) -> int:
+        """Return the most new tokens of an answer.
+
+        Args:
+            seconds: audio it is about.
+            given: what the caller asked for; None follows the audio.
+            num_positions: positions of the prompt.
+
+        Raises:
+            DataError: the prompt leaves no room in the LLM's context.
+        """
+        room = self.path.llm.context_length - num_positions
+        if room < 1:
+            raise DataError(
+                f"{seconds / 60:.1f} minutes of audio make {num_positions} positions, and the LLM has"
+                f" {self.path.llm.context_length}. Transcribe it section by section (section_minutes)."
+            )
+        wanted = given or self.max_new_tokens or int(32 + self.new_tokens_per_second * seconds)
+        return min(wanted, room)
+
+    def guarded(
+        self, attempt: Callable[[Decoding, list[int]], Generated], decoding: Decoding
+    ) -> tuple[Generated, int, float]:
+        """Return an answer that does not run in circles if there is a way, the attempts made, and its temperature.
+
+        The first attempt is as asked; each further one keeps the text up to the loop and draws from there, at a
+        rising temperature.
+
+        Args:
+            attempt: writes an answer that begins with given ids.
+            decoding: as asked.
+        """
+        best = attempt(decoding, [])
+        loop = self.loop_of(best)
+        temperature, attempts = decoding.temperature, 1
+        if loop is None:
+            return best, attempts, temperature
+        kept = best.ids[: loop.start + loop.period] if loop.period else []
+        for hotter in (t for t in _FALLBACK_TEMPERATURES if t > decoding.temperature):
+            attempts += 1
+            again = attempt(decoding.at(hotter), kept)
+            if self.loop_of(again) is None:
+                return again, attempts, hotter
+        return best, attempts, temperature
+
+    def loop_of(self, written: Generated) -> Any:
+        """Return the loop in an answer, or None."""
+        return guards.find_loop(written.ids, self.text_of(written.ids))
+
+    def result(
+        self,
+        written: Generated,
+        request: Request,
+        *,
+        seconds: float,
+        speech_tokens: int,
+        timings: Timings,
+        source: str,
+        attempts: int,
+        temperature: float,
+        segments: Sequence[Segment] = (),
+    ) -> Answer:
+        """Put an answer together."""
+        text = self.text_of(written.ids)
+        return Answer(
+            text=text.strip(),
+            tokens=tuple(written.ids),
+            seconds=seconds,
+            speech_tokens=speech_tokens,
+            timings=timings,
+            task=request.task,
+            prompt=request.words,
+            source=source,
+            truncated=written.end == "limit",
+            loop=guards.find_loop(written.ids, text),
+            attempts=attempts,
+            temperature=temperature,
+            segments=tuple(segments),
+        )
