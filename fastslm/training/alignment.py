@@ -49,9 +49,9 @@ class AlignmentLoss(nn.Module):
             classes: the ids that compete, sorted, all transcripts' among them; None takes those of the transcripts.
         """
         device = tokens.device
-        # One recording that asks for nothing keeps the step alike on every rank.
-        rows = list(recording_rows) or [np.zeros(1, np.int64)]
-        targets = list(transcripts) or [np.zeros(0, np.int64)]
+        rows, targets = list(recording_rows), list(transcripts)
+        if not any(map(len, rows)):  # one recording that asks for nothing keeps the step alike on every rank
+            rows, targets = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
         wanted = np.concatenate(targets)
         known = np.union1d(wanted if classes is None else classes, [0])
         lengths = [len(target) for target in targets]
@@ -69,7 +69,7 @@ class AlignmentLoss(nn.Module):
             reduction="sum",
             zero_infinity=True,
         )
-        return loss if recording_rows else loss * 0.0, sum(lengths)
+        return loss if any(map(len, recording_rows)) else loss * 0.0, sum(map(len, transcripts))
 
 
 def transcripts_of(dialogues: Sequence[Dialogue], weights: Sequence[float], audio_id: int) -> list[Int64Array | None]:

@@ -133,6 +133,10 @@ class PretrainedEncoder(Encoder):
     def _num_layers(self, config: Any) -> int:
         return int(config.num_hidden_layers)
 
+    def _is_unused(self, name: str) -> bool:
+        """Return whether ``forward`` has no use for a weight, so that a checkpoint may lack it."""
+        return False
+
     def _fitted(self, model: Any) -> Any:
         """Return the model as ``forward`` uses it; names of weights stay."""
         return model
@@ -221,12 +225,13 @@ class PretrainedEncoder(Encoder):
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"{KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
-        if info["missing_keys"]:
-            missing = ", ".join(sorted(info["missing_keys"])[:3])
+        missing = sorted(name for name in info["missing_keys"] if not self._is_unused(name))
+        if missing:
             raise ConfigError(
-                f"{KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights, such as {missing}"
+                f"{KEY}: {self.pretrained!r} lacks {len(missing)} weights, such as {', '.join(missing[:3])}"
             )
         model.__class__ = architecture  # a class that can be found by name, for pickles and `save_pretrained`
+        model.__dict__.pop("_weight_conversions", None)  # it would be saved under the names of the whole model
         return model
 
     # -- layers ----------------------------------------------------------------------------------------------------
@@ -281,5 +286,7 @@ def _outputs(layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
+    if not torch.cuda.is_available():  # planned here for a machine with GPUs
+        return True
     with torch.cuda.device(device):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -99,7 +99,7 @@ class WaveformEncoder(PretrainedEncoder):
                 " supported. Give the model it was made from; an abstractor shortens frames here."
             )
         config.apply_spec_augment = False
-        config.mask_time_prob = config.mask_feature_prob = 0.0  # then there is no vector for masks, a weight never used
+        config.mask_time_prob = config.mask_feature_prob = 0.0
         config.layerdrop = 0.0
         self.width = config.hidden_size
         self._convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
@@ -179,7 +179,16 @@ class WaveformEncoder(PretrainedEncoder):
             if isinstance(norm, _AudioNorm):
                 norm.counts = None
 
+    def _is_unused(self, name: str) -> bool:
+        # The vector for masked time; and transformers builds positions for the Conformer that it then does not call.
+        conformer = self.config.model_type == "wav2vec2-conformer"
+        return name == "masked_spec_embed" or (conformer and name.startswith("encoder.pos_conv_embed."))
+
     def _fitted(self, model: Any) -> Any:
+        # Weights that never get a gradient would stop a training on several GPUs.
+        model._parameters.pop("masked_spec_embed", None)
+        if self.config.model_type == "wav2vec2-conformer":
+            model.encoder._modules.pop("pos_conv_embed", None)
         norm = model.feature_extractor.conv_layers[0]._modules.get("layer_norm")
         if isinstance(norm, nn.GroupNorm):
             norm.__class__ = _AudioNorm  # rather than a new module, whose weights a sharding strategy would notice

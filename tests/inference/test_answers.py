@@ -24,9 +24,9 @@ class Counted:
         self.windows, self.positions = 0, []
         encode, extend = model.path.encoder.forward, model.path.llm.extend
 
-        def counting_encode(mel):
-            self.windows += len(mel)
-            return encode(mel)
+        def counting_encode(samples, *rest):
+            self.windows += len(samples)
+            return encode(samples, *rest)
 
         def counting_extend(embeddings, mask, cache):
             self.positions.append(embeddings.shape[1])
