@@ -41,7 +41,7 @@ class FrameCache:
         digest = hashlib.sha256(repr((_FORMAT_VERSION, encoder.identity(), windows)).encode())
         for name, weight in sorted(encoder.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         self.folder = folder / digest.hexdigest()[:16]
 
     def __call__(

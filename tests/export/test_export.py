@@ -10,8 +10,10 @@ import torch
 
 from fastslm.checkpoint.run import open_run
 from fastslm.cli import main
+from fastslm.contracts import Encoder
 from fastslm.errors import CheckpointError, ConfigError
 from fastslm.export.folder import export_llm, export_model
+from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.path.batch import Batch, Sample
 from fastslm.path.request import Request
 
@@ -236,9 +238,14 @@ def test_what_is_no_run_is_said_in_one_sentence(tmp_path, capsys):
 def test_an_encoder_of_another_kind_is_refused(tmp_path, make_run, monkeypatch):
     run = open_run(make_run(tmp_path / "run", "AvgPool", lora=None))
 
+    with monkeypatch.context() as patched:
+        patched.setattr(WhisperEncoder, "export_config", Encoder.export_config)
+        with pytest.raises(ConfigError, match=r"model\.encoder: WhisperEncoder cannot be exported"):
+            export_model(run, tmp_path / "out")
+
     class Other(type(run.path.encoder)):
         pass
 
     run.path.encoder.__class__ = Other
-    with pytest.raises(ConfigError, match=r"model\.encoder: Other cannot be exported"):
+    with pytest.raises(ConfigError, match="Other cannot be exported: it is no class at the top of a module"):
         export_model(run, tmp_path / "out")

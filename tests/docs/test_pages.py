@@ -1,0 +1,48 @@
+"""Pages that say how to add a part, followed to the letter: files as they stand there, installed, tested, trained."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGES = Path(__file__).parents[2] / "docs" / "add"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted(path.stem for path in PAGES.glob("*.md")))
+def test_a_part_made_by_the_page_passes_its_contract_is_listed_and_trains(page, tmp_path, run_config):
+    text = (PAGES / f"{page}.md").read_text()
+    files = re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', text, re.DOTALL)
+    assert len(files) == 3
+    package = tmp_path / "package"
+    package.mkdir()
+    for name, content in files:
+        (package / name).write_text(content)
+    site = tmp_path / "site"
+    checked(
+        [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation", "--target", site]
+        + [package]
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
+    tests = next(name for name, _ in files if name.startswith("test_"))
+    checked([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", package / tests], environment)
+    listed = checked([sys.executable, "-m", "fastslm", "plugins"], environment)
+    name = re.search(r'^\[project\.entry-points.*\]\n(\w+) =', files[2][1], re.MULTILINE)[1]
+    assert re.search(rf"^  {name} +my-\w+ 0\.1", listed, re.MULTILINE)
+    (command,) = re.findall(r"^fastslm (fit .*)$", text, re.MULTILINE)
+    words = shlex.split(command)
+    words[words.index("configs/hta.yaml")] = str(run_config)  # the page's own starts the demo, minutes long
+    steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
+    assert "WER" in checked([sys.executable, "-m", "fastslm", *words, *steps], environment)
+
+
+def checked(command, environment=None):
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=500, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
