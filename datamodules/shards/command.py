@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from fastslm.errors import ConfigError, FastSLMError
+from fastslm.plugins import names_of
 
 _DESCRIPTION = """\
 Make tar shards of any corpus, and look after them.
@@ -57,7 +58,7 @@ def _build_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         " target_language, messages or segments; found by usual names")  # fmt: skip
 
     what = parser.add_argument_group("samples")
-    what.add_argument("--task", choices=("asr", "ast", "ssum", "sqqa"), help="for samples that do not say (asr)")
+    what.add_argument("--task", choices=names_of("tasks"), help="for samples that do not say (asr)")
     what.add_argument("--language", help="for samples that do not say")
     what.add_argument("--target-language", help="by name, such as German; for samples of task ast that do not say")
     what.add_argument("--keep-audio", action="store_true", help="keep the bytes of recordings that are used whole,"

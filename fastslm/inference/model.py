@@ -1,13 +1,14 @@
 """Model: a trained model in use. It transcribes, answers, embeds and listens; any number of threads may ask at once."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.contracts import Task
 from fastslm.errors import DataError, FastSLMError
 from fastslm.path.model import SpeechLM
 from fastslm.path.request import Request
@@ -33,15 +34,22 @@ class Model:
         source: where it came from, for people.
         max_new_tokens: most tokens of an answer; None takes 32 and ``new_tokens_per_second`` for each second of audio.
         new_tokens_per_second: see ``max_new_tokens``.
+        tasks: what it brings itself, by name; for others the installed ones are taken.
     """
 
     def __init__(
-        self, path: SpeechLM, source: str, max_new_tokens: int | None = None, new_tokens_per_second: float = 4.0
+        self,
+        path: SpeechLM,
+        source: str,
+        max_new_tokens: int | None = None,
+        new_tokens_per_second: float = 4.0,
+        tasks: Mapping[str, Task] | None = None,
     ) -> None:
         self.path = path
         self.source = source
         self.max_new_tokens = max_new_tokens
         self.new_tokens_per_second = new_tokens_per_second
+        self.tasks = tasks or {}
         self._text_lock = threading.Lock()  # fast tokenizers must not be used by two threads at once
 
     def __repr__(self) -> str:
@@ -87,7 +95,7 @@ class Model:
             DataError: the audio cannot be read, or is longer than the LLM's context.
             ConfigError: the request makes no sense.
         """
-        request, decoding = Request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
+        request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         source = _opened(audio, sample_rate_hz)
         if section_minutes is not None or segments:
             return sections.transcribe(
@@ -118,7 +126,7 @@ class Model:
 
         All of them are in the encoder and in the LLM together.
         """
-        request, decoding = Request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
+        request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         return batch.transcribe(self, audios, request, decoding, max_new_tokens, sample_rate_hz, on_progress)
 
     @overload
@@ -163,7 +171,7 @@ class Model:
                 written anew, that is not shown again: what is returned counts.
         """
         decoding = Decoding(beams, temperature, top_p, seed)
-        requests = [Request("sqqa", question) for question in questions]
+        requests = [self.request("sqqa", question) for question in questions]
         if not requests:
             return []
         source = _opened(audio, sample_rate_hz)
@@ -197,7 +205,7 @@ class Model:
 
     def prompt_embeds(self, audio: Any, *, task: str = "asr", prompt: str | None = None) -> Tensor:
         """Return the whole prompt as embeddings ``[S, D_llm]``, for an engine that takes those in place of ids."""
-        before, after = self.ids_of(Request(task, prompt))
+        before, after = self.ids_of(self.request(task, prompt))
         memory = self.new_memory()
         tokens = self.embed(audio).tokens
         embedded = [memory.embed(before, self.device), tokens.to(self.dtype), memory.embed(after, self.device)]
@@ -225,7 +233,7 @@ class Model:
             ConfigError: the model's spectrogram is limited over whole recordings (``mel_range: recording``), whose end
                 a stream does not know.
         """
-        return AudioStream(self, Request(task, prompt, language), chunks, sample_rate_hz)
+        return AudioStream(self, self.request(task, prompt, language), chunks, sample_rate_hz)
 
     # -- what the other files of this package use ------------------------------------------------------------------
 
@@ -239,6 +247,14 @@ class Model:
         """That of the LLM's embeddings."""
         with torch.inference_mode():
             return self.path.llm.embed(torch.zeros(1, dtype=torch.int64, device=self.device)).dtype
+
+    def request(self, task: str = "asr", prompt: str | None = None, language: str | None = None) -> Request:
+        """Return what is asked, in the words that the model was trained with where it brings them.
+
+        Raises:
+            ConfigError: the request makes no sense, or the task is known neither to the model nor here.
+        """
+        return Request(task, prompt, language, self.tasks.get(task))
 
     def new_memory(self) -> Memory:
         """Return an empty memory of the LLM."""

@@ -1,4 +1,4 @@
-"""For plug-in authors: the tests that every abstractor has to pass, as a class to subclass in a pytest file.
+"""The tests that every abstractor has to pass, as a class to subclass in a pytest file.
 
 from fastslm.testing import AbstractorContract
 
