@@ -155,7 +155,7 @@ def _misfit(kind: str, name: str, loaded: object) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Print every installed part; the exit status is 1 when one cannot be imported."""
     if len(arguments) > 1:
-        print("usage: fastslm plugins\n\nLists encoders, compressors, LLMs, tasks, data modules and callbacks\nby short name.")
+        print("usage: fastslm plugins\n\nLists all installed parts, from encoders to callbacks, by short name.")
         return 0 if arguments[1] in ("-h", "--help") else 2
     plugins = discover()
     for kind in GROUPS:

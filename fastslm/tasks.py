@@ -27,5 +27,5 @@ def find_task(name: str) -> Task:
             raise ConfigError(f"unknown task {name!r}: {plugin.distribution} cannot be used: {plugin.problem}.")
     known = ", ".join(tasks()) or "none, so install fastslm again"
     raise ConfigError(
-        f"unknown task {name!r}, installed: {known}.{nearest(name, tasks())} 'fastslm plugins' says where they come from."
+        f"unknown task {name!r}, installed: {known}.{nearest(name, tasks())} 'fastslm plugins' lists them."
     )

@@ -46,7 +46,8 @@ def make(out: Path = Path("fastslm/demo/llm"), vocabulary: int = 512) -> None:
         show_progress=False,
     )
     numbers = [number_words(n) for n in range(100)] * 50
-    words = [word for name in RELEASED_TASKS for word in find_task(name).prompt.split()] + ["user", "assistant", "system"] * 10
+    words = [word for name in RELEASED_TASKS for word in find_task(name).prompt.split()]
+    words += ["user", "assistant", "system"] * 10
     tokenizer.train_from_iterator([*numbers, *words], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE

@@ -91,8 +91,8 @@ def test_two_ranks_with_different_tasks_and_languages_get_what_one_process_gets(
         for rank in ranks:
             rank.kill()
     found = [json.loads(output.partition("FOUND")[2]) for output in outputs]
-    expected = evaluated(ROWS)
-    assert found[0] == found[1] == pytest.approx({name: expected[name] for name in expected if name not in ("loss", "error")})
+    expected = {name: value for name, value in evaluated(ROWS).items() if name not in ("loss", "error")}
+    assert found[0] == found[1] == pytest.approx(expected)
 
 
 def test_an_answer_that_ends_in_a_loop_is_cut_and_marked_and_what_fills_up_a_batch_is_none(demo_tokenizer):

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from fastslm.errors import DataError
 from fastslm.contracts import Task
+from fastslm.errors import DataError
 from fastslm.path.prompt import AUDIO, messages_of
 from fastslm.tasks import tasks
 

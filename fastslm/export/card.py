@@ -73,7 +73,6 @@ answers a question, as far as the model was trained to. Without `max_new_tokens`
 audio."""
 
 
-
 def _further_tasks() -> str:
     names = [name for name in tasks() if name not in RELEASED_TASKS]
     return f" Further tasks: {', '.join(names)}." if names else ""

@@ -40,7 +40,9 @@ class Scores:
         sums: _Sums = {}
         for part in _of_all_ranks(self._sums):
             _add(sums, part)
-        metrics: dict[str, Metric] = {name: metric for task in tasks().values() for name, metric in task.metrics.items()}
+        metrics: dict[str, Metric] = {}
+        for task in tasks().values():
+            metrics |= task.metrics
         found: dict[str, float] = {}
         for measured in sorted({name for name, _ in sums}):
             metric = metrics[measured]

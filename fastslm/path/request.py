@@ -1,7 +1,7 @@
 """What is asked of audio: task, words and language, as the token ids on either side of the speech tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fastslm.contracts import Task
 from fastslm.errors import ConfigError
@@ -18,7 +18,7 @@ class Request:
         prompt: words in place of the task's own; where those ask with one field of a sample, as ``sqqa`` does with its
             question, that field.
         language: what to answer in, in English (``Korean``); for tasks that translate.
-        definition: what the name stands for; None takes the installed task.
+        brought: what the name stands for where a model brings its own tasks; None takes the installed one.
 
     Raises:
         ConfigError: the task is unknown, lacks its question, or has a language and does not translate.
@@ -27,11 +27,9 @@ class Request:
     task: str = "asr"
     prompt: str | None = None
     language: str | None = None
-    definition: Task = field(default=None, repr=False)  # type: ignore[assignment]
+    brought: Task | None = None
 
     def __post_init__(self) -> None:
-        if self.definition is None:
-            object.__setattr__(self, "definition", find_task(self.task))
         if self._needed and not (self.prompt or "").strip():
             raise ConfigError(f"task: {self.task} needs a {' and a '.join(self._needed)}; give one as the prompt.")
         if self.language is None and self.definition.translates and not self.definition.default_language:
@@ -43,6 +41,11 @@ class Request:
             )
         if self.prompt is not None and AUDIO in self.prompt:
             raise ConfigError(f"prompt: leave out {AUDIO}; the audio stands in front of the prompt.")
+
+    @property
+    def definition(self) -> Task:
+        """What the name of the task stands for."""
+        return self.brought or find_task(self.task)
 
     def messages(self) -> list[dict[str, str]]:
         """Return the user's turn, as training puts it."""

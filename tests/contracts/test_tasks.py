@@ -159,7 +159,7 @@ def test_a_task_that_translates_without_a_default_needs_the_language():
 
     task = replace(planted(), prompt="{audio}\nName the topics in {target_language}.")
     with pytest.raises(ConfigError, match="language: task topics translates; name the language"):
-        Request("topics", definition=task)
+        Request("topics", brought=task)
     assert Request("topics", None, "Korean", task).words == "Name the topics in Korean."
 
 
