@@ -1,6 +1,7 @@
 """Installed parts by short name: entry points in the groups ``fastslm.*``, which the built-in parts use too."""
 
 import importlib
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -81,7 +82,7 @@ def _unique(kind: str) -> Iterator[EntryPoint]:
         elif other.value != point.value:
             raise ConfigError(
                 f"two plug-ins are called {point.name!r}: {other.value} of {_distribution(other)} and {point.value} of"
-                f" {_distribution(point)}. Uninstall one, or select by class_path."
+                f" {_distribution(point)}. Uninstall one{'' if kind == 'tasks' else ', or select by class_path'}."
             )
 
 
@@ -157,7 +158,11 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) > 1:
         print("usage: fastslm plugins\n\nLists all installed parts, from encoders to callbacks, by short name.")
         return 0 if arguments[1] in ("-h", "--help") else 2
-    plugins = discover()
+    try:
+        plugins = discover()
+    except ConfigError as error:
+        print(f"fastslm: error: {error}", file=sys.stderr)
+        return 2
     for kind in GROUPS:
         print(kind)
         for plugin in sorted((p for p in plugins if p.kind == kind), key=lambda p: p.name):

@@ -124,7 +124,7 @@ def parse_sidecar(data: bytes) -> ShardRows:
             list(header["broken"]),
             header["tokenizer"],
             header["tokenizer_digest"],
-            {name: [str(prompt), str(answer)] for name, (prompt, answer) in header.get("prompts", {}).items()},
+            {name: [str(prompt), str(answer)] for name, (prompt, answer) in dict(header.get("prompts", {})).items()},
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):

@@ -88,9 +88,8 @@ def add_decoding_options(made: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
-    options = parser().parse_args(list(arguments[1:]))
     try:
-        return _run(options)
+        return _run(parser().parse_args(list(arguments[1:])))
     except FastSLMError as error:
         print(f"fastslm: error: {error}", file=sys.stderr)
         return 2
@@ -136,7 +135,7 @@ def request_settings(options: argparse.Namespace) -> dict[str, Any]:
     by_section = options.section_minutes is not None or options.format in TIMED
     if by_section and not request.definition.timed:
         which = f"--format {options.format}" if options.format in TIMED else "--section-minutes"
-        raise ConfigError(f"{which}: task {options.task} answers about the whole audio; asr and ast go by time.")
+        raise ConfigError(f"{which}: task {options.task} answers about the whole audio, and does not go by time as asr does.")
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens: {options.max_new_tokens} must be at least 1.")
     names = ("task", "prompt", "language", "temperature", "top_p", "seed", "max_new_tokens", "section_minutes")
