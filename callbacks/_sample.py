@@ -10,6 +10,7 @@ import soundfile
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.inference.load import DEFAULT_RUN
 from fastslm.path.batch import Batch, Int16Array
+from fastslm.tasks import tasks
 
 _LONGEST_SECONDS = 300.0  # a longer one is no quick thing to try a model on
 
@@ -31,7 +32,8 @@ def keep_sample(folder: Path, batch: Batch, rows: Sequence[Mapping[str, Any]], a
     path = sample_of(folder)
     if path.exists():
         return
-    transcribed = {row["key"] for row in rows if row["task"] == "asr"}
+    names = {name for name, task in tasks().items() if task.transcript}
+    transcribed = {row["key"] for row in rows if row["task"] in names}
     first = 0
     for key, dialogue in zip(batch.keys, batch.dialogues, strict=True):
         count = int((dialogue.input_ids == audio_id).sum())

@@ -8,12 +8,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from rapidfuzz.distance import Levenshtein
 
 from fastslm.files import write_atomically
-from fastslm.metrics import normalise
 from fastslm.path.batch import Batch
 from fastslm.path.flops import count_flops
+from fastslm.tasks import tasks
 from fastslm.training.lightning_module import SpeechLMModule
 
 from .token_rate import peak_memory_bytes, reduce_over_ranks
@@ -113,10 +112,11 @@ class RunRecord(L.Callback):
         self._heard[0] += batch.audio_seconds
         self._heard[1] += outputs["speech_tokens"]
         for row in outputs["rows"]:
-            reference = normalise(row["reference"]).split()
-            if row["weight"] and row["task"] == "asr" and reference:
-                errors = Levenshtein.distance(reference, normalise(row["hypothesis"]).split())
-                self._recordings.append({"key": row["key"], "errors": errors, "words": len(reference)})
+            task = tasks().get(row["task"])
+            if row["weight"] and task is not None and "wer" in task.metrics:
+                errors, words = task.metrics["wer"].counts(row["reference"], row["hypothesis"], row["language"])
+                if words:
+                    self._recordings.append({"key": row["key"], "errors": errors, "words": words})
 
     def _write_validation(self, trainer: L.Trainer) -> None:
         seconds, tokens = reduce_over_ranks(trainer, torch.tensor(self._heard, dtype=torch.float64), "sum").tolist()

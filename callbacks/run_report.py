@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from fastslm.path.batch import Batch
+from fastslm.tasks import tasks
 from fastslm.training.history import read_history
 from fastslm.training.lightning_module import SpeechLMModule
 
@@ -125,6 +126,11 @@ class RunReport(L.Callback):
             found = [(title, values[f"{stage}/{name}"]) for name, title in names if f"{stage}/{name}" in values]
             if found:
                 print("  " + "  ".join(f"{title} {100 * value:.2f}" for title, value in found))
+        shown = {"wer", "cer", *(name for names in _SHOWN for name, _ in names)}
+        for task in tasks().values():
+            found = [(n, values[f"{stage}/{n}"]) for n in task.metrics if n not in shown and f"{stage}/{n}" in values]
+            if found:
+                print("  " + "  ".join(f"{name} {value:.4f}" for name, value in found))
 
 
 #: Scores of the tasks other than transcription, shown from 0 to 100 as the field does.

@@ -1,13 +1,15 @@
-"""What each plugin promises: Encoder, Abstractor and LanguageModel as thin base classes.
+"""What each plugin promises: Encoder, Abstractor, LanguageModel, Task and its Metric.
 
 Constructors are cheap and touch no weights: they read a configuration, so that widths, rates and lengths are known
 before anything is loaded. ``load`` (encoder, LLM) brings the weights, once, on the rank that needs them.
 Dimension letters are those of ``fastslm.path.batch``.
 """
 
+import math
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -360,3 +362,105 @@ class LanguageModel(nn.Module, ABC):
             cache: what was read before; S positions are added to it.
         """
         raise NotImplementedError
+
+
+class Metric(ABC):
+    """What answers are worth: counts that add up over answers, batches and ranks, and one figure of their sums.
+
+    It keeps nothing between calls.
+
+    Attributes:
+        best: the figure of right answers.
+        pooled: counts of all languages are added; otherwise the figure over several languages is the mean of theirs.
+    """
+
+    best: ClassVar[float] = 1.0
+    pooled: ClassVar[bool] = True
+
+    @abstractmethod
+    def counts(self, reference: str, hypothesis: str, language: str) -> Sequence[float]:
+        """Return what one answer adds; as many numbers for every answer.
+
+        Args:
+            reference: the right answer.
+            hypothesis: what was answered.
+            language: of the reference, as its sample names it; may be empty.
+        """
+
+    @abstractmethod
+    def figure(self, sums: Sequence[float]) -> float:
+        """Return the figure of summed counts; nan where they hold nothing to divide by."""
+
+    def over(self, references: Sequence[str], hypotheses: Sequence[str], language: str = "") -> float:
+        """Return the figure over some answers; nan without any."""
+        rows = [self.counts(*pair, language) for pair in zip(references, hypotheses, strict=True)]
+        return self.figure([sum(column) for column in zip(*rows, strict=True)]) if rows else math.nan
+
+
+@dataclass(frozen=True)
+class Task:
+    """What can be asked of audio: the words that ask, the field that answers, what answers are worth.
+
+    Attributes:
+        name: that of its entry point, and what the field ``task`` of a sample says.
+        prompt: the user's words. ``{audio}`` stands for the recording, once; another name in braces for that field of
+            the sample, which must have it. An answer to a prompt with ``{target_language}`` is in that language.
+        answer_field: the field of a sample that holds the answer.
+        default_language: what the answer is in where the sample does not name a language; may be empty.
+        metrics: by the name that they are logged under, which no other installed task may use; none scores nothing.
+        error: the one of them that ``val/error``, and so the best checkpoint, goes by.
+        timed: the answer follows the audio in time, so that it can be made section by section, split at the
+            ``segments`` of a recording, and joined.
+        transcript: the answer is the words of the recording, which the alignment loss may take for a target.
+
+    Raises:
+        ConfigError: one of them is missing, or contradicts another.
+    """
+
+    name: str
+    prompt: str = ""
+    answer_field: str = ""
+    default_language: str = ""
+    metrics: Mapping[str, Metric] = field(default_factory=dict, compare=False)
+    error: str = field(default="", compare=False)
+    timed: bool = False
+    transcript: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name == "dialogue":
+            raise ConfigError(f"task {self.name!r}: give it another name; 'dialogue' is that of free messages.")
+        if not self.answer_field:
+            raise ConfigError(f"task {self.name!r}: has no answer_field; name the field of a sample that answers it.")
+        if self._names.count("audio") != 1 or not all(name.isidentifier() for name in self._names):
+            raise ConfigError(
+                f"task {self.name!r}: its prompt {self.prompt!r} must hold {{audio}} once, and in other braces names of"
+                " fields only."
+            )
+        if self.metrics and self.error not in self.metrics:
+            raise ConfigError(
+                f"task {self.name!r}: its error is {self.error!r}, which is none of its metrics"
+                f" ({', '.join(self.metrics)}); name one of them."
+            )
+
+    @property
+    def _names(self) -> list[str]:
+        try:
+            return [name for _, name, *_ in string.Formatter().parse(self.prompt) if name is not None]
+        except ValueError:  # a brace alone
+            return []
+
+    @property
+    def translates(self) -> bool:
+        """Whether a request says which language the answer is in."""
+        return "target_language" in self._names
+
+    @property
+    def needed_fields(self) -> tuple[str, ...]:
+        """The fields that a sample must have for the prompt."""
+        given = {"audio"} | ({"target_language"} if self.default_language else set())
+        return tuple(name for name in dict.fromkeys(self._names) if name not in given)
+
+    def plain(self) -> dict[str, Any]:
+        """Return all but the metrics as plain values, which ``Task(**values)`` takes."""
+        names = ("name", "prompt", "answer_field", "default_language", "timed", "transcript")
+        return {name: getattr(self, name) for name in names}

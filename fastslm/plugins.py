@@ -1,16 +1,17 @@
 """Installed parts by short name: entry points in the groups ``fastslm.*``, which the built-in parts use too."""
 
 import importlib
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from fastslm.errors import ConfigError, nearest
 
-GROUPS = ("encoders", "abstractors", "llms", "datamodules", "callbacks")
+GROUPS = ("encoders", "abstractors", "llms", "tasks", "datamodules", "callbacks")
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,17 @@ class Plugin:
     Attributes:
         kind: its group, such as ``abstractors``.
         name: its short name.
-        target: ``module:Class``.
+        target: ``module:Class``, or ``module:object`` of a task.
         distribution: the installed package it comes from, with version.
-        loaded: the class, or None when its import failed.
-        problem: why it failed, or an empty text.
+        loaded: the class or object, or None when it cannot be used.
+        problem: why not, or an empty text.
     """
 
     kind: str
     name: str
     target: str
     distribution: str
-    loaded: type | None
+    loaded: Any
     problem: str
 
 
@@ -39,15 +40,36 @@ def discover() -> tuple[Plugin, ...]:
     """Import every installed part and return what was found; one that fails does not break the others.
 
     Raises:
-        ConfigError: two distributions use one name for different classes.
+        ConfigError: two distributions use one name for different parts.
     """
-    plugins = [_load(kind, point) for kind in GROUPS for point in _unique(kind)]
+    plugins = [plugin for kind in GROUPS for plugin in plugins_of(kind)]
     for plugin in plugins:
         if plugin.problem:
             warnings.warn(
                 f"plug-in {plugin.name!r} of {plugin.distribution} cannot be used: {plugin.problem}", stacklevel=2
             )
     return tuple(plugins)
+
+
+@cache
+def plugins_of(kind: str) -> tuple[Plugin, ...]:
+    """Import every installed part of a group, our own first, and return what was found; see ``discover``."""
+    points = sorted(_unique(kind), key=lambda point: not point.value.startswith("fastslm."))
+    plugins = [_load(kind, point) for point in points]
+    if kind == "tasks":  # what is logged under one name is of one task
+        owners: dict[str, Plugin] = {}
+        for number, plugin in enumerate(plugins):
+            for name in plugin.loaded.metrics if plugin.loaded else ():
+                other = owners.setdefault(name, plugin)
+                if other is not plugin:
+                    problem = f"its metric {name!r} has the name of one of task {other.name} of {other.distribution}"
+                    plugins[number] = replace(plugin, loaded=None, problem=problem)
+    return tuple(plugins)
+
+
+def names_of(kind: str) -> list[str]:
+    """Return the short names of a group; nothing is imported."""
+    return [point.name for point in _unique(kind)]
 
 
 def _unique(kind: str) -> Iterator[EntryPoint]:
@@ -60,7 +82,7 @@ def _unique(kind: str) -> Iterator[EntryPoint]:
         elif other.value != point.value:
             raise ConfigError(
                 f"two plug-ins are called {point.name!r}: {other.value} of {_distribution(other)} and {point.value} of"
-                f" {_distribution(point)}. Uninstall one, or select by class_path."
+                f" {_distribution(point)}. Uninstall one{'' if kind == 'tasks' else ', or select by class_path'}."
             )
 
 
@@ -114,7 +136,12 @@ def no_such_part(place: str, name: str, installed: Iterable[str]) -> str:
 
 def _misfit(kind: str, name: str, loaded: object) -> str:
     """Return why what was imported could not be selected by its short name, or an empty text."""
-    from fastslm.contracts import Abstractor, Encoder, LanguageModel
+    from fastslm.contracts import Abstractor, Encoder, LanguageModel, Task
+
+    if kind == "tasks":
+        if not isinstance(loaded, Task):
+            return "it is no object of fastslm.contracts.Task"
+        return "" if loaded.name == name else f"its entry point must have the name of the task, {loaded.name}"
 
     promised = {"abstractors": Abstractor, "encoders": Encoder, "llms": LanguageModel}.get(kind, object)
     if not isinstance(loaded, type):
@@ -129,9 +156,13 @@ def _misfit(kind: str, name: str, loaded: object) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Print every installed part; the exit status is 1 when one cannot be imported."""
     if len(arguments) > 1:
-        print("usage: fastslm plugins\n\nLists encoders, compressors, LLMs, data modules and callbacks by short name.")
+        print("usage: fastslm plugins\n\nLists all installed parts, from encoders to callbacks, by short name.")
         return 0 if arguments[1] in ("-h", "--help") else 2
-    plugins = discover()
+    try:
+        plugins = discover()
+    except ConfigError as error:
+        print(f"fastslm: error: {error}", file=sys.stderr)
+        return 2
     for kind in GROUPS:
         print(kind)
         for plugin in sorted((p for p in plugins if p.kind == kind), key=lambda p: p.name):

@@ -192,9 +192,7 @@ class Exercises:
         mask = torch.ones_like(layout.source) if layout.attention_mask is None else layout.attention_mask
         answers = self.llm.generate(embeddings, mask, 16 + 3 * num_numbers, self.prompter.stop_ids)
         texts = self.llm.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        rate = ErrorRate("word")
-        rate.update([d.reference for d in dialogues], texts, [1.0] * len(texts))
-        return float(rate.compute())
+        return ErrorRate("word").over([d.reference for d in dialogues], texts)
 
 
 def lengths(rng: np.random.Generator, longest: int) -> Iterator[int]:

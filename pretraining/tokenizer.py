@@ -10,7 +10,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from fastslm.datamodules.spoken.numbers import number_words
-from fastslm.path.prompt import TASKS
+from fastslm.path.prompt import RELEASED_TASKS
+from fastslm.tasks import find_task
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -45,7 +46,8 @@ def make(out: Path = Path("fastslm/demo/llm"), vocabulary: int = 512) -> None:
         show_progress=False,
     )
     numbers = [number_words(n) for n in range(100)] * 50
-    words = [word for prompt, _ in TASKS.values() for word in prompt.split()] + ["user", "assistant", "system"] * 10
+    words = [word for name in RELEASED_TASKS for word in find_task(name).prompt.split()]
+    words += ["user", "assistant", "system"] * 10
     tokenizer.train_from_iterator([*numbers, *words], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE

@@ -1,4 +1,4 @@
-"""Compressors whose lengths follow the content: planned with the most, laid out with what there is, everywhere alike."""
+"""Compressors whose lengths follow the content: planned with the most, laid out with what there is."""
 
 import importlib.util
 from pathlib import Path

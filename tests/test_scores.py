@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU as SacreBLEU
@@ -44,22 +43,18 @@ def row(task, reference, hypothesis, language="", weight=1.0):
 
 
 def scores_of(*rows):
-    scores = Scores(torch.device("cpu"))
+    scores = Scores()
     scores.add(rows)
-    return {name: value.item() for name, value in scores.compute().items()}
+    return scores.compute()
 
 
 @pytest.mark.parametrize(("language", "words"), [("German", LATIN), ("ko", OTHERS), ("zh-CN", OTHERS)])
 @given(data=st.data())
 def test_bleu_and_chrf_are_those_of_sacrebleu(language, words, data):
     references, found = data.draw(corpora(words))
-    bleu, chrf = BLEU(language), CHRF()
-    for reference, hypothesis in zip(references, found, strict=True):
-        bleu.update([hypothesis], [[reference]])
-        chrf.update([reference], [hypothesis])
     theirs = SacreBLEU(tokenize=tokenizer_for(language)).corpus_score(found, [references])
-    assert 100 * bleu.compute().item() == pytest.approx(theirs.score, abs=1e-3)
-    assert 100 * chrf.compute().item() == pytest.approx(SacreCHRF().corpus_score(found, [references]).score, abs=1e-3)
+    assert 100 * BLEU().over(references, found, language) == pytest.approx(theirs.score)
+    assert 100 * CHRF().over(references, found) == pytest.approx(SacreCHRF().corpus_score(found, [references]).score)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +128,7 @@ def test_word_errors_are_pooled_over_languages_and_bleu_is_their_mean():
     assert found["wer"] == pytest.approx(1 / 4)
     assert (found["wer/en"], found["wer/de"]) == (0.0, 1.0)
     assert found["bleu"] == pytest.approx((found["bleu/German"] + found["bleu/Korean"]) / 2)
-    assert found["bleu/German"] == 1.0
+    assert found["bleu/German"] == pytest.approx(1.0)
 
 
 def test_one_language_is_not_named_twice():
@@ -148,15 +143,14 @@ def test_a_sample_of_weight_zero_counts_nowhere():
     assert scores_of(row("asr", "one", "two", weight=0.0)) == {}
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_a_mean_of_nothing_is_nan():
-    assert math.isnan(SampleMean(rouge_l).compute().item())
+    assert math.isnan(SampleMean(rouge_l).over([], []))
 
 
 def test_scores_do_not_depend_on_how_rows_come():
     rows = [row("ast", f"eins zwei drei {i} fünf", f"eins zwei {i} fünf", "German") for i in range(5)]
     rows += [row("ssum", f"{i} numbers from one", f"{i} from one") for i in range(3)]
-    apart = Scores(torch.device("cpu"))
+    apart = Scores()
     for one in rows:
         apart.add([one])
-    assert {name: value.item() for name, value in apart.compute().items()} == pytest.approx(scores_of(*rows))
+    assert apart.compute() == pytest.approx(scores_of(*rows))

@@ -16,10 +16,12 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from fastslm.errors import DataError
-from fastslm.path.prompt import TASKS, Prompter
+from fastslm.path.prompt import Prompter
+from fastslm.tasks import tasks
 
 from ..reading.store import Store, TarState, is_remote
 from .columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, pack_keys
+from .dialogues import is_outdated
 from .scan import scan_tar
 from .sidecar import is_current, parse_sidecar, regions_of, sidecar_path, verify, write_sidecar
 from .texts import Texts, read_texts
@@ -97,6 +99,8 @@ class IndexBuilder:
         stale = []
         for target in (sidecar_path(shard), str(self._cached(shard))):
             rows = self._read(target)
+            if rows is not None and is_outdated(rows.prompts, rows.broken):
+                continue
             if rows is not None and is_current(rows, state):
                 return rows
             if rows is not None:
@@ -213,8 +217,8 @@ def answered(rows: ShardRows) -> ShardRows:
 
 
 def _no_answer(task: str) -> str:
-    if task in TASKS:
-        return f"task {task!r} needs the field {TASKS[task][1]!r}, which is missing or empty"
+    if task in tasks():
+        return f"task {task!r} needs the field {tasks()[task].answer_field!r}, which is missing or empty"
     return "'messages' must end with an assistant turn that has content"
 
 
@@ -232,4 +236,4 @@ def select_rows(rows: ShardRows, kept: npt.NDArray[np.bool_]) -> ShardRows:
     keys = [key for key, stays in zip(rows.keys, kept, strict=True) if stays]
     columns["key_bytes"], columns["key_end"] = pack_keys(keys)
     columns["recording_end"] = np.cumsum(counts[kept], dtype=np.int64)
-    return ShardRows(rows.tar, columns, rows.names, rows.broken, rows.tokenizer, rows.tokenizer_digest)
+    return ShardRows(rows.tar, columns, rows.names, rows.broken, rows.tokenizer, rows.tokenizer_digest, rows.prompts)

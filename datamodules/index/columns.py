@@ -61,6 +61,7 @@ class ShardRows:
         broken: samples of the tar that have no row: ``{"key": ..., "reason": ..., "detail": ...}``.
         tokenizer: name of the tokenizer behind ``text_tokens``; None where they were not counted (all -1).
         tokenizer_digest: 16 hex digits over the tokenizer and the chat template; decides whether counts can be used.
+        prompts: prompt and answer field, when it was made, of those tasks of its samples that are not the release's.
     """
 
     tar: TarState
@@ -69,6 +70,7 @@ class ShardRows:
     broken: list[dict[str, str]] = field(default_factory=list)
     tokenizer: str | None = None
     tokenizer_digest: str | None = None
+    prompts: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.columns["key_end"])

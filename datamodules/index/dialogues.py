@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastslm.errors import DataError
 from fastslm.path.batch import Dialogue
-from fastslm.path.prompt import TASKS, Prompter, answer_language, messages_of
+from fastslm.path.prompt import RELEASED_TASKS, Prompter, answer_language, messages_of
+from fastslm.tasks import find_task, tasks
 
 
 def parse_fields(data: bytes) -> dict[str, Any]:
@@ -58,8 +61,35 @@ def count_ids(fields: dict[str, Any], prompter: Prompter, num_recordings: int) -
 
 
 def tokenizer_digest(prompter: Prompter) -> str:
-    """Return 16 hex digits that change with the tokenizer, its chat template or the prompts of the tasks."""
+    """Return 16 hex digits that change with the tokenizer, its chat template or the prompts of the release's tasks.
+
+    Those of other tasks are compared by shard, see ``prompts_of``: a new task leaves the counts of all corpora alone.
+    """
     tokenizer = prompter.tokenizer
     probe = tokenizer(f"{tokenizer.chat_template} 0123456789 The quick brown fox", add_special_tokens=False)
-    identity = [list(TASKS.items()), len(tokenizer), probe["input_ids"], prompter.enable_thinking]
+    released = [[task.name, [task.prompt, task.answer_field]] for task in map(find_task, RELEASED_TASKS)]
+    identity = [released, len(tokenizer), probe["input_ids"], prompter.enable_thinking]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def prompts_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return prompt and answer field of those tasks that ``tokenizer_digest`` does not cover and that are installed."""
+    known = {name: tasks()[name] for name in sorted(set(names) - set(RELEASED_TASKS)) if name in tasks()}
+    return {name: [task.prompt, task.answer_field] for name, task in known.items()}
+
+
+def is_outdated(prompts: Mapping[str, list[str]], broken: Iterable[Mapping[str, str]]) -> bool:
+    """Say whether an index was made before a task was installed that it needs, or for another answer field of it.
+
+    Args:
+        prompts: ``prompts_of`` the tasks of its samples when it was made.
+        broken: its findings.
+    """
+    now = prompts_of(prompts)
+    missed = [found[1] for item in broken if (found := re.match("unknown task '(.*?)'", item["detail"]))]
+    return bool(prompts_of(missed)) or any(now[name][1] != prompts[name][1] for name in now)
+
+
+def with_answer(fields: dict[str, Any], answer: str) -> dict[str, Any]:
+    """Return the fields of a sample with another answer to its task."""
+    return {**fields, tasks()[task_of(fields)].answer_field: answer}

@@ -15,7 +15,7 @@ from ..reading.audio import AudioInfo, open_region, read_info
 from ..reading.store import TarState
 from ..reading.tar import AUDIO_EXTENSIONS, Broken, Member, Members, read_groups, recordings_of
 from .columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, coded, pack_keys
-from .dialogues import count_ids, parse_fields, task_of, tokenizer_digest
+from .dialogues import count_ids, parse_fields, prompts_of, task_of, tokenizer_digest
 
 _BLOCK_BYTES = 1 << 20
 
@@ -147,4 +147,5 @@ def _in_columns(
     }
     columns = {name: np.asarray(values[name], kind) for name, kind in {**SAMPLE_COLUMNS, **RECORDING_COLUMNS}.items()}
     names = {"task": task_names, "language": language_names, "extension": extension_names, "codec": codec_names}
-    return ShardRows(state, {"key_bytes": key_bytes, **columns}, names, broken, tokenizer, digest)
+    prompts = prompts_of(task_names)
+    return ShardRows(state, {"key_bytes": key_bytes, **columns}, names, broken, tokenizer, digest, prompts)

@@ -73,6 +73,7 @@ def write_sidecar(path: str | os.PathLike[str], rows: ShardRows, target: str | o
         "num_recordings": len(rows["audio_offset"]),
         "tokenizer": rows.tokenizer,
         "tokenizer_digest": rows.tokenizer_digest,
+        **({"prompts": rows.prompts} if rows.prompts else {}),
         "names": rows.names,
         "broken": rows.broken,
     }
@@ -123,6 +124,7 @@ def parse_sidecar(data: bytes) -> ShardRows:
             list(header["broken"]),
             header["tokenizer"],
             header["tokenizer_digest"],
+            {name: [str(prompt), str(answer)] for name, (prompt, answer) in dict(header.get("prompts", {})).items()},
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):

@@ -1,6 +1,8 @@
 """What a run's tokenizer makes of a shard's texts: lengths in ids, and the pieces that long recordings are cut into."""
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -13,11 +15,12 @@ import numpy.typing as npt
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
 from fastslm.path.prompt import Prompter
+from fastslm.tasks import tasks
 
 from ..reading.store import Store
 from ..reading.tar import Broken
 from .columns import ShardRows, load_arrays, save_arrays
-from .dialogues import count_ids, dialogue_of, parse_fields, tokenizer_digest
+from .dialogues import count_ids, dialogue_of, parse_fields, prompts_of, task_of, tokenizer_digest, with_answer
 
 _FORMAT_VERSION = 3
 
@@ -97,9 +100,10 @@ def read_texts(
     Raises:
         DataError: the shard cannot be read.
     """
-    digest = tokenizer_digest(prompter)
-    name = f"{rows.content_digest}-{digest}-v{_FORMAT_VERSION}"
-    if rows.tokenizer_digest == digest:
+    digest, prompts = tokenizer_digest(prompter), prompts_of(rows.names["task"])
+    suffix = f"-{hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]}" if prompts else ""
+    name = f"{rows.content_digest}-{digest}{suffix}-v{_FORMAT_VERSION}"
+    if rows.tokenizer_digest == digest and rows.prompts == prompts:
         num_tokens = rows["text_tokens"]
     else:
         target = cache / "index" / f"{name}.tokens.npz"
@@ -179,7 +183,7 @@ def _cut(shard: str, rows: ShardRows, prompter: Prompter, store: Store, max_seco
             for number, (first, last, begin, end) in enumerate(
                 split_segments(sample["segments"], max_seconds, longest)
             ):
-                words = {**sample, "text": joined(sample, (first, last))}
+                words = with_answer(sample, joined(sample, (first, last)))
                 num_tokens = len(dialogue_of(words, prompter, 1).input_ids)
                 found.append((row, number, first, last, begin, end, num_tokens))
         except DataError as error:
@@ -190,8 +194,8 @@ def _cut(shard: str, rows: ShardRows, prompter: Prompter, store: Store, max_seco
 
 def _can_split(sample: dict[str, Any]) -> bool:
     # A summary or an answer belongs to the whole recording, a transcript to its segments.
-    transcript = sample.get("messages") is None and (sample.get("task") or "asr") == "asr"
-    return transcript and bool(sample.get("segments"))
+    task = tasks().get(task_of(sample)) if sample.get("messages") is None else None
+    return task is not None and task.transcript and bool(sample.get("segments"))
 
 
 def split_segments(segments: Any, max_seconds: float, duration: float) -> list[tuple[int, int, float, float]]:

@@ -12,7 +12,7 @@ from fastslm.path.batch import Batch, Dialogue, Sample
 from fastslm.path.prompt import Prompter
 
 from ..augmentation import Augmentation, augmented
-from ..index.dialogues import dialogue_of, parse_fields
+from ..index.dialogues import dialogue_of, parse_fields, with_answer
 from ..index.entries import Entries, Entry
 from ..index.texts import joined
 from ..plan.plan import RankBatch
@@ -110,7 +110,7 @@ class ShardDataset(Dataset[Batch]):
                 raise DataError("checksum differs: its json was modified after indexing")
             fields = parse_fields(data)
             if entry.segments is not None:
-                fields["text"] = joined(fields, entry.segments)
+                fields = with_answer(fields, joined(fields, entry.segments))
             return dialogue_of(fields, self.prompter, len(entry.audio_regions), self.needs_answers)
         except DataError as error:
             return error

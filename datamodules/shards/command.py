@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from fastslm.errors import ConfigError, FastSLMError
+from fastslm.plugins import names_of
 
 _DESCRIPTION = """\
 Make tar shards of any corpus, and look after them.
@@ -53,11 +54,11 @@ def _build_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     add("--format", help="kaldi, huggingface, librispeech, webdataset, table, lhotse or nemo; found from the path")
     add("--audio-root", metavar="FOLDER", help="where relative audio paths start (the folder of the source)")
     add("--column", action="append", default=[], metavar="NAME=COLUMN", help="which column or field of the source is"
-        " audio, text, speaker, language, id, group, offset, duration, task, translation, summary, question, answer,"
-        " target_language, messages or segments; found by usual names")  # fmt: skip
+        " audio, text, speaker, language, id, group, offset, duration, task, target_language, messages, segments, or"
+        " what a task asks with or is answered by; found by usual names")  # fmt: skip
 
     what = parser.add_argument_group("samples")
-    what.add_argument("--task", choices=("asr", "ast", "ssum", "sqqa"), help="for samples that do not say (asr)")
+    what.add_argument("--task", choices=names_of("tasks"), help="for samples that do not say (asr)")
     what.add_argument("--language", help="for samples that do not say")
     what.add_argument("--target-language", help="by name, such as German; for samples of task ast that do not say")
     what.add_argument("--keep-audio", action="store_true", help="keep the bytes of recordings that are used whole,"
@@ -172,12 +173,15 @@ def main(arguments: Sequence[str]) -> int:
         "fastslm shards", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _build_parser(commands)
-    for module in (index, check, stats, reshard):
-        subparser = module.add_parser(commands)
-        _add_run_options(subparser)
     try:
+        _build_parser(commands)
+        for module in (index, check, stats, reshard):
+            subparser = module.add_parser(commands)
+            _add_run_options(subparser)
         options = parser.parse_args(arguments[1:])
+    except FastSLMError as error:  # two tasks of one name
+        print(f"fastslm: error: {error}", file=sys.stderr)
+        return 2
     except SystemExit as done:  # argparse has said why
         return int(done.code or 0)
     run: Callable[[argparse.Namespace], int] = options.run

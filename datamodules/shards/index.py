@@ -10,6 +10,7 @@ from fastslm.errors import DataError
 
 from ..index.build import answered
 from ..index.columns import ShardRows
+from ..index.dialogues import is_outdated
 from ..index.sidecar import is_current, read_sidecar, tar_state, verify
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
@@ -92,8 +93,8 @@ def _index(work: _Work, report: Report) -> _Indexed:
         indexed.differences = dict(Counter(finding.reason for finding in verify(work.shard, rows)))
         if not indexed.differences:
             index_shard(path, work.tokenizer or rows.tokenizer)
-    elif work.tokenizer not in (None, rows.tokenizer):
-        index_shard(path, work.tokenizer)
+    elif work.tokenizer not in (None, rows.tokenizer) or is_outdated(rows.prompts, rows.broken):
+        index_shard(path, work.tokenizer or rows.tokenizer)
     rows = read_sidecar(work.shard)
     usable = answered(rows)
     indexed.num_samples, indexed.reasons = len(usable), dict(Counter(item["reason"] for item in usable.broken))

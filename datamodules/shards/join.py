@@ -12,14 +12,14 @@ from fastslm.audio.rate import SAMPLE_RATE_HZ
 
 from .listing import unit_of
 from .segments import shifted, spell
-from .utterance import Utterance, answer_field, task_of
+from .utterance import Utterance, answer_field, is_timed, task_of
 
 Samples = npt.NDArray[np.int16]
 
 
 def can_join(utterance: Utterance) -> bool:
     """Say whether the answer of two such utterances is the answer of the one and then that of the other."""
-    return len(utterance.audio) == 1 and task_of(utterance.fields) in ("asr", "ast")
+    return len(utterance.audio) == 1 and is_timed(utterance.fields)
 
 
 def group_runs(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastslm.errors import ConfigError, DataError, nearest
+from fastslm.tasks import tasks
 
 #: Standard name, and what it is called elsewhere; the first that a row has is taken.
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -14,11 +15,13 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "utt_id", "utterance_id", "sample_id", "key"),
     "group": ("chapter", "chapter_id", "recording_id", "session"),
 }
-#: Those that the command line may name; all others keep the name they have.
-NAMES = (
-    *USUAL_NAMES, "offset", "duration", "task", "translation", "summary", "question", "answer", "target_language",
-    "messages", "segments",
-)  # fmt: skip
+_OTHERS = ("offset", "duration", "task", "target_language", "messages", "segments")
+
+
+def known_names() -> list[str]:
+    """Return the names that the command line may give; all other columns keep the name they have."""
+    asked = [name for task in tasks().values() for name in (*task.needed_fields, task.answer_field)]
+    return list(dict.fromkeys([*USUAL_NAMES, *_OTHERS, *asked]))
 
 
 def parse_columns(pairs: Iterable[str]) -> dict[str, str]:
@@ -32,8 +35,9 @@ def parse_columns(pairs: Iterable[str]) -> dict[str, str]:
         name, equals, column = pair.partition("=")
         if not equals or not column:
             raise ConfigError(f"--column {pair}: write NAME=COLUMN, such as --column text=sentence.")
-        if name not in NAMES:
-            raise ConfigError(f"--column {pair}: {name!r} is none of {', '.join(NAMES)}.{nearest(name, NAMES)}")
+        if name not in known_names():
+            names = known_names()
+            raise ConfigError(f"--column {pair}: {name!r} is none of {', '.join(names)}.{nearest(name, names)}")
         columns[name] = column
     return columns
 
@@ -62,7 +66,7 @@ def check_columns(resolved: Mapping[str, str], known: Iterable[str], where: str)
         ConfigError: so it is.
     """
     known = list(known)
-    answered = {*resolved, *known} & {"text", "translation", "summary", "answer", "messages", "segments"}
+    answered = {*resolved, *known} & {"messages", "segments", *(task.answer_field for task in tasks().values())}
     missing = [] if "audio" in resolved or "messages" in {*resolved, *known} else ["audio"]
     for name in missing or ([] if answered else ["text"]):
         raise ConfigError(

@@ -9,11 +9,12 @@ import numpy.typing as npt
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
+from fastslm.tasks import tasks
 
 from ..reading.audio import decode
 from .opening import opened
 from .segments import Gap, gaps_of, shifted, spell
-from .utterance import Audio, Refused, Utterance, answer_field, task_of
+from .utterance import Audio, Refused, Utterance, answer_field, is_timed, task_of
 
 #: A gap as wide as this is a pause, and worth a shorter piece.
 PAUSE_SECONDS = 0.1
@@ -90,7 +91,7 @@ def split(utterance: Utterance, limit_seconds: float) -> list[Utterance | Refuse
     if seconds <= limit_seconds:
         return [utterance]
     fields, answer = utterance.fields, answer_field(utterance.fields)
-    if len(utterance.audio) != 1 or task_of(fields) not in ("asr", "ast"):
+    if len(utterance.audio) != 1 or not is_timed(fields):
         raise DataError(
             f"too long to keep whole: {seconds:.1f} s, and its {task_of(fields) or 'dialogue'} is of it all"
         )
@@ -98,7 +99,7 @@ def split(utterance: Utterance, limit_seconds: float) -> list[Utterance | Refuse
     if not isinstance(segments, list) or not segments:
         raise DataError(f"too long without segments: {seconds:.1f} s, and nothing says when which words are spoken")
     assert answer is not None
-    names = [name for name in ("text", "translation") if spell(segments, name, fields.get(name))]
+    names = [name for name in _timed_fields() if spell(segments, name, fields.get(name))]
     if answer not in names:
         raise DataError(f"unusable segments: they do not spell the field {answer!r} of the recording")
     gaps = choose_gaps(gaps_of(segments, seconds), seconds, limit_seconds)
@@ -107,6 +108,11 @@ def split(utterance: Utterance, limit_seconds: float) -> list[Utterance | Refuse
         _piece(utterance, number, names, first, last, limit_seconds)
         for number, (first, last) in enumerate(pairwise([*bounds, (len(segments), seconds)]))
     ]
+
+
+def _timed_fields() -> list[str]:
+    """Return the fields that may be spelled by segments, whichever task the utterance is for."""
+    return list(dict.fromkeys(["text", *(task.answer_field for task in tasks().values() if task.timed)]))
 
 
 def _piece(
@@ -123,7 +129,7 @@ def _piece(
     texts = {name: " ".join(s[name].strip() for s in segments).strip() for name in names}
     if not all(texts.values()):
         return Refused(whole.where, key, "empty text", f"nothing is said between {begin:.1f} and {end:.1f} s")
-    fields = {name: value for name, value in whole.fields.items() if name not in ("text", "translation")}
+    fields = {name: value for name, value in whole.fields.items() if name not in _timed_fields()}
     audio = whole.audio[0]
     stretch = replace(audio, start_seconds=(audio.start_seconds or 0.0) + begin, seconds=end - begin, num_bytes=0)
     return Utterance(key, [stretch], {**fields, **texts, "segments": moved}, whole.where, whole.group)

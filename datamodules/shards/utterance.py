@@ -4,8 +4,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from fastslm.contracts import Task
 from fastslm.errors import DataError
-from fastslm.path.prompt import AUDIO, TASKS, messages_of
+from fastslm.path.prompt import AUDIO, messages_of
+from fastslm.tasks import tasks
 
 #: Rounding in manifests, and what encoders add at the end of lossy files.
 TOLERANCE_SECONDS = 0.2
@@ -105,8 +107,18 @@ def task_of(fields: dict[str, Any]) -> str | None:
 
 def answer_field(fields: dict[str, Any]) -> str | None:
     """Return the field that answers the task, None for free messages and unknown tasks."""
-    task = task_of(fields)
-    return TASKS[task][1] if task is not None and task in TASKS else None
+    task = _known(fields)
+    return task.answer_field if task else None
+
+
+def is_timed(fields: dict[str, Any]) -> bool:
+    """Say whether the answer follows the audio in time, so that parts of the one answer parts of the other."""
+    task = _known(fields)
+    return task is not None and task.timed
+
+
+def _known(fields: dict[str, Any]) -> Task | None:
+    return tasks().get(task_of(fields) or "")
 
 
 def check_fields(fields: dict[str, Any], num_recordings: int) -> None:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastslm.errors import ConfigError, DataError, FastSLMError
 from fastslm.inference.formats import FORMATS, TIMED, clock
-from fastslm.path.prompt import TASKS
+from fastslm.plugins import names_of
 
 from .outputs import Job, check_settings, find_jobs, identity, save
 from .progress import AudioBar
 
 if TYPE_CHECKING:
+    from fastslm.contracts import Task
     from fastslm.inference.model import Model
     from fastslm.inference.results import Answer
 
@@ -50,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output", metavar="DIR", help="write one file for each recording; - or nothing: print")
     made.add_argument("--format", choices=FORMATS, default="txt", help="default: txt; srt and vtt have window times")
     made.add_argument("--overwrite", action="store_true", help="write anew what is finished in DIR")
-    made.add_argument("--task", choices=list(TASKS), default="asr", help="transcribe, translate, summarise, answer")
+    made.add_argument(
+        "--task",
+        metavar="NAME",
+        default="asr",
+        help=f"what is asked: {', '.join(names_of('tasks'))}, or a task that an exported MODEL brings (default: asr)",
+    )
     made.add_argument("--prompt", metavar="TEXT", help="words in place of the task's own; the question of sqqa")
     made.add_argument("--language", metavar="NAME", help="what ast translates into, such as Korean (default: English)")
     add_decoding_options(made)
@@ -82,9 +88,8 @@ def add_decoding_options(made: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
-    options = parser().parse_args(list(arguments[1:]))
     try:
-        return _run(options)
+        return _run(parser().parse_args(list(arguments[1:])))
     except FastSLMError as error:
         print(f"fastslm: error: {error}", file=sys.stderr)
         return 2
@@ -123,18 +128,31 @@ def _run(options: argparse.Namespace) -> int:
 def request_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what changes the text, checked before any model is loaded."""
     from fastslm.inference.engine import Decoding
-    from fastslm.path.request import TIMED_TASKS, Request
+    from fastslm.path.request import Request
 
-    Request(options.task, options.prompt, options.language)
+    request = Request(options.task, options.prompt, options.language, _brought(options))
     Decoding(options.beam, options.temperature, options.top_p, options.seed)
     by_section = options.section_minutes is not None or options.format in TIMED
-    if by_section and options.task not in TIMED_TASKS:
+    if by_section and not request.definition.timed:
         which = f"--format {options.format}" if options.format in TIMED else "--section-minutes"
-        raise ConfigError(f"{which}: task {options.task} answers about the whole audio; only asr and ast go by time.")
+        raise ConfigError(
+            f"{which}: task {options.task} answers about the whole audio, not by time as asr does."
+        )
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens: {options.max_new_tokens} must be at least 1.")
     names = ("task", "prompt", "language", "temperature", "top_p", "seed", "max_new_tokens", "section_minutes")
     return {"beams": options.beam, **{name: getattr(options, name) for name in names}}
+
+
+def _brought(options: argparse.Namespace) -> "Task | None":
+    """Return a task that is not installed, from the exported folder that is asked; None where there is none."""
+    from fastslm.inference.exported import tasks_in
+    from fastslm.inference.load import find_model
+    from fastslm.tasks import tasks
+
+    if options.task in tasks() or options.model is None:
+        return None
+    return tasks_in(find_model(options.model)).get(options.task)
 
 
 def _check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:

@@ -42,7 +42,7 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
         for plugin in plugins:
             if plugin.problem and plugin.name == found[1]:
                 return f"{key}: {plugin.name} of {plugin.distribution} cannot be used: {plugin.problem}."
-        usable = [plugin for plugin in plugins if not plugin.problem]
+        usable = [plugin for plugin in plugins if isinstance(plugin.loaded, type)]
         names = [plugin.name for plugin in usable if plugin.kind == _kind(key)] or [plugin.name for plugin in usable]
         return no_such_part(key, found[1], names)
     if mistyped := _mistyped(message):
@@ -90,7 +90,7 @@ def _arguments(named: Sequence[Plugin], plugins: Sequence[Plugin], key: str) -> 
     return {
         name
         for plugin in chosen
-        if plugin.loaded is not None
+        if isinstance(plugin.loaded, type)
         for name in inspect.signature(plugin.loaded).parameters
         if name not in hidden
     }

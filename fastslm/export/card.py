@@ -8,6 +8,8 @@ import yaml
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.checkpoint.run import Run
+from fastslm.path.prompt import RELEASED_TASKS
+from fastslm.tasks import tasks
 from fastslm.training.history import read_history
 
 _UNKNOWN = "not stated there"
@@ -41,7 +43,7 @@ def model_card(run: Run, name: str, *, merged: bool, llm_only: bool = False) -> 
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
         _summary(run, merged=merged, llm_only=llm_only),
-        "## Use\n\n" + (_LLM_USE if llm_only else _USE.replace("NAME", name)),
+        "## Use\n\n" + (_LLM_USE if llm_only else _USE.replace("NAME", name) + _further_tasks()),
         "## Training data\n\n" + _data(run),
         "## Metrics\n\n" + _metrics(measured(run)),
         "## Licences\n\n" + _licences(bases, licences, llm_only),
@@ -69,6 +71,12 @@ print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
 `processor(..., task="ast", language="Korean")` translates, `task="ssum"` summarises, `task="sqqa", text="..."`
 answers a question, as far as the model was trained to. Without `max_new_tokens` the limit follows the length of the
 audio."""
+
+
+def _further_tasks() -> str:
+    names = [name for name in tasks() if name not in RELEASED_TASKS]
+    return f" Further tasks: {', '.join(names)}." if names else ""
+
 
 _LLM_USE = """\
 The language model alone, a stock folder of its architecture. It reads speech as prompt embeddings that the whole model

@@ -21,6 +21,7 @@ from fastslm.export.sources import export_sources
 from fastslm.export.stock import hf_model, llm_state, save_stock_llm
 from fastslm.files import whole_folder
 from fastslm.path.model import SpeechLM
+from fastslm.tasks import tasks
 
 _MODEL_CLASS = "FastSLMForConditionalGeneration"
 _AUTO_MAP = {
@@ -165,7 +166,8 @@ def _generation_config(path: SpeechLM, max_new_tokens: int | None = None) -> Any
 
 def _write_processor(run: Run, folder: Path) -> None:
     extractor = {"sampling_rate": SAMPLE_RATE_HZ, "feature_extractor_type": "FastSLMFeatureExtractor"}
-    processor = {"enable_thinking": run.path.prompter.enable_thinking}
+    asked = [task.plain() for task in tasks().values()]  # those it was not trained for do no harm
+    processor = {"enable_thinking": run.path.prompter.enable_thinking, "tasks": asked}
     names = ("AutoProcessor", "AutoFeatureExtractor")
     for file, values in (("preprocessor_config.json", extractor), ("processor_config.json", processor)):
         values = {**values, "processor_class": "FastSLMProcessor", "auto_map": {n: _AUTO_MAP[n] for n in names}}

@@ -16,6 +16,8 @@ from fastslm.errors import ConfigError
 _AT_HAND = {"torch", "numpy", "transformers", "huggingface_hub", "peft", "jinja2"}
 _TEMPLATES = "fastslm.export.remote."
 _PARTS = f"{_TEMPLATES}parts"
+#: Modules of ours that are others in an exported folder.
+_STAND_INS = {"fastslm.tasks": f"{_TEMPLATES}tasks"}
 _ROOTS = (f"{_TEMPLATES}modeling_fastslm", f"{_TEMPLATES}processing_fastslm", f"{_TEMPLATES}configuration_fastslm")
 
 
@@ -84,7 +86,7 @@ def _rewritten(module: str, own: set[str]) -> tuple[str, list[str]]:
                 raise _refusal(module, node, f"names from the package {name!r}; import them from their own files")
             line = lines[node.lineno - 1]
             lines[node.lineno - 1] = re.sub(r"from\s+\S+\s+import", f"from .{flat_name(name)} import", line, count=1)
-            needed.append(name)
+            needed.append(_STAND_INS.get(name, name))
     return "".join(lines), needed
 
 

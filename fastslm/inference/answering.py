@@ -1,11 +1,12 @@
 """A path with its text side: prompts to ids, ids to text, limits, and attempts that do not run in circles."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from fastslm.contracts import Task
 from fastslm.errors import DataError
 from fastslm.path.model import SpeechLM
 from fastslm.path.request import Request
@@ -26,15 +27,22 @@ class AnsweringModel:
         source: where it came from, for people.
         max_new_tokens: most tokens of an answer; None takes 32 and ``new_tokens_per_second`` for each second of audio.
         new_tokens_per_second: see ``max_new_tokens``.
+        tasks: what it brings itself, by name; for others the installed ones are taken.
     """
 
     def __init__(
-        self, path: SpeechLM, source: str, max_new_tokens: int | None = None, new_tokens_per_second: float = 4.0
+        self,
+        path: SpeechLM,
+        source: str,
+        max_new_tokens: int | None = None,
+        new_tokens_per_second: float = 4.0,
+        tasks: Mapping[str, Task] | None = None,
     ) -> None:
         self.path = path
         self.source = source
         self.max_new_tokens = max_new_tokens
         self.new_tokens_per_second = new_tokens_per_second
+        self.tasks = tasks or {}
         self._text_lock = threading.Lock()  # fast tokenizers must not be used by two threads at once
 
     @property
@@ -47,6 +55,14 @@ class AnsweringModel:
         """That of the LLM's embeddings."""
         with torch.inference_mode():
             return self.path.llm.embed(torch.zeros(1, dtype=torch.int64, device=self.device)).dtype
+
+    def request(self, task: str = "asr", prompt: str | None = None, language: str | None = None) -> Request:
+        """Return what is asked, in the words that the model was trained with where it brings them.
+
+        Raises:
+            ConfigError: the request makes no sense, or the task is known neither to the model nor here.
+        """
+        return Request(task, prompt, language, self.tasks.get(task))
 
     def new_memory(self) -> Memory:
         """Return an empty memory of the LLM."""

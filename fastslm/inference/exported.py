@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastslm.contracts import Task
 from fastslm.errors import CheckpointError, ConfigError, FastSLMError, HubError
 from fastslm.path.model import SpeechLM
 from fastslm.path.pretrained import reason
@@ -80,6 +81,20 @@ def download(name: str) -> Path:
         f"model {name}: this repository of the hub is no model that 'fastslm export' wrote: {what}. Base models are"
         " trained with --model.llm.pretrained."
     )
+
+
+def tasks_in(folder: Path) -> dict[str, Task]:
+    """Return the tasks that an exported folder describes, by name; none for other models.
+
+    Raises:
+        CheckpointError: they are damaged.
+    """
+    file = folder / _PROCESSOR
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8")).get("tasks", []) if is_exported(folder) else []
+        return {values["name"]: Task(**values) for values in stored}
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"model {folder}: no task can be read from {_PROCESSOR}: {reason(error)}") from error
 
 
 def open_exported(folder: Path) -> Exported:

@@ -11,7 +11,7 @@ import torch
 from fastslm.checkpoint.run import find_checkpoint, open_run
 from fastslm.errors import CheckpointError, ConfigError
 
-from .exported import download, is_exported, looks_like_hub, open_exported
+from .exported import download, is_exported, looks_like_hub, open_exported, tasks_in
 from .model import Model
 
 #: The run folder of ``configs/hta.yaml``, the embedded default run.
@@ -41,11 +41,12 @@ def load(path: Any = None, *, device: str | torch.device | None = None) -> Model
             run = open_run(found, device=target)
             model, limit = run.path, run.settings.get("max_new_tokens")
             per_second = run.settings.get("new_tokens_per_second", 4.0)
+    tasks = tasks_in(found)
     try:
         model.to(target)
     except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without CUDA
         raise ConfigError(f"device: {device}: {str(error).splitlines()[0]}") from error
-    return Model(model, str(found), limit, per_second)
+    return Model(model, str(found), limit, per_second, tasks)
 
 
 def find_model(path: Any) -> Path:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError, FastSLMError
-from fastslm.path.request import Request
 
 from . import batch, sections
 from .answering import AnsweringModel
@@ -30,6 +29,7 @@ class Model(AnsweringModel):
         source: where it came from, for people.
         max_new_tokens: most tokens of an answer; None takes 32 and ``new_tokens_per_second`` for each second of audio.
         new_tokens_per_second: see ``max_new_tokens``.
+        tasks: what it brings itself, by name; for others the installed ones are taken.
     """
 
     def __repr__(self) -> str:
@@ -75,7 +75,7 @@ class Model(AnsweringModel):
             DataError: the audio cannot be read, or is longer than the LLM's context.
             ConfigError: the request makes no sense.
         """
-        request, decoding = Request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
+        request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         source = _opened(audio, sample_rate_hz)
         if section_minutes is not None or segments:
             return sections.transcribe(
@@ -106,7 +106,7 @@ class Model(AnsweringModel):
 
         All of them are in the encoder and in the LLM together.
         """
-        request, decoding = Request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
+        request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         return batch.transcribe(self, audios, request, decoding, max_new_tokens, sample_rate_hz, on_progress)
 
     @overload
@@ -151,7 +151,7 @@ class Model(AnsweringModel):
                 written anew, that is not shown again: what is returned counts.
         """
         decoding = Decoding(beams, temperature, top_p, seed)
-        requests = [Request("sqqa", question) for question in questions]
+        requests = [self.request("sqqa", question) for question in questions]
         if not requests:
             return []
         source = _opened(audio, sample_rate_hz)
@@ -185,7 +185,7 @@ class Model(AnsweringModel):
 
     def prompt_embeds(self, audio: Any, *, task: str = "asr", prompt: str | None = None) -> Tensor:
         """Return the whole prompt as embeddings ``[S, D_llm]``, for an engine that takes those in place of ids."""
-        before, after = self.ids_of(Request(task, prompt))
+        before, after = self.ids_of(self.request(task, prompt))
         memory = self.new_memory()
         tokens = self.embed(audio).tokens
         embedded = [memory.embed(before, self.device), tokens.to(self.dtype), memory.embed(after, self.device)]
@@ -213,7 +213,7 @@ class Model(AnsweringModel):
             ConfigError: the model's spectrogram is limited over whole recordings (``mel_range: recording``), whose end
                 a stream does not know.
         """
-        return AudioStream(self, Request(task, prompt, language), chunks, sample_rate_hz)
+        return AudioStream(self, self.request(task, prompt, language), chunks, sample_rate_hz)
 
 
 def _opened(audio: Any, sample_rate_hz: int | None) -> AudioSource:

@@ -65,7 +65,7 @@ class Answer:
         seconds: seconds of audio it is about.
         speech_tokens: LLM tokens that the audio became.
         timings: where the time went.
-        task: ``asr``, ``ast``, ``ssum`` or ``sqqa``.
+        task: its name, such as ``asr``.
         prompt: what was asked, as the user or the task put it.
         source: name of the audio.
         truncated: it ends because it reached the limit of new tokens, not because it was finished.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import ConfigError, DataError
-from fastslm.path.request import TIMED_TASKS, Request
+from fastslm.path.request import Request
 
 from .answering import AnsweringModel
 from .audio import AudioSource
@@ -145,10 +145,10 @@ def transcribe(
         ConfigError: the task's answer does not follow the audio, or ``section_minutes`` is not above 0.
         DataError: the audio cannot be read, or a section is too long for the LLM's context.
     """
-    if request.task not in TIMED_TASKS:
+    if not request.definition.timed:
         raise ConfigError(
-            f"task {request.task} answers about the whole audio and cannot be written section by section, nor by time;"
-            f" {' and '.join(TIMED_TASKS)} can."
+            f"task {request.task} answers about the whole audio and cannot be written section by section, nor by time,"
+            " as transcripts can."
         )
     if section_minutes is not None and section_minutes <= 0:
         raise ConfigError(f"section_minutes: {section_minutes:g} must be above 0.")

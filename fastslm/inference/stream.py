@@ -187,11 +187,11 @@ class AudioStream:
 
     def transcribe(self, **settings: Any) -> Answer:
         """Return the transcript so far; see ``answer``."""
-        return self.answer(Request("asr"), **settings)
+        return self.answer(self._model.request("asr"), **settings)
 
     def ask(self, question: str, **settings: Any) -> Answer:
         """Return the answer to a question about what was said so far; see ``answer``."""
-        return self.answer(Request("sqqa", question), **settings)
+        return self.answer(self._model.request("sqqa", question), **settings)
 
     def _answer(
         self,

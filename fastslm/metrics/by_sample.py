@@ -4,10 +4,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.functional.text import rouge_score, squad
+from fastslm.contracts import Metric
 
 
 def _words(text: str) -> str:
@@ -18,11 +15,15 @@ def _words(text: str) -> str:
 
 def rouge_l(reference: str, hypothesis: str) -> float:
     """Return ROUGE-L, 0..1: F1 of the longest common subsequence of words, without stemming."""
+    from torchmetrics.functional.text import rouge_score
+
     scores = rouge_score(hypothesis, reference, rouge_keys="rougeL", normalizer=_words, tokenizer=str.split)
     return float(scores["rougeL_fmeasure"])
 
 
 def _squad(reference: str, hypothesis: str, name: str) -> float:
+    from torchmetrics.functional.text import squad
+
     composed, expected = (unicodedata.normalize("NFC", text) for text in (hypothesis, reference))
     prediction = {"prediction_text": composed, "id": "0"}
     target = {"answers": {"answer_start": [0], "text": [expected]}, "id": "0"}
@@ -43,26 +44,17 @@ class SampleMean(Metric):
     """Mean of a score over all samples and ranks.
 
     Args:
-        score: gives the score of one sample from reference and hypothesis.
+        score: gives the score of one sample, 1 at best, from reference and hypothesis.
     """
 
-    full_state_update = False
-    sum: Tensor
-    count: Tensor
-
     def __init__(self, score: Callable[[str, str], float]) -> None:
-        super().__init__()
         self.score = score
-        self.add_state("sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, references: Sequence[str], hypotheses: Sequence[str]) -> None:
-        """Add samples."""
-        for reference, hypothesis in zip(references, hypotheses, strict=True):
-            self.sum += self.score(reference, hypothesis)
-            self.count += 1
+    def counts(self, reference: str, hypothesis: str, language: str) -> Sequence[float]:
+        """Return the score and one."""
+        return self.score(reference, hypothesis), 1
 
-    def compute(self) -> Tensor:
-        """Return the mean, 0-dimensional float32; nan before any sample was seen."""
-        total, count = float(self.sum), int(self.count)
-        return torch.tensor(total / count if count else math.nan, dtype=torch.float32, device=self.sum.device)
+    def figure(self, sums: Sequence[float]) -> float:
+        """Return the mean."""
+        total, count = sums
+        return total / count if count else math.nan

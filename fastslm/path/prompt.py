@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fastslm.errors import ConfigError, DataError, nearest
+from fastslm.contracts import Task
+from fastslm.errors import ConfigError, DataError
 from fastslm.path.batch import Dialogue, Int64Array
+from fastslm.tasks import find_task, tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,17 +18,11 @@ AUDIO, AUDIO_BEGIN, AUDIO_END = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 #: Added to the tokenizer in this order, so that ids agree with the released checkpoint.
 SPECIAL_TOKENS = (AUDIO, AUDIO_BEGIN, AUDIO_END, "<|EN|>", "<|KO|>", "<|ASR|>", "<|AST|>", "<|SSUM|>", "<|SQQA|>")
 
-#: What is asked, and which field of a sample answers it.
-TASKS: Mapping[str, tuple[str, str]] = {
-    "asr": ("<|ASR|>{audio}\nTranscribe the audio clip into text.", "text"),
-    "ast": ("<|AST|>{audio}\nTranslate the audio clip into {target_language}.", "translation"),
-    "ssum": ("<|SSUM|>{audio}\nSummarize the audio clip.", "summary"),
-    "sqqa": ("<|SQQA|>{audio}\n{question}", "answer"),
-}
+#: The tasks that the released checkpoint was trained for, which have a token each.
+RELEASED_TASKS = ("asr", "ast", "ssum", "sqqa")
 _CLIP = f"{AUDIO_BEGIN}{AUDIO}{AUDIO_END}"
 
 _MAX_RENDERED = 256
-_TRANSLATED_TO = "English"  # where a sample does not say
 
 #: For base models without a chat template of their own.
 _PLAIN_TEMPLATE = (
@@ -38,8 +34,8 @@ _PLAIN_TEMPLATE = (
 def messages_of(fields: Mapping[str, Any], needs_answer: bool = True) -> list[dict[str, str]]:
     """Return a sample's dialogue from the fields of its JSON.
 
-    A sample either brings ``messages`` (role and content, each recording marked by ``<|AUDIO|>``) or a ``task`` of
-    ``asr``, ``ast``, ``ssum``, ``sqqa`` (``asr`` when it says nothing) and the field that answers it.
+    A sample either brings ``messages`` (role and content, each recording marked by ``<|AUDIO|>``) or the name of an
+    installed ``task`` (``asr`` when it says nothing) and the field that answers it.
 
     Args:
         fields: the sample's JSON.
@@ -50,22 +46,31 @@ def messages_of(fields: Mapping[str, Any], needs_answer: bool = True) -> list[di
     """
     if fields.get("messages") is not None:
         return _turns(fields["messages"], needs_answer)
-    task = str(fields.get("task") or "asr")
-    if task not in TASKS:
-        raise DataError(f"unknown task {task!r}, known: {', '.join(TASKS)}.{nearest(task, TASKS)}")
-    template, answer_field = TASKS[task]
-    answer = _words(fields, answer_field, task) if needs_answer or not _is_blank(fields.get(answer_field)) else ""
-    question = _words(fields, "question", task) if task == "sqqa" else None
-    target = fields.get("target_language") or _TRANSLATED_TO
-    content = template.format(audio=_CLIP, question=question, target_language=target)
-    return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    try:
+        task = find_task(str(fields.get("task") or "asr"))
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    blank = not needs_answer and _is_blank(fields.get(task.answer_field))
+    answer = "" if blank else _words(fields, task.answer_field, task.name)
+    return [{"role": "user", "content": asked(task, fields)}, {"role": "assistant", "content": answer}]
+
+
+def asked(task: Task, fields: Mapping[str, Any]) -> str:
+    """Return the user's turn of a task about a recording.
+
+    Raises:
+        DataError: a field that its prompt names is missing, empty or no text.
+    """
+    named = {name: _words(fields, name, task.name) for name in task.needed_fields}
+    target = fields.get("target_language") or task.default_language
+    return task.prompt.format(**({"target_language": target} | named), audio=_CLIP)
 
 
 def answer_language(fields: Mapping[str, Any], task: str) -> str:
-    """Return the language that a sample's answer is in, as its fields name it; "" where they do not."""
-    if task == "ast":
-        return str(fields.get("target_language") or _TRANSLATED_TO)
-    return str(fields.get("language") or "")
+    """Return the language that a sample's answer is in, as its fields or the task name it; "" where they do not."""
+    known = tasks().get(task)
+    named = fields.get("target_language" if known and known.translates else "language")
+    return str(named or (known.default_language if known else ""))
 
 
 def _words(fields: Mapping[str, Any], name: str, task: str) -> str:

@@ -1,13 +1,12 @@
 """What is asked of audio: task, words and language, as the token ids on either side of the speech tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fastslm.errors import ConfigError, nearest
-from fastslm.path.prompt import AUDIO, AUDIO_BEGIN, AUDIO_END, TASKS, Prompter, messages_of
-
-#: Tasks whose answer follows the audio in time, so that it can be written section by section.
-TIMED_TASKS = ("asr", "ast")
+from fastslm.contracts import Task
+from fastslm.errors import ConfigError
+from fastslm.path.prompt import AUDIO, AUDIO_END, Prompter, asked
+from fastslm.tasks import find_task
 
 
 @dataclass(frozen=True)
@@ -15,39 +14,51 @@ class Request:
     """What is asked of one recording.
 
     Attributes:
-        task: ``asr``, ``ast``, ``ssum`` or ``sqqa``.
-        prompt: words in place of the task's own; for ``sqqa`` the question.
-        language: language to translate into, in English (``Korean``); for ``ast`` only, which otherwise takes English.
+        task: its name, such as ``asr``.
+        prompt: words in place of the task's own; where those ask with one field of a sample, as ``sqqa`` does with its
+            question, that field.
+        language: what to answer in, in English (``Korean``); for tasks that translate.
+        brought: what the name stands for where a model brings its own tasks; None takes the installed one.
 
     Raises:
-        ConfigError: the task is unknown, ``sqqa`` has no question, or another task than ``ast`` has a language.
+        ConfigError: the task is unknown, lacks its question, or has a language and does not translate.
     """
 
     task: str = "asr"
     prompt: str | None = None
     language: str | None = None
+    brought: Task | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ConfigError(f"task: {self.task!r} is none of {', '.join(TASKS)}.{nearest(self.task, TASKS)}")
-        if self.task == "sqqa" and not (self.prompt or "").strip():
-            raise ConfigError("task: sqqa answers a question; give one as the prompt.")
-        if self.language is not None and self.task != "ast":
+        if self._needed and not (self.prompt or "").strip():
+            raise ConfigError(f"task: {self.task} needs a {' and a '.join(self._needed)}; give one as the prompt.")
+        if self.language is None and self.definition.translates and not self.definition.default_language:
+            raise ConfigError(f"language: task {self.task} translates; name the language to answer in.")
+        if self.language is not None and not self.definition.translates:
             raise ConfigError(
-                f"language: {self.language!r} is what task ast translates into; task {self.task} has none. Transcripts"
-                " are in the language of the audio."
+                f"language: {self.language!r} is what tasks such as ast translate into; task {self.task} does not."
+                " Transcripts are in the language of the audio."
             )
         if self.prompt is not None and AUDIO in self.prompt:
             raise ConfigError(f"prompt: leave out {AUDIO}; the audio stands in front of the prompt.")
 
+    @property
+    def definition(self) -> Task:
+        """What the name of the task stands for."""
+        return self.brought or find_task(self.task)
+
     def messages(self) -> list[dict[str, str]]:
         """Return the user's turn, as training puts it."""
-        template, answer_field = TASKS[self.task]
-        if self.task == "sqqa" or self.prompt is None:
-            fields = {"task": self.task, answer_field: "-", "question": self.prompt, "target_language": self.language}
-            return messages_of(fields)[:-1]
-        tag = template.partition("{audio}")[0]
-        return [{"role": "user", "content": f"{tag}{AUDIO_BEGIN}{AUDIO}{AUDIO_END}\n{self.prompt.strip()}"}]
+        task, words = self.definition, ""
+        if self.prompt is not None and len(self._needed) != 1:
+            task = replace(task, prompt=task.prompt.partition("{audio}")[0] + "{audio}")
+            words = f"\n{self.prompt.strip()}"
+        fields = {**dict.fromkeys(self._needed, self.prompt), "target_language": self.language}
+        return [{"role": "user", "content": asked(task, fields) + words}]
+
+    @property
+    def _needed(self) -> list[str]:
+        return [name for name in self.definition.needed_fields if name != "target_language"]
 
     def ids(self, prompter: Prompter) -> tuple[list[int], list[int]]:
         """Return the prompt's ids before and after the speech tokens.
@@ -64,4 +75,4 @@ class Request:
     @property
     def words(self) -> str:
         """What is asked, without marks."""
-        return self.messages()[0]["content"].partition("\n")[2]
+        return self.messages()[0]["content"].partition(AUDIO_END)[2].strip()

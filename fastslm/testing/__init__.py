@@ -9,5 +9,6 @@ class TestMine(AbstractorContract):
 from fastslm.testing.abstractor import AbstractorContract
 from fastslm.testing.encoder import EncoderContract
 from fastslm.testing.llm import LanguageModelContract
+from fastslm.testing.task import TaskContract
 
-__all__ = ["AbstractorContract", "EncoderContract", "LanguageModelContract"]
+__all__ = ["AbstractorContract", "EncoderContract", "LanguageModelContract", "TaskContract"]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastslm.path.batch import Dialogue, Int64Array
+from fastslm.tasks import tasks
 
 
 class AlignmentLoss(nn.Module):
@@ -75,12 +76,13 @@ class AlignmentLoss(nn.Module):
 def transcripts_of(dialogues: Sequence[Dialogue], weights: Sequence[float], audio_id: int) -> list[Int64Array | None]:
     """Return for each recording of a batch the ids of its transcript, or None where it has none of its own.
 
-    A recording has a transcript when its dialogue's task is ``asr`` and it is the only one in it.
+    A recording has a transcript when its dialogue's task asks for one and it is the only one in it.
     """
+    names = {name for name, task in tasks().items() if task.transcript}
     transcripts: list[Int64Array | None] = []
     for dialogue, weight in zip(dialogues, weights, strict=True):
         count = int((dialogue.input_ids == audio_id).sum())
         answer = dialogue.labels[dialogue.num_prompt_ids :]
-        transcribed = count == 1 and dialogue.task == "asr" and weight > 0
+        transcribed = count == 1 and dialogue.task in names and weight > 0
         transcripts += [answer[:-1] if transcribed else None] * count  # the last id ends the turn and is not spoken
     return transcripts

@@ -12,13 +12,11 @@ from torch import Tensor
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import ConfigError
 from fastslm.inference.guards import first_round
-from fastslm.metrics import MEASURES, Scores
+from fastslm.metrics import Scores
 from fastslm.path.batch import Batch
 from fastslm.path.listen import Speech
 from fastslm.path.model import Output, SpeechLM
-
-#: What each task's answers are chosen by, and its value for right answers.
-_CHOSEN_BY = {"wer": 0.0, "bleu": 1.0, "rouge_l": 1.0, "answer_accuracy": 1.0}
+from fastslm.tasks import tasks
 
 
 class Evaluation:
@@ -30,7 +28,7 @@ class Evaluation:
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss and labels
-        self._scores = Scores(device)
+        self._scores = Scores()
 
     def add(self, output: Output, rows: Sequence[dict[str, Any]]) -> None:
         """Add a batch: what its pass gave, and the rows of those answered in text."""
@@ -41,16 +39,20 @@ class Evaluation:
     def values(self, gather: Callable[[Tensor], Any]) -> dict[str, Tensor]:
         """Return ``loss`` per label, the scores by name, and ``error``; every rank calls this and gets the same.
 
-        ``error`` is what the best checkpoint is chosen by, 0 at best: the mean over tasks of WER, 1 - BLEU, 1 - ROUGE-L
-        and 1 - accuracy of answers, so WER itself where all is transcription; the loss where no answer is scored.
+        ``error`` is what the best checkpoint is chosen by, 0 at best: the mean over tasks of how far the metric that is
+        each task's error is from right, so WER itself where all is transcription; the loss where no answer is scored.
 
         Args:
             gather: returns a tensor of all ranks, those of each along the first dimension.
         """
         loss_sum, num_labels = gather(self._sums).reshape(-1, 2).sum(0)
         loss, scores = (loss_sum / num_labels).float(), self._scores.compute()
-        errors = [abs(scores[name] - best) for name, best in _CHOSEN_BY.items() if name in scores]
-        return {"loss": loss, "error": torch.stack(errors).mean() if errors else loss, **scores}
+        scored = [task for task in tasks().values() if task.error in scores]
+        errors = [abs(scores[task.error] - task.metrics[task.error].best) for task in scored]
+        if errors:
+            scores["error"] = sum(errors) / len(errors)
+        found = {name: torch.tensor(value, dtype=torch.float32, device=loss.device) for name, value in scores.items()}
+        return {"loss": loss, "error": loss, **found}
 
 
 def chosen_keys(datamodule: Any, max_generated: int) -> set[str]:
@@ -79,7 +81,7 @@ def check_monitors(callbacks: Sequence[Any], values: Collection[str]) -> None:
     Raises:
         ConfigError: naming what it could wait for instead.
     """
-    scores = {f"val/{name}" for names in MEASURES.values() for name in names}
+    scores = {f"val/{name}" for task in tasks().values() for name in task.metrics}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if monitor in scores and monitor not in values:

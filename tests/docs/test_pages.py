@@ -23,15 +23,13 @@ def test_a_part_made_by_the_page_passes_its_contract_is_listed_and_trains(page, 
     for name, content in files:
         (package / name).write_text(content)
     site = tmp_path / "site"
-    checked(
-        [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation", "--target", site]
-        + [package]
-    )
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation"]
+    checked([*pip, "--target", site, package])
     environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
     tests = next(name for name, _ in files if name.startswith("test_"))
     checked([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", package / tests], environment)
     listed = checked([sys.executable, "-m", "fastslm", "plugins"], environment)
-    name = re.search(r'^\[project\.entry-points.*\]\n(\w+) =', files[2][1], re.MULTILINE)[1]
+    name = re.search(r"^\[project\.entry-points.*\]\n(\w+) =", files[2][1], re.MULTILINE)[1]
     assert re.search(rf"^  {name} +my-\w+ 0\.1", listed, re.MULTILINE)
     (command,) = re.findall(r"^fastslm (fit .*)$", text, re.MULTILINE)
     words = shlex.split(command)
@@ -41,8 +39,6 @@ def test_a_part_made_by_the_page_passes_its_contract_is_listed_and_trains(page, 
 
 
 def checked(command, environment=None):
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=500, env=environment
-    )
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

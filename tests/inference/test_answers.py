@@ -220,9 +220,9 @@ def test_words_of_ones_own_stand_in_place_of_the_tasks(model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "asrr"}, "'asrr' is none of .* Did you mean 'asr'"),
-        ({"task": "sqqa"}, "sqqa answers a question"),
-        ({"language": "Korean"}, "'Korean' is what task ast translates into"),
+        ({"task": "asrr"}, "unknown task 'asrr', installed: .* Did you mean 'asr'"),
+        ({"task": "sqqa"}, "task: sqqa needs a question"),
+        ({"language": "Korean"}, "'Korean' is what tasks such as ast translate into"),
         ({"prompt": "Hear <|AUDIO|>"}, "leave out"),
     ],
 )

@@ -1,6 +1,6 @@
 """Audio and a request to model inputs: the prompt as in training, the samples as int16 at 16 kHz."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from transformers import BatchFeature, FeatureExtractionMixin, ProcessorMixin
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.contracts import Task
 from fastslm.path.prompt import Prompter
 from fastslm.path.request import Request
 
@@ -65,13 +66,20 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         feature_extractor: for the audio.
         tokenizer: for the text, with the special tokens that mark audio and task.
         enable_thinking: passed to chat templates that know it (Qwen3).
+        tasks: what can be asked, each with the values of a ``Task``.
     """
 
     def __init__(
-        self, feature_extractor: Any, tokenizer: Any, enable_thinking: bool = False, chat_template: Any = None
+        self,
+        feature_extractor: Any,
+        tokenizer: Any,
+        enable_thinking: bool = False,
+        chat_template: Any = None,
+        tasks: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         self.enable_thinking = enable_thinking
+        self.tasks = [dict(values) for values in tasks]
         self._prompter = Prompter(tokenizer, enable_thinking)
 
     def __call__(
@@ -89,7 +97,8 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         Args:
             audio: one recording or a list of them, see ``FastSLMFeatureExtractor``.
             text: words in place of the task's own, one for all or one for each; for ``sqqa`` the question.
-            task: ``asr``, ``ast`` (translation), ``ssum`` (summary) or ``sqqa`` (a spoken question's answer).
+            task: ``asr``, ``ast`` (translation), ``ssum`` (summary), ``sqqa`` (the answer to a question), or another of
+                this model's tasks.
             language: what ``ast`` translates into, in English (``Korean``).
             sampling_rate: of the audio; must be 16000.
             others: ``return_tensors="pt"``, which is what comes out anyway.
@@ -108,7 +117,9 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         texts = [text] * count if text is None or isinstance(text, str) else list(text)
         if len(texts) != count:
             raise ValueError(f"There are {count} recordings and {len(texts)} texts.")
-        rows = [self._prompter.prompt_ids(Request(task, words, language).messages()) for words in texts]
+        known = {values["name"]: Task(**values) for values in self.tasks}
+        requests = [Request(task, words, language, known.get(task)) for words in texts]
+        rows = [self._prompter.prompt_ids(request.messages()) for request in requests]
         longest = max(len(row) for row in rows)
         ids = np.full((count, longest), self._prompter.stop_ids[0], np.int64)
         mask = np.zeros((count, longest), np.int64)

@@ -1,0 +1,1 @@
+"""Tasks: what can be asked of audio, one to a file."""
