@@ -97,7 +97,8 @@ def compare(checkpoint: Checkpoint, module: Any, config: Mapping[str, Any], purp
     """
     found = Differences()
     if checkpoint.config and config:
-        _compare_configs(checkpoint.config, config, purpose, found)
+        has_adapters = any(".lora_" in name for name in checkpoint.names())
+        _compare_configs(checkpoint.config, config, purpose, has_adapters, found)
     if checkpoint.manifest:
         _compare_bases(checkpoint.manifest.get("base_models", {}), facts.base_models(module), found)
         _compare_vocabularies(checkpoint.manifest.get("vocabulary", {}), facts.vocabulary(module), found)
@@ -106,9 +107,9 @@ def compare(checkpoint: Checkpoint, module: Any, config: Mapping[str, Any], purp
 
 
 def _compare_configs(
-    stored: Mapping[str, Any], present: Mapping[str, Any], purpose: Purpose, found: Differences
+    stored: Mapping[str, Any], present: Mapping[str, Any], purpose: Purpose, has_adapters: bool, found: Differences
 ) -> None:
-    before, now = dict(_flat(stored)), dict(_flat(present))
+    before, now = (_meant(config, has_adapters) for config in (stored, present))
     classes = [key for key in before.keys() & now.keys() if key.endswith(".class_path") and before[key] != now[key]]
     swapped = tuple(f"{key.removesuffix('class_path')}init_args" for key in classes)
     for key in sorted(before.keys() | now.keys()):
@@ -131,6 +132,14 @@ def _compare_configs(
         if purpose == "resume" and _matches(key, _RESTORED):
             line += " (no effect: optimizer and schedule go on with the checkpoint's)"
         (found.refused if refused else found.told).append(line)
+
+
+def _meant(config: Mapping[str, Any], has_adapters: bool) -> dict[str, Any]:
+    """Return dotted keys and values of a configuration, without those of adapters that are not made."""
+    flat = dict(_flat(config))
+    if has_adapters or "lora" in (flat.get("model.train_parts") or ()):
+        return flat
+    return {key: value for key, value in flat.items() if not key.startswith("model.llm.init_args.lora")}
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,11 +5,12 @@ Everything that uses a trained model (``fastslm.load``, transcribe, ask, export,
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from fastslm.configuration.messages import shorten
 from fastslm.contracts import Abstractor, Encoder, LanguageModel, TokenBudget
 from fastslm.errors import CheckpointError, ConfigError, FastSLMError
 from fastslm.path.model import SpeechLM
-from fastslm.path.parts import select_trainable
+from fastslm.path.parts import select_trainable, settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.plugins import class_of, discover
 
@@ -81,12 +82,14 @@ def find_checkpoint(path: Path, which: str | None = None) -> Path:
     return find_folder(path, which) or find_plain(path, which)
 
 
-def open_run(path: Path, which: str | None = None) -> Run:
+def open_run(path: Path, which: str | None = None, device: torch.device | None = None) -> Run:
     """Build the model of a run and load its weights; nothing but tensors and plain values is read.
 
     Args:
         path: see ``find_checkpoint``.
         which: see ``find_checkpoint``.
+        device: where the model will be used, which decides a dtype of ``auto``; it is built on the CPU all the same.
+            None is the CPU.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged, or does not fit its own configuration.
@@ -97,7 +100,7 @@ def open_run(path: Path, which: str | None = None) -> Run:
     if not isinstance(settings, Mapping):
         raise CheckpointError(f"{checkpoint.path} is no checkpoint of fastslm: it holds no configuration of a model.")
     tensors = checkpoint.tensors()
-    model = build_path(settings)
+    model = build_path(settings, device, tensors)
     _load(model, tensors, str(checkpoint.path))
     step = checkpoint.manifest.get("step")
     if step is None:
@@ -123,21 +126,24 @@ def _load(model: SpeechLM, stored: Mapping[str, Tensor], source: str) -> None:
     named.load_state_dict(tensors, strict=False)
 
 
-def build_path(settings: Mapping[str, Any]) -> SpeechLM:
+def build_path(settings: Mapping[str, Any], device: torch.device | None = None, stored: Iterable[str] = ()) -> SpeechLM:
     """Return the model that a stored configuration describes, its pretrained parts loaded.
 
     Args:
         settings: ``model`` of a resolved configuration; keys that only training knows are of no matter.
+        device: see ``open_run``.
+        stored: names of the tensors that will be put in.
 
     Raises:
         ConfigError: a part is not installed, refuses its arguments, or has no weights where it looks for them.
     """
     encoder, abstractor, llm = _parts(settings)
     first, dearest = budgets(settings, encoder)
+    train_parts = settings.get("train_parts", ())
+    settle_parts(encoder, llm, device or torch.device("cpu"), train_parts, stored)
     encoder.load()
     prompter = Prompter(llm.tokenizer, bool(settings.get("enable_thinking", False)))
     llm.load()
-    train_parts = settings.get("train_parts", ())
     model = SpeechLM(
         encoder,
         abstractor(encoder.width, llm.width, dearest),

@@ -33,16 +33,20 @@ def load(path: Any = None, *, device: str | torch.device | None = None) -> Model
         HubError: the hub does not give it.
     """
     found = find_model(path)
+    try:
+        target = torch.device(device) if device is not None else default_device()
+    except RuntimeError as error:
+        raise ConfigError(f"device: {device}: {str(error).splitlines()[0]}") from error
     with _quietly():
         if is_exported(found):
             opened = open_exported(found)
             model, limit, per_second = opened.path, opened.max_new_tokens, opened.new_tokens_per_second
         else:
-            run = open_run(found)
+            run = open_run(found, device=target)
             model, limit = run.path, run.settings.get("max_new_tokens")
             per_second = run.settings.get("new_tokens_per_second", 4.0)
     try:
-        model.to(torch.device(device) if device is not None else _device())
+        model.to(target)
     except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without CUDA
         raise ConfigError(f"device: {device}: {str(error).splitlines()[0]}") from error
     return Model(model, str(found), limit, per_second)
@@ -89,5 +93,6 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device() -> torch.device:
+def default_device() -> torch.device:
+    """Return where a model goes when nobody says where: the first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

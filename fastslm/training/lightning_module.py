@@ -31,7 +31,7 @@ from fastslm.errors import ConfigError
 from fastslm.mel import HOP_SAMPLES
 from fastslm.path.batch import Batch
 from fastslm.path.model import Output, SpeechLM
-from fastslm.path.parts import select_trainable
+from fastslm.path.parts import select_trainable, settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.strategies.support import cast_trainable, replicated, shard, shards_parameters
 from fastslm.training.compilation import check_compilable
@@ -244,6 +244,9 @@ class SpeechLMModule(L.LightningModule):
             return
         encoder, abstractor, llm = self._parts
         strategy = self._trainer.strategy if self._trainer is not None else None
+        device = strategy.root_device if strategy is not None else torch.device("cpu")
+        stored = self.weights[0].names() if self.weights is not None else ()
+        settle_parts(encoder, llm, device, self.train_parts, stored)
         trains_encoder = "encoder" in self.train_parts
         with contextlib.nullcontext() if trains_encoder else replicated(strategy):
             encoder.load()

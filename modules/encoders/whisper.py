@@ -10,7 +10,7 @@ from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError, nearest
 from fastslm.mel import HOP_SAMPLES
-from fastslm.path.pretrained import reason, resolve
+from fastslm.path.pretrained import dtype_on, reason, resolve
 
 _KEY = "model.encoder.pretrained"
 
@@ -25,7 +25,8 @@ class WhisperEncoder(Encoder):
         pretrained: hub name, local folder, or ``fastslm:...`` for a folder inside this package.
         initialize: ``pretrained`` loads weights; ``random`` builds the architecture from the folder's config alone.
         overrides: values that replace those of the folder's config when ``initialize`` is ``random``.
-        dtype: dtype of the weights and of the frames; the front end is always float32.
+        dtype: dtype of the weights and of the frames; ``auto`` is bfloat16 on a GPU that has it, else float32. The
+            front end is always float32.
 
     Raises:
         ConfigError: nothing usable at ``pretrained``, not a Whisper architecture, or an unknown override.
@@ -37,14 +38,15 @@ class WhisperEncoder(Encoder):
         *,
         initialize: Literal["pretrained", "random"] = "pretrained",
         overrides: dict[str, Any] | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     ) -> None:
         super().__init__()
         from transformers import AutoConfig, WhisperConfig
 
         self.pretrained = pretrained
         self.initialize = initialize
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self._dtype_setting = dtype
+        self.dtype = dtype_on(torch.device("cpu"), dtype)  # until `settle` knows the device
         try:
             config = AutoConfig.from_pretrained(resolve(pretrained, _KEY))
         except (OSError, ValueError) as error:
@@ -66,6 +68,7 @@ class WhisperEncoder(Encoder):
         made = cls.__new__(cls)
         super(cls, made).__init__()
         made.pretrained, made.initialize, made.dtype = whisper.config.name_or_path, "pretrained", whisper.dtype
+        made._dtype_setting = str(whisper.dtype).removeprefix("torch.")
         made._describe(whisper.config)
         made.whisper = whisper
         return made
@@ -76,6 +79,10 @@ class WhisperEncoder(Encoder):
         self.num_mel_bins = config.num_mel_bins
         self.samples_per_frame = 2 * HOP_SAMPLES
         self.max_window_seconds = config.max_source_positions * self.samples_per_frame / SAMPLE_RATE_HZ
+
+    def settle(self, device: torch.device) -> None:
+        """Choose the dtype."""
+        self.dtype = dtype_on(device, self._dtype_setting)
 
     def load(self) -> None:
         """Bring the weights; the decoder of the checkpoint is not read into memory."""
