@@ -121,7 +121,8 @@ def _given(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
         flag, equals, text = argument.partition("=")
         if not flag.startswith("-"):
             continue
-        text = text if equals else "".join(arguments[i + 1 : i + 2])
+        if not equals:
+            text = next((value for value in arguments[i + 1 : i + 2] if not value.startswith("--")), "")
         key = "config" if flag == "-c" else flag.lstrip("-").removesuffix("+")
         if key == "config":
             yield key, text

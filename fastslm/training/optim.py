@@ -87,8 +87,8 @@ def build_schedule(
 def _warmup_steps(given: int | float, total: int) -> int:
     if given < 0 or (given > 1 and given != int(given)):
         raise ConfigError(
-            f"model.optimizer.warmup_steps: {given:g} must be a whole number of steps, or a share of all steps from 0 to"
-            " 1, such as 0.03."
+            f"model.optimizer.warmup_steps: {given:g} must be a whole number of steps, or a share of all steps below 1,"
+            " such as 0.03."
         )
     if not 0 < given < 1:
         return int(given)
