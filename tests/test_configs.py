@@ -106,7 +106,6 @@ def test_the_real_thing_is_the_neutral_base_with_what_its_configs_name_and_nothi
     assert {key for key in real.keys() | neutral.keys() if real.get(key) != neutral.get(key)} == {
         "model.encoder.init_args.pretrained",
         "model.llm.init_args.pretrained",
-        "model.llm.init_args.gradient_checkpointing",
         "data.init_args.train_shards",
         "data.init_args.val_shards",
     }
@@ -114,9 +113,11 @@ def test_the_real_thing_is_the_neutral_base_with_what_its_configs_name_and_nothi
     for key, value in base.items():
         if not key.endswith(("class_path", "callbacks")) and key != "run_folder":
             assert neutral[key] == value, key
-    kept = {key for key, value in demo.items() if base.get(key) == value}  # what both say, such as a linear schedule
-    assert all("class_path" in key or key == "model.optimizer.schedule" for key in kept), kept
-    left = {key for key, value in demo.items() if key not in kept and real.get(key) == value}
+    kept = {
+        key for key, value in demo.items() if base.get(key, key) == value
+    }  # what both say, such as a linear schedule
+    assert kept == {"model.encoder.class_path", "model.llm.class_path", "model.optimizer.schedule"}
+    left = {key for key, value in demo.items() if key not in kept and real.get(key, key) == value}
     assert not left
     callbacks = {item["class_path"].rpartition(".")[2]: item.get("init_args") for item in real["trainer.callbacks"]}
     assert callbacks["LastCheckpoint"] == {"every_n_train_steps": 1000, "every_n_minutes": 10.0, "dirpath": None}
@@ -133,7 +134,7 @@ def test_an_overlay_of_a_model_says_what_that_model_needs_and_no_more(name):
     stated = leaves(shipped(name))
     arguments = f"model.{part}.init_args"
     assert stated.pop(f"{arguments}.pretrained").count("/") == 1  # a name of the hub
-    assert stated.keys() <= {f"{arguments}.gradient_checkpointing", f"{arguments}.attention"}
+    assert stated.keys() <= {f"{arguments}.attention"}
     assert re.search(r"\bGiB\b", (FOLDER / name).read_text()), "the memory it was planned for"
 
 
