@@ -45,7 +45,7 @@ class WhisperEncoder(Encoder):
 
         self.pretrained = pretrained
         self.initialize = initialize
-        self._dtype_setting = dtype
+        self._dtype_setting: str = dtype
         self.dtype = dtype_on(torch.device("cpu"), dtype)  # until `settle` knows the device
         try:
             config = AutoConfig.from_pretrained(resolve(pretrained, _KEY))

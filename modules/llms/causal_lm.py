@@ -70,7 +70,7 @@ class CausalLM(LanguageModel):
         self.pretrained = pretrained
         self.initialize = initialize
         self.lora = lora
-        self._dtype_setting = dtype
+        self._dtype_setting: str = dtype
         self.dtype = dtype_on(torch.device("cpu"), dtype)  # until `settle` knows the device
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
