@@ -12,9 +12,10 @@ names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml"))
 assert "hta.yaml" in names, names
 axes = [name for name in names if "/" in name]
 compressors = [name for name in names if "/" not in name and name != "base.yaml"]
-runs = [[name] for name in compressors] + [["hta.yaml", name] for name in axes]
 large = ["encoder/whisper_large_v3.yaml", "llm/qwen3_4b.yaml"]
-runs += [["hta.yaml", *large, name] for name in axes if name.startswith("hardware/")]
+runs = [[name] for name in compressors]
+runs += [["hta.yaml", name] for name in axes if not name.startswith(("encoder/", "llm/"))]
+runs += [["hta.yaml", *large, name] for name in axes if name.startswith(("encoder/", "llm/", "hardware/"))]
 for run in runs:
     flags = [flag for name in run for flag in ("--config", f"configs/{name}")]
     subprocess.run(["fastslm", "fit", *flags, "--print_config"], check=True, stdout=subprocess.DEVNULL)

@@ -125,7 +125,7 @@ def planned(flags: Sequence[str], minutes: float) -> int:
     config = resolved_settings(flags)
     hardware = hardware_of(config["trainer"])
     module, _ = build_module(config["model"])
-    budget = Budget(Sketch(module, hardware.half, hardware.trainable_dtype), hardware, 4.0)
+    budget = Budget(Sketch(module, hardware.half, hardware.trainable_dtype, hardware.device), hardware, 4.0)
     return int(budget.training(budget.num_windows(60 * minutes)).total)
 
 

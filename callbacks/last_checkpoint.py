@@ -1,9 +1,13 @@
-"""LastCheckpoint: keeps ``last.ckpt`` no more than a few steps old, and equal to the model when training ends."""
+"""LastCheckpoint: keeps ``last.ckpt`` no more than some steps or minutes old, and equal to the model at the end."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from fastslm.path.batch import Batch
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -14,10 +18,14 @@ class LastCheckpoint(ModelCheckpoint):
 
     Args:
         every_n_train_steps: optimizer steps between saves, above 0.
+        every_n_minutes: save also when the latest save is this many minutes old, after the step at hand. The clock of
+            the first process decides, and all ranks save after the same step. Null saves by steps alone.
         dirpath: folder; null takes the run's ``checkpoints``.
     """
 
-    def __init__(self, every_n_train_steps: int = 100, dirpath: str | None = None) -> None:
+    def __init__(
+        self, every_n_train_steps: int = 100, every_n_minutes: float | None = None, dirpath: str | None = None
+    ) -> None:
         super().__init__(
             dirpath,
             save_top_k=0,
@@ -25,6 +33,29 @@ class LastCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             enable_version_counter=False,  # there is one last checkpoint, also in a run folder that was moved
         )
+        self.every_n_minutes = every_n_minutes
+        self._saved_at = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save after an optimizer step when enough of them, or enough time, have passed since the latest save."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        whole = batch.step is None or batch.step.place == batch.step.num_micro_batches - 1
+        if self.every_n_minutes is not None and whole and not self._should_skip_saving_checkpoint(trainer):
+            due = time.monotonic() - self._saved_at >= 60.0 * self.every_n_minutes
+            # Clocks differ between ranks, and a save is a collective.
+            if trainer.strategy.broadcast(due):
+                self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the final state, unless the last step did."""

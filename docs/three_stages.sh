@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the three stages on the embedded corpus, each from the weights of the one before. docs/stages.md
+# Trains the three stages on the embedded demo, each from the weights of the one before. docs/stages.md
 #   docs/three_stages.sh RUNS [options of fastslm fit, for every stage]
 set -euo pipefail
 runs=${1:?"usage: docs/three_stages.sh RUNS [options of fastslm fit]"}

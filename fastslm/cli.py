@@ -40,7 +40,8 @@ Look:
   plugins    encoders, compressors, LLMs and data modules that can be named in a config
 
 Configs stack from left to right, and flags win:
-  fastslm fit --config configs/hta.yaml --config configs/llm/qwen3_4b.yaml --trainer.max_steps 2000
+  fastslm fit --config configs/hta.yaml --config configs/encoder/whisper_large_v3.yaml \\
+      --config configs/llm/qwen3_4b.yaml --data.train_shards 'shards/train-*.tar' --trainer.max_steps 2000
 A config is a path, or the name of a shipped file (configs/hta.yaml works without a checkout).
 'fastslm COMMAND --help' lists every option; 'fastslm fit --print_config' shows the complete configuration.
 """

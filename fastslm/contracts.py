@@ -1,7 +1,8 @@
 """What each plugin promises: Encoder, Abstractor, LanguageModel, Task and its Metric.
 
 Constructors are cheap and touch no weights: they read a configuration, so that widths, rates and lengths are known
-before anything is loaded. ``load`` (encoder, LLM) brings the weights, once, on the rank that needs them.
+before anything is loaded. ``settle`` (encoder, LLM) tells them which device they will run on; ``load`` then brings the
+weights, once, on the rank that needs them.
 Dimension letters are those of ``fastslm.path.batch``.
 """
 
@@ -117,7 +118,11 @@ class Encoder(nn.Module, ABC):
         """
 
     def settle(self, device: torch.device) -> None:
-        """Settle what follows from the device, such as ``dtype: auto``; called once, before ``load``."""
+        """Decide what depends on the device, such as a dtype of ``auto``; called before ``load``. Does nothing here.
+
+        Args:
+            device: where the encoder will run, which may not be present on this machine (``fastslm plan``).
+        """
 
     @abstractmethod
     def load(self) -> None:
@@ -307,7 +312,14 @@ class LanguageModel(nn.Module, ABC):
     in_step: bool = False
 
     def settle(self, device: torch.device) -> None:
-        """Settle what follows from the device, such as ``dtype: auto``; called once, before ``load``."""
+        """Decide what depends on the device, such as a dtype of ``auto``; called before ``load``. Does nothing here.
+
+        Args:
+            device: where the LLM will run, which may not be present on this machine (``fastslm plan``).
+        """
+
+    def leave_out_adapters(self) -> None:
+        """Make no adapters in ``load``: none train, and no checkpoint has any. Does nothing here."""
 
     @abstractmethod
     def load(self) -> None:

@@ -14,11 +14,13 @@ import pytest
 import soundfile
 import torch
 import webdataset
+import yaml
 from hypothesis import settings
 
 settings.register_profile("fastslm", max_examples=40, deadline=None, derandomize=True, database=None)
 settings.load_profile("fastslm")
 
+DEMO = Path(__file__).parents[1] / "configs" / "preset" / "demo.yaml"
 SHIPPED_LLM = Path(__file__).parents[1] / "fastslm" / "demo" / "llm"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 RATE = 16_000
@@ -149,6 +151,20 @@ def make_shards(flac, write_shard):
         for shard, begin in enumerate(range(0, num, per_shard)):
             write_shard(Path(folder) / f"{name}-{shard:06d}.tar", samples[begin : begin + per_shard])
         return str(Path(folder) / f"{name}-*.tar")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_like_the_demo():
+    """Return a maker of a run's configuration: what it states, over the noise, CTC, rates and callbacks of the demo."""
+
+    def make(config):
+        demo = yaml.safe_load(DEMO.read_text())
+        model = {**demo["model"], **config["model"]}
+        model["optimizer"] = {**demo["model"]["optimizer"], **config["model"]["optimizer"]}
+        model["llm"]["init_args"].setdefault("gradient_checkpointing", False)
+        return {**config, "model": model, "trainer": {**demo["trainer"], **config["trainer"]}}
 
     return make
 

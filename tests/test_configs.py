@@ -17,32 +17,59 @@ AXES = {
     for axis in FOLDER.iterdir()
     if axis.is_dir()
 }
-OVERLAYS = sorted(name for names in AXES.values() for name in names)
-STAGES = itertools.cycle(AXES.pop("stage"))
-AXES.pop("data")  # the embedded corpus, which no other axis asks about
+LARGE = {"encoder": "encoder/whisper_large_v3.yaml", "llm": "llm/qwen3_4b.yaml"}
+#: An overlay of one part goes with one of the other part.
+OVERLAYS = [
+    [*(LARGE[part] for part in LARGE if axis in LARGE and part != axis), name]
+    for axis, names in AXES.items()
+    for name in names
+]
+#: Each kind of hardware, with encoders, LLMs and stages in turn: they set different keys.
 STACKS = [
-    ["hta.yaml", *names, next(STAGES)] for names in itertools.product(*(names for names in AXES.values() if names))
+    [*stack]
+    for stack in zip(
+        *(itertools.cycle(AXES[axis]) for axis in ("encoder", "llm")),
+        AXES["hardware"],
+        itertools.cycle(AXES["stage"]),
+        strict=False,
+    )
 ]
 
 
-def parsed(capsys, *names):
-    flags = [flag for name in names for flag in ("--config", f"configs/{name}")]
+def parsed(capsys, *names, flags=()):
+    """Return the complete configuration of ``fastslm fit`` with these configs, and flags behind them."""
+    configs = [flag for name in names for flag in ("--config", f"configs/{name}")]
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", *flags, "--print_config"])
+        main(["fit", *configs, *flags, "--print_config"])
     assert stopped.value.code in (0, None)
     return yaml.safe_load(capsys.readouterr().out)
 
 
+def shipped(name):
+    return yaml.safe_load((FOLDER / name).read_text())
+
+
+def leaves(value, prefix=""):
+    """Return nested values by dotted key; the callbacks count as one value."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {
+        key: leaf
+        for name, inner in value.items()
+        for key, leaf in leaves(inner, f"{prefix}.{name}".lstrip(".")).items()
+    }
+
+
 def test_the_shipped_configs_are_those_of_the_checkout():
-    shipped = {str(p.relative_to(shipped_configs())) for p in shipped_configs().rglob("*.yaml")}
-    assert shipped == {str(p.relative_to(FOLDER)) for p in FOLDER.rglob("*.yaml")}
+    installed = {str(p.relative_to(shipped_configs())) for p in shipped_configs().rglob("*.yaml")}
+    assert installed == {str(p.relative_to(FOLDER)) for p in FOLDER.rglob("*.yaml")}
 
 
-def test_the_size_that_comments_match_is_that_of_hta_in_the_default():
+def test_the_size_that_comments_match_is_that_of_hta_in_the_demo():
     from fastslm.training.from_settings import build_module
 
-    base, hta = (yaml.safe_load((FOLDER / name).read_text())["model"] for name in ("base.yaml", "hta.yaml"))
-    module, _ = build_module({**base, **hta, "frame_cache": False})
+    demo, hta = (shipped(name)["model"] for name in ("preset/demo.yaml", "hta.yaml"))
+    module, _ = build_module({**demo, **hta, "frame_cache": False})
     module.configure_model()
     size = sum(parameter.numel() for parameter in module.path.abstractor.parameters())
     named = [re.search(r"match_parameters (\d+)", (FOLDER / name).read_text()) for name in COMPRESSORS]
@@ -57,18 +84,103 @@ def test_a_compressor_is_complete_with_the_base_alone(capsys, name):
     assert config["run_folder"] == f"runs/{name.removesuffix('.yaml')}"
 
 
-@pytest.mark.parametrize("names", [["hta.yaml", name] for name in OVERLAYS] + STACKS, ids="+".join)
+@pytest.mark.parametrize("names", OVERLAYS + STACKS, ids="+".join)
 def test_overlays_stack_on_a_compressor_and_keep_its_class(capsys, names):
-    config = parsed(capsys, *names)
+    config = parsed(capsys, "hta.yaml", *names)
     assert config["model"]["abstractor"]["class_path"].endswith(".HTA")
 
 
 def test_the_large_models_are_loaded_by_hub_name_with_the_rate_of_the_paper(capsys):
-    config = parsed(capsys, "hta.yaml", "encoder/whisper_large_v3.yaml", "llm/qwen3_4b.yaml")
+    config = parsed(capsys, "hta.yaml", *LARGE.values())
     assert config["model"]["encoder"]["init_args"]["pretrained"] == "openai/whisper-large-v3"
     assert config["model"]["llm"]["init_args"]["pretrained"] == "Qwen/Qwen3-4B"
     assert config["model"]["tokens_per_window"] / config["model"]["window_seconds"] == pytest.approx(1.67, abs=0.01)
     assert config["model"]["train_parts"] == ["abstractor", "projector", "lora"]
+
+
+def test_the_real_thing_is_the_neutral_base_with_what_its_configs_name_and_nothing_of_the_demo(capsys):
+    data = ["--data", "WebDatasetModule", "--data.train_shards", "t.tar", "--data.val_shards", "v.tar"]
+    real = leaves(parsed(capsys, "hta.yaml", *LARGE.values(), flags=data))
+    anything = ["--model.encoder.pretrained", "A", "--model.llm.pretrained", "B"]
+    neutral = leaves(parsed(capsys, "hta.yaml", flags=anything))
+    assert {key for key in real.keys() | neutral.keys() if real.get(key) != neutral.get(key)} == {
+        "model.encoder.init_args.pretrained",
+        "model.llm.init_args.pretrained",
+        "data.init_args.train_shards",
+        "data.init_args.val_shards",
+    }
+    base, demo = leaves(shipped("base.yaml")), leaves(shipped("preset/demo.yaml"))
+    for key, value in base.items():
+        if not key.endswith(("class_path", "callbacks")) and key != "run_folder":
+            assert neutral[key] == value, key
+    kept = {
+        key for key, value in demo.items() if base.get(key, key) == value
+    }  # what both say, such as a linear schedule
+    assert kept == {"model.encoder.class_path", "model.llm.class_path", "model.optimizer.schedule"}
+    left = {key for key, value in demo.items() if key not in kept and real.get(key, key) == value}
+    assert not left
+    callbacks = {item["class_path"].rpartition(".")[2]: item.get("init_args") for item in real["trainer.callbacks"]}
+    assert callbacks["LastCheckpoint"] == {"every_n_train_steps": 1000, "every_n_minutes": 10.0, "dirpath": None}
+    off = ("alignment_weight", "answer_noise", "mix_style", "token_noise", "frame_cache", "match_embedding_norm")
+    assert not any(real[f"model.{name}"] for name in off)
+    assert real["model.train_parts"] == ["abstractor", "projector", "lora"]
+    assert real["model.optimizer.part_learning_rates"] == {}
+    assert real["model.encoder.init_args.dtype"] == real["model.llm.init_args.dtype"] == "auto"
+
+
+@pytest.mark.parametrize("name", [*AXES["encoder"], *AXES["llm"]])
+def test_an_overlay_of_a_model_says_what_that_model_needs_and_no_more(name):
+    part = "llm" if name.startswith("llm/") else "encoder"
+    stated = leaves(shipped(name))
+    arguments = f"model.{part}.init_args"
+    assert stated.pop(f"{arguments}.pretrained").count("/") == 1  # a name of the hub
+    assert stated.keys() <= {f"{arguments}.attention"}
+    assert re.search(r"\bGiB\b", (FOLDER / name).read_text()), "the memory it was planned for"
+
+
+def test_lora_is_stated_once_and_in_the_preset_that_is_complete_by_itself():
+    names = [str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.yaml")]
+    stating = {name for name in names if any(".lora." in key for key in leaves(shipped(name)))}
+    assert stating == {"base.yaml", "preset/release.yaml"}
+    lora = {name: shipped(name)["model"]["llm"]["init_args"]["lora"] for name in stating}
+    assert lora["base.yaml"] == lora["preset/release.yaml"]
+
+
+def test_the_demo_is_taken_where_no_part_is_named_and_is_the_same_when_it_is_asked_for(capsys):
+    taken = parsed(capsys, "hta.yaml")
+    assert taken == parsed(capsys, "preset/demo.yaml", "hta.yaml")
+    model = taken["model"]
+    assert (model["window_seconds"], model["tokens_per_window"], model["context_seconds"]) == (4.8, 8, None)
+    assert (model["alignment_weight"], model["token_noise"], model["answer_noise"], model["mix_style"]) == (
+        5.0,
+        0.7,
+        0.15,
+        0.5,
+    )
+    assert model["train_parts"] == ["abstractor", "projector", "llm"]
+    optimizer = model["optimizer"]
+    assert (optimizer["learning_rate"], optimizer["part_learning_rates"]) == (4e-3, {"llm": 4e-4})
+    assert (optimizer["warmup_steps"], optimizer["schedule"], optimizer["betas"]) == (30, "linear", [0.9, 0.98])
+    assert model["encoder"]["init_args"]["dtype"] == model["llm"]["init_args"]["dtype"] == "float32"
+    assert (taken["trainer"]["max_steps"], taken["trainer"]["val_check_interval"]) == (850, 425)
+    assert taken["data"]["class_path"].endswith(".SpokenNumbers")
+    saver = next(item for item in taken["trainer"]["callbacks"] if item["class_path"].endswith(".LastCheckpoint"))
+    assert saver["init_args"] == {"every_n_train_steps": 50, "every_n_minutes": None, "dirpath": None}
+
+
+def test_the_callbacks_of_the_demo_are_those_of_the_base():
+    base, demo = (shipped(name)["trainer"]["callbacks"] for name in ("base.yaml", "preset/demo.yaml"))
+    assert [item["class_path"] for item in base] == [item["class_path"] for item in demo]
+    assert [item for item in base if item["class_path"] != "LastCheckpoint"] == [
+        item for item in demo if item["class_path"] != "LastCheckpoint"
+    ]
+
+
+def test_what_was_printed_for_the_demo_is_complete_and_takes_no_preset(capsys, tmp_path):
+    full = tmp_path / "full.yaml"
+    full.write_text(yaml.safe_dump(parsed(capsys, "hta.yaml")))
+    again = parsed(capsys, flags=["--config", str(full)])
+    assert again == yaml.safe_load(full.read_text())
 
 
 @pytest.mark.slow
@@ -83,8 +195,7 @@ def test_every_compressor_runs_on_every_hardware_overlay(capsys, hardware):
 
 @pytest.mark.parametrize("job", ["8gpu_ddp", "8gpu_zero2", "8gpu_zero3", "zero3_offload", "multinode_zero3", "fsdp2"])
 def test_a_rehearsal_goes_over_the_overlay_of_the_job(capsys, job):
-    large = ["encoder/whisper_large_v3.yaml", "llm/qwen3_4b.yaml"]
-    config = parsed(capsys, "hta.yaml", *large, f"hardware/{job}.yaml", "hardware/cpu_zero3_rehearsal.yaml")
+    config = parsed(capsys, "hta.yaml", *LARGE.values(), f"hardware/{job}.yaml", "hardware/cpu_zero3_rehearsal.yaml")
     trainer = config["trainer"]
     assert trainer["strategy"]["class_path"].endswith(".ZeRORehearsal")
     assert trainer["strategy"]["init_args"]["stage"] == 3
@@ -93,8 +204,7 @@ def test_a_rehearsal_goes_over_the_overlay_of_the_job(capsys, job):
 
 @pytest.mark.parametrize("name", ["stage/1_short_asr.yaml", "stage/2_long_asr.yaml", "stage/3_instruct.yaml"])
 def test_a_stage_says_what_trains_at_which_rate_on_which_audio(capsys, name):
-    large = ["encoder/whisper_large_v3.yaml", "llm/qwen3_4b.yaml"]
-    for config in (parsed(capsys, "hta.yaml", name), parsed(capsys, "hta.yaml", *large, name)):
+    for config in (parsed(capsys, "hta.yaml", name), parsed(capsys, "hta.yaml", *LARGE.values(), name)):
         model = config["model"]
         assert model["train_parts"] == ["abstractor", "projector", "lora"]
         assert model["llm"]["init_args"]["lora"]["rank"] == 16

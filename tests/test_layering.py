@@ -110,10 +110,10 @@ def test_every_module_says_in_its_first_line_what_it_is_for():
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
-def test_only_the_base_config_replaces_the_list_of_callbacks():
+def test_only_the_base_config_and_the_demo_right_behind_it_replace_the_list_of_callbacks():
     for path in (ROOT / "configs").rglob("*.yaml"):
         trainer = (yaml.safe_load(path.read_text()) or {}).get("trainer", {})
-        assert path.name == "base.yaml" or "callbacks" not in trainer, path
+        assert path.name in ("base.yaml", "demo.yaml") or "callbacks" not in trainer, path
 
 
 def test_nothing_imports_torch_before_a_command_is_chosen():

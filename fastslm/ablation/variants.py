@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,13 @@ def _split(text: str) -> Iterator[str]:
         yield from [flag] if "=" in name else [name, *value]
 
 
-def resolve(name: str, arguments: Sequence[str]) -> str:
+def resolve(name: str, arguments: Sequence[str], told: set[str]) -> str:
     """Return the complete configuration of a ``fastslm fit`` as YAML, without running it.
 
     Args:
         name: of the variant, for the error.
         arguments: what follows ``fit``.
+        told: lines that the user has read already; what the command says beside them is printed, and added.
 
     Raises:
         ConfigError: the arguments have a mistake.
@@ -91,9 +93,14 @@ def resolve(name: str, arguments: Sequence[str]) -> str:
             status = training_main(["fit", *arguments, "--print_config"])
         except SystemExit as stopped:  # how it ends after printing
             status = int(stopped.code or 0)
+    lines = complaints.getvalue().strip().splitlines()
     if status:
-        lines = complaints.getvalue().strip().splitlines() or [f"fastslm fit ended with {status}"]
-        raise ConfigError(f"variant {name!r}: {lines[-1].removeprefix('fastslm: error: ')}")
+        last = lines[-1] if lines else f"fastslm fit ended with {status}"
+        raise ConfigError(f"variant {name!r}: {last.removeprefix('fastslm: error: ')}")
+    for line in dict.fromkeys(lines):
+        if line not in told:
+            print(line, file=sys.stderr)
+            told.add(line)
     return printed.getvalue()
 
 

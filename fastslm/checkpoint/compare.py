@@ -54,7 +54,9 @@ def compare(checkpoint: Checkpoint, module: Any, config: Mapping[str, Any], purp
     """
     found = Differences()
     if checkpoint.config and config:
-        _compare_configs(renamed(checkpoint.config), config, Changes.of(module), purpose, found)
+        has_adapters = any(".lora_" in name for name in checkpoint.names())
+        stored, present = (_meant(renamed(given), has_adapters) for given in (checkpoint.config, config))
+        _compare_configs(stored, present, Changes.of(module), purpose, found)
     if checkpoint.manifest:
         _compare_bases(checkpoint.manifest.get("base_models", {}), facts.base_models(module), found)
         _compare_vocabularies(checkpoint.manifest.get("vocabulary", {}), facts.vocabulary(module), found)
@@ -121,9 +123,8 @@ def _nested(*parts: tuple[str, Any]) -> Iterator[tuple[str, str, type]]:
 
 
 def _compare_configs(
-    stored: Mapping[str, Any], present: Mapping[str, Any], changes: "Changes", purpose: Purpose, found: Differences
+    before: Mapping[str, Any], now: Mapping[str, Any], changes: Changes, purpose: Purpose, found: Differences
 ) -> None:
-    before, now = dict(_flat(stored)), dict(_flat(present))
     classes = [key for key in before.keys() & now.keys() if key.endswith(".class_path") and before[key] != now[key]]
     swapped = tuple(f"{key.removesuffix('class_path')}init_args" for key in classes)
     for key in sorted(before.keys() | now.keys()):
@@ -147,6 +148,14 @@ def _compare_configs(
         if purpose == "resume" and changes.is_restored(key):
             line += " (no effect: optimizer and schedule go on with the checkpoint's)"
         (found.refused if refused else found.told).append(line)
+
+
+def _meant(config: Mapping[str, Any], has_adapters: bool) -> dict[str, Any]:
+    """Return dotted keys and values of a configuration, without those of adapters that are not made."""
+    flat = dict(_flat(config))
+    if has_adapters or "lora" in (flat.get("model.train_parts") or ()):
+        return flat
+    return {key: value for key, value in flat.items() if not key.startswith("model.llm.init_args.lora")}
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

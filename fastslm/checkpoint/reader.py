@@ -44,6 +44,10 @@ class Checkpoint:
         state = self.path / TRAINER_STATE
         return state if state.exists() else None
 
+    def names(self) -> list[str]:
+        """Return the names of the weights, without reading them where a manifest lists them."""
+        return list(self.manifest["tensors"] if self.manifest else _plain_tensors(self.path))
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights by name, on the CPU.
 

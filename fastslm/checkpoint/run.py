@@ -3,7 +3,7 @@
 Everything that uses a trained model (``fastslm.load``, transcribe, ask, export, attention) comes through ``open_run``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fastslm.contracts import Encoder, LanguageModel
 from fastslm.errors import CheckpointError
 from fastslm.path.build import AbstractorFactory, build
 from fastslm.path.model import SpeechLM
+from fastslm.path.parts import settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.path.settings import SpeechSettings
 from fastslm.plugins import class_of
@@ -89,7 +90,7 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     if not isinstance(settings, Mapping):
         raise CheckpointError(f"{checkpoint.path} is no checkpoint of fastslm: it holds no configuration of a model.")
     tensors = checkpoint.tensors()
-    model = build_path(settings, device)
+    model = build_path(settings, device, tensors)
     _load(model, tensors, str(checkpoint.path))
     step = checkpoint.manifest.get("step")
     if step is None:
@@ -115,25 +116,24 @@ def _load(model: SpeechLM, stored: Mapping[str, Tensor], source: str) -> None:
     named.load_state_dict(tensors, strict=False)
 
 
-def build_path(settings: Mapping[str, Any], device: torch.device | str = "cpu") -> SpeechLM:
+def build_path(settings: Mapping[str, Any], device: torch.device | str = "cpu", stored: Iterable[str] = ()) -> SpeechLM:
     """Return the model that a stored configuration describes, its pretrained parts loaded.
 
     Args:
         settings: ``model`` of a resolved configuration; keys that only training knows are of no matter.
         device: see ``open_run``.
+        stored: names of the tensors that will be put in.
 
     Raises:
         ConfigError: a part is not installed, refuses its arguments, or has no weights where it looks for them.
     """
     encoder, abstractor, llm = _parts(settings)
-    for part in (encoder, llm):
-        part.settle(torch.device(device))
+    train_parts = settings.get("train_parts", ())
+    settle_parts(encoder, llm, torch.device(device), train_parts, stored)
     encoder.load()
     llm.load()
     prompter = Prompter(llm.tokenizer, bool(settings.get("enable_thinking", False)))
-    return build(
-        encoder, abstractor, llm, prompter, speech_settings(settings), train_parts=settings.get("train_parts", ())
-    )
+    return build(encoder, abstractor, llm, prompter, speech_settings(settings), train_parts=train_parts)
 
 
 def speech_settings(settings: Mapping[str, Any]) -> SpeechSettings:

@@ -163,7 +163,8 @@ def _freeze_configs(
     from fastslm.ablation.variants import freeze, resolve
 
     names = list(dict.fromkeys(run.variant for run in runs))
-    resolved = {name: resolve(name, [*common, *variants[name]]) for name in names}
+    told: set[str] = set()
+    resolved = {name: resolve(name, [*common, *variants[name]], told) for name in names}
     return {name: freeze(out, name, config) for name, config in resolved.items()}
 
 

@@ -80,7 +80,7 @@ def make_plan(
         name = "this configuration" if path is None else path.stem
         try:
             given = options if path is None else [*options, "--config", str(path)]
-            budget = _budget(given, labels_per_second, sketches)
+            budget = _budget(given, labels_per_second, sketches, told_as="plan" if path is None else "")
         except FastSLMError as error:
             if path is None:
                 raise
@@ -94,7 +94,7 @@ def make_plan(
     return plan
 
 
-def _budget(options: Sequence[str], labels_per_second: float, sketches: dict[str, Any]) -> Any:
+def _budget(options: Sequence[str], labels_per_second: float, sketches: dict[str, Any], told_as: str) -> Any:
     """Return the budget of a configuration; ``sketches`` keeps the models that several kinds of hardware share."""
     from fastslm.plan.hardware import hardware_of
     from fastslm.plan.memory import Budget
@@ -102,13 +102,13 @@ def _budget(options: Sequence[str], labels_per_second: float, sketches: dict[str
     from fastslm.plan.sketch import Sketch
     from fastslm.training.from_settings import build_module
 
-    config = resolved_settings(options)
+    config = resolved_settings(options, told_as)
     hardware = hardware_of(config["trainer"])
     shape = {name: value for name, value in config["model"].items() if name not in _NO_MEMORY}
-    key = repr((shape, hardware.half, hardware.trainable_dtype))
+    key = repr((shape, hardware.half, hardware.trainable_dtype, hardware.device))
     if key not in sketches:
         module, _ = build_module(config["model"])
-        sketches[key] = Sketch(module, hardware.half, hardware.trainable_dtype)
+        sketches[key] = Sketch(module, hardware.half, hardware.trainable_dtype, hardware.device)
     return Budget(sketches[key], hardware, labels_per_second)
 
 

@@ -135,9 +135,7 @@ def request_settings(options: argparse.Namespace) -> dict[str, Any]:
     by_section = options.section_minutes is not None or options.format in TIMED
     if by_section and not request.definition.timed:
         which = f"--format {options.format}" if options.format in TIMED else "--section-minutes"
-        raise ConfigError(
-            f"{which}: task {options.task} answers about the whole audio, not by time as asr does."
-        )
+        raise ConfigError(f"{which}: task {options.task} answers about the whole audio, not by time as asr does.")
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens: {options.max_new_tokens} must be at least 1.")
     names = ("task", "prompt", "language", "temperature", "top_p", "seed", "max_new_tokens", "section_minutes")

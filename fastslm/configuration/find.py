@@ -28,7 +28,11 @@ def find_config(name: str) -> str:
         if candidate.is_file():
             return str(candidate)
     known = [f"configs/{path.relative_to(folder)}" for path in sorted(folder.rglob("*.yaml"))]
-    raise ConfigError(f"--config {name}: there is no such file.{nearest(name, known)} Shipped: {', '.join(known)}.")
+    groups: dict[str, list[str]] = {}
+    for path in map(Path, known):
+        groups.setdefault(str(path.parent), []).append(path.stem)
+    shipped = ", ".join(f"{parent}: {' '.join(stems)}" for parent, stems in groups.items())
+    raise ConfigError(f"--config {name}: there is no such file.{nearest(name, known)} Shipped: {shipped}.")
 
 
 def find_configs(arguments: Sequence[str]) -> list[str]:

@@ -45,6 +45,12 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
         usable = [plugin for plugin in plugins if isinstance(plugin.loaded, type)]
         names = [plugin.name for plugin in usable if plugin.kind == _kind(key)] or [plugin.name for plugin in usable]
         return no_such_part(key, found[1], names)
+    if found := re.search(
+        r"the following arguments are required: (?:(?:fit|validate|test|predict)\.)?([\w.]+)", message
+    ):
+        key = ".".join([*re.findall(r'[Pp]arser key "([^"]+)"', message)[:1], found[1]])
+        example = ", such as --config configs/hta.yaml" if key == "model.abstractor" else ""
+        return f"{key}: it has no value, and needs one. Set it in a config{example}, or by --{key}."
     if mistyped := _mistyped(message):
         return mistyped
     if found := re.search(r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)|NestedArg\(key='([\w.]+)'", message):

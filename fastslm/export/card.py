@@ -88,7 +88,8 @@ def _summary(run: Run, *, merged: bool, llm_only: bool) -> str:
     seconds = path.listener.window_samples / SAMPLE_RATE_HZ
     tokens = path.abstractor.budget.tokens_per_window
     train_parts = model.get("train_parts", ())
-    adapters = model["llm"] and _arguments(model["llm"]).get("lora")
+    settings = getattr(path.llm, "lora", None)  # those it was built with: a configuration may name more
+    adapters = {"rank": settings.rank} if settings is not None else None
     lines = [
         "A speech language model trained with [fastslm](https://arxiv.org/abs/2601.06199): a frozen speech encoder, a"
         " compressor, an LLM."

@@ -32,7 +32,11 @@ def load(path: Any = None, *, device: str | torch.device | None = None) -> Model
         ConfigError: a part that the model is made of is missing here.
         HubError: the hub does not give it.
     """
-    found, target = find_model(path), _device(device)
+    found = find_model(path)
+    try:
+        target = torch.device(device) if device is not None else default_device()
+    except RuntimeError as error:
+        raise ConfigError(f"device: {device}: {str(error).splitlines()[0]}") from error
     with _quietly():
         if is_exported(found):
             opened = open_exported(found)
@@ -90,10 +94,6 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _device(given: str | torch.device | None) -> torch.device:
-    if given is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(given)
-    except RuntimeError as error:
-        raise ConfigError(f"device: {given}: {str(error).splitlines()[0]}") from error
+def default_device() -> torch.device:
+    """Return where a model goes when nobody says where: the first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

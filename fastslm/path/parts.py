@@ -1,13 +1,33 @@
 """Which part of the path a parameter belongs to, and which parts train."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import torch
 from torch import nn
 
+from fastslm.contracts import Encoder, LanguageModel
 from fastslm.errors import ConfigError, nearest
 from fastslm.path.model import SpeechLM
 
 PARTS = ("encoder", "abstractor", "projector", "lora", "llm")
+
+
+def settle_parts(
+    encoder: Encoder, llm: LanguageModel, device: torch.device, train_parts: Sequence[str], stored: Iterable[str] = ()
+) -> None:
+    """Tell encoder and LLM what their weights depend on; called before they load them.
+
+    Args:
+        encoder: without weights.
+        llm: without weights; gets adapters if they train, or if the checkpoint has some from an earlier stage.
+        device: where they will run.
+        train_parts: what trains.
+        stored: names of the tensors of the checkpoint whose weights come next.
+    """
+    encoder.settle(device)
+    llm.settle(device)
+    if "lora" not in train_parts and not any(".lora_" in name for name in stored):
+        llm.leave_out_adapters()
 
 
 def part_of(name: str, projector_name: str) -> str:

@@ -1,7 +1,9 @@
-"""Where pretrained weights lie: a hub name, a local folder, or a folder shipped inside this package."""
+"""Where pretrained weights lie (a hub name, a local folder, a folder of this package), and their dtype on a device."""
 
 import importlib.resources
 from pathlib import Path
+
+import torch
 
 from fastslm.errors import ConfigError
 
@@ -28,6 +30,26 @@ def resolve(name: str, key: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigError(f"{key}: there is no folder {name!r}. Give an existing folder or a hub name (owner/model).")
     return name
+
+
+def dtype_on(device: torch.device, name: str) -> torch.dtype:
+    """Return the dtype that a ``dtype`` setting means on a device.
+
+    Args:
+        device: where the weights will be used; a GPU that this machine lacks counts as one that has bfloat16.
+        name: a dtype, or ``auto``: bfloat16 on a GPU that has it, else float32. CPUs emulate parts of bfloat16, which
+            makes it slower than float32 there.
+    """
+    if name != "auto":
+        found: torch.dtype = getattr(torch, name)
+        return found
+    if device.type != "cuda":
+        return torch.float32
+    if not torch.cuda.is_available():
+        return torch.bfloat16
+    with torch.cuda.device(device):
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def reason(error: BaseException) -> str:

@@ -34,6 +34,11 @@ class Hardware:
     on_cpu: bool
 
     @property
+    def device(self) -> torch.device:
+        """Where the model runs, which need not be on this machine."""
+        return torch.device("cpu" if self.on_cpu else "cuda")
+
+    @property
     def trainable_dtype(self) -> torch.dtype:
         """The dtype of the weights that train."""
         return self.half if self.masters and self.half is not None else torch.float32

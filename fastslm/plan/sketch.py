@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastslm.errors import ConfigError
 from fastslm.path.loss import label_loss
-from fastslm.path.parts import parameters_by_part
+from fastslm.path.parts import parameters_by_part, settle_parts
 from fastslm.path.prompt import messages_of
 from fastslm.path.splice import splice
 from fastslm.plan.live import LiveBytes, nearly_fake
@@ -64,16 +64,22 @@ class Sketch:
         module: a module whose weights were not loaded; its parts are used up.
         autocast: dtype of mixed precision; None computes in the dtype of the weights.
         trainable_dtype: dtype of the weights that train.
+        device: where the model would run, which decides a dtype of ``auto``; nothing is put there. None is the CPU.
     """
 
     def __init__(
-        self, module: SpeechLMModule, autocast: torch.dtype | None = None, trainable_dtype: torch.dtype = torch.float32
+        self,
+        module: SpeechLMModule,
+        autocast: torch.dtype | None = None,
+        trainable_dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
     ) -> None:
         self.module, self.autocast = module, autocast
         encoder, _, llm = module.parts
         self.quantized = getattr(llm, "quantize", None) is not None
         for part, name in ((encoder, "encoder"), (llm, "llm")):
             _without_weights(part, name)
+        settle_parts(encoder, llm, device or torch.device("cpu"), module.settings.train_parts)
         with torch.device("meta"):
             encoder.load()
             llm.load()

@@ -19,6 +19,7 @@ from fastslm.checkpoint import Checkpoint, Purpose, find_folder, open_checkpoint
 from fastslm.checkpoint.resume import prepare_resume
 from fastslm.configuration.find import find_configs, shipped_configs
 from fastslm.configuration.messages import shorten
+from fastslm.configuration.named_parts import Preset, named_parts, preset_for
 from fastslm.configuration.replaced_classes import replacement_logger
 from fastslm.errors import ConfigError, FastSLMError
 from fastslm.plugins import discover
@@ -250,8 +251,14 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def command_line(kind: type[TrainingCLI], arguments: Sequence[str]) -> TrainingCLI:
+def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str | None = None) -> TrainingCLI:
     """Parse ``arguments`` (a subcommand and its options) and do with them what ``kind`` does.
+
+    Args:
+        kind: parses, builds and runs, or less.
+        arguments: the subcommand and its options.
+        told_as: what to call the command where the demo takes the places of parts that nobody named; None is the
+            subcommand, and an empty text says nothing.
 
     Raises:
         FastSLMError: a mistake in them, or in what they lead to.
@@ -264,10 +271,12 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str]) -> TrainingC
     # As a file of defaults base.yaml would be filled up with its classes' own defaults, and a class that replaces one
     # of them would inherit those. As the first config it gives what it says and no more. The help shows it as defaults.
     shows_defaults = any(argument.split(".")[-1] in ("-h", "--help", "help") for argument in arguments)
+    preset = _preset(arguments, arguments[0] if told_as is None else told_as, shows_defaults)
+    configs = [base, *preset.configs]
     if not shows_defaults:
-        arguments[1:1] = ["--config", base]
+        arguments[1:1] = [*(f"--config={path}" for path in configs), *preset.flags]
     options: dict[str, Any] = {
-        "default_config_files": [base] if shows_defaults else [],
+        "default_config_files": configs if shows_defaults else [],
         "parser_mode": "omegaconf+",
         "logger": replacement_logger(),
     }
@@ -286,6 +295,23 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str]) -> TrainingC
             seed_everything_default=0,
             args=arguments,
         )
+
+
+def _preset(arguments: Sequence[str], told_as: str, shows_defaults: bool) -> Preset:
+    """Return what the command starts from besides ``base.yaml``, and tell the user if it is the demo.
+
+    Raises:
+        ConfigError: see ``preset_for``; the help is shown all the same.
+    """
+    try:
+        preset = preset_for(named_parts(arguments), told_as)
+    except ConfigError:
+        if shows_defaults:
+            return Preset()
+        raise
+    if preset.notice and told_as and _is_first_process():
+        print(preset.notice, file=sys.stderr)
+    return preset
 
 
 def _leave_processes() -> None:

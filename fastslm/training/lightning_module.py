@@ -28,6 +28,7 @@ from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch
 from fastslm.path.build import AbstractorFactory, build
 from fastslm.path.model import Output, SpeechLM
+from fastslm.path.parts import settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.strategies.support import cast_trainable, replicated, shard, shards_parameters
 from fastslm.training.additions import TrainingAdditions
@@ -128,6 +129,9 @@ class SpeechLMModule(L.LightningModule):
             return
         encoder, _, llm = self.parts
         strategy = self._trainer.strategy if self._trainer is not None else None
+        device = strategy.root_device if strategy is not None else torch.device("cpu")
+        stored = self.weights[0].names() if self.weights is not None else ()
+        settle_parts(encoder, llm, device, self.settings.train_parts, stored)
         with contextlib.nullcontext() if self.settings.trains_encoder else replicated(strategy):
             encoder.load()
         llm.load()

@@ -21,7 +21,7 @@ class OptimizerSettings:
         part_learning_rates: peak rate by part, such as ``{lora: 2.0e-4}``.
         weight_decay: decoupled weight decay of matrices; vectors (biases, norms) have none.
         betas: decay of AdamW's two moments.
-        warmup_steps: optimizer steps of linear warm-up.
+        warmup_steps: optimizer steps of linear warm-up; a number between 0 and 1 is a share of all steps.
         schedule: after the warm-up ``linear`` or ``cosine`` decay to zero, or ``constant``.
         total_steps: optimizer steps until zero; null takes ``trainer.max_steps``.
     """
@@ -30,7 +30,7 @@ class OptimizerSettings:
     part_learning_rates: dict[str, float] = setting(default_factory=dict, changes="nothing", restored=True)
     weight_decay: float = setting(0.0, changes="nothing", restored=True)
     betas: tuple[float, float] = setting((0.9, 0.98), changes="nothing", restored=True)
-    warmup_steps: int = setting(100, changes="nothing")
+    warmup_steps: int | float = setting(100, changes="nothing")
     schedule: Literal["linear", "cosine", "constant"] = setting("linear", changes="nothing")
     total_steps: int | None = setting(None, changes="nothing")
 
@@ -64,7 +64,8 @@ def build_schedule(
     """Return the factor on every group's rate, by optimizer step.
 
     Raises:
-        ConfigError: a decay has no end, since neither ``total_steps`` nor ``trainer.max_steps`` is set.
+        ConfigError: a decay has no end, or a warm-up no length, since neither ``total_steps`` nor ``trainer.max_steps``
+            is set; or the warm-up is no number of steps.
     """
     total = settings.total_steps or max_steps
     if settings.schedule != "constant" and total <= 0:
@@ -72,12 +73,29 @@ def build_schedule(
             f"model.optimizer.schedule: {settings.schedule!r} decays to zero at a step, and none is known. Set"
             " trainer.max_steps or model.optimizer.total_steps."
         )
+    warmup = _warmup_steps(settings.warmup_steps, total)
 
     def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+        warm = min(1.0, (step + 1) / max(1, warmup))
         if settings.schedule == "constant":
             return warm
-        left = 1.0 - min(1.0, max(0, step - settings.warmup_steps) / max(1, total - settings.warmup_steps))
+        left = 1.0 - min(1.0, max(0, step - warmup) / max(1, total - warmup))
         return warm * (left if settings.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _warmup_steps(given: int | float, total: int) -> int:
+    if given < 0 or (given > 1 and given != int(given)):
+        raise ConfigError(
+            f"model.optimizer.warmup_steps: {given:g} must be a whole number of steps, or a share of all steps below 1,"
+            " such as 0.03."
+        )
+    if not 0 < given < 1:
+        return int(given)
+    if total <= 0:
+        raise ConfigError(
+            f"model.optimizer.warmup_steps: {given:g} is a share of all steps, and their number is not known. Set"
+            " trainer.max_steps or model.optimizer.total_steps, or give a whole number of steps."
+        )
+    return round(given * total)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError, nearest
-from fastslm.path.pretrained import reason, resolve
+from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change
 
 KEY = "model.encoder.pretrained"
@@ -146,7 +146,7 @@ class PretrainedEncoder(Encoder):
     def settle(self, device: torch.device) -> None:
         """Resolve the dtype ``auto`` for a device; to be called before ``load``."""
         if self._automatic:
-            self.dtype = torch.bfloat16 if _has_bfloat16(device) else torch.float32
+            self.dtype = dtype_on(device, "auto")
             self._automatic = False
 
     def load(self) -> None:
@@ -281,12 +281,3 @@ def _outputs(layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    if not torch.cuda.is_available():  # planned here for a machine with GPUs
-        return True
-    with torch.cuda.device(device):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
-from fastslm.path.pretrained import reason, resolve
+from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
 _KEY = "model.llm.pretrained"
@@ -40,8 +40,8 @@ class CausalLM(LanguageModel):
             too.
         initialize: ``pretrained`` loads weights; ``random`` builds the architecture from the folder's config alone.
         overrides: values that replace those of the folder's config when ``initialize`` is ``random``.
-        lora: adapters to train; null leaves the LLM without.
-        dtype: dtype of the weights.
+        lora: adapters; made when ``model.train_parts`` names lora. Null leaves the LLM without.
+        dtype: dtype of the weights that do not train; ``auto`` is bfloat16 on a GPU that has it, else float32.
         attention: transformers' attention implementation; null lets it choose what the model supports.
         gradient_checkpointing: recompute layers in the backward pass instead of keeping their activations.
         context_length: positions to allow; null takes the model's own.
@@ -70,7 +70,7 @@ class CausalLM(LanguageModel):
         initialize: Literal["pretrained", "random"] = "pretrained",
         overrides: dict[str, Any] | None = None,
         lora: LoRA | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
         gradient_checkpointing: bool = False,
         context_length: int | None = None,
@@ -82,7 +82,8 @@ class CausalLM(LanguageModel):
         self.pretrained = pretrained
         self.initialize = initialize
         self.lora = lora
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self._dtype_setting: str = dtype
+        self.dtype = dtype_on(torch.device("cpu"), dtype)  # until `settle` knows the device
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
         self.quantize = quantize
@@ -117,6 +118,7 @@ class CausalLM(LanguageModel):
         super(cls, made).__init__()
         made.pretrained, made.initialize, made.lora = causal_lm.config.name_or_path, "pretrained", None
         made.dtype, made.attention, made.gradient_checkpointing, made.quantize = causal_lm.dtype, None, False, None
+        made._dtype_setting = str(causal_lm.dtype).removeprefix("torch.")
         made.tokenizer = tokenizer
         made._describe(causal_lm.config, context_length)
         made._positions = None
@@ -135,6 +137,14 @@ class CausalLM(LanguageModel):
         # tensor of the step. A hook, so that scaling and capping after the head stay the model's own.
         causal_lm.get_output_embeddings().register_forward_pre_hook(self._select_positions)
         self.causal_lm = causal_lm
+
+    def settle(self, device: torch.device) -> None:
+        """Choose the dtype."""
+        self.dtype = dtype_on(device, self._dtype_setting)
+
+    def leave_out_adapters(self) -> None:
+        """Make no adapters in ``load``."""
+        self.lora = None
 
     def load(self) -> None:
         """Bring the weights, enlarge the embedding table if the tokenizer outgrew it, and add the adapters."""

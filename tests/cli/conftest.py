@@ -9,7 +9,7 @@ import yaml
 
 
 @pytest.fixture
-def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards):
+def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards, trained_like_the_demo):
     """Return a file that makes ``fastslm fit`` a run of seconds: 12 recordings, 10 steps, validation at 5 and 10."""
     config = {
         "run_folder": str(tmp_path / "run"),
@@ -51,7 +51,7 @@ def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards):
         },
     }
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(trained_like_the_demo(config)))
     return path
 
 

@@ -78,6 +78,7 @@ def test_the_documented_script_trains_all_tasks_from_stage_to_stage(run_config, 
             "frame_cache": False,
         },
         "data": {
+            "class_path": "SpokenNumbers",  # encoder and LLM are named, so no demo takes their places
             "init_args": {
                 "train_recordings": 10,
                 "dev_recordings": 5,
@@ -86,7 +87,7 @@ def test_the_documented_script_trains_all_tasks_from_stage_to_stage(run_config, 
                 "batch_samples": 5,
                 "num_workers": 0,
                 "cache_dir": str(tmp_path / "cache"),
-            }
+            },
         },
         "trainer": settings["trainer"] | {"max_steps": 2, "val_check_interval": 2},
     }

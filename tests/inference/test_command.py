@@ -291,7 +291,7 @@ def test_a_real_interrupt_keeps_whole_files_only(run_folder, talks, tmp_path):
 
 
 def test_the_command_that_a_fit_prints_at_its_end_transcribes_a_recording_it_never_heard(
-    tmp_path, monkeypatch, capsys, tiny_encoder, wordy_llm, make_shards, flac
+    tmp_path, monkeypatch, capsys, tiny_encoder, wordy_llm, make_shards, flac, trained_like_the_demo
 ):
     settings = settings_of(tiny_encoder, wordy_llm, max_new_tokens=12)
     settings["optimizer"] = {"warmup_steps": 1, "part_learning_rates": {}}
@@ -308,7 +308,7 @@ def test_the_command_that_a_fit_prints_at_its_end_transcribes_a_recording_it_nev
         },
         "trainer": {"accelerator": "cpu", "max_steps": 2, "val_check_interval": 2, "enable_progress_bar": False},
     }  # fmt: skip
-    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    (tmp_path / "run.yaml").write_text(json.dumps(trained_like_the_demo(config)))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["fit", "--config", "run.yaml"]) == 0
     (printed,) = [line for line in capsys.readouterr().out.splitlines() if "fastslm transcribe" in line]

@@ -111,7 +111,7 @@ def run_jobs(start, tmp_path):
 
 
 @pytest.fixture
-def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards):
+def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards, trained_like_the_demo):
     """Return a file for runs of seconds: 16 recordings of 0.7 to 15.4 s, 5 of validation, windows of 2 s by twos."""
     shipped = yaml.safe_load((shipped_configs() / "hta.yaml").read_text())["model"]["abstractor"]
     config = {
@@ -157,5 +157,5 @@ def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards):
         },
     }
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(trained_like_the_demo(config)))
     return path
