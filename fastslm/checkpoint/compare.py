@@ -20,6 +20,7 @@ _SILENT = (
     "init_from",
     "watchdog_seconds",
     "weights_only",
+    "verbose",
     "config*",
     "trainer.default_root_dir",
     "trainer.logger*",
