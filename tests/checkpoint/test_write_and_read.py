@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as distributed_checkpoint
 
 from fastslm.checkpoint import check_state, load_weights, open_checkpoint, stored_names, verify_trainer_state
+from fastslm.checkpoint.compare import compare
 from fastslm.errors import CheckpointError
 from fastslm.modules.llms.causal_lm import LoRA
 
@@ -276,6 +277,24 @@ def test_what_an_earlier_stage_changed_in_the_llm_stays_in_the_checkpoints_of_la
     third = built(train_parts=("projector",))
     load_weights(third, open_checkpoint(save(second, 2)), "resume", report=False)
     assert_same(weights_of(third), weights_of(first))
+
+
+def test_lora_that_is_configured_and_not_made_is_no_difference(built, with_lora, save):
+    """Checkpoints from before say null where ``base.yaml`` now describes LoRA for those who train it."""
+    described = {"lora": {"rank": 16, "alpha": 64, "dropout": 0.01, "targets": "all-linear"}}
+
+    def lines(module, settings):
+        stored = open_checkpoint(save(module))
+        stored.config["model"]["llm"] = {"init_args": {"lora": None}}
+        config = {**stored.config, "model": {**stored.config["model"], **settings}}
+        return compare(stored, module, config, "resume").told
+
+    plain = built(train_parts=("projector",))
+    assert lines(plain, {"llm": {"init_args": described}, "train_parts": ["projector"]}) == []
+    trained = with_lora()
+    trained.run_config = plain.run_config
+    told = lines(trained, {"llm": {"init_args": described}, "train_parts": list(ALL)})
+    assert "model.llm.lora.rank: not set in the checkpoint, 16 here" in told
 
 
 def test_a_part_that_is_there_in_half_is_refused(with_lora, save):
