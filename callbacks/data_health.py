@@ -7,6 +7,7 @@ import lightning as L
 
 from fastslm.errors import DataError
 from fastslm.path.batch import Batch
+from fastslm.training.data_source import source_of
 
 _MIN_SEEN = 20  # below this many samples a share says nothing
 
@@ -44,7 +45,8 @@ class DataHealth(L.Callback):
     def _show_index(trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        for split, items in getattr(trainer.datamodule, "broken", {}).items():  # type: ignore[attr-defined]
+        source = source_of(trainer)
+        for split, items in (source.broken if source is not None else {}).items():
             for reason, count in Counter(item.reason for item in items).most_common():
                 first = next(item for item in items if item.reason == reason)
                 detail = f": {first.detail}" if first.detail else ""
@@ -84,7 +86,8 @@ class DataHealth(L.Callback):
             place = (item["shard"], item["reason"])
             self._broken[place] += 1
             self._examples.setdefault(place, f"sample {item['key']!r}: {item['detail']}")
-        limit = getattr(trainer.datamodule, "max_broken_share", 1.0)  # type: ignore[attr-defined]
+        source = source_of(trainer)
+        limit = source.max_broken_share if source is not None else 1.0
         if self._seen >= _MIN_SEEN and self._broken.total() > limit * self._seen:
             raise DataError(
                 f"{self._broken.total()} of {self._seen} samples read are broken, more than data.max_broken_share"

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
+from fastslm.path.broken import Broken
 
-from ..reading.tar import Broken
 from .build import ShardIndex
 from .columns import ShardRows
 from .texts import COLUMNS, Pieces, empty_pieces, num_samples_of, pieces_of

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from fastslm.errors import DataError
+from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter, messages_of
 
 from ..reading.audio import AudioInfo, open_region, read_info
 from ..reading.store import TarState
-from ..reading.tar import AUDIO_EXTENSIONS, Broken, Member, Members, read_groups, recordings_of
+from ..reading.tar import AUDIO_EXTENSIONS, Member, Members, read_groups, recordings_of
 from .columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, coded, pack_keys
 from .dialogues import count_ids, parse_fields, prompts_of, task_of, tokenizer_digest
 

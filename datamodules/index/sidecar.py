@@ -13,10 +13,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastslm.errors import DataError
+from fastslm.path.broken import Broken
 
 from ..reading.audio import decode, open_region
 from ..reading.store import TarState
-from ..reading.tar import Broken, Members, read_groups
+from ..reading.tar import Members, read_groups
 from .columns import (
     FORMAT,
     FORMAT_VERSION,

@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
+from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter
 from fastslm.tasks import tasks
 
 from ..reading.store import Store
-from ..reading.tar import Broken
 from .columns import ShardRows, load_arrays, save_arrays
 from .dialogues import count_ids, dialogue_of, parse_fields, prompts_of, task_of, tokenizer_digest, with_answer
 

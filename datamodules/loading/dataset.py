@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from fastslm.errors import DataError
 from fastslm.path.batch import Batch, Dialogue, Sample
+from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter
 
 from ..augmentation import Augmentation, augmented
@@ -19,7 +20,6 @@ from ..plan.plan import RankBatch
 from ..plan.sampler import PlanSampler
 from ..reading.audio import decode
 from ..reading.store import Store
-from ..reading.tar import Broken
 
 
 class ShardDataset(Dataset[Batch]):

@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
 from fastslm.path.batch import Batch, Dialogue, Sample
+from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter
 
 from ..augmentation import Augmentation, augmented, stretch_of
@@ -21,7 +22,7 @@ from ..index.dialogues import dialogue_of, parse_fields
 from ..plan.costs import CostTable
 from ..plan.plan import BatchLimits
 from ..reading.audio import decode, read_info
-from ..reading.tar import Broken, recording_names
+from ..reading.tar import recording_names
 
 _MAX_FAILURES_IN_A_ROW = 200
 

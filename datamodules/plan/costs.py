@@ -6,21 +6,21 @@ import numpy as np
 import numpy.typing as npt
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
-from fastslm.training.lightning_module import SpeechLMModule
+from fastslm.training.data_source import ModelFacts
 
 Int64Array = npt.NDArray[np.int64]
 
 
-def costs_of(module: SpeechLMModule, num_samples: Int64Array, counts: Int64Array) -> tuple[Int64Array, Int64Array]:
+def costs_of(model: ModelFacts, num_samples: Int64Array, counts: Int64Array) -> tuple[Int64Array, Int64Array]:
     """Return windows and tokens of each sample, both ``[n]``.
 
     Args:
-        module: the model, which needs no weights to answer.
+        model: tells what audio costs.
         num_samples: audio samples of all recordings, end to end.
         counts: recordings of each sample ``[n]``.
     """
     lengths, places = np.unique(num_samples, return_inverse=True)
-    windows, tokens = module.audio_costs([[int(n)] for n in lengths])
+    windows, tokens = model.audio_costs([[int(n)] for n in lengths])
     return _summed(windows[places], counts), _summed(tokens[places], counts)
 
 
@@ -45,11 +45,11 @@ class CostTable:
     tokens: Int64Array
 
     @staticmethod
-    def of(module: SpeechLMModule, max_seconds: float) -> "CostTable":
+    def of(model: ModelFacts, max_seconds: float) -> "CostTable":
         """Ask a model for all lengths up to ``max_seconds``."""
-        step = module.window_samples // module.budget.frames_per_window
+        step = model.samples_per_frame
         num_rows = int(max_seconds * SAMPLE_RATE_HZ) // step + 2
-        windows, tokens = module.audio_costs([[row * step] for row in range(num_rows)])
+        windows, tokens = model.audio_costs([[row * step] for row in range(num_rows)])
         return CostTable(step, windows, tokens)
 
     def __call__(self, num_samples: Int64Array) -> tuple[int, int]:

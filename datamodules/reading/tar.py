@@ -3,32 +3,16 @@
 import re
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 from fastslm.errors import DataError
+from fastslm.path.broken import Broken
 
 #: What libsndfile reads, then what needs the extra ``av``.
 AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "ogg", "opus")
 VIDEO_EXTENSIONS = ("m4a", "aac", "webm", "mp4", "mkv", "mov", "mka", "wma", "amr")
 #: Folders, name up to its first dot, extension; as in WebDataset, names that begin with a dot belong to no sample.
 _SAMPLE_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<extension>[^/]+)", re.DOTALL)
-
-
-@dataclass
-class Broken:
-    """A sample that cannot be used, and why; counted, shown, never silent."""
-
-    shard: str
-    key: str
-    reason: str
-    detail: str = ""
-
-    @staticmethod
-    def of(shard: str, key: str, error: Exception) -> "Broken":
-        """Return what an error of the form ``reason: detail`` says of a sample."""
-        reason, _, detail = str(error).partition(": ")
-        return Broken(shard, key, reason, detail)
 
 
 class Member(NamedTuple):

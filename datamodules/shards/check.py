@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fastslm.errors import DataError
+from fastslm.path.broken import Broken
 
 from ..index.build import answered
 from ..index.scan import scan_tar
 from ..index.sidecar import SUFFIX, is_current, read_sidecar, tar_state, verify
-from ..reading.tar import Broken
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .shard_file import guarded

@@ -17,6 +17,7 @@ from fastslm.path.batch import Batch
 from fastslm.path.listen import Speech
 from fastslm.path.model import Output, SpeechLM
 from fastslm.tasks import tasks
+from fastslm.training.data_source import DataSource
 
 
 class Evaluation:
@@ -55,19 +56,18 @@ class Evaluation:
         return {"loss": loss, "error": loss, **found}
 
 
-def chosen_keys(datamodule: Any, max_generated: int) -> set[str]:
+def chosen_keys(source: DataSource | None, max_generated: int) -> set[str]:
     """Return the keys of at most ``max_generated`` samples of the validation split, the same every time.
 
     Raises:
-        ConfigError: the data module does not tell its keys.
+        ConfigError: there is no data source that could tell the keys.
     """
-    keys = getattr(datamodule, "keys", None)
-    if keys is None:
+    if source is None:
         raise ConfigError(
-            "model.max_generated: the data module does not tell the keys of its samples, so nothing can be chosen among"
-            " them. Give it a method keys(split), or set model.max_generated to null."
+            "model.max_generated: a loader does not tell the keys of its samples, so nothing can be chosen among them."
+            " Validate with a fastslm.training.data_source.DataSource, or set model.max_generated to null."
         )
-    by_chance = sorted(keys("val"), key=lambda key: (zlib.crc32(key.encode()), key))
+    by_chance = sorted(source.keys("val"), key=lambda key: (zlib.crc32(key.encode()), key))
     return set(by_chance[:max_generated])
 
 

@@ -1,7 +1,6 @@
 """Training around the path: builds it, steps, validates by generating, logs, saves what trains."""
 
 import contextlib
-import os
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -32,11 +31,13 @@ from fastslm.path.parts import settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.strategies.support import cast_trainable, replicated, shard, shards_parameters
 from fastslm.training.additions import TrainingAdditions
+from fastslm.training.data_source import ModelFacts, source_of, train_from
 from fastslm.training.evaluation import Evaluation, check_monitors, chosen_keys, write_answers
 from fastslm.training.optim import OptimizerSettings, build_optimizer, build_schedule
+from fastslm.training.seed import run_seed
 from fastslm.training.settings import ModelSettings
 from fastslm.training.startup_checks import check_batch, check_groups, check_loader, check_model, check_request
-from fastslm.training.step import Agreement, agree, give_whole_steps, labels_of, share_of_mean
+from fastslm.training.step import Agreement, agree, labels_of, share_of_mean
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -104,13 +105,20 @@ class SpeechLMModule(L.LightningModule):
         """Samples of a window."""
         return self.settings.window_samples
 
+    def facts(self) -> ModelFacts:
+        """Return what a data source may ask of this model, before any weight exists."""
+        samples_per_frame = self.window_samples // self.budget.frames_per_window
+        return ModelFacts(self.prompter, self.context_length, samples_per_frame, self.audio_costs)
+
     # -- checks --------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check what was asked for; under accumulation let batches know the labels of their whole step."""
+        """Check what was asked for, and what it is to be fed with."""
         check_request(self.trainer, self.run_config)
-        if stage == "fit" and self.trainer.accumulate_grad_batches > 1 and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
-            give_whole_steps(self.trainer.datamodule, self.trainer.accumulate_grad_batches, self.prompter.audio_id)  # type: ignore[attr-defined]
+        if stage == "fit":
+            train_from(self.trainer)
+        else:
+            source_of(self.trainer)  # refuses what is none
 
     def on_fit_start(self) -> None:
         """Check the model as the strategy has set it up."""
@@ -153,7 +161,7 @@ class SpeechLMModule(L.LightningModule):
             frame_cache: honour ``model.frame_cache``; otherwise every window is encoded.
         """
         encoder, abstractor, llm = self.parts
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        seed = run_seed()
         return build(
             encoder,
             abstractor,
@@ -191,7 +199,7 @@ class SpeechLMModule(L.LightningModule):
         if not self._batch_checked:
             check_batch(self.trainer, batch)
             self._batch_checked = True
-        identity = (os.environ.get("PL_GLOBAL_SEED", "0"), self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        identity = (str(run_seed()), self.trainer.fit_loop.total_batch_idx, self.global_rank)
         torch.manual_seed(zlib.crc32(repr(identity).encode()))
         if len(self.settings.rates) > 1:
             assert self.path is not None
@@ -283,7 +291,7 @@ class SpeechLMModule(L.LightningModule):
         """Choose what is answered in text: within training at most ``max_generated`` recordings of all ranks."""
         self._generated_keys = None
         if self.settings.max_generated is not None and self.trainer.state.fn == "fit":
-            self._generated_keys = chosen_keys(self.trainer.datamodule, self.settings.max_generated)  # type: ignore[attr-defined]
+            self._generated_keys = chosen_keys(source_of(self.trainer), self.settings.max_generated)
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss and the scores of each task over all ranks."""

@@ -15,6 +15,7 @@ from fastslm.path.batch import Batch
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import part_of
 from fastslm.strategies.support import refuse_unsupported
+from fastslm.training.data_source import source_of
 from fastslm.training.known_bad import KNOWN_BAD
 from fastslm.training.rank_agreement import check_agreement, gathered, installed, versions, weights_digest
 
@@ -142,7 +143,8 @@ def check_loader(trainer: L.Trainer) -> None:
             f"trainer.limit_train_batches: an epoch of {num_batches} batches ends within a step of"
             f" trainer.accumulate_grad_batches {micro_batches}. Choose a multiple of it."
         )
-    state = trainer.datamodule.state_dict() if trainer.datamodule is not None else {}  # type: ignore[attr-defined]
+    source = source_of(trainer)
+    state = source.state_dict() if source is not None else {}
     check_agreement({"data": state}, "Every process must see the same shards and the same index of them.")
 
 

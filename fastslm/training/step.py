@@ -143,16 +143,3 @@ class WholeSteps:
             for place, batch in enumerate(step):
                 batch.step = replace(labels, place=place)
                 yield batch
-
-
-def give_whole_steps(datamodule: Any, num_micro_batches: int, audio_id: int) -> None:
-    """Let the training loader of a data module be one of ``WholeSteps``; a second call does nothing."""
-    original = datamodule.train_dataloader
-    if getattr(original, "gives_whole_steps", False):
-        return
-
-    def train_dataloader() -> WholeSteps:
-        return WholeSteps(original(), num_micro_batches, audio_id)
-
-    train_dataloader.gives_whole_steps = True  # type: ignore[attr-defined]
-    datamodule.train_dataloader = train_dataloader

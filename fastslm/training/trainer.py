@@ -8,6 +8,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from fastslm.checkpoint.folder import MANIFEST, remove
 from fastslm.checkpoint.writer import write_checkpoint
+from fastslm.training.data_source import source_of
 from fastslm.training.lightning_module import SpeechLMModule
 
 
@@ -33,7 +34,7 @@ class Trainer(L.Trainer):
             self.strategy.checkpoint_io = _FolderIO()
         with self.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]
             state = self._checkpoint_connector.dump_checkpoint(weights_only)
-            data = state.get(type(self.datamodule).__qualname__, {})  # type: ignore[attr-defined]
+            data = state.get(type(source_of(self)).__qualname__, {})
             write_checkpoint(
                 self, module, Path(filepath), data, lambda path: self.strategy.save_checkpoint(state, path)
             )

@@ -15,8 +15,8 @@ from fastslm.datamodules.index.entries import Limits, collect
 from fastslm.datamodules.index.scan import scan_tar
 from fastslm.datamodules.index.sidecar import sidecar_path, write_sidecar
 from fastslm.datamodules.loading.dataset import ShardDataset
-from fastslm.datamodules.reading.tar import Broken
 from fastslm.errors import DataError
+from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter
 
 RATE = 16_000

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from fastslm.path.batch import Batch, Sample
 from fastslm.path.prompt import messages_of
-from fastslm.training.step import StepLabels, WholeSteps, agree, give_whole_steps, labels_of, share_of_mean
+from fastslm.training.step import StepLabels, WholeSteps, agree, labels_of, share_of_mean
 
 
 @pytest.fixture
@@ -119,16 +119,3 @@ def test_every_batch_knows_the_labels_of_its_whole_step_and_epochs_end_with_one(
         assert {item.step.labels for item in step} == {sum(sizes[begin : begin + micro_batches])}
         assert [item.step.place for item in step] == list(range(micro_batches))
     assert [sum(item.weights) for item in given_batches] == [1.0] * num_batches + [0.0] * (len(loader) - num_batches)
-
-
-def test_a_data_module_gives_whole_steps_and_is_wrapped_once():
-    class Module:
-        def train_dataloader(self):
-            return Loader([1, 2, 3])
-
-    module = Module()
-    give_whole_steps(module, 2, audio_id=99)
-    first = module.train_dataloader
-    give_whole_steps(module, 2, audio_id=99)
-    assert module.train_dataloader is first
-    assert len(module.train_dataloader()) == 4

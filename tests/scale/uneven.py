@@ -1,12 +1,12 @@
-"""A data module whose ranks see wildly different batches: many windows, none, text alone, nothing that counts."""
+"""A data source whose ranks see wildly different batches: many windows, none, text alone, nothing that counts."""
 
-import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from fastslm.modules.abstractors import base
 from fastslm.path.batch import Batch, Sample
 from fastslm.path.prompt import messages_of
+from fastslm.training.data_source import DataSource
 
 RATE = 16_000
 # Windows as narrow as a test's pass through a compressor one at a time, unless ranks have to stay in step.
@@ -45,7 +45,7 @@ class Batches(Dataset):
         return Sample("speech", self.prompter.dialogue(messages_of({"text": words}), 1, "asr"), [audio], weight)
 
 
-class Uneven(L.LightningDataModule):
+class Uneven(DataSource):
     """Args: steps: batches of an epoch; missing: batches that the last rank lacks."""
 
     def __init__(self, steps: int = 50, missing: int = 0) -> None:
@@ -53,15 +53,19 @@ class Uneven(L.LightningDataModule):
         self.steps, self.missing = steps, missing
 
     def _loader(self, num):
-        module, rank = self.trainer.lightning_module, self.trainer.global_rank
-        return DataLoader(Batches(module.prompter, rank, num), batch_size=None, shuffle=False)
+        return DataLoader(Batches(self.model.prompter, self.rank, num), batch_size=None, shuffle=False)
 
-    def train_dataloader(self):
-        last = self.trainer.global_rank == self.trainer.world_size - 1
-        return self._loader(self.steps - (self.missing if last else 0))
+    def training_batches(self):
+        return self._loader(self.steps - (self.missing if self.rank == self.world_size - 1 else 0))
 
-    def val_dataloader(self):
+    def evaluation_batches(self, split):
         return self._loader(3)
 
     def keys(self, split):
         return ["text", "speech"]
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state_dict):
+        pass

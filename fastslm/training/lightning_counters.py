@@ -1,0 +1,61 @@
+"""Lightning's progress counters: everything that we write into them, and why.
+
+Lightning saves its counters in a checkpoint and goes on by them. They know steps and epochs, not data, so a resumed run
+would begin a new epoch in the middle of one, or stop short of its end. A source of batches knows where it stands, and
+puts the counters right with these functions. They are of use while the training loader is made, when Lightning has
+restored its counters and not yet looked at them.
+"""
+
+import lightning as L
+
+_EPOCH = ("processed", "completed")
+_BATCH = ("ready", "started", "processed", "completed")
+
+
+def batches_done(trainer: L.Trainer) -> int:
+    """Return the batches of the current epoch that this rank has trained on, as Lightning counts them."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+
+def ask_for_a_loader_each_epoch(trainer: L.Trainer) -> None:
+    """Let Lightning ask for the training loader at the start of every epoch.
+
+    Epochs differ in their number of steps, and Lightning takes the number from the loader that it is given: with one
+    loader for all epochs, each would end after as many steps as the first.
+    """
+    trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+
+
+def reopen_epoch(trainer: L.Trainer, epoch: int) -> None:
+    """Put the trainer back into the epoch that the data is in.
+
+    Lightning closes an epoch whenever training ends, also where a last step or a signal ended it in the middle; going
+    on from there it would begin the next one, and what was left of this one would never be trained on.
+
+    Args:
+        trainer: the trainer, its counters restored from a checkpoint.
+        epoch: which the data is in.
+    """
+    if trainer.current_epoch <= epoch:
+        return
+    progress = trainer.fit_loop.epoch_progress
+    for name in _EPOCH:
+        closed = getattr(progress.current, name) - epoch
+        for counts in (progress.current, progress.total):
+            setattr(counts, name, getattr(counts, name) - closed)
+
+
+def end_epoch(trainer: L.Trainer, num_steps: int) -> None:
+    """Let the trainer see that its epoch is over.
+
+    A checkpoint made after the last step of an epoch goes on with the loader of the next one. Lightning takes that for
+    the rest of the old epoch unless as many steps are done as the new loader has.
+
+    Args:
+        trainer: the trainer, its counters restored from a checkpoint.
+        num_steps: the length of the loader that it is about to be given.
+    """
+    done = trainer.fit_loop.epoch_loop.batch_progress.current
+    missing = max(0, num_steps - done.ready)
+    for name in _BATCH:
+        setattr(done, name, getattr(done, name, 0) + missing)
