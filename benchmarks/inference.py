@@ -29,7 +29,7 @@ from transformers import DynamicCache
 from benchmarks.train_step import build, noise
 from fastslm.inference.audio import FileSource
 from fastslm.inference.engine import read
-from fastslm.inference.hearing import hear
+from fastslm.inference.listening import encode
 from fastslm.inference.model import Model
 from fastslm.path.request import Request
 
@@ -65,7 +65,7 @@ def ours(model: Model, path: Path, num_new: int, stages: Stages) -> None:
     memory = model.new_memory()
     before, after = model.ids_of(Request())
     stages.run("read", lambda: sum(len(block) for block in FileSource(path).blocks()))
-    tokens = stages.run("encode", lambda: torch.cat([h.tokens for h in hear(model.path, [FileSource(path)])]))
+    tokens = stages.run("encode", lambda: torch.cat([h.tokens for h in encode(model.path, [FileSource(path)])]))
     stages.seconds["encode"] -= stages.seconds["read"]  # it reads the file again, block by block
     embeddings = torch.cat([memory.embed(before, model.device), tokens, memory.embed(after, model.device)])
     with torch.inference_mode():

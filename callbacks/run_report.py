@@ -89,7 +89,7 @@ class RunReport(L.Callback):
         if plot := draw_history(read_history(folder), folder / "training.png"):
             print(f"  plot        {plot}")
         if sample_of(folder).exists():
-            print(f"  sample      {sample_of(folder)}, which training never heard; to have it transcribed:")
+            print(f"  sample      {sample_of(folder)}, which training has not seen; to have it transcribed:")
             print(f"\n    {command_for(folder)}")
 
     @staticmethod

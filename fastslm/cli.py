@@ -25,7 +25,7 @@ Data:
 
 Use a trained model:
   transcribe      audio of any length to text or subtitles; try: fastslm transcribe talk.mp3
-  ask             questions about a recording, which is heard once
+  ask             questions about a recording, which is encoded once
 
 Take in, take out:
   import-release  the authors' checkpoint becomes a run

@@ -6,7 +6,7 @@
 
 Data: the training voices of an embedded corpus of its own, nothing else. Every window is heard through a random vocal
 tract, tempo, channel and noise, all applied to its mel spectrogram, so that the frames do not depend on espeak-ng's
-own sound and unheard voices are not far away.
+own sound and held-out voices are not far away.
 """
 
 import io

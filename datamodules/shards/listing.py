@@ -180,7 +180,7 @@ class _Units:
 
 
 class _Voices:
-    """Who is heard how often; voices that share a joined recording count as one."""
+    """Who speaks how often; voices that share a joined recording count as one."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}

@@ -41,7 +41,7 @@ _TRAIN_NAMES = (
 )
 _DEV_NAMES = "f3 m5 m7 anika antonio iven3 klatt3 Jacky norbert michel steph2 victor"
 TRAIN_VOICES = tuple(_TRAIN_NAMES.split())
-#: Held out whole: no accent, rate or pitch of these is heard in training.
+#: Held out whole: no accent, rate or pitch of these occurs in training.
 DEV_VOICES = tuple(_DEV_NAMES.split())
 
 _TO_NINETEEN = (
@@ -196,7 +196,7 @@ def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
         "segments": [{"start": round(times[i][0], 3), "end": round(times[i][1], 3), "text": texts[i]} for i in kept],
     }
     samples = (np.clip(speech, -1.0, 1.0) * 32767.0).astype(np.int16)
-    if len(kept) < len(times):  # a number cut by the length limit would be heard in part and never transcribed
+    if len(kept) < len(times):  # a number cut by the length limit would be there in part and never transcribed
         samples[int((times[len(kept)][0] - 0.01) * SAMPLE_RATE_HZ) :] //= 1000
     return Recording(f"{split}-{index:06d}", samples, fields)
 

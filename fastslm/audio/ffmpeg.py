@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fastslm.errors import DataError, MissingExtraError
 
 _MAX_RATE_HZ = 768_000
-_PREROLL_SECONDS = 0.2  # what a decoder needs to hear before its output can be trusted
+_PREROLL_SECONDS = 0.2  # what a decoder needs before its output can be trusted
 #: By which a length is misstated, by packets and by a container: an encoder's delay and its last packet.
 _TOLERANCE_SECONDS, _HEADER_TOLERANCE_SECONDS = 0.25, 0.5
 _BLOCK_SECONDS = 10

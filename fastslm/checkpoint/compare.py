@@ -13,7 +13,7 @@ from fastslm.checkpoint.state import Purpose
 from fastslm.configuration.renamed import renamed
 from fastslm.settings import Change
 
-#: Where things lie and what is printed: nobody needs to hear of it.
+#: Where things lie and what is printed: of no interest to anybody.
 _SILENT = (
     "run_folder",
     "ckpt_path",

@@ -1,4 +1,4 @@
-"""``fastslm ask``: questions about a recording, which is heard once."""
+"""``fastslm ask``: questions about a recording, which is encoded once."""
 
 import argparse
 import json

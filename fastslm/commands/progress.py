@@ -10,7 +10,7 @@ from fastslm.inference.formats import clock
 class AudioBar:
     """Draws on a terminal and is silent elsewhere.
 
-    Audio counts half when it is heard and half when its text is written.
+    Audio counts half when it is encoded and half when its text is generated.
 
     Args:
         total_seconds: audio to do; None where a header does not tell.
@@ -38,14 +38,14 @@ class AudioBar:
         self._bar.close()
 
     def __call__(self, what: str, amount: float) -> None:
-        """Note progress: seconds ``heard`` or ``written``, or tokens that were written so far (``wrote``)."""
-        if what == "wrote":
+        """Note progress: seconds ``encoded`` or transcribed (``section``), or tokens ``generated`` so far."""
+        if what == "generated":
             self._detail = f", {amount:.0f} tokens"
             if amount % 16:
                 return
         else:
             self._done += amount / 2
-            if what == "written":
+            if what == "section":
                 self._detail = ""
         self.show()
 

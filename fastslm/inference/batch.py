@@ -15,7 +15,7 @@ from .answering import AnsweringModel
 from .audio import AudioSource, open_audio
 from .engine import Decoding, read, write
 from .generated import Generated
-from .hearing import hear
+from .listening import encode
 from .results import Answer, Timings
 
 Progress = Callable[[str, float], None]
@@ -54,8 +54,8 @@ def transcribe(
     """Return one answer, or the error in its place, for each recording; see ``Model.transcribe_batch``."""
     recordings = [_Recording(audio, sample_rate_hz) for audio in audios]
     started = time.perf_counter()
-    _hear(model, [r for r in recordings if r.source], on_progress)
-    heard = time.perf_counter()
+    _encode(model, [r for r in recordings if r.source], on_progress)
+    encoded_at = time.perf_counter()
     before, after = model.ids_of(request)
     for recording in recordings:
         if recording.error is None:
@@ -69,7 +69,8 @@ def transcribe(
         return [r.error for r in recordings if r.error is not None]
     prompts = _prompts(model, good, before, after)
     if decoding.beams > 1:  # beams are rows already
-        written, read_at = [_alone(model, p, r.limit, decoding, []) for p, r in zip(prompts, good, strict=True)], heard
+        read_at = encoded_at
+        written = [_alone(model, p, r.limit, decoding, []) for p, r in zip(prompts, good, strict=True)]
     else:
         written, read_at = _write(model, prompts, [r.limit for r in good], decoding, on_progress)
     total = sum(r.seconds for r in good)
@@ -78,23 +79,23 @@ def transcribe(
         share = recording.seconds / total
         answers[id(recording)] = _answer(
             model, recording, prompt, first, request, decoding,
-            ((heard - started) * share, (read_at - heard) * share, read_at),
+            ((encoded_at - started) * share, (read_at - encoded_at) * share, read_at),
         )  # fmt: skip
     return [answers[id(r)] if r.error is None else r.error for r in recordings]
 
 
-def _hear(model: AnsweringModel, recordings: Sequence[_Recording], on_progress: Progress | None) -> None:
+def _encode(model: AnsweringModel, recordings: Sequence[_Recording], on_progress: Progress | None) -> None:
     def failed(i: int, error: FastSLMError) -> None:
         recordings[i].fail(error)
 
-    for heard in hear(model.path, [r.source for r in recordings if r.source], failed):
-        recording = recordings[heard.recording]
+    for part in encode(model.path, [r.source for r in recordings if r.source], failed):
+        recording = recordings[part.recording]
         if recording.error is not None:
             continue
-        recording.tokens.append(heard.tokens)
-        recording.seconds += heard.seconds
+        recording.tokens.append(part.tokens)
+        recording.seconds += part.seconds
         if on_progress:
-            on_progress("heard", heard.seconds)
+            on_progress("encoded", part.seconds)
 
 
 @torch.inference_mode()
@@ -131,7 +132,7 @@ def _write(
         write(llm, cache, logits, limits, model.path.prompter.stop_ids, decoding, padded, written)
     ):
         if on_progress and step % 8 == 0:
-            on_progress("wrote", sum(len(answer.ids) for answer in written))
+            on_progress("generated", sum(len(answer.ids) for answer in written))
     return written, read_at
 
 

@@ -13,11 +13,11 @@ from . import batch, sections
 from .answering import AnsweringModel
 from .audio import AudioSource, open_audio
 from .engine import Decoding
-from .hearing import hear
+from .listening import encode
 from .results import Answer, Embedding, Timings
 from .stream import AudioStream
 
-#: Called with what has happened (``heard`` or ``wrote``) and how much: seconds of audio, or tokens so far.
+#: Called with what has happened (``encoded`` or ``generated``) and how much: seconds of audio, or tokens so far.
 Progress = Callable[[str, float], None]
 
 
@@ -82,7 +82,7 @@ class Model(AnsweringModel):
                 self, source, request, decoding, section_minutes, segments, max_new_tokens, on_progress
             )
         stream = AudioStream(self, request, keep_tokens=False)
-        stream.hear(source, on_progress)
+        stream.add(source, on_progress)
         return stream.answer(
             decoding=decoding, max_new_tokens=max_new_tokens, source=source.name, on_progress=on_progress
         )
@@ -156,7 +156,7 @@ class Model(AnsweringModel):
             return []
         source = _opened(audio, sample_rate_hz)
         stream = AudioStream(self, requests[0], keep_tokens=False)
-        stream.hear(source, on_progress)
+        stream.add(source, on_progress)
         answers = []
         for request in requests:
             answer = stream.answer(
@@ -168,7 +168,7 @@ class Model(AnsweringModel):
                 on_text=on_text,
             )
             answers.append(answer)
-            stream.timings = Timings()  # the audio was heard for the first question
+            stream.timings = Timings()  # the audio was encoded for the first question
         return answers
 
     def embed(self, audio: Any, *, sample_rate_hz: int | None = None) -> Embedding:
@@ -176,9 +176,9 @@ class Model(AnsweringModel):
         pieces, times = [], []
         window_seconds, window = self.path.listener.window_samples / SAMPLE_RATE_HZ, 0
         seconds_per_token = window_seconds / self.path.abstractor.budget.tokens_per_window
-        for heard in hear(self.path, [_opened(audio, sample_rate_hz)]):
-            pieces.append(heard.tokens)
-            for count in heard.counts:
+        for part in encode(self.path, [_opened(audio, sample_rate_hz)]):
+            pieces.append(part.tokens)
+            for count in part.counts:
                 times.append(torch.arange(count) * seconds_per_token + window * window_seconds)
                 window += 1
         return Embedding(torch.cat(pieces).clone(), torch.cat(times))

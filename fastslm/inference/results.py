@@ -13,7 +13,7 @@ class Timings:
     In a batch, ``encode`` and ``prefill`` are the file's share by its audio, and ``decode`` is that of the batch.
 
     Attributes:
-        encode: reading the audio, encoder and compressor; 0 where the audio was heard before.
+        encode: reading the audio, encoder and compressor; 0 where the audio was encoded before.
         prefill: the LLM reading prompt and speech tokens.
         decode: the LLM writing.
     """

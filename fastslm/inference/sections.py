@@ -2,8 +2,8 @@
 
 One pass over hours rarely reads to the end. A section's prompt is the audio of the section before and its own, and the
 answer begins with the text of the section before: to the model it is one recording, transcribed up to there. A word
-that lies across the seam was heard half by the section before, so the last word of every section is written again by
-the next one, which hears all of it.
+that lies across the seam was cut in half for the section before, so the last word of every section is transcribed again
+by the next one, which has all of it.
 """
 
 import time
@@ -20,7 +20,7 @@ from .answering import AnsweringModel
 from .audio import AudioSource
 from .engine import Decoding
 from .generated import Generated
-from .hearing import Heard, hear
+from .listening import SpeechPart, encode
 from .results import Answer, Segment, Timings
 
 Progress = Callable[[str, float], None]
@@ -92,7 +92,7 @@ class _Writer:
         while len(self.context) > 1 and section.end - self.context[0].start > self.context_seconds + 1e-6:
             self.context.pop(0)
         if self.on_progress:
-            self.on_progress("written", section.end - section.start)
+            self.on_progress("section", section.end - section.start)
 
     def _attempt(self, section: _Section, start: list[int], decoding: Decoding, more: list[int]) -> Generated:
         model, memory = self.model, self.model.new_memory()
@@ -108,7 +108,7 @@ class _Writer:
 
     def _wrote(self, ids: list[int]) -> None:
         if self.on_progress:
-            self.on_progress("wrote", len(ids))
+            self.on_progress("generated", len(ids))
 
     def _first_word(self, ids: Sequence[int]) -> int:
         """Return how many tokens the first word of a text has."""
@@ -161,7 +161,7 @@ def transcribe(
     waiting: _Section | None = None
     num_tokens, end = 0, 0.0
     try:
-        for section in _sections(model, hear(model.path, [source]), num_windows, listening, on_progress):
+        for section in _sections(model, encode(model.path, [source]), num_windows, listening, on_progress):
             num_tokens, end = num_tokens + sum(len(tokens) for tokens in section.tokens), section.end
             if waiting is not None:
                 writer.write(waiting, last=False)
@@ -186,21 +186,21 @@ def transcribe(
 
 def _sections(
     model: AnsweringModel,
-    windows: Iterator[Heard],
+    windows: Iterator[SpeechPart],
     num_windows: int,
     listening: list[float],
     on_progress: Progress | None,
 ) -> Iterator[_Section]:
-    """Yield sections of ``num_windows`` windows as they are heard; adds up the seconds of work in ``listening``."""
+    """Yield sections of ``num_windows`` windows as they are encoded; adds up the seconds of work in ``listening``."""
     tokens: list[Tensor] = []
     start = end = 0.0
     began = time.perf_counter()
-    for heard in windows:
+    for part in windows:
         listening[0] += time.perf_counter() - began
         if on_progress:
-            on_progress("heard", heard.seconds)
-        pieces = heard.tokens.split(list(heard.counts))
-        for piece, num_samples in zip(pieces, heard.num_samples, strict=True):
+            on_progress("encoded", part.seconds)
+        pieces = part.tokens.split(list(part.counts))
+        for piece, num_samples in zip(pieces, part.num_samples, strict=True):
             tokens.append(piece.clone())  # a view would keep the whole group's tokens
             end += num_samples / SAMPLE_RATE_HZ
             if len(tokens) == num_windows:

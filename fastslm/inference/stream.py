@@ -17,13 +17,13 @@ from .answering import AnsweringModel
 from .audio import ArraySource, AudioSource
 from .engine import Decoding, Memory
 from .generated import Generated
-from .hearing import Cutter, Heard, Piece, hear, listen
+from .listening import Chunk, Cutter, SpeechPart, encode, encode_chunks
 from .results import Answer, Timings
 from .text import TextPieces
 
 
 class AudioStream:
-    """What was heard so far, in the LLM's KV cache; made by ``Model.stream``.
+    """What was encoded so far, in the LLM's KV cache; made by ``Model.stream``.
 
         stream = model.stream(microphone_chunks(), sample_rate_hz=48_000)
         for seconds in stream:                 # after each chunk that filled a window
@@ -110,7 +110,7 @@ class AudioStream:
                 self._listen([*self._cutter.push(samples), *self._cutter.finish()])
             self._finished = True
 
-    def hear(self, source: AudioSource, on_progress: Callable[[str, float], None] | None = None) -> None:
+    def add(self, source: AudioSource, on_progress: Callable[[str, float], None] | None = None) -> None:
         """Take a whole recording, which may be of any length.
 
         Raises:
@@ -118,41 +118,41 @@ class AudioStream:
         """
         begin, prefill = time.perf_counter(), self.timings.prefill
         try:
-            for heard in hear(self._model.path, [source]):
-                self.take(heard)
+            for part in encode(self._model.path, [source]):
+                self.take(part)
                 if on_progress:
-                    on_progress("heard", heard.seconds)
+                    on_progress("encoded", part.seconds)
         except DataError as error:
             raise DataError(f"{source.name}: {error}") from error
         spent = time.perf_counter() - begin - (self.timings.prefill - prefill)
         self.timings += Timings(encode=spent)
 
-    def take(self, heard: Heard) -> None:
+    def take(self, part: SpeechPart) -> None:
         """Read tokens for good.
 
         Raises:
             DataError: the LLM's context is full.
         """
-        num_positions = self._memory.cache.num_positions + len(heard.tokens)
-        seconds = self._num_samples / SAMPLE_RATE_HZ + heard.seconds
+        num_positions = self._memory.cache.num_positions + len(part.tokens)
+        seconds = self._num_samples / SAMPLE_RATE_HZ + part.seconds
         self._model.limit(seconds, None, num_positions)
         begin = time.perf_counter()
         if self._tokens is not None:
-            self._tokens.append(heard.tokens)
-        self._memory.read(heard.tokens.to(self._model.dtype))
-        self._num_samples += sum(heard.num_samples)
-        self._num_tokens += len(heard.tokens)
+            self._tokens.append(part.tokens)
+        self._memory.read(part.tokens.to(self._model.dtype))
+        self._num_samples += sum(part.num_samples)
+        self._num_tokens += len(part.tokens)
         self.timings += Timings(prefill=time.perf_counter() - begin)
 
-    def _listen(self, pieces: Sequence[Piece]) -> None:
+    def _listen(self, pieces: Sequence[Chunk]) -> None:
         size = self._model.path.listener.batch_windows
         for begin in range(0, len(pieces), size):
             started = time.perf_counter()
             group = [(i, piece, None) for i, piece in enumerate(pieces[begin : begin + size])]
             with torch.inference_mode():
-                heard = listen(self._model.path, group)
+                parts = encode_chunks(self._model.path, group)
             self.timings += Timings(encode=time.perf_counter() - started)
-            for part in heard:
+            for part in parts:
                 self.take(part)
 
     # -- answers out -----------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class AudioStream:
         def attempt(how: Decoding, start: list[int]) -> Generated:
             def on_ids(ids: list[int]) -> None:
                 if on_progress:
-                    on_progress("wrote", len(start) + len(ids))
+                    on_progress("generated", len(start) + len(ids))
                 if shown:
                     shown.update(start + ids)
 
@@ -243,13 +243,13 @@ class AudioStream:
             temperature=temperature,
         )
 
-    def _tail(self) -> Heard | None:
+    def _tail(self) -> SpeechPart | None:
         """Return the tokens of the window that is not full yet, which will be made anew when it is."""
         piece = self._cutter.tail()
         if piece is None:
             return None
         with torch.inference_mode():
-            return listen(self._model.path, [(0, piece, None)])[0]
+            return encode_chunks(self._model.path, [(0, piece, None)])[0]
 
     def _opened(self, before: Sequence[int]) -> Memory:
         memory = self._model.new_memory()

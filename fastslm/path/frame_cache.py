@@ -1,4 +1,4 @@
-"""Encoder frames kept on disk by content, so that a frozen encoder hears each window of a corpus once."""
+"""Encoder frames kept on disk by content, so that a frozen encoder encodes each window of a corpus once."""
 
 import contextlib
 import hashlib

@@ -70,7 +70,7 @@ class SpeechLMModule(L.LightningModule):
         self.settings = ModelSettings(**settings)
         self.settings.check(encoder)
         budgets = self.settings.budgets(encoder)
-        self.budget = max(budgets, key=lambda budget: budget.tokens_per_window)  # batches are planned for the dearest
+        self.budget = max(budgets, key=lambda budget: budget.tokens_per_window)  # batches are planned for the highest
         if self.settings.spec_augment is not None and encoder.feature_bins is None:
             raise ConfigError(
                 f"model.spec_augment: {type(encoder).__name__} has no features of which parts could be hidden. Set"

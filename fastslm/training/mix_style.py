@@ -1,4 +1,4 @@
-"""MixStyle: voices that nobody has, made between two that were heard, so that unheard ones are not far away.
+"""MixStyle: voices that nobody has, made between two voices of the training data, so that new ones are not far away.
 
 The mean and the spread of each feature over a window say more about speaker and channel than about words. In training
 they are mixed with those of another window; what is said stays. It works on the encoder's frames, so that they may

@@ -31,7 +31,7 @@ class Preempted(SystemExit):
 class Preemption(L.Callback):
     """Turns a signal into a save after the step at hand, and an end without validation.
 
-    Clusters announce the end of an allocation by a signal, to one process or to all. Whichever rank hears it tells
+    Clusters announce the end of an allocation by a signal, to one process or to all. Whichever rank gets it tells
     the others at the next step, so all save and end after the same one. In place of Lightning's handlers, which save or
     broadcast in the middle of whatever the process was doing. It must be the last callback, so that the others have
     counted the step that is saved.

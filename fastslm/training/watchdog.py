@@ -221,10 +221,10 @@ class _Guard(threading.Thread):
         os._exit(EXIT_STATUS)
 
     def _leave_together(self) -> None:
-        """Wait until all have heard of the end: a connection that closes before tells them something else."""
-        self._store.set(f"heard/{self._rank}", "")
+        """Wait until all know of the end: a connection that closes before tells them something else."""
+        self._store.set(f"told/{self._rank}", "")
         deadline = time.monotonic() + _LINGER_SECONDS
-        everybody = [f"heard/{rank}" for rank in range(self._world_size)]
+        everybody = [f"told/{rank}" for rank in range(self._world_size)]
         while time.monotonic() < deadline and not self._store.check(everybody):
             time.sleep(0.1)
         if self._rank == 0:  # keeps the store that the others are looking at

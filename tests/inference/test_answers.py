@@ -1,4 +1,4 @@
-"""Transcripts, questions and streams on the tiny model: one hearing for all questions, limits and loops reported."""
+"""Transcripts, questions and streams on the tiny model: audio encoded once, limits and loops reported."""
 
 import threading
 

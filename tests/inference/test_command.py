@@ -257,8 +257,8 @@ def test_the_bar_shows_audio_time_and_speed():
 
     terminal = Terminal()
     with AudioBar(7200.0, terminal) as bar:
-        bar("heard", 3600.0)
-        bar("wrote", 32)
+        bar("encoded", 3600.0)
+        bar("generated", 32)
         bar.finish(3600.0)
     shown = terminal.getvalue()
     assert re.search(r"0:30:00/2:00:00 of audio, \d+x real time, 32 tokens", shown)

@@ -13,7 +13,7 @@ from tiny_run import settings_of, write_run
 
 import fastslm
 from fastslm.inference.audio import AudioSource
-from fastslm.inference.hearing import hear
+from fastslm.inference.listening import encode
 
 RATE, BLOCK = 16_000, 160_000
 
@@ -91,7 +91,7 @@ def test_peak_memory_beyond_weights_and_kv_cache_is_flat_from_ten_minutes_to_eig
 
 def seconds_of(model, minutes):
     begin = time.thread_time()
-    for _ in hear(model.path, [Noise(minutes)]):
+    for _ in encode(model.path, [Noise(minutes)]):
         pass
     return time.thread_time() - begin
 

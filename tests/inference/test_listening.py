@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastslm.inference.audio import ArraySource, AudioSource
-from fastslm.inference.hearing import hear
+from fastslm.inference.listening import encode
 
 WINDOW = 32_000
 LENGTHS = [
@@ -79,14 +79,14 @@ def test_blocks_of_any_length_make_the_same_tokens(
 ):
     sizes[-1] = max(sizes[-1], 500)
     chosen, samples = (model, whole_range_model, context_model)[kind], noise(9)[:num_samples]
-    tokens = torch.cat([heard.tokens for heard in hear(chosen.path, [Blocks(samples, sizes)])])
+    tokens = torch.cat([heard.tokens for heard in encode(chosen.path, [Blocks(samples, sizes)])])
     torch.testing.assert_close(tokens, tokens_of_training(chosen, samples), rtol=1e-6, atol=1e-6)
 
 
 def test_recordings_of_a_batch_make_the_tokens_they_make_alone(model, noise):
     recordings = [noise(seconds, seed) for seed, seconds in enumerate((0.5, 7.3, 2.0, 14.1, 0.1))]
     pieces = {i: [] for i in range(5)}
-    for heard in hear(model.path, [ArraySource(samples) for samples in recordings]):
+    for heard in encode(model.path, [ArraySource(samples) for samples in recordings]):
         pieces[heard.recording].append(heard.tokens)
     for i, samples in enumerate(recordings):
         torch.testing.assert_close(torch.cat(pieces[i]), tokens_of_training(model, samples), rtol=1e-5, atol=1e-6)
@@ -101,13 +101,13 @@ def sizes_of_passes(model, monkeypatch):
 
 def test_short_recordings_share_passes_of_the_encoder(model, noise, monkeypatch):
     sizes = sizes_of_passes(model, monkeypatch)
-    list(hear(model.path, [ArraySource(noise(1.0, seed)) for seed in range(7)]))
+    list(encode(model.path, [ArraySource(noise(1.0, seed)) for seed in range(7)]))
     assert sizes == [3, 3, 1]
 
 
 def test_no_more_than_a_group_of_windows_is_encoded_at_once_and_only_tokens_are_kept(model, noise, monkeypatch):
     sizes = sizes_of_passes(model, monkeypatch)
-    heard = list(hear(model.path, [ArraySource(noise(21))]))
+    heard = list(encode(model.path, [ArraySource(noise(21))]))
     assert sizes == [3, 3, 3, 2]
     assert [len(part.tokens) for part in heard] == [12, 12, 12, 6]
     assert sum(part.seconds for part in heard) == 21

@@ -20,7 +20,7 @@ from .audio import AudioSource
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Neighbouring windows of one recording with the samples around them.
 
     Attributes:
@@ -59,14 +59,14 @@ class Cutter:
         self._blocks: list[Int16Array] = []
         self._held = self._offset = self._num_cut = 0
 
-    def push(self, block: Int16Array) -> Iterator[Piece]:
+    def push(self, block: Int16Array) -> Iterator[Chunk]:
         """Take a block and return the pieces that are full now."""
         self._blocks.append(block)
         self._held += len(block)
         while self._held >= self._offset + self._piece_samples + self._after:
             yield self._cut(self._offset + self._piece_samples)
 
-    def finish(self) -> Iterator[Piece]:
+    def finish(self) -> Iterator[Chunk]:
         """Return the rest, when no more audio comes."""
         silence = self._missing()
         if silence:
@@ -81,13 +81,13 @@ class Cutter:
             left -= size
             yield self._cut(self._offset + size, 0 if left else silence)
 
-    def tail(self) -> Piece | None:
+    def tail(self) -> Chunk | None:
         """Return what would be the last piece if no more audio came, and keep it."""
         if self._held <= self._offset:
             return None
         silence = self._missing()
         samples = np.concatenate([self._joined(), np.zeros(silence, np.int16)])
-        return Piece(samples, self._offset, len(samples), silence)
+        return Chunk(samples, self._offset, len(samples), silence)
 
     def _missing(self) -> int:
         """Return the samples by which the whole recording is too short for the model."""
@@ -98,9 +98,9 @@ class Cutter:
             self._blocks = [np.concatenate(self._blocks)]
         return self._blocks[0]
 
-    def _cut(self, end: int, silence: int = 0) -> Piece:
+    def _cut(self, end: int, silence: int = 0) -> Chunk:
         samples = self._joined()
-        piece = Piece(samples[: end + self._after], self._offset, end, silence)
+        piece = Chunk(samples[: end + self._after], self._offset, end, silence)
         kept = max(0, end - self._before)
         self._blocks = [samples[kept:].copy()]  # a view would keep the whole block alive
         self._held, self._offset = len(samples) - kept, end - kept
@@ -109,7 +109,7 @@ class Cutter:
 
 
 @dataclass(frozen=True)
-class Heard:
+class SpeechPart:
     """Speech tokens of neighbouring windows of one recording.
 
     Attributes:
@@ -130,7 +130,7 @@ class Heard:
         return sum(self.num_samples) / SAMPLE_RATE_HZ
 
 
-def listen(path: SpeechLM, pieces: Sequence[tuple[int, Piece, Tensor | None]]) -> list[Heard]:
+def encode_chunks(path: SpeechLM, pieces: Sequence[tuple[int, Chunk, Tensor | None]]) -> list[SpeechPart]:
     """Return the tokens of pieces of recordings, all in one pass.
 
     Args:
@@ -143,18 +143,18 @@ def listen(path: SpeechLM, pieces: Sequence[tuple[int, Piece, Tensor | None]]) -
         summaries = torch.stack([summary for i in windows.recording if (summary := pieces[i][2]) is not None])
     speech = path.listener(audio, windows, summaries)
     tokens, counts = speech.tokens.flatten(0, 1), speech.counts.tolist()
-    heard, first = [], 0
+    parts, first = [], 0
     for (recording, piece, _), chosen in zip(pieces, speech.rows, strict=True):
         mine = slice(first, first + piece.num_windows(path.listener.window_samples))
         first = mine.stop
         num_samples = windows.num_samples[mine]
         num_samples = (*num_samples[:-1], num_samples[-1] - piece.silence)
         values = tokens[torch.from_numpy(chosen).to(tokens.device)]
-        heard.append(Heard(recording, values, tuple(counts[mine]), num_samples))
-    return heard
+        parts.append(SpeechPart(recording, values, tuple(counts[mine]), num_samples))
+    return parts
 
 
-def _windows(path: SpeechLM, pieces: Sequence[Piece]) -> tuple[Windows, Tensor]:
+def _windows(path: SpeechLM, pieces: Sequence[Chunk]) -> tuple[Windows, Tensor]:
     rows, first = [], 0
     for i, piece in enumerate(pieces):
         for start in range(piece.offset, piece.end, path.listener.window_samples):
@@ -169,7 +169,7 @@ def _windows(path: SpeechLM, pieces: Sequence[Piece]) -> tuple[Windows, Tensor]:
     return windows, torch.from_numpy(audio).to(device)
 
 
-def _pieces(path: SpeechLM, source: AudioSource) -> Iterator[Piece]:
+def _pieces(path: SpeechLM, source: AudioSource) -> Iterator[Chunk]:
     cutter = Cutter(path, path.listener.batch_windows)
     for block in source.blocks():
         yield from cutter.push(block)
@@ -186,11 +186,11 @@ def summary_of(path: SpeechLM, source: AudioSource) -> Tensor:
     return path.encoder.combine(torch.cat(surveys))
 
 
-def hear(
+def encode(
     path: SpeechLM,
     sources: Sequence[AudioSource],
     on_failure: Callable[[int, FastSLMError], None] | None = None,
-) -> Iterator[Heard]:
+) -> Iterator[SpeechPart]:
     """Return the tokens of recordings as they are made, each recording's in order.
 
     Short recordings share a pass of the encoder; at most ``batch_windows`` windows are in it.
@@ -202,7 +202,7 @@ def hear(
             raises.
     """
     size = path.listener.batch_windows
-    waiting: list[tuple[int, Piece, Tensor | None]] = []
+    waiting: list[tuple[int, Chunk, Tensor | None]] = []
     for i, source in enumerate(sources):
         try:
             summary = summary_of(path, source) if path.encoder.needs_summary else None
@@ -220,6 +220,6 @@ def hear(
         yield from _listened(path, waiting)
 
 
-def _listened(path: SpeechLM, pieces: Sequence[tuple[int, Piece, Tensor | None]]) -> list[Heard]:
+def _listened(path: SpeechLM, pieces: Sequence[tuple[int, Chunk, Tensor | None]]) -> list[SpeechPart]:
     with torch.inference_mode():
-        return listen(path, pieces)
+        return encode_chunks(path, pieces)
