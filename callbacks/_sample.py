@@ -8,6 +8,7 @@ from typing import Any
 import soundfile
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.files import whole_file
 from fastslm.inference.load import DEFAULT_RUN
 from fastslm.path.batch import Batch, Int16Array
 from fastslm.tasks import tasks
@@ -41,9 +42,8 @@ def keep_sample(folder: Path, batch: Batch, rows: Sequence[Mapping[str, Any]], a
             begin = sum(batch.num_samples[:first])
             samples: Int16Array = batch.audio[begin : begin + batch.num_samples[first]].cpu().numpy()
             folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            soundfile.write(partial, samples, SAMPLE_RATE_HZ, format="FLAC")
-            partial.replace(path)
+            with whole_file(path) as partial:
+                soundfile.write(partial.file, samples, SAMPLE_RATE_HZ, format="FLAC")
             return
         first += count
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from fastslm.files import write_atomically
 from fastslm.path.batch import Batch
 from fastslm.tasks import tasks
 from fastslm.training.history import read_history
@@ -99,11 +100,8 @@ class RunReport(L.Callback):
     def _write(self, trainer: L.Trainer, name: str) -> Path:
         suffix = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = self._folder(trainer) / f"{name}{suffix}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         rows = [{k: v for k, v in row.items() if k != "weight"} for row in self._rows]
-        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return path
 
     def _print(self, trainer: L.Trainer, stage: str) -> None:

@@ -5,24 +5,64 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from fastslm.errors import CheckpointError
 
+PARTIAL = ".partial"
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 beside ``path``, then rename it into place; folders are made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+
+class Partial:
+    """A file under a name of its own beside the one it will have.
+
+    Attributes:
+        file: open for binary writing.
+        path: where it lies for now, for libraries that want a path.
+        wanted: set to False, it takes no name and is removed.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file, self.path, self.wanted = file, path, True
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, folder: Path | None = None, sync: bool = True) -> Iterator[Partial]:
+    """Give a file to write into, which takes the name ``path`` when the block ends without an error.
+
+    Any number of processes may write the same path at once.
+
+    Args:
+        path: the name it gets; a file of that name is replaced.
+        folder: where it lies until then, on the same file system; None takes the folder of ``path``.
+        sync: have it on the disk before it takes its name, so that a crash of the machine leaves it whole, too.
+    """
+    descriptor, name = tempfile.mkstemp(dir=folder or path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+    partial = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
+            given = Partial(file, partial)
+            yield given
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)  # mkstemp's files are for their owner alone
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+            if sync:
+                os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        if given.wanted:
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str, *, folder: Path | None = None) -> None:
+    """Write ``text`` as UTF-8; folders are made as needed; see ``whole_file``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, folder=folder) as partial:
+        partial.file.write(text.encode("utf-8", "surrogateescape"))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @contextlib.contextmanager

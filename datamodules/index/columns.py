@@ -1,11 +1,8 @@
 """The columns of a sidecar index, and the container they are kept in: a zip of .npy arrays and one header.json."""
 
-import contextlib
 import hashlib
 import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastslm.errors import DataError
+from fastslm.files import whole_file
 
 from ..reading.store import TarState
 
@@ -131,22 +129,12 @@ def save_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, Arra
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False) as file:
-        try:
-            with zipfile.ZipFile(file, "w") as container:
-                container.writestr(_member("header.json"), json.dumps(header, indent=1))
-                for name, array in arrays.items():
-                    buffer = io.BytesIO()
-                    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
-                    container.writestr(_member(f"{name}.npy"), buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(file.name)
-            raise
+    with whole_file(path) as partial, zipfile.ZipFile(partial.file, "w") as container:
+        container.writestr(_member("header.json"), json.dumps(header, indent=1))
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+            container.writestr(_member(f"{name}.npy"), buffer.getvalue())
 
 
 def _member(name: str) -> zipfile.ZipInfo:

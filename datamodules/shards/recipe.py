@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +13,10 @@ import soundfile
 from filelock import FileLock, Timeout
 
 from fastslm.errors import DataError
+from fastslm.files import PARTIAL, write_atomically
 
 from .listing import Part
-from .shard_file import PARTIAL, guarded, remove_partials, remove_shard
+from .shard_file import guarded, remove_partials, remove_shard
 from .utterance import Refused
 
 #: Changes when the same input and options would give other shards.
@@ -178,15 +177,5 @@ class BuildFolder:
         self._write_text(path, json.dumps(value, indent=1) + "\n")
 
     def _write_text(self, path: Path, text: str) -> None:
-        with guarded(path), tempfile.NamedTemporaryFile(
-            "w", dir=self.state, prefix=f".{path.name}.", suffix=".partial", delete=False
-        ) as file:  # fmt: skip
-            try:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o644)
-                os.replace(file.name, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(file.name)
+        with guarded(path):
+            write_atomically(path, text, folder=self.state)

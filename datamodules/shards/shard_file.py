@@ -4,17 +4,15 @@ import contextlib
 import io
 import os
 import tarfile
-import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from fastslm.errors import DataError
+from fastslm.files import PARTIAL, whole_file
 
 from ..index.scan import scan_tar
 from ..index.sidecar import sidecar_path, write_sidecar
-
-PARTIAL = ".partial"
 
 
 class ShardFile:
@@ -54,22 +52,14 @@ def writing(path: Path) -> Iterator[ShardFile]:
     Raises:
         DataError: the disk is full, or the folder cannot be written.
     """
-    with guarded(path), tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL, delete=False, buffering=1 << 20
-    ) as file:  # fmt: skip
-        try:
-            shard = ShardFile(file)  # type: ignore[arg-type]
+    with guarded(path):
+        with whole_file(path) as partial:
+            shard = ShardFile(partial.file)
             yield shard
-            if shard.num_members:
+            partial.wanted = shard.num_members > 0
+            if partial.wanted:
                 shard.close()
-                file.flush()
-                os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
-                os.replace(file.name, path)
-                sync_folder(path.parent)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(file.name)
+        sync_folder(path.parent)
 
 
 def index_shard(path: Path, tokenizer: str | None) -> None:
@@ -118,9 +108,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

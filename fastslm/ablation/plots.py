@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fastslm.files import whole_file
 from fastslm.training.history import read_history
 
 from .runs import KEYS_OF_A_RUN
@@ -167,8 +168,7 @@ def _save(figure: Any, path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     figure.legend(loc="outside right upper", frameon=False)
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=120)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial.file, dpi=120, format="png")
     plt.close(figure)
     return path

@@ -216,7 +216,8 @@ def _write_file(checkpoint: Any, tensors: dict[str, Any], out: Path) -> None:
     import lightning
     import torch
 
-    partial = out.with_name(f".{out.name}.partial")
+    from fastslm.files import whole_file
+
     state = {
         "state_dict": tensors,
         "fastslm_config": checkpoint.config,
@@ -224,8 +225,5 @@ def _write_file(checkpoint: Any, tensors: dict[str, Any], out: Path) -> None:
         "global_step": checkpoint.manifest.get("step", 0),
         "pytorch-lightning_version": lightning.__version__,
     }
-    try:
-        torch.save(state, partial)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(out) as partial:
+        torch.save(state, partial.file)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastslm.contracts import Encoder
+from fastslm.files import whole_file
 from fastslm.path.settings import SpeechSettings
 
 #: Raised when the same samples would give other frames: windows, mel or the file layout changed.
@@ -76,17 +76,12 @@ class FrameCache:
     def _write(path: Path, frames: Tensor) -> None:
         array = frames.detach().cpu()
         stored = array.view(torch.int16).numpy() if array.dtype == torch.bfloat16 else array.numpy()
-        partial = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.partial")  # nodes may share the folder
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
             path.parent.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(path.parent).free < _MIN_FREE_BYTES:
                 return
-            try:
-                with partial.open("wb") as file:
-                    np.save(file, stored)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with whole_file(path, sync=False) as partial:  # nodes may share the folder
+                np.save(partial.file, stored)
 
 
 def _read(path: Path) -> Tensor | None:

@@ -1,0 +1,98 @@
+"""Files that are whole or not there: after an error, after a kill, and when two processes write at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fastslm.files import whole_file, write_atomically
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
+    target = tmp_path / "file.bin"
+    with whole_file(target) as partial:
+        partial.file.write(b"first ")
+        assert not target.exists()
+        assert partial.path.parent == target.parent
+        partial.file.write(b"second")
+    assert target.read_bytes() == b"first second"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "file.txt"
+    write_atomically(target, "old")
+
+    def write():
+        with whole_file(target) as partial:
+            partial.file.write(b"new")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_is_not_wanted_does_not_appear(tmp_path):
+    with whole_file(tmp_path / "file") as partial:
+        partial.wanted = False
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_it_may_lie_elsewhere_until_then(tmp_path):
+    (tmp_path / "state").mkdir()
+    with whole_file(tmp_path / "file", folder=tmp_path / "state") as partial:
+        assert partial.path.parent == tmp_path / "state"
+    assert (tmp_path / "file").exists()
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from fastslm.files import whole_file
+with whole_file(Path(sys.argv[1])) as partial:
+    partial.file.write(sys.argv[2].encode() * 1000)
+    partial.file.flush()
+    print("half", flush=True)
+    time.sleep(float(sys.argv[3]))
+    partial.file.write(sys.argv[2].encode() * 1000)
+"""
+
+
+def writer(path, letter, seconds):
+    words = [sys.executable, "-c", WRITER, str(path), letter, str(seconds)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path):
+    target = tmp_path / "file"
+    write_atomically(target, "old")
+    process = writer(target, "n", 60)
+    assert process.stdout.readline() == "half\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert target.read_text() == "old"
+
+
+def test_two_at_once_leave_one_whole_file(tmp_path):
+    target = tmp_path / "file"
+    both = [writer(target, letter, 0.2) for letter in "ab"]
+    deadline = time.time() + 60
+    for process in both:
+        assert process.wait(deadline - time.time()) == 0
+    assert target.read_text() in ("a" * 2000, "b" * 2000)
+    assert list(tmp_path.iterdir()) == [target]
