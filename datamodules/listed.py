@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,9 @@ class ListedSource(PlannedSource):
         found = list(self.samples(split))
         listed = sorted((item for item in found if isinstance(item, Listed)), key=lambda item: item.key)
         broken = [item for item in found if isinstance(item, Broken)]
-        (key, count), *_ = [*Counter(item.key for item in listed).most_common(1), ("", 0)]
-        if count > 1:
-            raise DataError(f"data: {count} samples of {split} have the key {key!r}. Give each a key of its own.")
+        for key, count in Counter(item.key for item in listed).most_common(1):
+            if count > 1:
+                raise DataError(f"data: {count} samples of {split} have the key {key!r}. Give each a key of its own.")
         usable, num_ids = [], []
         for item in listed:
             try:
@@ -141,9 +142,10 @@ class ListedSource(PlannedSource):
         self._listed[split] = chosen
         return Planning(Costs(windows[fits], positions[fits]), [_digest(chosen)])
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._listed: dict[str, list[Listed]] = {}
+    @cached_property
+    def _listed(self) -> dict[str, list[Listed]]:
+        """Usable samples of each split that was planned."""
+        return {}
 
     def keys(self, split: Split) -> list[str]:
         """Return the keys of all usable samples of a split, sorted."""

@@ -7,7 +7,8 @@ class TestMine(AbstractorContract):
 """
 
 from fastslm.testing.abstractor import AbstractorContract
+from fastslm.testing.data_source import DataSourceContract
 from fastslm.testing.encoder import EncoderContract
 from fastslm.testing.llm import LanguageModelContract
 
-__all__ = ["AbstractorContract", "EncoderContract", "LanguageModelContract"]
+__all__ = ["AbstractorContract", "DataSourceContract", "EncoderContract", "LanguageModelContract"]

@@ -13,7 +13,7 @@ import torch
 from fastslm.errors import DataError
 from fastslm.path.batch import Batch
 from fastslm.path.prompt import Prompter
-from fastslm.training.data_source import DataSource, ModelFacts, Split, TellsFacts
+from fastslm.training.data_source import DataSource, ModelFacts
 
 _DEMO_LLM = Path(__file__).parents[1] / "demo" / "llm"
 
@@ -22,8 +22,8 @@ class DataSourceContract:
     """What ``DataSource`` promises, as tests with a stand-in for model and trainer: no weights, one process.
 
     Attributes:
-        build: makes the source of the data in a folder, and the data if they are not there. It needs the splits ``train``
-            and ``val``, and on one rank at least 4 batches of training.
+        build: makes the source of the data in a folder, and the data if they are not there. It needs the splits
+            ``train`` and ``val``, and at least 4 batches of training.
         build_other: the same class with other data, or with settings that change the batches.
         world_sizes: numbers of ranks that the tests use.
     """
@@ -100,6 +100,26 @@ class DataSourceContract:
                     assert _content(rest) == _content(whole[rank][done:]), where
                     assert len(loader) == len(whole[rank]), f"{where}: the length is not that of the whole epoch"
 
+    def test_a_run_that_ended_within_an_epoch_goes_on_in_it(self, tmp_path: Path) -> None:
+        """Lightning closes an epoch wherever training ends; what was left of it is trained on all the same."""
+        whole = list(_batches(self._started(tmp_path, epoch=1), "train"))
+        resumed = self._started(tmp_path, epoch=2, done=2)
+        resumed.load_state_dict(_stored(self._state(tmp_path, 0, 1, 1, 2)))
+        loader = resumed.train_dataloader()
+        assert resumed.epoch == 1, "the trainer is left in the next epoch: call go_on_in"
+        assert _content(list(loader)) == _content(whole[2:])
+
+    def test_a_run_that_ended_with_an_epoch_goes_on_with_the_next(self, tmp_path: Path) -> None:
+        """The state after the last batch of an epoch gives all of the next one, and the old one counts as over."""
+        whole = [list(_batches(self._started(tmp_path, epoch=epoch), "train")) for epoch in (0, 1)]
+        resumed = self._started(tmp_path, epoch=0, done=len(whole[0]))
+        resumed.load_state_dict(_stored(self._state(tmp_path, 0, 1, 0, len(whole[0]))))
+        loader = resumed.train_dataloader()
+        assert resumed.batches_done >= len(loader), "the trainer does not see that the epoch is over: call go_on_after"
+        _place(resumed, epoch=1, done=0)
+        _tell_epoch(loader, 1)
+        assert _content(list(loader)) == _content(whole[1])
+
     def test_the_epoch_after_a_resumed_one_is_whole(self, tmp_path: Path) -> None:
         """A resumed source has its place in one epoch alone."""
         expected = list(_batches(self._started(tmp_path, epoch=1), "train"))
@@ -171,14 +191,12 @@ class DataSourceContract:
         return source.state_dict()
 
 
-class _Model(TellsFacts):
-    """Windows of 2 s, 4 tokens a second, the tokenizer that the package ships."""
+def _facts() -> ModelFacts:
+    """Return a model of windows of 2 s and 4 tokens a second, with the tokenizer that the package ships."""
+    from transformers import AutoTokenizer
 
-    def facts(self) -> ModelFacts:
-        from transformers import AutoTokenizer
-
-        prompter = Prompter(AutoTokenizer.from_pretrained(_DEMO_LLM))
-        return ModelFacts(prompter, context_length=4096, samples_per_frame=320, audio_costs=_costs)
+    prompter = Prompter(AutoTokenizer.from_pretrained(_DEMO_LLM))
+    return ModelFacts(prompter, context_length=4096, samples_per_frame=320, audio_costs=_costs)
 
 
 def _costs(num_samples: Any) -> tuple[Any, Any]:
@@ -189,27 +207,33 @@ def _costs(num_samples: Any) -> tuple[Any, Any]:
     return costs[:, 0], costs[:, 1]
 
 
+class _Trainer(SimpleNamespace):
+    """What a data source asks of a trainer."""
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch, counted as Lightning does."""
+        return int(self.fit_loop.epoch_progress.current.processed)
+
+
 def _start(
     source: DataSource, rank: int = 0, world_size: int = 1, epoch: int = 0, done: int = 0, num_micro_batches: int = 1
 ) -> DataSource:
     """Bring a source to where Lightning asks for its loaders."""
-    facts = _Model().facts()
-    epoch_progress = SimpleNamespace(
-        current=SimpleNamespace(processed=epoch, completed=epoch), total=SimpleNamespace(processed=epoch, completed=epoch)
-    )
+    facts = _facts()
+    epochs = [SimpleNamespace(processed=epoch, completed=epoch) for _ in range(2)]
     counts = SimpleNamespace(ready=done, started=done, processed=done, completed=done)
     loop = SimpleNamespace(
-        epoch_progress=epoch_progress,
+        epoch_progress=SimpleNamespace(current=epochs[0], total=epochs[1]),
         epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=counts)),
     )
-    trainer: Any = SimpleNamespace(
+    trainer: Any = _Trainer(
         lightning_module=SimpleNamespace(facts=lambda: facts),
         global_rank=rank,
         local_rank=rank,
         world_size=world_size,
         is_global_zero=rank == 0,
         accumulate_grad_batches=num_micro_batches,
-        current_epoch=epoch,
         state=SimpleNamespace(fn="fit"),
         fit_loop=loop,
     )
@@ -222,7 +246,7 @@ def _start(
 def _place(source: DataSource, epoch: int, done: int) -> None:
     """Let the stand-in for a trainer be some batches into an epoch."""
     trainer: Any = source.trainer
-    trainer.current_epoch = epoch
+    trainer.fit_loop.epoch_progress.current.processed = epoch
     counts = trainer.fit_loop.epoch_loop.batch_progress.current
     counts.ready = counts.started = counts.processed = counts.completed = done
 
@@ -232,10 +256,13 @@ def _loader(source: DataSource, split: str) -> Any:
     if split != "train":
         return source.val_dataloader()
     loader = source.train_dataloader()
-    for sampler in (loader.sampler, getattr(loader.sampler, "sampler", None)):
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(source.epoch)
+    _tell_epoch(loader, source.epoch)
     return loader
+
+
+def _tell_epoch(loader: Any, epoch: int) -> None:
+    if hasattr(loader.sampler, "set_epoch"):
+        loader.sampler.set_epoch(epoch)
 
 
 def _batches(source: DataSource, split: str) -> Iterator[Batch]:
