@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from fastslm.errors import ConfigError, DataError
 from fastslm.path.batch import Batch
 from fastslm.training.data_source import STAGES, DataSource, Split
-from fastslm.training.lightning_counters import end_epoch, reopen_epoch
 from fastslm.training.seed import run_seed
 
 from .plan.plan import BatchLimits, Costs, Mixture, data_hash, plan_hash, planned_in
@@ -137,12 +136,11 @@ class PlannedSource(DataSource):
             steps = self.batches_done
             self._restored = None
         self._sampler = self._train_sampler(epoch, start, planned_for, steps)
-        if start < self._sampler.plan.num_batches and self.trainer is not None:
-            reopen_epoch(self.trainer, epoch)
+        if start < self._sampler.plan.num_batches:
+            self.go_on_in(epoch)
         if start and start >= self._sampler.plan.num_batches:  # the checkpoint was made at the end of the epoch
             self._sampler = self._train_sampler(epoch + 1, 0, self._step_batches, 0)
-            if self.trainer is not None:
-                end_epoch(self.trainer, len(self._sampler))
+            self.go_on_after(len(self._sampler))
             steps = 0
         self._steps_before = steps
         return self._loader("train", self._sampler)

@@ -7,8 +7,15 @@ class TestMine(AbstractorContract):
 """
 
 from fastslm.testing.abstractor import AbstractorContract
+from fastslm.testing.data_source import DataSourceContract
 from fastslm.testing.encoder import EncoderContract
 from fastslm.testing.llm import LanguageModelContract
 from fastslm.testing.task import TaskContract
 
-__all__ = ["AbstractorContract", "EncoderContract", "LanguageModelContract", "TaskContract"]
+__all__ = [
+    "AbstractorContract",
+    "DataSourceContract",
+    "EncoderContract",
+    "LanguageModelContract",
+    "TaskContract",
+]

@@ -15,7 +15,7 @@ from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch
 from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter
-from fastslm.training.lightning_counters import ask_for_a_loader_each_epoch, batches_done
+from fastslm.training.lightning_counters import ask_for_a_loader_each_epoch, batches_done, end_epoch, reopen_epoch
 from fastslm.training.step import WholeSteps
 
 Int64Array = npt.NDArray[np.int64]
@@ -91,7 +91,8 @@ class DataSource(L.LightningDataModule, ABC):
         """Return this rank's batches of epoch ``self.epoch``, from where a restored state stopped.
 
         Called at the start of every epoch. The loader needs a length, that of the whole epoch: batches that were done
-        before the run was resumed count.
+        before the run was resumed count. After a restored state call ``go_on_in``, or ``go_on_after`` where that epoch
+        was at its end.
         """
 
     @abstractmethod
@@ -154,6 +155,20 @@ class DataSource(L.LightningDataModule, ABC):
     def batches_done(self) -> int:
         """Batches of the epoch that this rank has trained on."""
         return batches_done(self.trainer) if self.trainer else 0
+
+    def go_on_in(self, epoch: int) -> None:
+        """Put the trainer into the epoch that a restored state is of; it may have closed it when training ended."""
+        if self.trainer is not None:
+            reopen_epoch(self.trainer, epoch)
+
+    def go_on_after(self, num_batches: int) -> None:
+        """Let the trainer close the epoch that a restored state is of: all of it was done.
+
+        Args:
+            num_batches: of the loader that it is given instead, that of the next epoch.
+        """
+        if self.trainer is not None:
+            end_epoch(self.trainer, num_batches)
 
     # -- what Lightning calls ------------------------------------------------------------------------------------
 
