@@ -115,12 +115,14 @@ def no_such_part(place: str, name: str, installed: Iterable[str]) -> str:
 def _misfit(kind: str, name: str, loaded: object) -> str:
     """Return why what was imported could not be selected by its short name, or an empty text."""
     from fastslm.contracts import Abstractor, Encoder, LanguageModel
+    from fastslm.training.data_source import DataSource
 
-    promised = {"abstractors": Abstractor, "encoders": Encoder, "llms": LanguageModel}.get(kind, object)
+    kinds = {"abstractors": Abstractor, "encoders": Encoder, "llms": LanguageModel, "datamodules": DataSource}
+    promised = kinds.get(kind, object)
     if not isinstance(loaded, type):
         return "it is no class"
     if not issubclass(loaded, promised):
-        return f"it is no subclass of fastslm.contracts.{promised.__name__}"
+        return f"it is no subclass of {promised.__module__}.{promised.__name__}"
     if loaded.__name__ != name:
         return f"its entry point must have the name of its class, {loaded.__name__}"
     return ""
