@@ -143,11 +143,16 @@ def _misfit(kind: str, name: str, loaded: object) -> str:
             return "it is no object of fastslm.contracts.Task"
         return "" if loaded.name == name else f"its entry point must have the name of the task, {loaded.name}"
 
-    promised = {"abstractors": Abstractor, "encoders": Encoder, "llms": LanguageModel}.get(kind, object)
+    kinds: dict[str, type] = {"abstractors": Abstractor, "encoders": Encoder, "llms": LanguageModel}
+    if kind == "datamodules":
+        from fastslm.training.data_source import DataSource  # with Lightning, which only training needs
+
+        kinds[kind] = DataSource
+    promised = kinds.get(kind, object)
     if not isinstance(loaded, type):
         return "it is no class"
     if not issubclass(loaded, promised):
-        return f"it is no subclass of fastslm.contracts.{promised.__name__}"
+        return f"it is no subclass of {promised.__module__}.{promised.__name__}"
     if loaded.__name__ != name:
         return f"its entry point must have the name of its class, {loaded.__name__}"
     return ""

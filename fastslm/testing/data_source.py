@@ -184,7 +184,7 @@ class DataSourceContract:
     def _state(self, folder: Path, rank: int, world_size: int, epoch: int, done: int) -> dict[str, Any]:
         """Return the state of a source some batches into an epoch."""
         source = self._started(folder, rank, world_size, epoch)
-        batches = iter(_batches(source, "train"))
+        batches = iter(_loader(source, "train"))
         for _ in range(done):
             next(batches)
         _place(source, epoch, done)

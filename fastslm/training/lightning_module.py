@@ -239,7 +239,7 @@ class SpeechLMModule(L.LightningModule):
         if self.trainer.training and batch.step is None and self.trainer.accumulate_grad_batches > 1:
             raise ConfigError(
                 "trainer.accumulate_grad_batches: batches do not know the labels of their whole step. Train with a"
-                " data module, or wrap the loader in fastslm.training.step.WholeSteps."
+                " DataSource, its train_dataloader as it is, or wrap the loader in fastslm.training.step.WholeSteps."
             )
         aligns = self.settings.alignment_weight > 0 and self.trainer.training
         vocabulary = len(self.prompter.tokenizer) if aligns else None

@@ -1,7 +1,6 @@
 """The shipped contract of data sources: ours and a third party's keep it, and each promise that breaks is noticed."""
 
 import importlib.util
-import inspect
 import sys
 from pathlib import Path
 
@@ -106,7 +105,7 @@ class TestSpokenNumbers(DataSourceContract):
 
         def build(folder, seed=3):
             return SpokenNumbers(
-                train_recordings=6,
+                train_recordings=12,
                 dev_recordings=4,
                 min_seconds=3.0,
                 max_seconds=5.0,
@@ -196,9 +195,19 @@ class Plain(DataSource):
         self.restored = state_dict
 
 
+class GrowingEpochs(Plain):
+    def _epoch(self, epoch):
+        return [*super()._epoch(epoch), *[("0", 0.0)] * epoch]
+
+
 class TestPlain(DataSourceContract):
     build = staticmethod(lambda folder: Plain())
     build_other = staticmethod(lambda folder: Plain(10))
+
+
+class TestPlainWithGrowingEpochs(DataSourceContract):
+    build = staticmethod(lambda folder: GrowingEpochs())
+    build_other = staticmethod(lambda folder: GrowingEpochs(10))
 
 
 # -- planted violations ----------------------------------------------------------------------------------------------
@@ -299,7 +308,7 @@ class StaysInTheNextEpoch(FolderSource):
         pass
 
 
-class LeavesTheEpochOpen(FolderSource):
+class LeavesTheEpochOpen(GrowingEpochs):
     def go_on_after(self, num_batches):
         pass
 
@@ -313,7 +322,6 @@ class LeavesTheEpochOpen(FolderSource):
         (StatesOfRanksDiffer, "a_resumed_run_has_exactly_what_was_left"),
         (LengthOfTheRest, "a_resumed_run_has_exactly_what_was_left"),
         (StaysInTheNextEpoch, "a_run_that_ended_within_an_epoch_goes_on_in_it"),
-        (LeavesTheEpochOpen, "a_run_that_ended_with_an_epoch_goes_on_with_the_next"),
         (TakesAnyState, "a_state_of_other_data_is_refused"),
         (Floats, "batches_are_what_the_model_takes"),
         (DuplicateKeys, "keys_are_unique_and_the_same_on_every_rank"),
@@ -323,10 +331,10 @@ class LeavesTheEpochOpen(FolderSource):
         (Draws, "an_epoch_can_be_repeated"),
         (WrapsNothing, "steps_are_whole_under_accumulation"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_each_promise_that_is_broken_fails_its_test(broken, test, tmp_path):
-    assert f"test_{test}" in failures(of_folder(broken), tmp_path)
+    assert fails(of_folder(broken), f"test_{test}", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -335,31 +343,30 @@ def test_each_promise_that_is_broken_fails_its_test(broken, test, tmp_path):
         (UnevenValidation, "ranks_have_equally_many_batches"),
         (CountsFillers, "validation_has_each_sample_once"),
         (EveryRankHasAll, "an_epoch_has_each_sample_once"),
+        (LeavesTheEpochOpen, "a_run_that_ended_with_an_epoch_goes_on_with_the_next"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_each_promise_that_a_plain_source_breaks_fails_its_test(broken, test, tmp_path):
     class Contract(DataSourceContract):
         build = staticmethod(lambda folder: broken())
         build_other = staticmethod(lambda folder: broken(10))
 
-    assert f"test_{test}" in failures(Contract, tmp_path)
+    assert fails(Contract, f"test_{test}", tmp_path)
 
 
 def test_what_keeps_its_promises_fails_none(tmp_path):
-    assert failures(of_folder(FolderSource), tmp_path) == []
+    names = [name for name in dir(DataSourceContract) if name.startswith("test_")]
+    assert [name for name in names if fails(of_folder(FolderSource), name, tmp_path / name)] == []
 
 
-def failures(contract, folder):
-    """Return the names of the tests of a contract that fail."""
-    found = []
-    for name, test in inspect.getmembers(contract(), inspect.ismethod):
-        if name.startswith("test_"):
-            try:
-                test(folder / name)
-            except (Exception, pytest.fail.Exception):
-                found.append(name)
-    return found
+def fails(contract, name, folder):
+    """Say whether a test of a contract fails."""
+    try:
+        getattr(contract(), name)(folder)
+    except (AssertionError, pytest.fail.Exception):
+        return True
+    return False
 
 
 # -- under Lightning ---------------------------------------------------------------------------------------------------
