@@ -13,6 +13,14 @@ from fastslm.errors import ConfigError, nearest
 
 GROUPS = ("encoders", "abstractors", "llms", "tasks", "datamodules", "callbacks")
 
+#: What a part of each group must be a subclass of, imported when one of that group is loaded: some need Lightning.
+_PROMISED = {
+    "encoders": "fastslm.contracts:Encoder",
+    "abstractors": "fastslm.contracts:Abstractor",
+    "llms": "fastslm.contracts:LanguageModel",
+    "datamodules": "fastslm.training.data_source:DataSource",
+}
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -136,19 +144,15 @@ def no_such_part(place: str, name: str, installed: Iterable[str]) -> str:
 
 def _misfit(kind: str, name: str, loaded: object) -> str:
     """Return why what was imported could not be selected by its short name, or an empty text."""
-    from fastslm.contracts import Abstractor, Encoder, LanguageModel, Task
+    from fastslm.contracts import Task
 
     if kind == "tasks":
         if not isinstance(loaded, Task):
             return "it is no object of fastslm.contracts.Task"
         return "" if loaded.name == name else f"its entry point must have the name of the task, {loaded.name}"
 
-    kinds: dict[str, type] = {"abstractors": Abstractor, "encoders": Encoder, "llms": LanguageModel}
-    if kind == "datamodules":
-        from fastslm.training.data_source import DataSource  # with Lightning, which only training needs
-
-        kinds[kind] = DataSource
-    promised = kinds.get(kind, object)
+    module, _, attribute = _PROMISED.get(kind, "builtins:object").partition(":")
+    promised: type = getattr(importlib.import_module(module), attribute)
     if not isinstance(loaded, type):
         return "it is no class"
     if not issubclass(loaded, promised):
