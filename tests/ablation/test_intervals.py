@@ -25,6 +25,7 @@ def test_one_seed_has_no_interval():
     assert mean_interval([20.0]) == (20.0, None)
 
 
+@pytest.mark.slow
 def test_the_t_interval_covers_the_mean_in_95_of_100_experiments():
     generator = np.random.default_rng(1)
     means = [mean_interval(list(generator.normal(7.0, 2.0, 3))) for _ in range(2000)]

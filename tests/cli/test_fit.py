@@ -88,7 +88,7 @@ def test_the_token_rate_is_the_same_under_accumulation_and_on_two_ranks(fastslm,
     check_token_rate(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("batch", "when"), [(3, "end"), (7, "start")])
+@pytest.mark.parametrize(("batch", "when"), [pytest.param(3, "end", marks=pytest.mark.slow), (7, "start")])
 def test_a_killed_run_goes_on_to_the_same_weights(fastslm, run_config, tmp_path, batch, when):
     check_kill(fastslm, run_config, tmp_path, batch, when, [])
 

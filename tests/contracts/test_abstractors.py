@@ -108,6 +108,7 @@ def test_forward_waits_for_no_value(name):
     assert tokens.values.shape == (3, 6, 48)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_many_wide_windows_are_those_that_come_a_few_at_a_time(name):
     """On a CPU few go through together; a call says nothing about how many."""

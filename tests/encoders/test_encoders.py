@@ -32,7 +32,10 @@ WAVEFORM = {
     "conformer-relative": ("Wav2Vec2Conformer", {"feat_extract_norm": "layer", "position_embeddings_type": "relative"}),
     "conformer-rotary": ("Wav2Vec2Conformer", {"feat_extract_norm": "layer", "position_embeddings_type": "rotary"}),
 }
-ALL = (*WAVEFORM, "parakeet", "whisper")
+#: The kinds that differ most; the others are for the slow tests.
+QUICK = ("wav2vec2-layer", "hubert-group", "parakeet", "whisper")
+ALL_NAMES = (*WAVEFORM, "parakeet", "whisper")
+ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ALL_NAMES]
 FINAL_NORM = [name for name in WAVEFORM if ("layer" in name and "batch" not in name) or "conformer" in name]
 
 

@@ -249,6 +249,7 @@ def without_weights(tmp_path, tiny_encoder, tiny_llm):
     return ["--config", str(tmp_path / "run.yaml")]
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_weights_and_covers_every_shipped_hardware(without_weights):
     from fastslm.configuration.find import shipped_configs
 
