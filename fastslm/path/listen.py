@@ -1,6 +1,6 @@
 """Stations 2 to 4: recordings to windows to frames to speech tokens, a bounded group of windows at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fastslm.contracts import Abstractor, Encoder, Tokens
+from fastslm.contracts import Abstractor, Encoder, LanguageModel, Tokens
 from fastslm.errors import ConfigError
 from fastslm.path.additions import NOTHING, Additions
 from fastslm.path.batch import Int64Array
@@ -42,7 +42,7 @@ class Listener:
     Args:
         encoder: station 3.
         abstractor: station 4.
-        embed: the LLM's embeddings of ids, for ``match_embedding_norm``.
+        llm: its embeddings are looked at for ``match_embedding_norm``.
         settings: windows and tokens.
         train_encoder: gradients reach the encoder.
         layer_mix: the weighted sum of the encoder's layers, where it gives several.
@@ -55,7 +55,7 @@ class Listener:
         self,
         encoder: Encoder,
         abstractor: Abstractor,
-        embed: Callable[[Tensor], Tensor],
+        llm: LanguageModel,
         settings: SpeechSettings,
         *,
         train_encoder: bool = False,
@@ -69,7 +69,7 @@ class Listener:
         self.window_samples = settings.window_samples
         self.context_samples = settings.context_samples(encoder)
         self.batch_windows = settings.encoder_batch_windows
-        self._embed = embed
+        self._llm = llm  # not its bound method: strategies put another in its place
         self._window_frames = settings.frames_per_window(encoder)
 
     # -- lengths, on the host --------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Listener:
         if not self.settings.match_embedding_norm:
             return tokens
         probe = torch.arange(_NUM_PROBE_IDS, device=tokens.device)  # every LLM knows as many ids
-        norm: Tensor = self._embed(probe).detach().float().norm(dim=-1).mean()
+        norm: Tensor = self._llm.embed(probe).detach().float().norm(dim=-1).mean()
         return F.normalize(tokens.float(), dim=-1).to(tokens.dtype) * norm.to(tokens.dtype)
 
     def _group(self, *arguments: Any) -> Tokens:

@@ -95,7 +95,7 @@ class SpeechLM(nn.Module):
         self.listener = Listener(
             encoder,
             abstractor,
-            llm.embed,
+            llm,
             settings,
             train_encoder=train_encoder,
             layer_mix=self.layer_mix,
