@@ -26,11 +26,19 @@ class DataSourceContract:
             ``train`` and ``val``, and at least 4 batches of training.
         build_other: the same class with other data, or with settings that change the batches.
         world_sizes: numbers of ranks that the tests use.
+        other_ranks: whether a run may go on exactly with another number of ranks.
+        most_samples: in a batch of training; None is not tested.
+        most_windows: of 2 s, in a batch of training of more than one sample; None is not tested.
+        most_positions: of the LLM, padding included, in such a batch; None is not tested.
     """
 
     build: ClassVar[Callable[[Path], DataSource]]
     build_other: ClassVar[Callable[[Path], DataSource]]
     world_sizes: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    other_ranks: ClassVar[bool] = True
+    most_samples: ClassVar[int | None] = None
+    most_windows: ClassVar[int | None] = None
+    most_positions: ClassVar[int | None] = None
 
     def test_an_epoch_has_each_sample_once(self, tmp_path: Path) -> None:
         """Over all ranks each sample counts once, whatever the number of ranks; what fills up weighs nothing."""
@@ -63,6 +71,16 @@ class DataSourceContract:
                 assert set(batch.weights) <= {0.0, 1.0}
                 placeholders = sum(int((dialogue.input_ids == audio_id).sum()) for dialogue in batch.dialogues)
                 assert placeholders == len(batch.num_samples)
+
+    def test_batches_keep_their_limits(self, tmp_path: Path) -> None:
+        """One sample that is too much by itself makes a batch of its own."""
+        source = self._started(tmp_path)
+        for batch in _batches(source, "train"):
+            positions = _positions(batch, source.model.prompter.audio_id)
+            windows, padded = int(_costs([batch.num_samples])[0].sum()), max(positions) * len(batch)
+            assert len(batch) <= (self.most_samples or len(batch))
+            assert len(batch) == 1 or windows <= (self.most_windows or windows)
+            assert len(batch) == 1 or padded <= (self.most_positions or padded)
 
     def test_keys_are_unique_and_the_same_on_every_rank(self, tmp_path: Path) -> None:
         """``keys`` names each sample once, in one order."""
@@ -99,6 +117,18 @@ class DataSourceContract:
                     where = f"after {done} of {len(whole[rank])} batches on rank {rank} of {world_size}"
                     assert _content(rest) == _content(whole[rank][done:]), where
                     assert len(loader) == len(whole[rank]), f"{where}: the length is not that of the whole epoch"
+
+    def test_another_number_of_ranks_goes_on_with_what_was_left(self, tmp_path: Path) -> None:
+        """Each sample that is left in the epoch comes once."""
+        keys = sorted(self._started(tmp_path).keys("train"))
+        for before, after in ((1, 2), (2, 1), (2, 3)) if self.other_ranks else ():
+            seen = _counted([batch for rank in self._ranks(tmp_path, before) for batch in rank[:1]])
+            state = _stored(self._state(tmp_path, 0, before, 0, 1))
+            for rank in range(after):
+                resumed = self._started(tmp_path, rank, after, 0, 1)
+                resumed.load_state_dict(state)
+                seen += _counted(list(_batches(resumed, "train")))
+            assert sorted(seen) == keys, f"{before} ranks, then {after}"
 
     def test_a_run_that_ended_within_an_epoch_goes_on_in_it(self, tmp_path: Path) -> None:
         """Lightning closes an epoch wherever training ends; what was left of it is trained on all the same."""
@@ -145,7 +175,7 @@ class DataSourceContract:
     def test_validation_has_each_sample_once(self, tmp_path: Path) -> None:
         """Over all ranks each sample has weight 1 once, and what fills up weight 0; the same every time."""
         keys = sorted(self._started(tmp_path).keys("val"))
-        for world_size in self.world_sizes:
+        for world_size in (*self.world_sizes, len(keys) + 1):  # with as many ranks something has to fill up
             ranks = [self._started(tmp_path, rank, world_size) for rank in range(world_size)]
             first = [list(_batches(source, "val")) for source in ranks]
             assert sorted(_counted([batch for batches in first for batch in batches])) == keys, f"{world_size} ranks"
@@ -205,6 +235,17 @@ def _costs(num_samples: Any) -> tuple[Any, Any]:
     costs = np.zeros((len(num_samples), 2), np.int64)
     np.add.at(costs, owner, np.array(flat, np.int64).reshape(-1, 2))
     return costs[:, 0], costs[:, 1]
+
+
+def _positions(batch: Batch, audio_id: int) -> list[int]:
+    """Return the LLM positions of each dialogue."""
+    tokens = [int(_costs([[count]])[1][0]) for count in batch.num_samples]
+    positions, first = [], 0
+    for dialogue in batch.dialogues:
+        count = int((dialogue.input_ids == audio_id).sum())
+        positions.append(len(dialogue.input_ids) - count + sum(tokens[first : first + count]))
+        first += count
+    return positions
 
 
 class _Trainer(SimpleNamespace):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastslm.datamodules.listed import Listed, ListedSource
+from fastslm.datamodules.plan.plan import BatchLimits
 from fastslm.datamodules.webdataset import WebDatasetModule
 from fastslm.errors import ConfigError, DataError
 from fastslm.modules.abstractors.avg_pool import AvgPool
@@ -39,14 +41,14 @@ def loaded(name):
 FolderSource = loaded("folder_source").FolderSource
 
 
-def fill(folder, num=11, words="number"):
+def fill(folder, num=11, words="number", seed=0):
     """Write recordings of 0.2 to 1.2 s and their transcripts, unless they are there; return the folder."""
     for split, count in (("train", num), ("val", 5)):
         if (folder / split).exists():
             continue
         (folder / split).mkdir(parents=True)
         for i in range(count):
-            noise = np.random.default_rng(i).standard_normal(3200 * (1 + i % 6)) * 2000
+            noise = np.random.default_rng([seed, i]).standard_normal(3200 * (1 + i % 6)) * 2000
             soundfile.write(folder / split / f"{i:02d}.wav", noise.astype(np.int16), 16_000)
             (folder / split / f"{i:02d}.txt").write_text(f"{words} {i}")
     return folder
@@ -75,6 +77,8 @@ class TestFolderSourceInWorkers(DataSourceContract):
 
 
 class TestWebDatasetModule(DataSourceContract):
+    most_samples, most_windows, most_positions = 2, 2, 150
+
     @pytest.fixture(autouse=True)
     def _shards(self, make_shards):
         def build(folder, batch_samples=2, **settings):
@@ -87,6 +91,8 @@ class TestWebDatasetModule(DataSourceContract):
                 batch_samples=batch_samples,
                 num_workers=0,
                 seed=3,
+                batch_windows=2,
+                batch_tokens=150,
                 cache_dir=str(folder / "cache"),
                 **settings,
             )
@@ -201,11 +207,13 @@ class GrowingEpochs(Plain):
 
 
 class TestPlain(DataSourceContract):
+    other_ranks = False
     build = staticmethod(lambda folder: Plain())
     build_other = staticmethod(lambda folder: Plain(10))
 
 
 class TestPlainWithGrowingEpochs(DataSourceContract):
+    other_ranks = False
     build = staticmethod(lambda folder: GrowingEpochs())
     build_other = staticmethod(lambda folder: GrowingEpochs(10))
 
@@ -303,6 +311,23 @@ class WrapsNothing(FolderSource):
         return self.training_batches()
 
 
+class WeighsWhatFillsUp(FolderSource):
+    def evaluation_batches(self, split):
+        batches = list(super().evaluation_batches(split))
+        for batch in batches:
+            batch.weights = [1.0] * len(batch)
+        return DataLoader(batches, batch_size=None)
+
+
+class CountsOneRank(FolderSource):
+    def state_dict(self):
+        state = super().state_dict()
+        return {**state, "step": state["step"] // self.world_size}
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict({**state_dict, "step": state_dict["step"] * self.world_size})
+
+
 class StaysInTheNextEpoch(FolderSource):
     def go_on_in(self, epoch):
         pass
@@ -330,6 +355,8 @@ class LeavesTheEpochOpen(GrowingEpochs):
         (OneOrder, "each_epoch_has_an_order_of_its_own"),
         (Draws, "an_epoch_can_be_repeated"),
         (WrapsNothing, "steps_are_whole_under_accumulation"),
+        (WeighsWhatFillsUp, "validation_has_each_sample_once"),
+        (CountsOneRank, "another_number_of_ranks_goes_on_with_what_was_left"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -353,6 +380,33 @@ def test_each_promise_that_a_plain_source_breaks_fails_its_test(broken, test, tm
         build_other = staticmethod(lambda folder: broken(10))
 
     assert fails(Contract, f"test_{test}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"),
+    [("samples", {"most_samples": 2}), ("windows", {"most_windows": 2}), ("tokens", {"most_positions": 150})],
+)
+def test_batches_beyond_a_limit_are_noticed(limit, most, tmp_path):
+    kept = BatchLimits(9, 99, 999)
+    kept = replace(kept, **{limit: next(iter(most.values()))})
+    for limits, noticed in ((kept, False), (BatchLimits(9, 99, 999), True)):
+
+        class Limited(FolderSource):
+            def __init__(self, *arguments, limits=limits, **settings):
+                super().__init__(*arguments, **settings)
+                self.batch_limits = limits
+
+        contract = type("Contract", (of_folder(Limited),), most)
+        assert fails(contract, "test_batches_keep_their_limits", tmp_path) is noticed
+
+
+def test_other_audio_of_the_same_length_is_other_data(tmp_path):
+    class Contract(of_folder(FolderSource)):
+        build_other = staticmethod(
+            lambda folder: FolderSource(str(fill(folder, seed=1)), batch_samples=2, num_workers=0, seed=3)
+        )
+
+    Contract().test_a_state_of_other_data_is_refused(tmp_path)
 
 
 def test_what_keeps_its_promises_fails_none(tmp_path):
