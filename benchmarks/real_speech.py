@@ -32,7 +32,7 @@ data:
   init_args:
     train_shards: {folder}/train.tar
     val_shards: {folder}/dev.tar
-    piece_seconds: 14.4
+    chunk_seconds: 14.4
     batch_samples: 64
     batch_windows: 60
 """

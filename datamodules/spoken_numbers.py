@@ -26,7 +26,7 @@ class SpokenNumbers(WebDatasetModule):
         cache_dir: where corpus and indexes are kept; null takes the user's cache folder.
         max_audio_seconds: see ``WebDatasetModule``.
         long_audio: see ``WebDatasetModule``.
-        piece_seconds: see ``WebDatasetModule``; 14.4 s of numbers, three windows, teach the words, whole recordings
+        chunk_seconds: see ``WebDatasetModule``; 14.4 s of numbers, three windows, teach the words, whole recordings
             their order.
         batch_samples: see ``WebDatasetModule``.
         batch_windows: see ``WebDatasetModule``; 60 windows of 4.8 s are 4.8 minutes.
@@ -49,7 +49,7 @@ class SpokenNumbers(WebDatasetModule):
         cache_dir: str | None = None,
         max_audio_seconds: float = 900.0,
         long_audio: Literal["drop", "split", "error"] = "drop",
-        piece_seconds: float | None = 14.4,
+        chunk_seconds: float | None = 14.4,
         batch_samples: int = 64,
         batch_windows: int = 60,
         batch_tokens: int = 16384,
@@ -63,7 +63,7 @@ class SpokenNumbers(WebDatasetModule):
         super().__init__(
             max_audio_seconds=max_audio_seconds,
             long_audio=long_audio,
-            piece_seconds=piece_seconds,
+            chunk_seconds=chunk_seconds,
             batch_samples=batch_samples,
             batch_windows=batch_windows,
             batch_tokens=batch_tokens,

@@ -47,7 +47,7 @@ class WebDatasetModule(PlannedSource):
         max_audio_seconds: longest recording taken whole.
         long_audio: ``drop`` refuses longer recordings and counts them, ``split`` cuts them at the boundaries of
             their ``segments``, ``error`` stops the run. Nothing is ever cut short silently.
-        piece_seconds: each training recording that has ``segments`` also takes part in pieces of at most this length,
+        chunk_seconds: each training recording that has ``segments`` also takes part in chunks of at most this length,
             beside the whole; short audio teaches a new compressor its words sooner. Null trains on wholes alone.
         temperature: weights of sources are raised to ``1 / temperature``; above 1 the small ones come more often.
         augmentations: stages that change training audio, such as ``fastslm.datamodules.augmentation.Speed``.
@@ -63,7 +63,7 @@ class WebDatasetModule(PlannedSource):
     """
 
     settings_of_plan = (
-        "the shards and the values of data.seed, data.max_audio_seconds, data.long_audio, data.piece_seconds,"
+        "the shards and the values of data.seed, data.max_audio_seconds, data.long_audio, data.chunk_seconds,"
         " data.batch_* and the sources"
     )
 
@@ -76,7 +76,7 @@ class WebDatasetModule(PlannedSource):
         *,
         max_audio_seconds: float = 900.0,
         long_audio: Literal["drop", "split", "error"] = "drop",
-        piece_seconds: float | None = None,
+        chunk_seconds: float | None = None,
         temperature: float = 1.0,
         augmentations: list[Augmentation] | None = None,
         batch_samples: int = 16,
@@ -104,13 +104,13 @@ class WebDatasetModule(PlannedSource):
             raise ConfigError(f"data.stream_steps: {stream_steps} must be above 0.")
         if not 0.0 < temperature < float("inf"):
             raise ConfigError(f"data.temperature: {temperature} must be above 0.")
-        if piece_seconds is not None and piece_seconds <= 0:
-            raise ConfigError(f"data.piece_seconds: {piece_seconds} must be above 0, or null.")
+        if chunk_seconds is not None and chunk_seconds <= 0:
+            raise ConfigError(f"data.chunk_seconds: {chunk_seconds} must be above 0, or null.")
         self.shards: dict[str, Shards | None] = dict(
             zip(_SPLITS, (train_shards, val_shards, test_shards, predict_shards), strict=True)
         )
         self.limits = Limits(max_audio_seconds, long_audio)
-        self.piece_seconds = piece_seconds
+        self.chunk_seconds = chunk_seconds
         self.temperature = temperature
         self.augmentations = list(augmentations or [])
         self.stream_steps = stream_steps
@@ -152,17 +152,17 @@ class WebDatasetModule(PlannedSource):
                 f"data.{split}_shards: 'pipe:' cannot be read sample by sample, and every sample must count once. Give"
                 " paths or URLs."
             )
-        if self.limits.long_audio == "split" or self.piece_seconds is not None:
+        if self.limits.long_audio == "split" or self.chunk_seconds is not None:
             raise ConfigError(
-                "data.long_audio 'split' and data.piece_seconds need shards that are read by offset; 'pipe:' is not."
+                "data.long_audio 'split' and data.chunk_seconds need shards that are read by offset; 'pipe:' is not."
             )
         return True
 
     def _indexes(self, split: str) -> list[Any]:
         """Return for each source of a split the index of its shards."""
         lengths = [self.limits.max_audio_seconds] if self.limits.long_audio == "split" else []
-        if split == "train" and self.piece_seconds is not None:
-            lengths.append(self.piece_seconds)
+        if split == "train" and self.chunk_seconds is not None:
+            lengths.append(self.chunk_seconds)
         builder = IndexBuilder(
             self.model.prompter, self.cache, tuple(sorted(set(lengths))), needs_answers=split != "predict"
         )
@@ -179,7 +179,7 @@ class WebDatasetModule(PlannedSource):
         """
         groups = self._indexes(split)
         flat = [index for group in groups for index in group]
-        entries, broken = collect(flat, self.limits, self.piece_seconds if split == "train" else None)
+        entries, broken = collect(flat, self.limits, self.chunk_seconds if split == "train" else None)
         costs = self._costs_of(entries, split)
         context_length = self.model.context_length
         fits = costs.tokens <= context_length
@@ -199,7 +199,7 @@ class WebDatasetModule(PlannedSource):
         mixture = self._mixed([len(group) for group in groups], chosen) if split == "train" else None
         counts = np.array(mixture.counts if mixture else (), np.int64)
         chosen_costs = Costs(costs.windows[fits], costs.tokens[fits])
-        return Planning(chosen_costs, chosen.digests, (chosen.sample, chosen.piece, counts), mixture)
+        return Planning(chosen_costs, chosen.digests, (chosen.sample, chosen.chunk, counts), mixture)
 
     def _mixed(self, num_shards: Sequence[int], entries: Entries) -> Mixture | None:
         """Return how many samples each source gives to an epoch; None where every sample comes once."""

@@ -64,8 +64,8 @@ class Recordings:
             recording = rng.choice(len(self.mels), p=self.shares)
             mel = self.mels[recording]
             start = int(rng.integers(0, max(1, mel.shape[1] - num_frames // 2)))
-            piece = mel[:, start : start + longest]
-            power[i, :, : piece.shape[1]] = piece
+            chunk = mel[:, start : start + longest]
+            power[i, :, : chunk.shape[1]] = chunk
             end = start + num_frames * tempo[i]
             texts.append(" ".join(word for middle, word in self.words[recording] if start <= middle < end))
         power = power[..., :num_frames] if not augment else colour(power, tempo, num_frames, rng)

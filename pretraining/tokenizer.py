@@ -30,7 +30,7 @@ def make(out: Path = Path("fastslm/demo/llm"), vocabulary: int = 512) -> None:
         vocabulary: most entries before the special tokens.
     """
     tokenizer = Tokenizer(models.BPE())
-    # A piece is a number of two words, or a word, or white space. Each gets a space in front, so that a number at the
+    # A pre-token is a number of two words, a word, or white space. Each gets a space in front, so that a number at the
     # start of a line is the token that it is in the middle.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

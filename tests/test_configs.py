@@ -229,10 +229,10 @@ def test_a_data_module_does_not_inherit_the_settings_of_the_embedded_corpus(caps
         main(["fit", *flags, "--print_config"])
     found = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
     assert (found["batch_samples"], found["batch_windows"], found["eval_batch_samples"]) == (16, 256, 16)
-    assert (found["max_audio_seconds"], found["piece_seconds"]) == (900.0, 30.0)  # what the stage says goes for it too
+    assert (found["max_audio_seconds"], found["chunk_seconds"]) == (900.0, 30.0)  # what the stage says goes for it too
     with pytest.raises(SystemExit):
         main(["fit", *flags[:2], *flags[4:], "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["piece_seconds"] is None
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["chunk_seconds"] is None
 
 
 def test_settings_that_a_new_class_does_not_have_are_dropped_and_named(capsys, tmp_path):

@@ -84,7 +84,7 @@ def test_alone_a_window_is_its_samples_then_zeros_mirrored_at_both_edges(num_sam
 
 
 @given(st.lists(st.integers(CONTEXT_SAMPLES + 1, 4 * WINDOW), min_size=1, max_size=3), st.integers(0, 2**31))
-def test_across_a_window_is_a_piece_of_its_mirrored_recording(num_samples, seed):
+def test_across_a_window_is_a_chunk_of_its_mirrored_recording(num_samples, seed):
     rng = np.random.default_rng(seed)
     recordings = [rng.integers(-9, 10, n).astype(np.int16) for n in num_samples]
     windows = Windows.of(num_samples, WINDOW)
@@ -93,8 +93,8 @@ def test_across_a_window_is_a_piece_of_its_mirrored_recording(num_samples, seed)
     for recording in recordings:
         mirrored = np.pad(recording, CONTEXT_SAMPLES, mode="reflect")
         for begin in range(0, len(recording), WINDOW):
-            piece = mirrored[begin : begin + WINDOW + 2 * CONTEXT_SAMPLES]
-            expected = np.pad(piece, (0, WINDOW + 2 * CONTEXT_SAMPLES - len(piece)))
+            chunk = mirrored[begin : begin + WINDOW + 2 * CONTEXT_SAMPLES]
+            expected = np.pad(chunk, (0, WINDOW + 2 * CONTEXT_SAMPLES - len(chunk)))
             assert next(rows).tolist() == expected.tolist()
 
 

@@ -46,14 +46,14 @@ class IndexBuilder:
     Attributes:
         prompter: the text side.
         cache: folder for indexes that cannot lie beside their tar, and for text lengths.
-        piece_seconds: lengths of pieces that samples with ``segments`` are to be cut into; see ``Texts``.
+        chunk_seconds: lengths of chunks that samples with ``segments`` are to be cut into; see ``Texts``.
         store: opens shards.
         needs_answers: leave out samples without an answer, which can only be predicted.
     """
 
     prompter: Prompter
     cache: Path
-    piece_seconds: tuple[float, ...] = ()
+    chunk_seconds: tuple[float, ...] = ()
     store: Store = field(default_factory=Store)
     needs_answers: bool = True
 
@@ -86,7 +86,7 @@ class IndexBuilder:
         rows = self._current(shard)
         rows = answered(rows) if self.needs_answers else rows
         return ShardIndex(
-            shard, rows, read_texts(shard, rows, self.prompter, self.store, self.cache, self.piece_seconds)
+            shard, rows, read_texts(shard, rows, self.prompter, self.store, self.cache, self.chunk_seconds)
         )
 
     # -- rows that agree with the tar --------------------------------------------------------------------------------

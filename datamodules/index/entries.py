@@ -1,4 +1,4 @@
-"""What an epoch is planned over, in columns: whole samples and pieces of long ones, across all shards of a split."""
+"""What an epoch is planned over, in columns: whole samples and chunks of long ones, across all shards of a split."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -13,7 +13,7 @@ from fastslm.path.broken import Broken
 
 from .build import ShardIndex
 from .columns import ShardRows
-from .texts import COLUMNS, Pieces, empty_pieces, num_samples_of, pieces_of
+from .texts import COLUMNS, Chunks, chunks_of, empty_chunks, num_samples_of
 
 Array = npt.NDArray[np.int64]
 
@@ -42,11 +42,11 @@ class Entry:
 
     Attributes:
         shard: path or URL of the tar.
-        key: the sample's name; pieces of a recording have ``/0``, ``/1``, ... behind it.
+        key: the sample's name; chunks of a recording have ``/0``, ``/1``, ... behind it.
         json_region: offset, size and CRC-32 of its JSON in the tar.
         audio_regions: the same of each recording.
-        segments: first and one past the last segment of a piece; None for a whole sample.
-        span_seconds: begin and end of a piece in its recording; None for a whole sample.
+        segments: first and one past the last segment of a chunk; None for a whole sample.
+        span_seconds: begin and end of a chunk in its recording; None for a whole sample.
     """
 
     shard: str
@@ -67,9 +67,9 @@ class Entries:
         columns: of all samples of all shards: ``shard``, ``key_end``, ``recording_end``, those of the sidecars.
         key_bytes: their keys.
         sample: the sample behind each entry ``[n]``.
-        piece: the row of ``pieces`` behind it, -1 for a whole sample, ``[n]``.
+        chunk: the row of ``chunks`` behind it, -1 for a whole sample, ``[n]``.
         num_tokens: ids of its dialogue ``[n]``.
-        pieces: all pieces.
+        chunks: all chunks.
         ambiguous: samples whose key is also in another shard; their entries' keys name the shard.
     """
 
@@ -78,9 +78,9 @@ class Entries:
     columns: dict[str, npt.NDArray[Any]]
     key_bytes: npt.NDArray[np.uint8]
     sample: Array
-    piece: Array
+    chunk: Array
     num_tokens: Array
-    pieces: Pieces
+    chunks: Chunks
     ambiguous: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class Entries:
 
     def select(self, kept: npt.NDArray[np.bool_]) -> "Entries":
         """Return some of the entries; ``kept`` ``[n]`` is True for those that stay."""
-        changed = {name: getattr(self, name)[kept] for name in ("sample", "piece", "num_tokens")}
+        changed = {name: getattr(self, name)[kept] for name in ("sample", "chunk", "num_tokens")}
         return Entries(**{f.name: changed.get(f.name, getattr(self, f.name)) for f in fields(self)})
 
     def shard_of(self, index: int) -> str:
@@ -97,24 +97,24 @@ class Entries:
 
     def key(self, index: int) -> str:
         """Return the name of an entry, unique in its split."""
-        sample, piece = int(self.sample[index]), int(self.piece[index])
+        sample, chunk = int(self.sample[index]), int(self.chunk[index])
         begin, end = _run(self.columns["key_end"], sample)
         key = self.key_bytes[begin:end].tobytes().decode("utf-8", "surrogateescape")
         place = int(np.searchsorted(self.ambiguous, sample))
         if place < len(self.ambiguous) and self.ambiguous[place] == sample:
             key = f"{key}@{self.shard_of(index)}"
-        return key if piece < 0 else f"{key}/{self.pieces.number[piece]}"
+        return key if chunk < 0 else f"{key}/{self.chunks.number[chunk]}"
 
     def __getitem__(self, index: int) -> Entry:
-        sample, piece = int(self.sample[index]), int(self.piece[index])
+        sample, chunk = int(self.sample[index]), int(self.chunk[index])
         offset, size, crc32 = (int(self.columns[name][sample]) for name in _PER_SAMPLE)
         columns = [self.columns[name][slice(*_run(self.columns["recording_end"], sample))] for name in _PER_RECORDING]
         regions = list(zip(*(column.tolist() for column in columns), strict=True))
         segments = span = None
-        if piece >= 0:
-            p = self.pieces
-            segments = (int(p.first_segment[piece]), int(p.last_segment[piece]))
-            span = (float(p.begin_seconds[piece]), float(p.end_seconds[piece]))
+        if chunk >= 0:
+            p = self.chunks
+            segments = (int(p.first_segment[chunk]), int(p.last_segment[chunk]))
+            span = (float(p.begin_seconds[chunk]), float(p.end_seconds[chunk]))
         return Entry(self.shard_of(index), self.key(index), (offset, size, crc32), regions, segments, span)
 
     def recording_lengths(self) -> tuple[Array, Array]:
@@ -125,8 +125,8 @@ class Entries:
         starts = np.cumsum(counts) - counts
         places = np.arange(counts.sum()) - np.repeat(starts, counts) + np.repeat(begins[self.sample], counts)
         lengths = self.columns["num_samples"][places].astype(np.int64)
-        cut = np.flatnonzero(self.piece >= 0)  # pieces are of samples with one recording
-        p, chosen = self.pieces, self.piece[cut]
+        cut = np.flatnonzero(self.chunk >= 0)  # chunks are of samples with one recording
+        p, chosen = self.chunks, self.chunk[cut]
         lengths[starts[cut]] = np.rint((p.end_seconds[chosen] - p.begin_seconds[chosen]) * SAMPLE_RATE_HZ)
         return lengths, counts
 
@@ -136,32 +136,32 @@ def _run(ends: npt.NDArray[Any], row: int) -> tuple[int, int]:
 
 
 def collect(
-    indexes: Sequence[ShardIndex], limits: Limits, piece_seconds: float | None = None
+    indexes: Sequence[ShardIndex], limits: Limits, chunk_seconds: float | None = None
 ) -> tuple[Entries, list[Broken]]:
     """Return the entries of some shards, and the samples that cannot be used.
 
     Args:
         indexes: of the shards.
         limits: of recordings taken whole.
-        piece_seconds: also take each longer recording in pieces of this length.
+        chunk_seconds: also take each longer recording in chunks of this length.
 
     Raises:
         DataError: a recording is too long and the limits say ``error``.
     """
     broken: list[Broken] = []
-    parts = [_of_shard(index, limits, piece_seconds, broken) for index in indexes]
+    parts = [_of_shard(index, limits, chunk_seconds, broken) for index in indexes]
     base = 0
     samples: list[Array] = []
-    pieces: list[Pieces] = []
+    chunks: list[Chunks] = []
     numbers: list[Array] = []
     tokens: list[Array] = []
-    num_pieces = 0
+    num_chunks = 0
     for index, (whole, cut) in zip(indexes, parts, strict=True):
         samples += [whole + base, cut.row + base]
-        numbers += [np.full(len(whole), -1), np.arange(len(cut)) + num_pieces]
+        numbers += [np.full(len(whole), -1), np.arange(len(cut)) + num_chunks]
         tokens += [index.texts.num_tokens[whole], cut.num_tokens]
-        pieces.append(cut)
-        num_pieces += len(cut)
+        chunks.append(cut)
+        num_chunks += len(cut)
         base += len(index.rows)
     entries = Entries(
         [index.shard for index in indexes],
@@ -171,25 +171,25 @@ def collect(
         _joined(samples, np.int64),
         _joined(numbers, np.int64),
         _joined(tokens, np.int64),
-        _joined_pieces(pieces),
+        _joined_chunks(chunks),
     )
     entries.ambiguous = _ambiguous([index.rows for index in indexes], entries)
     return entries, broken
 
 
 def _of_shard(
-    index: ShardIndex, limits: Limits, piece_seconds: float | None, broken: list[Broken]
-) -> tuple[Array, Pieces]:
-    """Return the samples of a shard that are taken whole, and the pieces; adds to ``broken``."""
+    index: ShardIndex, limits: Limits, chunk_seconds: float | None, broken: list[Broken]
+) -> tuple[Array, Chunks]:
+    """Return the samples of a shard that are taken whole, and the chunks; adds to ``broken``."""
     rows, texts = index.rows, index.texts
     broken += [Broken(index.shard, **item) for item in rows.broken]
     seconds = _longest(rows)
     long = seconds > limits.max_audio_seconds
     whole = np.flatnonzero(~long & (texts.num_tokens >= 0))
     unusable = {item.key for item in texts.broken}
-    cut = empty_pieces()
+    cut = empty_chunks()
     if limits.long_audio == "split" and long.any():
-        cut = texts.pieces[limits.max_audio_seconds]
+        cut = texts.chunks[limits.max_audio_seconds]
         broken += cut.broken
         broken += [item for item in texts.broken if item.key not in {other.key for other in cut.broken}]
     else:
@@ -205,12 +205,12 @@ def _of_shard(
                     raise DataError(f"shard {index.shard}, sample {keys[row]!r}: audio too long: {detail}")
                 if keys[row] not in unusable:
                     broken.append(Broken(index.shard, keys[row], "audio too long", detail))
-    if piece_seconds is not None and piece_seconds != limits.max_audio_seconds:
-        short = texts.pieces[piece_seconds]
-        before = np.bincount(cut.row, minlength=len(rows))[short.row]  # no two pieces of a sample share a name
-        cut = _joined_pieces([cut, replace(short, number=short.number + before)])
-    elif piece_seconds is not None and limits.long_audio != "split":
-        cut = texts.pieces[piece_seconds]
+    if chunk_seconds is not None and chunk_seconds != limits.max_audio_seconds:
+        short = texts.chunks[chunk_seconds]
+        before = np.bincount(cut.row, minlength=len(rows))[short.row]  # no two chunks of a sample share a name
+        cut = _joined_chunks([cut, replace(short, number=short.number + before)])
+    elif chunk_seconds is not None and limits.long_audio != "split":
+        cut = texts.chunks[chunk_seconds]
     return whole, cut
 
 
@@ -246,10 +246,10 @@ def _joined(parts: Sequence[npt.NDArray[Any]], kind: "npt.DTypeLike") -> npt.NDA
     return np.concatenate(parts).astype(kind, copy=False) if parts else np.zeros(0, kind)
 
 
-def _joined_pieces(parts: Sequence[Pieces]) -> Pieces:
+def _joined_chunks(parts: Sequence[Chunks]) -> Chunks:
     if not parts:
-        return empty_pieces()
-    return pieces_of({name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS})
+        return empty_chunks()
+    return chunks_of({name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS})
 
 
 def _ambiguous(rows: Sequence[ShardRows], entries: Entries) -> Array:

@@ -1,4 +1,4 @@
-"""What a run's tokenizer makes of a shard's texts: lengths in ids, and the pieces that long recordings are cut into."""
+"""What a run's tokenizer makes of a shard's texts: lengths in ids, and the chunks that long recordings are cut into."""
 
 import contextlib
 import hashlib
@@ -29,11 +29,11 @@ Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass
-class Pieces:
-    """Pieces of the recordings of a shard that are longer than a limit, one row each.
+class Chunks:
+    """Chunks of the recordings of a shard that are longer than a limit, one row each.
 
     Attributes:
-        row: sample of the shard that it is a piece of.
+        row: sample of the shard that it is a chunk of.
         number: 0, 1, ... within its sample.
         first_segment: of the sample's ``segments``.
         last_segment: one past its last.
@@ -56,24 +56,24 @@ class Pieces:
         return len(self.row)
 
 
-COLUMNS = tuple(f.name for f in fields(Pieces) if f.name != "broken")
+COLUMNS = tuple(f.name for f in fields(Chunks) if f.name != "broken")
 
 
-def empty_pieces() -> Pieces:
-    """Return no pieces."""
-    return _pieces([], [])
+def empty_chunks() -> Chunks:
+    """Return no chunks."""
+    return _chunks([], [])
 
 
-def _pieces(rows: Sequence[Sequence[float]], broken: list[Broken]) -> Pieces:
+def _chunks(rows: Sequence[Sequence[float]], broken: list[Broken]) -> Chunks:
     values: list[Any] = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in COLUMNS]
     kinds = [np.float64 if name.endswith("_seconds") else np.int64 for name in COLUMNS]
     columns = zip(COLUMNS, values, kinds, strict=True)
-    return pieces_of({name: np.asarray(column, kind) for name, column, kind in columns}, broken)
+    return chunks_of({name: np.asarray(column, kind) for name, column, kind in columns}, broken)
 
 
-def pieces_of(columns: Mapping[str, Any], broken: list[Broken] | None = None) -> Pieces:
-    """Return pieces of columns that are held by name."""
-    return Pieces(**{name: columns[name] for name in COLUMNS}, broken=broken or [])
+def chunks_of(columns: Mapping[str, Any], broken: list[Broken] | None = None) -> Chunks:
+    """Return chunks of columns that are held by name."""
+    return Chunks(**{name: columns[name] for name in COLUMNS}, broken=broken or [])
 
 
 @dataclass
@@ -84,16 +84,16 @@ class Texts:
         num_tokens: ids of each sample's dialogue, each recording one placeholder; ``[n]``, -1 where the prompter
             refuses it.
         broken: those samples, with the reason.
-        pieces: by their largest length in seconds.
+        chunks: by their largest length in seconds.
     """
 
     num_tokens: Int64Array
     broken: list[Broken] = field(default_factory=list)
-    pieces: dict[float, Pieces] = field(default_factory=dict)
+    chunks: dict[float, Chunks] = field(default_factory=dict)
 
 
 def read_texts(
-    shard: str, rows: ShardRows, prompter: Prompter, store: Store, cache: Path, piece_seconds: Sequence[float]
+    shard: str, rows: ShardRows, prompter: Prompter, store: Store, cache: Path, chunk_seconds: Sequence[float]
 ) -> Texts:
     """Return the text lengths of a shard: from its index, from the cache, or counted and kept in the cache.
 
@@ -117,17 +117,17 @@ def read_texts(
     keys = rows.keys if (num_tokens < 0).any() else []
     for row in np.flatnonzero(num_tokens < 0).tolist():
         texts.broken.append(Broken.of(shard, keys[row], _refusal(shard, rows, row, prompter, store)))
-    for seconds in piece_seconds:
-        target = cache / "index" / f"{name}-{seconds:g}.pieces.npz"
+    for seconds in chunk_seconds:
+        target = cache / "index" / f"{name}-{seconds:g}.chunks.npz"
         loaded = _load(target)
         if loaded is not None and set(COLUMNS) <= set(loaded[1]):
             broken = [Broken(shard, **item) for item in loaded[0]["broken"]]
-            texts.pieces[seconds] = pieces_of(loaded[1], broken)
+            texts.chunks[seconds] = chunks_of(loaded[1], broken)
         else:
-            pieces = _cut(shard, rows, prompter, store, seconds)
-            items = [{"key": item.key, "reason": item.reason, "detail": item.detail} for item in pieces.broken]
-            _save(target, {"broken": items}, {column: getattr(pieces, column) for column in COLUMNS})
-            texts.pieces[seconds] = pieces
+            chunks = _cut(shard, rows, prompter, store, seconds)
+            items = [{"key": item.key, "reason": item.reason, "detail": item.detail} for item in chunks.broken]
+            _save(target, {"broken": items}, {column: getattr(chunks, column) for column in COLUMNS})
+            texts.chunks[seconds] = chunks
     return texts
 
 
@@ -163,11 +163,11 @@ def _refusal(shard: str, rows: ShardRows, row: int, prompter: Prompter, store: S
     return DataError("unusable text: the index could not count its ids; make it anew: fastslm shards index")
 
 
-# -- pieces -----------------------------------------------------------------------------------------------------------
+# -- chunks -----------------------------------------------------------------------------------------------------------
 
 
-def _cut(shard: str, rows: ShardRows, prompter: Prompter, store: Store, max_seconds: float) -> Pieces:
-    """Return the pieces of every sample longer than ``max_seconds``, and the samples that cannot be cut."""
+def _cut(shard: str, rows: ShardRows, prompter: Prompter, store: Store, max_seconds: float) -> Chunks:
+    """Return the chunks of every sample longer than ``max_seconds``, and the samples that cannot be cut."""
     found: list[Sequence[float]] = []
     broken = []
     keys, seconds = rows.keys, rows.seconds
@@ -187,9 +187,9 @@ def _cut(shard: str, rows: ShardRows, prompter: Prompter, store: Store, max_seco
                 num_tokens = len(dialogue_of(words, prompter, 1).input_ids)
                 found.append((row, number, first, last, begin, end, num_tokens))
         except DataError as error:
-            found = [piece for piece in found if piece[0] != row]
+            found = [chunk for chunk in found if chunk[0] != row]
             broken.append(Broken.of(shard, keys[row], error))
-    return _pieces(found, broken)
+    return _chunks(found, broken)
 
 
 def _can_split(sample: dict[str, Any]) -> bool:
@@ -199,13 +199,13 @@ def _can_split(sample: dict[str, Any]) -> bool:
 
 
 def split_segments(segments: Any, max_seconds: float, duration: float) -> list[tuple[int, int, float, float]]:
-    """Return pieces of a long recording as (first segment, one past the last, begin, end in seconds).
+    """Return chunks of a long recording as (first segment, one past the last, begin, end in seconds).
 
-    A piece takes as many whole segments as fit; it begins and ends in the middle of the gaps between segments.
+    A chunk takes as many whole segments as fit; it begins and ends in the middle of the gaps between segments.
 
     Args:
         segments: from the sample's JSON: a list of ``start`` and ``end`` in seconds and ``text``.
-        max_seconds: longest piece.
+        max_seconds: longest chunk.
         duration: seconds of the recording.
 
     Raises:
@@ -221,16 +221,16 @@ def split_segments(segments: Any, max_seconds: float, duration: float) -> list[t
     ordered = ordered and all(a < b for a, b in pairwise(cuts))
     if not ordered or times[-1][1] > duration + 1.0 or not all(isinstance(text, str) for text in texts):
         raise DataError(f"unusable segments: they are not in order, or leave the recording of {duration:.1f} s")
-    pieces, first = [], 0
+    chunks, first = [], 0
     while first < len(times):
         last = first + 1
         while last < len(times) and cuts[last + 1] - cuts[first] <= max_seconds:
             last += 1
         if cuts[last] - cuts[first] > max_seconds:
             raise DataError(f"audio too long: the segment at {times[first][0]:.1f} s alone exceeds the limit")
-        pieces.append((first, last, cuts[first], cuts[last]))
+        chunks.append((first, last, cuts[first], cuts[last]))
         first = last
-    return pieces
+    return chunks
 
 
 def joined(sample: dict[str, Any], segments: tuple[int, int]) -> str:

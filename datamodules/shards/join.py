@@ -94,15 +94,15 @@ def join(parts: Sequence[tuple[Utterance, Samples]], pause_seconds: float) -> tu
     Fields that are the same in all utterances are kept, and no others.
     """
     pause = np.zeros(round(pause_seconds * SAMPLE_RATE_HZ), np.int16)
-    pieces: list[Samples] = []
+    chunks: list[Samples] = []
     segments: list[dict[str, Any]] = []
     position = 0
     for utterance, samples in parts:
-        if pieces:
-            pieces.append(pause)
+        if chunks:
+            chunks.append(pause)
             position += len(pause)
         segments += _segments(utterance, position / SAMPLE_RATE_HZ, len(samples) / SAMPLE_RATE_HZ)
-        pieces.append(samples)
+        chunks.append(samples)
         position += len(samples)
     first = parts[0][0].fields
     rest = [utterance.fields for utterance, _ in parts[1:]]
@@ -111,7 +111,7 @@ def join(parts: Sequence[tuple[Utterance, Samples]], pause_seconds: float) -> tu
     for name in answers:
         texts = [str(utterance.fields.get(name) or "").strip() for utterance, _ in parts]
         fields[name] = " ".join(text for text in texts if text)
-    return np.concatenate(pieces), {**fields, "segments": segments}
+    return np.concatenate(chunks), {**fields, "segments": segments}
 
 
 def _segments(utterance: Utterance, begin: float, seconds: float) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ def run_all(
     """Yield the number of each item and what the work made of it, as they are completed.
 
     With one worker (or one item) the work is done here, otherwise in processes of its own. The first failure stops all
-    of them, each after the piece of work it is at.
+    of them, each after the chunk of work it is at.
 
     Args:
         work: a function of a module, called with an item and a reporter of progress; it may raise ``Stopped``, which

@@ -1,4 +1,4 @@
-"""Long recordings cut in the pauses between their segments, so that each piece keeps exactly its own words."""
+"""Long recordings cut in the pauses between their segments, so that each chunk keeps exactly its own words."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,16 +16,16 @@ from .opening import opened
 from .segments import Gap, gaps_of, shifted, spell
 from .utterance import Audio, Refused, Utterance, answer_field, is_timed, task_of
 
-#: A gap as wide as this is a pause, and worth a shorter piece.
+#: A gap as wide as this is a pause, and worth a shorter chunk.
 PAUSE_SECONDS = 0.1
 _FRAME_SECONDS = 0.02
 _LONGEST_SEARCH_SECONDS = 10.0
 
 
 def choose_gaps(gaps: Sequence[Gap], total_seconds: float, limit_seconds: float) -> list[Gap]:
-    """Return the gaps, or parts of them, to cut in: pieces are at most ``limit_seconds`` long where the gaps allow it.
+    """Return the gaps, or parts of them, to cut in: chunks are at most ``limit_seconds`` long where the gaps allow it.
 
-    Each piece is made as long as a pause in the second half of what is allowed lets it be: the widest one is taken. A
+    Each chunk is made as long as a pause in the second half of what is allowed lets it be: the widest one is taken. A
     gap that is no pause is cut in only where there is no pause at all in reach.
     """
     chosen: list[Gap] = []
@@ -41,7 +41,7 @@ def choose_gaps(gaps: Sequence[Gap], total_seconds: float, limit_seconds: float)
         elif pauses or reach:
             cut = (pauses or reach)[-1]
         elif later:
-            cut = later[0]  # what lies before it is too long, and refused as a piece
+            cut = later[0]  # what lies before it is too long, and refused as a chunk
         else:
             break
         chosen.append(cut)
@@ -79,9 +79,9 @@ def find_cuts(audio: Audio, gaps: Sequence[Gap]) -> list[float]:
 
 
 def split(utterance: Utterance, limit_seconds: float) -> list[Utterance | Refused]:
-    """Return the pieces of a recording of known length, itself where it is short enough.
+    """Return the chunks of a recording of known length, itself where it is short enough.
 
-    A piece that stays too long is refused; the others are kept.
+    A chunk that stays too long is refused; the others are kept.
 
     Raises:
         DataError: it is too long, and cannot be cut without separating words from their audio.
@@ -105,7 +105,7 @@ def split(utterance: Utterance, limit_seconds: float) -> list[Utterance | Refuse
     gaps = choose_gaps(gaps_of(segments, seconds), seconds, limit_seconds)
     bounds = list(zip([0, *(gap.after for gap in gaps)], [0.0, *find_cuts(utterance.audio[0], gaps)], strict=True))
     return [
-        _piece(utterance, number, names, first, last, limit_seconds)
+        _chunk(utterance, number, names, first, last, limit_seconds)
         for number, (first, last) in enumerate(pairwise([*bounds, (len(segments), seconds)]))
     ]
 
@@ -115,10 +115,10 @@ def _timed_fields() -> list[str]:
     return list(dict.fromkeys(["text", *(task.answer_field for task in tasks().values() if task.timed)]))
 
 
-def _piece(
+def _chunk(
     whole: Utterance, number: int, names: Sequence[str], first: tuple[int, float], last: tuple[int, float], limit: float
 ) -> Utterance | Refused:
-    """Return the piece between two bounds, each a number of segments and a time in seconds."""
+    """Return the chunk between two bounds, each a number of segments and a time in seconds."""
     (segment, begin), (stop, end) = first, last
     key = f"{whole.key}+{number:04d}"
     if end - begin > limit:

@@ -40,7 +40,7 @@ class Espeak:
         self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, str(folder).encode(), _DONT_EXIT)
         if self.sample_rate <= 0:
             raise RuntimeError(f"espeak-ng did not start: no voice data below {folder}")
-        self._pieces: list[npt.NDArray[np.int16]] = []
+        self._chunks: list[npt.NDArray[np.int16]] = []
         # Kept as an attribute: ctypes does not hold the Python object that C calls back.
         self._callback = _CALLBACK(self._collect)
         self._library.espeak_SetSynthCallback(self._callback)
@@ -58,7 +58,7 @@ class Espeak:
 
     def _collect(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int | None) -> int:
         if samples and count > 0:
-            self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
+            self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
 
     def set_voice(self, voice: str, words_per_minute: int, pitch: int, pitch_range: int = 50) -> None:
@@ -81,9 +81,9 @@ class Espeak:
     def speak(self, text: str) -> npt.NDArray[np.int16]:
         """Return ``text`` as mono samples ``[N]`` at ``sample_rate``, silence at both ends removed."""
         data = text.encode()
-        self._pieces = []
+        self._chunks = []
         self._library.espeak_Synth(data, len(data) + 1, 0, 0, 0, _UTF8, None, None)
-        samples = np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.int16)
+        samples = np.concatenate(self._chunks) if self._chunks else np.zeros(0, np.int16)
         (loud,) = np.nonzero(np.abs(samples.astype(np.int32)) > 200)
         return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
 
@@ -97,7 +97,7 @@ def speak_sequence(
         Samples ``[N]`` at the engine's rate, and start and end of each text in seconds.
     """
     rate = engine.sample_rate
-    pieces: list[npt.NDArray[np.int16]] = []
+    chunks: list[npt.NDArray[np.int16]] = []
     times: list[tuple[float, float]] = []
     position = 0
     for text, pause in zip(texts, pauses_seconds, strict=False):
@@ -105,7 +105,7 @@ def speak_sequence(
         speech = engine.speak(text)
         start = position + len(silence)
         position = start + len(speech)
-        pieces += [silence, speech]
+        chunks += [silence, speech]
         times.append((start / rate, position / rate))
-    pieces.append(np.zeros(int(pauses_seconds[-1] * rate), np.int16))
-    return np.concatenate(pieces), times
+    chunks.append(np.zeros(int(pauses_seconds[-1] * rate), np.int16))
+    return np.concatenate(chunks), times

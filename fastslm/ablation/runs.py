@@ -1,6 +1,6 @@
 """One run of an ablation: ``fastslm fit`` in a process and a folder of its own, and the row that comes of it.
 
-A run is finished when its row is there, which is written in one piece. Killed before, it goes on from its last
+A run is finished when its row is there, which is written whole. Killed before, it goes on from its last
 checkpoint.
 """
 

@@ -89,21 +89,21 @@ def decode(file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | Non
         return _collected(resampled(blocks, sound.samplerate), stop - start, sound.samplerate)
 
 
-def _collected(pieces: Iterator[Int16Array], num_frames: int, rate_hz: int) -> Int16Array:
-    """Return pieces end to end; they are laid into one array of the expected length, never held beside it."""
-    first = next(pieces, np.zeros(0, np.int16))
-    second = next(pieces, None)
+def _collected(chunks: Iterator[Int16Array], num_frames: int, rate_hz: int) -> Int16Array:
+    """Return chunks end to end; they are laid into one array of the expected length, never held beside it."""
+    first = next(chunks, np.zeros(0, np.int16))
+    second = next(chunks, None)
     if second is None and len(first):  # most recordings are one block, which need not be copied
         return first
-    pieces = itertools.chain([first], [] if second is None else [second], pieces)
+    chunks = itertools.chain([first], [] if second is None else [second], chunks)
     # A header may promise anything: what it says is taken for no more than a day, and grown from there.
     expected = min(max(num_frames, 0), 86_400 * rate_hz) * SAMPLE_RATE_HZ // rate_hz + 2
     samples, length = np.empty(expected, np.int16), 0
-    for piece in pieces:
-        if length + len(piece) > len(samples):
-            samples = np.concatenate([samples[:length], np.empty(max(length, len(piece)), np.int16)])
-        samples[length : length + len(piece)] = piece
-        length += len(piece)
+    for chunk in chunks:
+        if length + len(chunk) > len(samples):
+            samples = np.concatenate([samples[:length], np.empty(max(length, len(chunk)), np.int16)])
+        samples[length : length + len(chunk)] = chunk
+        length += len(chunk)
     if not length:
         raise DataError("unreadable audio: it holds no samples")
     return samples[:length] if 8 * length > 7 * len(samples) else samples[:length].copy()

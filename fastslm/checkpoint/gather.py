@@ -1,6 +1,6 @@
 """Whole tensors out of a model that a strategy has cut up, and whole tensors back into it.
 
-DeepSpeed and FSDP leave each rank a piece. Every rank has to call these functions, in the same order.
+DeepSpeed and FSDP leave each rank a shard. Every rank has to call these functions, in the same order.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from fastslm.errors import CheckpointError
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Return whether parameters of ``module`` are pieces under DeepSpeed's ZeRO-3."""
+    """Return whether parameters of ``module`` are shards under DeepSpeed's ZeRO-3."""
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
@@ -66,16 +66,16 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _joined(parameter: Any) -> Tensor:
-    """Return a ZeRO-3 parameter whole from the ranks' pieces.
+    """Return a ZeRO-3 parameter whole from the ranks' shards.
 
     Not by ``deepspeed.zero.GatheredParameters``, which trips over parameters that the step still holds whole.
     """
     import torch.distributed as dist
 
-    piece = parameter.ds_tensor.data.to(parameter.device)
-    pieces = [torch.empty_like(piece) for _ in range(dist.get_world_size(parameter.ds_process_group))]
-    dist.all_gather(pieces, piece, group=parameter.ds_process_group)
-    return torch.cat(pieces)[: parameter.ds_numel].view(parameter.ds_shape)
+    shard = parameter.ds_tensor.data.to(parameter.device)
+    shards = [torch.empty_like(shard) for _ in range(dist.get_world_size(parameter.ds_process_group))]
+    dist.all_gather(shards, shard, group=parameter.ds_process_group)
+    return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
 
 
 @torch.no_grad()

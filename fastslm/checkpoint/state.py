@@ -67,7 +67,7 @@ def _own_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """Return the whole shape of a tensor, also where a sharded strategy left a piece of it."""
+    """Return the whole shape of a tensor, also where a sharded strategy left a shard of it."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Old key to new key, both from the root of a configuration.
-RENAMED = {"model.mel_range": "model.encoder.init_args.mel_range"}
+RENAMED = {
+    "model.mel_range": "model.encoder.init_args.mel_range",
+    "data.init_args.piece_seconds": "data.init_args.chunk_seconds",
+}
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,8 +59,8 @@ def find_loop(ids: Sequence[int], text: str) -> Loop | None:
     if (loop := repeated_phrase(ids)) is not None:
         return loop
     for begin in range(0, max(1, len(text) - _TEXT_WINDOW // 2), _TEXT_WINDOW // 2):
-        piece = text[begin : begin + _TEXT_WINDOW]
-        if len(piece) > _TEXT_WINDOW // 2 and compression_ratio(piece) > _HIGHEST_COMPRESSION:
+        chunk = text[begin : begin + _TEXT_WINDOW]
+        if len(chunk) > _TEXT_WINDOW // 2 and compression_ratio(chunk) > _HIGHEST_COMPRESSION:
             return Loop(round(len(ids) * begin / len(text)), 0, 0)
     return None
 

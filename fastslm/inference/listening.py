@@ -41,16 +41,16 @@ class Chunk:
 
 
 class Cutter:
-    """Cuts blocks of any length into pieces of at most ``num_windows`` windows, as ``Listener.cut`` cuts recordings.
+    """Cuts blocks of any length into chunks of at most ``num_windows`` windows, as ``Listener.cut`` cuts recordings.
 
     Args:
         path: the model.
-        num_windows: windows of a piece.
+        num_windows: windows of a chunk.
     """
 
     def __init__(self, path: SpeechLM, num_windows: int) -> None:
         listener, encoder = path.listener, path.encoder
-        self._window_samples, self._piece_samples = listener.window_samples, listener.window_samples * num_windows
+        self._window_samples, self._chunk_samples = listener.window_samples, listener.window_samples * num_windows
         self._least_samples = listener.settings.min_recording_samples
         self._least_rest = encoder.min_rest_samples
         around = listener.context_samples + encoder.margin_samples
@@ -60,11 +60,11 @@ class Cutter:
         self._held = self._offset = self._num_cut = 0
 
     def push(self, block: Int16Array) -> Iterator[Chunk]:
-        """Take a block and return the pieces that are full now."""
+        """Take a block and return the chunks that are full now."""
         self._blocks.append(block)
         self._held += len(block)
-        while self._held >= self._offset + self._piece_samples + self._after:
-            yield self._cut(self._offset + self._piece_samples)
+        while self._held >= self._offset + self._chunk_samples + self._after:
+            yield self._cut(self._offset + self._chunk_samples)
 
     def finish(self) -> Iterator[Chunk]:
         """Return the rest, when no more audio comes."""
@@ -77,12 +77,12 @@ class Cutter:
         if remainder < self._least_rest and (self._num_cut or left > remainder):
             left -= remainder  # it has no window of its own, and is what the one before sees behind it
         while left > 0:
-            size = min(left, self._piece_samples)
+            size = min(left, self._chunk_samples)
             left -= size
             yield self._cut(self._offset + size, 0 if left else silence)
 
     def tail(self) -> Chunk | None:
-        """Return what would be the last piece if no more audio came, and keep it."""
+        """Return what would be the last chunk if no more audio came, and keep it."""
         if self._held <= self._offset:
             return None
         silence = self._missing()
@@ -100,12 +100,12 @@ class Cutter:
 
     def _cut(self, end: int, silence: int = 0) -> Chunk:
         samples = self._joined()
-        piece = Chunk(samples[: end + self._after], self._offset, end, silence)
+        chunk = Chunk(samples[: end + self._after], self._offset, end, silence)
         kept = max(0, end - self._before)
         self._blocks = [samples[kept:].copy()]  # a view would keep the whole block alive
         self._held, self._offset = len(samples) - kept, end - kept
         self._num_cut += 1
-        return piece
+        return chunk
 
 
 @dataclass(frozen=True)
@@ -130,46 +130,46 @@ class SpeechPart:
         return sum(self.num_samples) / SAMPLE_RATE_HZ
 
 
-def encode_chunks(path: SpeechLM, pieces: Sequence[tuple[int, Chunk, Tensor | None]]) -> list[SpeechPart]:
-    """Return the tokens of pieces of recordings, all in one pass.
+def encode_chunks(path: SpeechLM, chunks: Sequence[tuple[int, Chunk, Tensor | None]]) -> list[SpeechPart]:
+    """Return the tokens of chunks of recordings, all in one pass.
 
     Args:
         path: the model.
-        pieces: index of the recording, piece, and the recording's summary ``[n]`` where the encoder needs one.
+        chunks: index of the recording, chunk, and the recording's summary ``[n]`` where the encoder needs one.
     """
-    windows, audio = _windows(path, [piece for _, piece, _ in pieces])
+    windows, audio = _windows(path, [chunk for _, chunk, _ in chunks])
     summaries = None
     if path.encoder.needs_summary:
-        summaries = torch.stack([summary for i in windows.recording if (summary := pieces[i][2]) is not None])
+        summaries = torch.stack([summary for i in windows.recording if (summary := chunks[i][2]) is not None])
     speech = path.listener(audio, windows, summaries)
     tokens, counts = speech.tokens.flatten(0, 1), speech.counts.tolist()
     parts, first = [], 0
-    for (recording, piece, _), chosen in zip(pieces, speech.rows, strict=True):
-        mine = slice(first, first + piece.num_windows(path.listener.window_samples))
+    for (recording, chunk, _), chosen in zip(chunks, speech.rows, strict=True):
+        mine = slice(first, first + chunk.num_windows(path.listener.window_samples))
         first = mine.stop
         num_samples = windows.num_samples[mine]
-        num_samples = (*num_samples[:-1], num_samples[-1] - piece.silence)
+        num_samples = (*num_samples[:-1], num_samples[-1] - chunk.silence)
         values = tokens[torch.from_numpy(chosen).to(tokens.device)]
         parts.append(SpeechPart(recording, values, tuple(counts[mine]), num_samples))
     return parts
 
 
-def _windows(path: SpeechLM, pieces: Sequence[Chunk]) -> tuple[Windows, Tensor]:
+def _windows(path: SpeechLM, chunks: Sequence[Chunk]) -> tuple[Windows, Tensor]:
     rows, first = [], 0
-    for i, piece in enumerate(pieces):
-        for start in range(piece.offset, piece.end, path.listener.window_samples):
-            num_samples = min(path.listener.window_samples, piece.end - start)
-            rows.append((first + start, num_samples, i, first, first + len(piece.samples)))
-        first += len(piece.samples)
+    for i, chunk in enumerate(chunks):
+        for start in range(chunk.offset, chunk.end, path.listener.window_samples):
+            num_samples = min(path.listener.window_samples, chunk.end - start)
+            rows.append((first + start, num_samples, i, first, first + len(chunk.samples)))
+        first += len(chunk.samples)
     start_of, num, recording, begin, end = zip(*rows, strict=True)
-    audio = np.concatenate([piece.samples for piece in pieces]) if len(pieces) > 1 else pieces[0].samples
+    audio = np.concatenate([chunk.samples for chunk in chunks]) if len(chunks) > 1 else chunks[0].samples
     device = next(path.abstractor.parameters()).device
     size, context = path.listener.window_samples, path.listener.context_samples
     windows = Windows(start_of, num, recording, begin, end, size, context_samples=context)
     return windows, torch.from_numpy(audio).to(device)
 
 
-def _pieces(path: SpeechLM, source: AudioSource) -> Iterator[Chunk]:
+def _chunks(path: SpeechLM, source: AudioSource) -> Iterator[Chunk]:
     cutter = Cutter(path, path.listener.batch_windows)
     for block in source.blocks():
         yield from cutter.push(block)
@@ -180,8 +180,8 @@ def _pieces(path: SpeechLM, source: AudioSource) -> Iterator[Chunk]:
 def summary_of(path: SpeechLM, source: AudioSource) -> Tensor:
     """Return the encoder's summary of a recording ``[n]``: the first of two passes."""
     surveys = []
-    for piece in _pieces(path, source):
-        windows, audio = _windows(path, [piece])
+    for chunk in _chunks(path, source):
+        windows, audio = _windows(path, [chunk])
         surveys.append(path.listener.surveys(audio, windows))
     return path.encoder.combine(torch.cat(surveys))
 
@@ -206,12 +206,12 @@ def encode(
     for i, source in enumerate(sources):
         try:
             summary = summary_of(path, source) if path.encoder.needs_summary else None
-            for piece in _pieces(path, source):
+            for chunk in _chunks(path, source):
                 held = sum(p.num_windows(path.listener.window_samples) for _, p, _ in waiting)
-                if held + piece.num_windows(path.listener.window_samples) > size:
+                if held + chunk.num_windows(path.listener.window_samples) > size:
                     yield from _listened(path, waiting)
                     waiting = []
-                waiting.append((i, piece, summary))
+                waiting.append((i, chunk, summary))
         except FastSLMError as error:
             if on_failure is None:
                 raise
@@ -220,6 +220,6 @@ def encode(
         yield from _listened(path, waiting)
 
 
-def _listened(path: SpeechLM, pieces: Sequence[tuple[int, Chunk, Tensor | None]]) -> list[SpeechPart]:
+def _listened(path: SpeechLM, chunks: Sequence[tuple[int, Chunk, Tensor | None]]) -> list[SpeechPart]:
     with torch.inference_mode():
-        return encode_chunks(path, pieces)
+        return encode_chunks(path, chunks)

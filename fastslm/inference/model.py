@@ -147,7 +147,7 @@ class Model(AnsweringModel):
             max_new_tokens: see ``transcribe``.
             sample_rate_hz: see ``transcribe``.
             on_progress: see ``transcribe``.
-            on_text: called with each piece of an answer as it is written. Where an answer runs in circles and is
+            on_text: called with each chunk of an answer as it is written. Where an answer runs in circles and is
                 written anew, that is not shown again: what is returned counts.
         """
         decoding = Decoding(beams, temperature, top_p, seed)
@@ -173,15 +173,15 @@ class Model(AnsweringModel):
 
     def embed(self, audio: Any, *, sample_rate_hz: int | None = None) -> Embedding:
         """Return a recording as LLM tokens ``[K, D_llm]`` and the second at which each one's share begins ``[K]``."""
-        pieces, times = [], []
+        chunks, times = [], []
         window_seconds, window = self.path.listener.window_samples / SAMPLE_RATE_HZ, 0
         seconds_per_token = window_seconds / self.path.abstractor.budget.tokens_per_window
         for part in encode(self.path, [_opened(audio, sample_rate_hz)]):
-            pieces.append(part.tokens)
+            chunks.append(part.tokens)
             for count in part.counts:
                 times.append(torch.arange(count) * seconds_per_token + window * window_seconds)
                 window += 1
-        return Embedding(torch.cat(pieces).clone(), torch.cat(times))
+        return Embedding(torch.cat(chunks).clone(), torch.cat(times))
 
     def prompt_embeds(self, audio: Any, *, task: str = "asr", prompt: str | None = None) -> Tensor:
         """Return the whole prompt as embeddings ``[S, D_llm]``, for an engine that takes those in place of ids."""
@@ -200,11 +200,11 @@ class Model(AnsweringModel):
         prompt: str | None = None,
         language: str | None = None,
     ) -> AudioStream:
-        """Return a listener for audio that arrives in pieces, which answers at any time; see ``AudioStream``.
+        """Return a listener for audio that arrives in chunks, which answers at any time; see ``AudioStream``.
 
         Args:
-            chunks: the pieces, samples as in ``transcribe``; None when you ``push`` them.
-            sample_rate_hz: of the pieces.
+            chunks: the chunks, samples as in ``transcribe``; None when you ``push`` them.
+            sample_rate_hz: of the chunks.
             task: what ``answer`` answers when it is not asked otherwise.
             prompt: as in ``transcribe``.
             language: as in ``transcribe``.

@@ -34,7 +34,7 @@ class _Section:
     """Windows that are written together.
 
     Attributes:
-        tokens: speech tokens ``[K, D_llm]``, one piece for each window.
+        tokens: speech tokens ``[K, D_llm]``, one chunk for each window.
         start: its first second.
         end: its last second.
         ids: its text.
@@ -199,9 +199,9 @@ def _sections(
         listening[0] += time.perf_counter() - began
         if on_progress:
             on_progress("encoded", part.seconds)
-        pieces = part.tokens.split(list(part.counts))
-        for piece, num_samples in zip(pieces, part.num_samples, strict=True):
-            tokens.append(piece.clone())  # a view would keep the whole group's tokens
+        chunks = part.tokens.split(list(part.counts))
+        for chunk, num_samples in zip(chunks, part.num_samples, strict=True):
+            tokens.append(chunk.clone())  # a view would keep the whole group's tokens
             end += num_samples / SAMPLE_RATE_HZ
             if len(tokens) == num_windows:
                 yield _Section(tokens, start, end)

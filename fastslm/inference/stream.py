@@ -1,4 +1,4 @@
-"""AudioStream: audio that arrives in pieces, encoded and read by the LLM as windows fill; answers at any time."""
+"""AudioStream: audio that arrives in chunks, encoded and read by the LLM as windows fill; answers at any time."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ from .engine import Decoding, Memory
 from .generated import Generated
 from .listening import Chunk, Cutter, SpeechPart, encode, encode_chunks
 from .results import Answer, Timings
-from .text import TextPieces
+from .text import TextChunks
 
 
 class AudioStream:
@@ -30,13 +30,13 @@ class AudioStream:
             print(stream.answer().text)        # about everything that was pushed, up to the last sample
         print(stream.answer().text)
 
-    Without ``chunks``, call ``push`` for each piece and ``finish`` at the end. One thread may push while another asks.
+    Without ``chunks``, call ``push`` for each chunk and ``finish`` at the end. One thread may push while another asks.
 
     Args:
         model: the model.
         request: what ``answer`` answers when it is not asked otherwise.
-        chunks: the pieces, or None.
-        sample_rate_hz: of the pieces.
+        chunks: the chunks, or None.
+        sample_rate_hz: of the chunks.
         keep_tokens: keep the speech tokens, so that requests of another task can be answered too.
 
     Attributes:
@@ -83,10 +83,10 @@ class AudioStream:
         self.finish()
 
     def push(self, chunk: Any) -> None:
-        """Take a piece of audio: ``[N]`` or ``[N, channels]``, floats in -1..1 or int16.
+        """Take a chunk of audio: ``[N]`` or ``[N, channels]``, floats in -1..1 or int16.
 
         Raises:
-            DataError: the stream is finished, the piece is no audio, or the LLM's context is full.
+            DataError: the stream is finished, the chunk is no audio, or the LLM's context is full.
             ConfigError: the model needs whole recordings.
         """
         if self._finished:
@@ -144,11 +144,11 @@ class AudioStream:
         self._num_tokens += len(part.tokens)
         self.timings += Timings(prefill=time.perf_counter() - begin)
 
-    def _listen(self, pieces: Sequence[Chunk]) -> None:
+    def _listen(self, chunks: Sequence[Chunk]) -> None:
         size = self._model.path.listener.batch_windows
-        for begin in range(0, len(pieces), size):
+        for begin in range(0, len(chunks), size):
             started = time.perf_counter()
-            group = [(i, piece, None) for i, piece in enumerate(pieces[begin : begin + size])]
+            group = [(i, chunk, None) for i, chunk in enumerate(chunks[begin : begin + size])]
             with torch.inference_mode():
                 parts = encode_chunks(self._model.path, group)
             self.timings += Timings(encode=time.perf_counter() - started)
@@ -175,7 +175,7 @@ class AudioStream:
             max_new_tokens: see ``Model.transcribe``.
             source: name of the audio.
             on_progress: see ``Model.transcribe``.
-            on_text: called with each piece of the answer as it is written.
+            on_text: called with each chunk of the answer as it is written.
 
         Raises:
             DataError: nothing was pushed yet, or the LLM's context is full.
@@ -215,7 +215,7 @@ class AudioStream:
             rest = torch.cat([tail.tokens.to(rest.dtype), rest])
         seconds = self._num_samples / SAMPLE_RATE_HZ + (tail.seconds if tail else 0.0)
         limit = model.limit(seconds, max_new_tokens, memory.cache.num_positions + len(rest))
-        shown = TextPieces(model, on_text) if on_text else None
+        shown = TextChunks(model, on_text) if on_text else None
 
         def attempt(how: Decoding, start: list[int]) -> Generated:
             def on_ids(ids: list[int]) -> None:
@@ -245,11 +245,11 @@ class AudioStream:
 
     def _tail(self) -> SpeechPart | None:
         """Return the tokens of the window that is not full yet, which will be made anew when it is."""
-        piece = self._cutter.tail()
-        if piece is None:
+        chunk = self._cutter.tail()
+        if chunk is None:
             return None
         with torch.inference_mode():
-            return encode_chunks(self._model.path, [(0, piece, None)])[0]
+            return encode_chunks(self._model.path, [(0, chunk, None)])[0]
 
     def _opened(self, before: Sequence[int]) -> Memory:
         memory = self._model.new_memory()

@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 from .answering import AnsweringModel
 
 
-class TextPieces:
-    """Turns a growing list of ids into pieces of text.
+class TextChunks:
+    """Turns a growing list of ids into chunks of text.
 
-    A token may be half a character, and its text may depend on the one before: each piece is what a few ids say beyond
-    those shown before, and waits until no character is broken. The cost of a piece does not grow with the text.
+    A token may be half a character, and its text may depend on the one before: each chunk is what a few ids say beyond
+    those shown before, and waits until no character is broken. The cost of a chunk does not grow with the text.
 
     Args:
         model: whose tokenizer it is.
-        show: gets the pieces.
+        show: gets the chunks.
     """
 
     def __init__(self, model: AnsweringModel, show: Callable[[str], None]) -> None:

@@ -66,14 +66,14 @@ def lay_out(
         if next_recording + len(places) > len(recording_tokens):
             raise DataError(f"the batch has {len(recording_tokens)} recordings and more placeholders than that")
         text_rows = np.arange(text_offset, text_offset + length)
-        row_pieces, label_pieces, cursor = [], [], 0
+        row_chunks, label_chunks, cursor = [], [], 0
         for place in places.tolist():
             speech = num_text + recording_tokens[next_recording]
-            row_pieces += [text_rows[cursor:place], speech]
-            label_pieces += [row_labels[cursor:place], np.full(len(speech), -100, np.int64)]
+            row_chunks += [text_rows[cursor:place], speech]
+            label_chunks += [row_labels[cursor:place], np.full(len(speech), -100, np.int64)]
             cursor, next_recording = place + 1, next_recording + 1
-        rows.append(np.concatenate([*row_pieces, text_rows[cursor:]]))
-        labels.append(np.concatenate([*label_pieces, row_labels[cursor:]]))
+        rows.append(np.concatenate([*row_chunks, text_rows[cursor:]]))
+        labels.append(np.concatenate([*label_chunks, row_labels[cursor:]]))
         ids.append(row_ids)
         text_offset += length
     if next_recording != len(recording_tokens):

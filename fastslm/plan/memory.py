@@ -106,11 +106,11 @@ class Budget:
                 sharded += size
         if self.hardware.stage < 3:
             return replicated + sharded, 0
-        piece = sharded // self.hardware.num_processes
+        share = sharded // self.hardware.num_processes
         gathered = min(sharded, self._gathered_bytes)
         if self.hardware.offload_parameters and not self.hardware.on_cpu:
-            return replicated + gathered, piece
-        return replicated + piece + gathered, 0
+            return replicated + gathered, share
+        return replicated + share + gathered, 0
 
     @property
     def _gathered_bytes(self) -> int:

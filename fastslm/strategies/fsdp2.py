@@ -98,6 +98,6 @@ class FSDP2(ModelParallelStrategy):
 
 
 def _layers(llm: nn.Module) -> list[nn.Module]:
-    """Return the layers that transformers says must stay in one piece."""
+    """Return the layers that transformers says must stay whole."""
     names = set(itertools.chain(*(getattr(module, "_no_split_modules", None) or () for module in llm.modules())))
     return [module for module in llm.modules() if type(module).__name__ in names]

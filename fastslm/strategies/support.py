@@ -14,7 +14,7 @@ _OURS = ("ZeRO", "ZeRORehearsal", "FSDP2")
 
 
 def shards_parameters(strategy: Any) -> bool:
-    """Return whether ranks hold pieces of parameters, so that every forward of a module is a collective."""
+    """Return whether ranks hold shards of parameters, so that every forward of a module is a collective."""
     return bool(getattr(strategy, "shards_parameters", False))
 
 

@@ -322,7 +322,7 @@ class SpeechLMModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the base models cannot give back, and add the configuration."""
-        if is_sharded(self):  # pieces, which DeepSpeed saves itself
+        if is_sharded(self):  # shards, which DeepSpeed saves itself
             checkpoint["state_dict"] = {}
         else:
             checkpoint["state_dict"] = trainable_state(self, checkpoint["state_dict"])

@@ -156,7 +156,7 @@ def _log_power(audio: Tensor, num_mel_bins: int) -> Tensor:
     audio = F.pad(audio, (_FFT_SAMPLES // 2, max(0, last - audio.shape[1] - _FFT_SAMPLES // 2)))
     window, filters = _constants(num_mel_bins, audio.device)
     stretch = max(1, _MAX_SPECTRA // len(audio))
-    pieces = []
+    chunks = []
     for begin in range(0, num_columns, stretch):
         end = min(begin + stretch, num_columns)
         part = audio[:, begin * _HOP_SAMPLES : (end - 1) * _HOP_SAMPLES + _FFT_SAMPLES]
@@ -165,8 +165,8 @@ def _log_power(audio: Tensor, num_mel_bins: int) -> Tensor:
                 part, _FFT_SAMPLES, _HOP_SAMPLES, _WINDOW_SAMPLES, window, center=False, return_complex=True
             )
             power = filters.T @ (spectrum.real.square() + spectrum.imag.square())
-        pieces.append(power.add_(_LEAST_POWER).log_())
-    return torch.cat(pieces, dim=2)
+        chunks.append(power.add_(_LEAST_POWER).log_())
+    return torch.cat(chunks, dim=2)
 
 
 @cache

@@ -231,7 +231,7 @@ def told_between(before, after, built, save, purpose="resume"):
 
 
 def test_an_option_without_a_value_and_an_absent_one_are_the_same(built, save):
-    assert told_between({"tasks": None, "mix": {}, "seed": 3}, {"pieces": None, "seed": 3}, built, save) == []
+    assert told_between({"tasks": None, "mix": {}, "seed": 3}, {"chunks": None, "seed": 3}, built, save) == []
 
 
 def test_an_option_that_has_a_value_on_one_side_is_told_as_it_stands_in_a_config(built, save):

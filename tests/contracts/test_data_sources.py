@@ -115,7 +115,7 @@ class TestSpokenNumbers(DataSourceContract):
                 dev_recordings=4,
                 min_seconds=3.0,
                 max_seconds=5.0,
-                piece_seconds=2.0,
+                chunk_seconds=2.0,
                 batch_samples=2,
                 num_workers=0,
                 cache_dir=str(cache),

@@ -100,7 +100,7 @@ def test_a_stream_of_which_nothing_can_be_read_stops_the_run(tmp_path, streamed)
         ({"val_shards": "pipe:cat a.tar"}, r"data\.val_shards: 'pipe:' cannot be read sample by sample"),
         ({"train_shards": ["pipe:cat a.tar", "b.tar"]}, "either all shards are commands"),
         ({"long_audio": "split"}, "need shards that are read by offset"),
-        ({"piece_seconds": 3.0}, "need shards that are read by offset"),
+        ({"chunk_seconds": 3.0}, "need shards that are read by offset"),
         ({"stream_steps": 0}, "must be above 0"),
     ],
 )

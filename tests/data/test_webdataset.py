@@ -78,7 +78,7 @@ def test_planned_costs_are_those_of_the_path(tmp_path, make_shards, data_of, mak
     assert f"{longest} positions, the LLM was made for {longest - 1}" in tighter.broken["val"][0].detail
 
 
-def test_a_split_recording_gives_its_pieces_with_their_own_words(tmp_path, write_shard, flac, data_of):
+def test_a_split_recording_gives_its_chunks_with_their_own_words(tmp_path, write_shard, flac, data_of):
     segments = [{"start": 0.2, "end": 1.8, "text": "one"}, {"start": 2.2, "end": 3.5, "text": "two"}]
     recording = flac(4.0)
     write_shard(tmp_path / "long.tar", [("a", {"flac": recording, "json": {"text": "one two", "segments": segments}})])
@@ -93,12 +93,12 @@ def test_a_split_recording_gives_its_pieces_with_their_own_words(tmp_path, write
     os.close(descriptor)
 
 
-def test_training_takes_pieces_beside_the_whole_recording(tmp_path, write_shard, flac, data_of):
+def test_training_takes_chunks_beside_the_whole_recording(tmp_path, write_shard, flac, data_of):
     segments = [{"start": 0.2, "end": 1.8, "text": "one"}, {"start": 2.2, "end": 3.8, "text": "two"}]
     fields = {"text": "one two", "segments": segments}
     shard = write_shard(tmp_path / "train.tar", [("a", {"flac": flac(4.0), "json": fields})])
     write_shard(tmp_path / "val.tar", [("b", {"flac": flac(4.0), "json": fields})])
-    data = data_of(train_shards=str(shard), val_shards=str(tmp_path / "val.tar"), piece_seconds=2.5)
+    data = data_of(train_shards=str(shard), val_shards=str(tmp_path / "val.tar"), chunk_seconds=2.5)
     data.setup("fit")
     found = {
         key: (dialogue.reference, count)

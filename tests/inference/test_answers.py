@@ -11,7 +11,7 @@ from fastslm.inference import answering
 from fastslm.inference.engine import Decoding
 from fastslm.inference.generated import Generated
 from fastslm.inference.results import Answer
-from fastslm.inference.text import TextPieces
+from fastslm.inference.text import TextChunks
 from fastslm.path.batch import Batch, Sample
 from fastslm.path.prompt import messages_of
 from fastslm.path.request import Request
@@ -96,12 +96,12 @@ def test_audio_is_encoded_and_read_once_for_all_questions(model, noise, monkeypa
 @pytest.mark.parametrize("text", ["forty two and nine", "na\u00efve \u65e5\u672c\u8a9e \U0001f600 zwei", "", "x"])
 def test_text_is_shown_as_it_is_written_and_never_half_a_character(model, text):
     ids, shown = model.path.prompter.tokenizer(text, add_special_tokens=False)["input_ids"], []
-    pieces = TextPieces(model, shown.append)
+    chunks = TextChunks(model, shown.append)
     for count in range(1, len(ids) + 1):
-        pieces.update(ids[:count])
-    pieces.finish(ids)
+        chunks.update(ids[:count])
+    chunks.finish(ids)
     assert "".join(shown) == model.text_of(ids)
-    assert not any("\ufffd" in piece for piece in shown)
+    assert not any("\ufffd" in chunk for chunk in shown)
     assert len(shown) > 2 or len(ids) < 4
 
 

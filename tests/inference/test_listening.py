@@ -85,11 +85,11 @@ def test_blocks_of_any_length_make_the_same_tokens(
 
 def test_recordings_of_a_batch_make_the_tokens_they_make_alone(model, noise):
     recordings = [noise(seconds, seed) for seed, seconds in enumerate((0.5, 7.3, 2.0, 14.1, 0.1))]
-    pieces = {i: [] for i in range(5)}
+    chunks = {i: [] for i in range(5)}
     for heard in encode(model.path, [ArraySource(samples) for samples in recordings]):
-        pieces[heard.recording].append(heard.tokens)
+        chunks[heard.recording].append(heard.tokens)
     for i, samples in enumerate(recordings):
-        torch.testing.assert_close(torch.cat(pieces[i]), tokens_of_training(model, samples), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.cat(chunks[i]), tokens_of_training(model, samples), rtol=1e-5, atol=1e-6)
 
 
 def sizes_of_passes(model, monkeypatch):

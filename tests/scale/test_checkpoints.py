@@ -52,7 +52,7 @@ def assert_close(left, right, **tolerance):
 
 
 def assert_continued(whole, resumed, expected, losses):
-    """Compare a run in two halves with one in a piece: weights, and the losses of the second half."""
+    """Compare a run in two halves with one in a chunk: weights, and the losses of the second half."""
     checkpoint = open_checkpoint(resumed)
     verify_trainer_state(checkpoint)
     assert checkpoint.manifest["step"] == 4

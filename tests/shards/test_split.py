@@ -64,13 +64,13 @@ def test_a_hand_made_example(build, long_recording, samples_of, tmp_path):
         np.testing.assert_allclose([found["start"], found["end"]], [expected["start"], expected["end"]], atol=2e-3)
 
 
-def test_the_pieces_end_to_end_are_the_recording(build, long_recording):
+def test_the_chunks_end_to_end_are_the_recording(build, long_recording):
     samples = build(long_recording(FIVE, 8.0), "--split-seconds", 4.0)
     whole = np.concatenate([sample.audio for sample in samples.values()])
     np.testing.assert_allclose(whole, speech_like(FIVE, 8.0), atol=1e-4)
 
 
-def test_each_piece_holds_the_tones_of_its_segments_and_no_others(build, long_recording):
+def test_each_chunk_holds_the_tones_of_its_segments_and_no_others(build, long_recording):
     for sample in build(long_recording(FIVE, 8.0), "--split-seconds", 4.0).values():
         spectrum = np.abs(np.fft.rfft(sample.audio))
         hertz = np.arange(len(spectrum)) / sample.seconds
@@ -124,7 +124,7 @@ def test_nobody_is_cut_while_another_speaks(build, long_recording):
     assert [sample.fields["text"] for sample in samples.values()] == ["a b c", "d"]
 
 
-def test_pieces_of_translations_have_their_own_translation(build, long_recording):
+def test_chunks_of_translations_have_their_own_translation(build, long_recording):
     segments = [segment(0.5, 1.5, "one", translation="eins"), segment(3.0, 4.5, "two", translation="zwei")]
     more = {"task": "ast", "target_language": "German", "translation": "Eins, zwei."}
     samples = build(long_recording(segments, 5.0, **more), "--split-seconds", 3.0)
@@ -144,15 +144,15 @@ def test_speech_is_cut_in_its_real_pauses(build, save, json_lines, tmp_path):
     path = save("speech.wav", samples=samples / 32768.0, rate=rate)
     segments = [segment(round(a, 3), round(b, 3), word) for (a, b), word in zip(times, words, strict=True)]
     row = {"audio_filepath": str(path), "text": " ".join(words), "segments": segments}
-    pieces = build(json_lines(tmp_path / "m.jsonl", [row]), "--split-seconds", 6.0)
-    assert len(pieces) >= 3
-    assert " ".join(piece.fields["text"] for piece in pieces.values()) == " ".join(words)
-    for piece in pieces.values():
-        assert piece.seconds <= 6.0
+    chunks = build(json_lines(tmp_path / "m.jsonl", [row]), "--split-seconds", 6.0)
+    assert len(chunks) >= 3
+    assert " ".join(chunk.fields["text"] for chunk in chunks.values()) == " ".join(words)
+    for chunk in chunks.values():
+        assert chunk.seconds <= 6.0
         edge = 1600  # 0.1 s on both sides of each cut are silent
-        assert np.abs(np.concatenate([piece.audio[:edge], piece.audio[-edge:]])).max() < 0.01
-        for found in piece.fields["segments"]:
-            loud = np.abs(piece.audio[round(found["start"] * 16_000) : round(found["end"] * 16_000)])
+        assert np.abs(np.concatenate([chunk.audio[:edge], chunk.audio[-edge:]])).max() < 0.01
+        for found in chunk.fields["segments"]:
+            loud = np.abs(chunk.audio[round(found["start"] * 16_000) : round(found["end"] * 16_000)])
             assert loud.max() > 0.05
 
 
@@ -164,7 +164,7 @@ times = st.lists(
 
 
 @given(times, st.floats(1.0, 12.0))
-def test_pieces_are_short_wherever_the_gaps_allow_it(pairs, limit):
+def test_chunks_are_short_wherever_the_gaps_allow_it(pairs, limit):
     segments, now = [], 0.0
     for gap, length in pairs:
         segments.append(segment(now + gap, now + gap + length, "x"))
