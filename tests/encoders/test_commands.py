@@ -1,9 +1,10 @@
-"""Encoders that are not Whisper, and weighted sums of layers, through every command: nothing asks which one it is."""
+"""Every command with other parts: encoders that are not Whisper, sums of layers, lengths that follow the content."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,24 +15,28 @@ import fastslm
 
 pytestmark = pytest.mark.slow
 
+HTA = {"class_path": "HTA", "init_args": {"head_width": 16}}
+PLUGIN = Path(__file__).parents[1] / "plugin" / "max_pool"
+DROP_SILENCE = {"class_path": "fastslm_max_pool.DropSilence", "init_args": {"least": 1.0}}
 KINDS = {
-    "waveform": ("WaveformEncoder", {}),
-    "parakeet": ("ParakeetEncoder", {}),
-    "whisper, two layers": ("WhisperEncoder", {"layers": [1, 2]}),
+    "waveform": ("WaveformEncoder", {}, HTA),
+    "parakeet": ("ParakeetEncoder", {}, HTA),
+    "whisper, two layers": ("WhisperEncoder", {"layers": [1, 2]}, HTA),
+    "whisper, silence dropped": ("WhisperEncoder", {}, DROP_SILENCE),
 }
 
 
 @pytest.fixture(params=KINDS, ids=KINDS)
-def command(request, tmp_path, tiny_encoder, tiny_waveform, tiny_parakeet, tiny_llm, make_shards):
+def command(request, tmp_path, tiny_encoder, tiny_waveform, tiny_parakeet, tiny_llm, make_shards, monkeypatch):
     """Return a runner of the command with a configuration of one kind of encoder; ``command.config`` is its file."""
-    name, arguments = KINDS[request.param]
+    name, arguments, abstractor = KINDS[request.param]
     folder = {"WaveformEncoder": tiny_waveform, "ParakeetEncoder": tiny_parakeet, "WhisperEncoder": tiny_encoder}[name]
     window = 1.92  # 24 Parakeet frames, 96 of the others
     config = {
         "run_folder": str(tmp_path / "run"),
         "model": {
             "encoder": {"class_path": name, "init_args": {"pretrained": str(folder), **arguments}},
-            "abstractor": {"class_path": "HTA", "init_args": {"head_width": 16}},
+            "abstractor": abstractor,
             "llm": {
                 "class_path": "CausalLM",
                 "init_args": {"pretrained": str(tiny_llm), "lora": {"rank": 2, "alpha": 4, "dropout": 0.0}},
@@ -39,7 +44,7 @@ def command(request, tmp_path, tiny_encoder, tiny_waveform, tiny_parakeet, tiny_
             "window_seconds": window,
             "context_seconds": 0.0,
             "tokens_per_window": 4,
-            "train_parts": ["abstractor", "projector", "lora"],
+            "train_parts": ["abstractor", "projector", "lora"] if abstractor is HTA else ["projector", "lora"],
             "max_new_tokens": 4,
             "frame_cache": False,
             "match_embedding_norm": False,
@@ -66,7 +71,8 @@ def command(request, tmp_path, tiny_encoder, tiny_waveform, tiny_parakeet, tiny_
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config))
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "xdg")}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "xdg"), "PYTHONPATH": str(PLUGIN)}
+    monkeypatch.syspath_prepend(PLUGIN)
 
     def run(*words):
         words = [sys.executable, "-m", "fastslm", *map(str, words)]
@@ -125,10 +131,11 @@ print("TEXT", processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
     assert done.stdout.partition("TEXT ")[2].strip() == text
 
     assert "encoder" in command("plan", *command.config, "--seconds", "30")
-    command("attention", file, "--ckpt", run, "--out", tmp_path / "map.png")
-    assert (tmp_path / "map.png").stat().st_size > 1000
+    if hasattr(model.path.listener.abstractor, "attention_axes"):
+        command("attention", file, "--ckpt", run, "--out", tmp_path / "map.png")
+        assert (tmp_path / "map.png").stat().st_size > 1000
     command(
-        "ablate", *command.config, "--variant", "HTA", "", "--variant", "AvgPool", "--model.abstractor AvgPool",
+        "ablate", *command.config, "--variant", "own", "", "--variant", "AvgPool", "--model.abstractor AvgPool --model.train_parts=[projector,lora]",
         "--seeds", "0", "--cache-encoder", "--out", tmp_path / "ablation",
     )  # fmt: skip
     frames = list(tmp_path.rglob("frames/*/*/*.npy"))
