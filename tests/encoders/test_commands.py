@@ -135,7 +135,8 @@ print("TEXT", processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
         command("attention", file, "--ckpt", run, "--out", tmp_path / "map.png")
         assert (tmp_path / "map.png").stat().st_size > 1000
     command(
-        "ablate", *command.config, "--variant", "own", "", "--variant", "AvgPool", "--model.abstractor AvgPool --model.train_parts=[projector,lora]",
+        "ablate", *command.config, "--variant", "own", "",
+        "--variant", "AvgPool", "--model.abstractor AvgPool --model.train_parts=[projector,lora]",
         "--seeds", "0", "--cache-encoder", "--out", tmp_path / "ablation",
     )  # fmt: skip
     frames = list(tmp_path.rglob("frames/*/*/*.npy"))
