@@ -92,10 +92,10 @@ class PlainHTA(nn.Module):
         stage_tokens, times, step = [], [], 1
         for i, (stage, scale) in enumerate(zip(hta.stages, scales, strict=True)):
             count = hta.stage_counts[i]
-            heard = math.ceil(share * count - 1e-9)
+            used = math.ceil(share * count - 1e-9)
             own = _middles(count, full)
-            stage_tokens.append(_compress(stage, scale, own, np.arange(len(scale)) * step)[:heard])
-            times.append(own[:heard])
+            stage_tokens.append(_compress(stage, scale, own, np.arange(len(scale)) * step)[:used])
+            times.append(own[:used])
             step *= (*hta.downsampling, 1)[i]
         count = hta.budget.tokens_per_window
         tokens = _compress(hta.final, torch.cat(stage_tokens), _middles(count, full), np.concatenate(times))

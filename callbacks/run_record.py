@@ -32,7 +32,7 @@ class RunRecord(L.Callback):
         self._flops: dict[str, float] = {}
         self._mark: float | None = None
         self._recordings: list[dict[str, Any]] = []
-        self._heard = [0.0, 0.0]  # audio seconds and speech tokens of this validation
+        self._seen = [0.0, 0.0]  # audio seconds and speech tokens of this validation
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums so far."""
@@ -97,7 +97,7 @@ class RunRecord(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget an earlier validation."""
-        self._recordings, self._heard = [], [0.0, 0.0]
+        self._recordings, self._seen = [], [0.0, 0.0]
 
     def on_validation_batch_end(
         self,
@@ -109,8 +109,8 @@ class RunRecord(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count errors and tokens."""
-        self._heard[0] += batch.audio_seconds
-        self._heard[1] += outputs["speech_tokens"]
+        self._seen[0] += batch.audio_seconds
+        self._seen[1] += outputs["speech_tokens"]
         for row in outputs["rows"]:
             task = tasks().get(row["task"])
             if row["weight"] and task is not None and "wer" in task.metrics:
@@ -119,7 +119,7 @@ class RunRecord(L.Callback):
                     self._recordings.append({"key": row["key"], "errors": errors, "words": words})
 
     def _write_validation(self, trainer: L.Trainer) -> None:
-        seconds, tokens = reduce_over_ranks(trainer, torch.tensor(self._heard, dtype=torch.float64), "sum").tolist()
+        seconds, tokens = reduce_over_ranks(trainer, torch.tensor(self._seen, dtype=torch.float64), "sum").tolist()
         recordings = sorted(_gathered(trainer, self._recordings), key=lambda row: row["key"])
         errors, words = (sum(row[name] for row in recordings) for name in ("errors", "words"))
         loss = trainer.callback_metrics.get("val/loss")

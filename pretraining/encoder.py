@@ -4,7 +4,7 @@
     python -m pretraining.encoder --config pretraining/encoder.yaml --init_from fastslm/demo/encoder \
         --learning_rate 0.0012 --max_minutes 30
 
-Data: the training voices of an embedded corpus of its own, nothing else. Every window is heard through a random vocal
+Data: the training voices of an embedded corpus of its own, nothing else. Every window goes through a random vocal
 tract, tempo, channel and noise, all applied to its mel spectrogram, so that the frames do not depend on espeak-ng's
 own sound and held-out voices are not far away.
 """
@@ -110,9 +110,9 @@ def colour(power: Tensor, tempo: np.ndarray, num_frames: int, rng: np.random.Gen
     slope = uniform(-1.5, 0.5, 1, 1) * bins / num_bins
     level = power.amax((1, 2), keepdim=True) + uniform(-7.0, -2.0, 1, 1) + slope
     noise = level + 0.2 * torch.from_numpy(rng.standard_normal(power.shape, dtype=np.float32))
-    heard = torch.logaddexp(power * np.log(10), noise * np.log(10)) / np.log(10)
+    noisy = torch.logaddexp(power * np.log(10), noise * np.log(10)) / np.log(10)
     untouched = uniform(0, 1, 1, 1) < 0.2
-    return torch.where(untouched, power, heard)
+    return torch.where(untouched, power, noisy)
 
 
 class Heads(nn.Module):

@@ -1,4 +1,4 @@
-"""Trains the small Qwen3-architecture LLM that the package ships: it never hears anything.
+"""Trains the small Qwen3-architecture LLM that the package ships: it never gets audio.
 
     python -m pretraining.llm
     python -m pretraining.llm --init_from fastslm/demo/llm --steps 1500 --learning_rate 1.5e-3 --noise 0.5

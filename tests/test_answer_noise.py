@@ -86,8 +86,8 @@ def test_it_raises_the_training_loss_and_never_reaches_evaluation(make_module):
     text = " ".join(f"word{i}" for i in range(40))
     recording = np.zeros(32_000, np.int16)
     batch = Batch.of([Sample("a", path.prompter.dialogue(messages_of({"text": text}), 1, "asr"), [recording])])
-    heard = loss(path.eval(), batch)
-    assert loss(path, batch) == heard
+    plain = loss(path.eval(), batch)
+    assert loss(path, batch) == plain
     path.train()
     epochs = [loss(path, replace(batch, epoch=epoch)) for epoch in (0, 1, 0)]
     path.additions.settings = replace(path.additions.settings, answer_noise=0.0)

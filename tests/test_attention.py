@@ -49,9 +49,9 @@ def test_rows_sum_to_one_and_padding_gets_nothing(hta):
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), msg=name)
     for stage, step in enumerate((1, 2, 4)):
         for window, count in enumerate(COUNTS.tolist()):
-            heard = -(-count // step)
-            assert found[f"stages.{stage}"][window, ..., heard:].eq(0).all()
-            assert found[f"stages.{stage}"][window, ..., :heard].gt(0).all()
+            used = -(-count // step)
+            assert found[f"stages.{stage}"][window, ..., used:].eq(0).all()
+            assert found[f"stages.{stage}"][window, ..., :used].gt(0).all()
     # 31 of 48 frames: 6 of 9, 6 of 8, 5 of 7 stage tokens, rounded up
     seen = torch.zeros(24, dtype=torch.bool)
     seen[0:6] = seen[9:15] = seen[17:22] = True
@@ -100,10 +100,10 @@ def test_panels_stand_at_their_time_and_shares_add_up(hta):
         step = {"scale 1": 1, "scale 2": 2, "scale 3": 4}[scale]
         assert (panel.start, panel.stop) == (0.5 - step / 2, 48 + 0.5 - step / 2)
         assert panel.weights.shape[1] == 48 // step
-        heard = {"scale 1": 6, "scale 2": 6, "scale 3": 5}[scale] if row == "stage tokens" else 4
-        assert len(panel.weights) == heard
+        used = {"scale 1": 6, "scale 2": 6, "scale 3": 5}[scale] if row == "stage tokens" else 4
+        assert len(panel.weights) == used
         if row == "stage tokens":
-            assert panel.weights.sum(-1) == pytest.approx([1.0] * heard, abs=1e-5)
+            assert panel.weights.sum(-1) == pytest.approx([1.0] * used, abs=1e-5)
     for row, shares in mean_shares([(maps, 0), (maps, 1), (maps, 2)]).items():
         assert sum(shares.values()) == pytest.approx(1.0, abs=1e-5)
         assert row != "stage tokens"

@@ -1,4 +1,4 @@
-"""Windows that hear a little of what lies around them: the same tokens on every way, nothing of other recordings."""
+"""Windows with a little of what lies around them: the same tokens on every way, nothing of other recordings."""
 
 from dataclasses import replace
 from functools import partial
@@ -32,11 +32,11 @@ def test_a_window_comes_with_its_recording_around_it_and_silence_beyond_the_ends
     for recording in recordings:
         padded = np.pad(recording, (CONTEXT, WINDOW + CONTEXT))
         for begin in range(0, len(recording), WINDOW):
-            heard = torch.from_numpy(padded[begin : begin + WINDOW + 2 * CONTEXT])
+            expected = torch.from_numpy(padded[begin : begin + WINDOW + 2 * CONTEXT])
             row = next(rows)
-            assert torch.equal(row, heard)
+            assert torch.equal(row, expected)
             assert torch.equal(
-                pad_with_context(row, WINDOW + 2 * CONTEXT), pad_with_context(heard, WINDOW + 2 * CONTEXT)
+                pad_with_context(row, WINDOW + 2 * CONTEXT), pad_with_context(expected, WINDOW + 2 * CONTEXT)
             )
 
 

@@ -17,7 +17,7 @@ from fastslm.path.prompt import messages_of
 
 @pytest.fixture
 def build(tiny_encoder, tiny_llm, put_together):
-    """Return a maker of the path that counts the windows its encoder hears."""
+    """Return a maker of the path that counts the windows its encoder encodes."""
 
     def make(frame_cache, change_encoder=False, window_seconds=2.0, mel_range="window"):
         torch.manual_seed(0)
@@ -30,10 +30,10 @@ def build(tiny_encoder, tiny_llm, put_together):
             encoder, partial(HTA, head_width=16), llm, window_seconds=window_seconds, tokens_per_window=5,
             frame_cache=frame_cache,
         )  # fmt: skip
-        path.heard = 0
+        path.encoded = 0
 
         def count(_module, arguments):
-            path.heard += len(arguments[0])
+            path.encoded += len(arguments[0])
 
         encoder.register_forward_pre_hook(count)
         return path
@@ -59,15 +59,15 @@ def test_cached_and_uncached_runs_have_the_same_losses(build, tmp_path, mel_rang
         assert cached(batch).loss_sum.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_window_is_heard_once_whatever_batch_it_comes_in(build, tmp_path):
+def test_a_window_is_encoded_once_whatever_batch_it_comes_in(build, tmp_path):
     path = build(tmp_path)
     path(batch_of(path, 5.0, 1.0))
-    assert path.heard == 4  # three windows and one
+    assert path.encoded == 4  # three windows and one
     path(batch_of(path, 5.0))
-    assert path.heard == 4
+    assert path.encoded == 4
     again = build(tmp_path)
     again(batch_of(again, 5.0, 1.0, 2.0))
-    assert again.heard == 1
+    assert again.encoded == 1
 
 
 def test_another_encoder_another_window_and_another_range_find_nothing(build, tmp_path):
@@ -79,7 +79,7 @@ def test_another_encoder_another_window_and_another_range_find_nothing(build, tm
         build(tmp_path, mel_range="recording"),
     ):
         other(batch_of(other, 4.0))
-        assert other.heard >= 2
+        assert other.encoded >= 2
 
 
 def test_a_damaged_file_is_made_anew(build, tmp_path):
@@ -90,9 +90,9 @@ def test_a_damaged_file_is_made_anew(build, tmp_path):
     files[0].write_bytes(files[0].read_bytes()[:-100])
     files[1].write_bytes(b"not an array")
     assert path(batch_of(path, 4.0)).loss_sum.item() == pytest.approx(expected, rel=1e-6)
-    assert path.heard == 4
+    assert path.encoded == 4
     path(batch_of(path, 4.0))
-    assert path.heard == 4
+    assert path.encoded == 4
 
 
 def test_a_full_disk_costs_time_and_not_the_run(build, tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_a_full_disk_costs_time_and_not_the_run(build, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     path(batch_of(path, 4.0))
     path(batch_of(path, 4.0))
-    assert path.heard == 4
+    assert path.encoded == 4
     assert not list(tmp_path.rglob("*.npy"))
 
 
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_written_costs_time_and_not_the_run(build, tmp_p
     (tmp_path / "frames").write_text("a file where the folder should be")
     path = build(tmp_path / "frames")
     path(batch_of(path, 4.0))
-    assert path.heard == 2
+    assert path.encoded == 2
 
 
 def test_bfloat16_frames_come_back_as_they_were(build, tmp_path):
@@ -117,9 +117,9 @@ def test_bfloat16_frames_come_back_as_they_were(build, tmp_path):
     with torch.autocast("cpu", torch.bfloat16):
         first = path(batch).loss_sum.item()
         assert path(batch).loss_sum.item() == first
-    assert path.heard == 2
+    assert path.encoded == 2
     path(batch)
-    assert path.heard == 4  # frames of another precision are other frames
+    assert path.encoded == 4  # frames of another precision are other frames
 
 
 def test_it_is_refused_where_the_encoder_trains(make_module):

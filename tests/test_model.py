@@ -76,9 +76,9 @@ def test_the_loss_is_that_of_the_llm_itself_on_the_whole_sequence(build):
     path = build().eval()
     batch = Batch.of([sample(path, 3.0)])
     output = path(batch)
-    heard = path.listen(batch)
-    layout = path.text.layout(batch.dialogues, heard.rows, batch.weights)
-    embeddings = path.text.embed(layout, heard.tokens)
+    speech = path.listen(batch)
+    layout = path.text.layout(batch.dialogues, speech.rows, batch.weights)
+    embeddings = path.text.embed(layout, speech.tokens)
     labels = torch.full((1, embeddings.shape[1]), -100)
     labels[0, layout.predicting + 1] = layout.labels
     expected = path.llm.causal_lm(inputs_embeds=embeddings, labels=labels).loss
@@ -247,14 +247,14 @@ def test_the_alignment_loss_is_torchs_ctc_over_the_words_of_the_batch(build):
     batch = Batch.of([sample(path, 7.3, "forty two five", 1), sample(path, 2.0, "seven", 2), two_recordings(path)])
     output = path(batch)
     assert output.num_aligned == 3  # "forty two", "five", "seven"; a dialogue of two recordings has no transcript
-    heard = path.listen(batch)
-    tokens = heard.tokens.flatten(0, 1)
+    speech = path.listen(batch)
+    tokens = speech.tokens.flatten(0, 1)
     transcripts = [d.labels[d.num_prompt_ids : -1].tolist() for d in batch.dialogues[:2]]
     known = sorted({0, *transcripts[0], *transcripts[1]})
     embedded = path.llm.embed(torch.tensor(known))
     classes = torch.nn.functional.normalize(torch.cat([path.alignment.blank[None], embedded]), dim=-1)
     expected = 0.0
-    for rows, transcript in zip(heard.rows, transcripts, strict=False):
+    for rows, transcript in zip(speech.rows, transcripts, strict=False):
         speech_tokens = torch.nn.functional.normalize(tokens[torch.from_numpy(rows)], dim=-1)
         log_probs = (12.0 * speech_tokens @ classes.T).log_softmax(-1)
         target = torch.tensor([known.index(word) + 1 for word in transcript])

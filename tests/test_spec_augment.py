@@ -29,7 +29,7 @@ def sample(path, key, seconds, seed=0):
 
 
 @pytest.fixture
-def heard(make_module, noting_mels):
+def noting_path(make_module, noting_mels):
     """Return a path in training mode that notes the log-mel windows its encoder is given."""
 
     def make(**settings):
@@ -121,9 +121,9 @@ def test_numbers_that_make_no_sense_are_refused(settings, words):
 
 
 @pytest.mark.parametrize("mel_range", ["window", "recording"])
-def test_in_training_the_encoder_sees_the_masked_windows_and_else_all_of_them(heard, mel_range):
+def test_in_training_the_encoder_sees_the_masked_windows_and_else_all_of_them(noting_path, mel_range):
     augment = SpecAugment(freq_masks=1, freq_width=30, time_masks=2, time_width=0.2)
-    path, plain = heard(spec_augment=augment, mel_range=mel_range), heard(mel_range=mel_range)
+    path, plain = noting_path(spec_augment=augment, mel_range=mel_range), noting_path(mel_range=mel_range)
     batch = Batch.of([sample(path, "a", 3.0), sample(path, "b", 1.0, seed=1)])
     whole = plain.mels_of(batch)
     windows = path.listener.cut(batch.num_samples)
@@ -136,9 +136,9 @@ def test_in_training_the_encoder_sees_the_masked_windows_and_else_all_of_them(he
     assert torch.equal(path.mels_of(batch), whole)
 
 
-def test_groups_of_windows_and_recomputing_see_the_same_masks(heard):
+def test_groups_of_windows_and_recomputing_see_the_same_masks(noting_path):
     settings = {"spec_augment": SpecAugment(), "encoder_batch_windows": 2, "recompute": True}
-    path, reference = heard(**settings), heard(spec_augment=SpecAugment())
+    path, reference = noting_path(**settings), noting_path(spec_augment=SpecAugment())
     batch = Batch.of([sample(path, "a", 5.0), sample(path, "b", 3.0, seed=1)])
     expected = reference.mels_of(batch)
     path.mels.clear()
@@ -154,7 +154,7 @@ def test_the_frame_cache_excludes_it_with_a_message_that_says_what_to_do(make_mo
         make_module(spec_augment=SpecAugment(), frame_cache=True)
 
 
-def test_dialogues_without_audio_have_nothing_to_hide(heard):
-    path = heard(spec_augment=SpecAugment())
+def test_dialogues_without_audio_have_nothing_to_hide(noting_path):
+    path = noting_path(spec_augment=SpecAugment())
     messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
     assert path(Batch.of([Sample("a", path.prompter.dialogue(messages, 0, "dialogue"), [])])).num_labels > 0

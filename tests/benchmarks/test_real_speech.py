@@ -1,4 +1,4 @@
-"""Digits of a folder become recordings of ten, and no take that validation hears is trained on."""
+"""Digits of a folder become recordings of ten, and no take of validation is trained on."""
 
 import json
 import subprocess
@@ -69,10 +69,10 @@ def test_a_recording_says_all_ten_digits_once_in_the_order_of_its_text(shards):
             assert all(1.0 < s["end"] - s["start"] < 2.7 for s in fields["segments"])
 
 
-def test_validation_hears_the_last_take_of_everything_once_and_training_never(shards):
+def test_validation_gets_the_last_take_of_everything_once_and_training_never(shards):
     trained = {take for fields, audio, _ in read(shards / "train.tar") for take in takes_in(fields, audio)}
-    heard = [take for fields, audio, _ in read(shards / "dev.tar") for take in takes_in(fields, audio)]
-    assert sorted(heard) == [(speaker, digit, 2) for speaker in range(2) for digit in range(10)]
+    found = [take for fields, audio, _ in read(shards / "dev.tar") for take in takes_in(fields, audio)]
+    assert sorted(found) == [(speaker, digit, 2) for speaker in range(2) for digit in range(10)]
     assert {take for _, _, take in trained} == {0, 1}
 
 

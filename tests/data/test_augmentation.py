@@ -109,20 +109,20 @@ def contents(batches):
     return {k: batch.audio.sum().item() for batch in batches for k in batch.keys if len(batch) == 1}
 
 
-def test_training_hears_the_same_changes_with_any_workers_and_after_a_resume(tmp_path, make_shards, data_of):
+def test_training_gets_the_same_changes_with_any_workers_and_after_a_resume(tmp_path, make_shards, data_of):
     pattern = make_shards(tmp_path, 6, [0.5, 1.0])
     settings = {
         "train_shards": pattern, "val_shards": pattern, "batch_samples": 1, "augmentations": [Speed(), Noise(), Gain()],
     }  # fmt: skip
-    heard = {}
+    seen = {}
     for epoch in (0, 1):
         for num_workers in (0, 2):
             data = data_of(**settings, num_workers=num_workers, epoch=epoch)
             data.setup("fit")
-            heard[epoch, num_workers] = contents(data.train_dataloader())
-    assert heard[0, 0] == heard[0, 2]
-    assert heard[1, 0] == heard[1, 2]
-    assert not set(heard[0, 0].values()) & set(heard[1, 0].values())
+            seen[epoch, num_workers] = contents(data.train_dataloader())
+    assert seen[0, 0] == seen[0, 2]
+    assert seen[1, 0] == seen[1, 2]
+    assert not set(seen[0, 0].values()) & set(seen[1, 0].values())
     data = data_of(**settings, steps_done=4)
     data.setup("fit")
     again = data_of(**settings, steps_done=4)
@@ -130,10 +130,10 @@ def test_training_hears_the_same_changes_with_any_workers_and_after_a_resume(tmp
     again.setup("fit")
     rest = contents(again.train_dataloader())
     assert len(rest) == 2
-    assert rest.items() <= heard[0, 0].items()
+    assert rest.items() <= seen[0, 0].items()
 
 
-def test_validation_hears_what_was_recorded(tmp_path, make_shards, data_of):
+def test_validation_gets_what_was_recorded(tmp_path, make_shards, data_of):
     pattern = make_shards(tmp_path, 3, 0.5)
     plain = data_of(val_shards=pattern)
     changed = data_of(val_shards=pattern, augmentations=[Reverse()])

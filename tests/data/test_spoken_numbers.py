@@ -137,7 +137,7 @@ def test_speech_is_where_the_segments_say(corpus):
             assert inside > 3 * pause
 
 
-def test_a_number_cut_by_the_length_limit_is_not_heard():
+def test_a_number_cut_by_the_length_limit_is_left_out():
     settings = CorpusSettings(min_seconds=3.0, max_seconds=3.0)
     for index in range(20):
         recording = synthesise(settings, "train", index)

@@ -139,21 +139,21 @@ def of_transformers(folder, name, samples, **options):
     """Return what transformers' own extractor and model make of one recording without padding."""
     import transformers
 
-    heard = samples.numpy().astype(np.float32) / 32768.0
+    floats = samples.numpy().astype(np.float32) / 32768.0
     if name == "whisper":
         extractor = transformers.WhisperFeatureExtractor(feature_size=80, chunk_length=1)
-        features = extractor(heard, sampling_rate=16_000, return_tensors="pt")
+        features = extractor(floats, sampling_rate=16_000, return_tensors="pt")
         model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).model.encoder.eval()
         positions = features["input_features"].shape[-1] // 2
         model.embed_positions = nn.Embedding.from_pretrained(model.embed_positions.weight[:positions])
         model.config.max_source_positions = model.max_source_positions = positions
     elif name == "parakeet":
         extractor = transformers.ParakeetFeatureExtractor.from_pretrained(folder)
-        features = extractor(heard, sampling_rate=16_000, return_tensors="pt")
+        features = extractor(floats, sampling_rate=16_000, return_tensors="pt")
         model = transformers.ParakeetForCTC.from_pretrained(folder).encoder.eval()
     else:
         extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(folder)
-        features = extractor(heard, sampling_rate=16_000, return_tensors="pt", return_attention_mask=False)
+        features = extractor(floats, sampling_rate=16_000, return_tensors="pt", return_attention_mask=False)
         model = transformers.AutoModel.from_pretrained(folder).eval()
     return model(**features, **options)
 
@@ -618,8 +618,8 @@ def test_masks_hide_features(encoder_of, name):
 
 def of_release(samples, window_samples):
     """Return the windows of the release's recipe: one spectrogram of the whole recording, then cut, then zeros."""
-    heard = samples.float() / 32768.0
-    spectrum = torch.stft(heard, 400, 160, window=torch.hann_window(400), return_complex=True)
+    floats = samples.float() / 32768.0
+    spectrum = torch.stft(floats, 400, 160, window=torch.hann_window(400), return_complex=True)
     log_power = (slaney_mel_filters(80).T @ spectrum[..., :-1].abs().square()).clamp_min(1e-10).log10()
     mel = (torch.maximum(log_power, log_power.max() - 8.0) + 4.0) / 4.0
     frames = window_samples // HOP_SAMPLES

@@ -47,7 +47,7 @@ def model(run_folder):
 
 @pytest.fixture(scope="session")
 def whole_range_model(tmp_path_factory, tiny_encoder, tiny_llm):
-    """Return the tiny model as the release hears: one spectrogram of the recording, at least 1 s."""
+    """Return the tiny model as the release takes audio: one spectrogram of the recording, at least 1 s."""
     import fastslm
 
     settings = settings_of(tiny_encoder, tiny_llm, mel_range="recording", tail="full", min_recording_seconds=1.0)
@@ -56,7 +56,7 @@ def whole_range_model(tmp_path_factory, tiny_encoder, tiny_llm):
 
 @pytest.fixture(scope="session")
 def context_model(tmp_path_factory, tiny_encoder, tiny_llm):
-    """Return the tiny model with windows of 1.6 s that hear 0.2 s of what lies around them."""
+    """Return the tiny model with windows of 1.6 s with 0.2 s of what lies around them."""
     import fastslm
 
     settings = settings_of(tiny_encoder, tiny_llm, window_seconds=1.6, context_seconds=0.2)

@@ -1,7 +1,7 @@
-"""A model that hears and writes perfectly: words are levels in the audio, and a word cut at an end is misheard.
+"""A perfect model: words are levels in the audio, and a word cut at an end comes out wrong.
 
-Half a second of audio is one speech token. A word takes two of them; its first half alone is heard as ``GARBLED``,
-and its second half alone, where the audio begins in the middle of a word, is not heard at all.
+Half a second of audio is one speech token. A word takes two of them; its first half alone becomes ``GARBLED``,
+and its second half alone, where the audio begins in the middle of a word, is lost.
 """
 
 import numpy as np
@@ -77,7 +77,7 @@ class Sequence(KVCache):
 
 
 class PerfectWriter(LanguageModel):
-    """Writes the next word of what it heard, given what it wrote.
+    """Writes the next word of the audio, given its text so far.
 
     Attributes:
         num_after: ids between the audio and the answer.

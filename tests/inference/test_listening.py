@@ -79,15 +79,15 @@ def test_blocks_of_any_length_make_the_same_tokens(
 ):
     sizes[-1] = max(sizes[-1], 500)
     chosen, samples = (model, whole_range_model, context_model)[kind], noise(9)[:num_samples]
-    tokens = torch.cat([heard.tokens for heard in encode(chosen.path, [Blocks(samples, sizes)])])
+    tokens = torch.cat([part.tokens for part in encode(chosen.path, [Blocks(samples, sizes)])])
     torch.testing.assert_close(tokens, tokens_of_training(chosen, samples), rtol=1e-6, atol=1e-6)
 
 
 def test_recordings_of_a_batch_make_the_tokens_they_make_alone(model, noise):
     recordings = [noise(seconds, seed) for seed, seconds in enumerate((0.5, 7.3, 2.0, 14.1, 0.1))]
     chunks = {i: [] for i in range(5)}
-    for heard in encode(model.path, [ArraySource(samples) for samples in recordings]):
-        chunks[heard.recording].append(heard.tokens)
+    for part in encode(model.path, [ArraySource(samples) for samples in recordings]):
+        chunks[part.recording].append(part.tokens)
     for i, samples in enumerate(recordings):
         torch.testing.assert_close(torch.cat(chunks[i]), tokens_of_training(model, samples), rtol=1e-5, atol=1e-6)
 
@@ -107,10 +107,10 @@ def test_short_recordings_share_passes_of_the_encoder(model, noise, monkeypatch)
 
 def test_no_more_than_a_group_of_windows_is_encoded_at_once_and_only_tokens_are_kept(model, noise, monkeypatch):
     sizes = sizes_of_passes(model, monkeypatch)
-    heard = list(encode(model.path, [ArraySource(noise(21))]))
+    parts = list(encode(model.path, [ArraySource(noise(21))]))
     assert sizes == [3, 3, 3, 2]
-    assert [len(part.tokens) for part in heard] == [12, 12, 12, 6]
-    assert sum(part.seconds for part in heard) == 21
+    assert [len(part.tokens) for part in parts] == [12, 12, 12, 6]
+    assert sum(part.seconds for part in parts) == 21
 
 
 def test_each_token_has_the_time_at_which_its_share_begins(model, noise):

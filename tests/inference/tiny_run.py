@@ -42,7 +42,7 @@ def settings_of(encoder, llm, *, mel_range="window", **changes):
 def write_run(folder, settings):
     """Write a run folder with ``last.ckpt`` as a fit does; weights are random and the speech tokens large.
 
-    Large, so that what is heard changes what the random LLM says.
+    Large, so that the audio changes what the random LLM says.
     """
     from fastslm.checkpoint.run import build_path
 

@@ -95,15 +95,15 @@ def naive_hta(released, frames, *, full_length, aligned=False):
     for i, scale in enumerate(scales):
         name, step = f"compressor{i + 1}", 2**i
         count = state[f"{name}.query"].shape[1]
-        heard = math.ceil(share * count - 1e-9)  # stage tokens that lie in the audio
+        used = math.ceil(share * count - 1e-9)  # stage tokens that lie in the audio
         queries = middles(count, full_length) if aligned else list(range(count))
         keys = [j * step if aligned else j for j in range(len(scale))]
-        stage_tokens.append(compress(state, name, scale, queries, keys)[:heard])
-        final_keys += (queries if aligned else [offset + j for j in range(count)])[:heard]
+        stage_tokens.append(compress(state, name, scale, queries, keys)[:used])
+        final_keys += (queries if aligned else [offset + j for j in range(count)])[:used]
         offset += count
     count = state["compressor.query"].shape[1]
-    heard = math.ceil(share * count - 1e-9)
-    queries = (middles(count, full_length) if aligned else list(range(count)))[:heard]
+    used = math.ceil(share * count - 1e-9)
+    queries = (middles(count, full_length) if aligned else list(range(count)))[:used]
     tokens = compress(state, "compressor", torch.cat(stage_tokens), queries, final_keys)
     for block in range(2):
         tokens = refine(state, f"out_attn.{block}", tokens, torch.cat(scales))

@@ -26,7 +26,7 @@ def path(imported):
     return open_run(imported.folder).path
 
 
-def heard(path, *recordings):
+def tokens_of(path, *recordings):
     windows = path.listener.cut([len(r) for r in recordings])
     speech = path.listener(torch.from_numpy(np.concatenate(recordings)), windows)
     tokens = speech.tokens.flatten(0, 1)
@@ -42,7 +42,7 @@ def heard(path, *recordings):
 def test_the_tokens_are_those_of_an_independent_model(path, released_state, num_samples):
     recording = speech(num_samples)
     recording[num_samples // 2 :] //= 200  # faint: the floor of the recording's spectrogram shows
-    (tokens,) = heard(path, recording)
+    (tokens,) = tokens_of(path, recording)
     expected = speech_tokens(released_state, recording, 80, 200)
     assert len(expected) == 5 * max(1, -(-(num_samples // 160) // 200))
     assert expected.std() > 0.3
@@ -52,7 +52,7 @@ def test_the_tokens_are_those_of_an_independent_model(path, released_state, num_
 @torch.no_grad()
 def test_recordings_of_one_batch_have_the_tokens_of_each_alone(path, released_state):
     recordings = [speech(700, 1), speech(2 * RATE + 100, 2), speech(3 * RATE, 3)]
-    for recording, tokens in zip(recordings, heard(path, *recordings), strict=True):
+    for recording, tokens in zip(recordings, tokens_of(path, *recordings), strict=True):
         expected = speech_tokens(released_state, recording, 80, 200)
         torch.testing.assert_close(tokens.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
@@ -76,9 +76,9 @@ def test_prompt_ids_and_logits_are_those_of_the_release(path, released_state, ba
 
     recording = speech(3 * RATE)
     batch = Batch.of([Sample("a", dialogue, [recording])])
-    heard = path.listen(batch)
-    layout = path.text.layout(batch.dialogues, heard.rows, batch.weights, prompt_only=True)
-    embeddings = path.text.embed(layout, heard.tokens)
+    listened = path.listen(batch)
+    layout = path.text.layout(batch.dialogues, listened.rows, batch.weights, prompt_only=True)
+    embeddings = path.text.embed(layout, listened.tokens)
     found = path.llm.causal_lm(inputs_embeds=embeddings).logits[0]
 
     table = released_state["llm.base_model.model.model.embed_tokens.weight"]
@@ -134,7 +134,7 @@ def test_an_llm_whose_embedding_rows_changed_is_stored_too(tmp_path, released_st
     torch.testing.assert_close(path.llm.causal_lm.get_input_embeddings().weight[630], table[630])
     recording = speech(RATE)
     expected = speech_tokens(released_state, recording, 80, 200)
-    torch.testing.assert_close(heard(path, recording)[0].double(), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(tokens_of(path, recording)[0].double(), expected, rtol=0, atol=1e-4)
 
 
 def refused(capsys, tmp_path, state, base_models, *flags):
