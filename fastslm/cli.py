@@ -18,6 +18,7 @@ Train and evaluate:
   validate   loss, WER and CER of a checkpoint on the validation shards
   test       the same on the test shards
   predict    write hypotheses of a checkpoint to predictions.jsonl
+  evaluate   WER as leaderboards compute it, by length, with intervals; a model, or transcripts of another system
   ablate     train variants of one configuration over seeds; table, intervals and plots
 
 Data:
@@ -54,6 +55,7 @@ _COMMANDS: dict[str, str] = {
     "test": "fastslm.training.command_line:main",
     "predict": "fastslm.training.command_line:main",
     "ablate": "fastslm.commands.ablate:main",
+    "evaluate": "fastslm.datamodules.evaluation.command:main",
     "attention": "fastslm.commands.attention:main",
     "import-release": "fastslm.commands.import_release:main",
     "transcribe": "fastslm.commands.transcribe:main",

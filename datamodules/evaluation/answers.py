@@ -1,0 +1,177 @@
+"""A model's transcripts of a set, kept recording by recording, so that a run that was cut off goes on."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from fastslm.errors import ConfigError, DataError, FastSLMError
+from fastslm.evaluation.score import Transcript
+from fastslm.files import write_atomically
+
+from .recordings import EvaluationSet, Recording
+
+if TYPE_CHECKING:
+    from fastslm.inference.model import Model
+    from fastslm.inference.results import Answer
+
+#: Recordings of a batch are padded to the longest: seconds of that, times their number.
+_BATCH_SECONDS = 1800.0
+
+
+@dataclass
+class Answering:
+    """How a model transcribes.
+
+    Attributes:
+        model: that transcribes.
+        settings: arguments of ``Model.transcribe``.
+        made_with: what the text depends on; kept beside the answers.
+        batch_size: most recordings side by side.
+        language: of recordings that name none.
+        overwrite: transcribe anew what has an answer.
+    """
+
+    model: "Model"
+    settings: dict[str, Any]
+    made_with: dict[str, Any]
+    batch_size: int
+    language: str
+    overwrite: bool
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Answering":
+        """Return it as the command's options say; loads the model.
+
+        Raises:
+            ConfigError: an option makes no sense, or the model cannot be used.
+        """
+        from fastslm.inference.engine import Decoding
+        from fastslm.inference.load import find_model, load
+
+        for name in ("batch_size", "max_new_tokens"):
+            if (value := getattr(options, name)) is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: {value} must be at least 1.")
+        Decoding(options.beam)
+        settings = {"beams": options.beam, "max_new_tokens": options.max_new_tokens}
+        sections = {"section_minutes": options.section_minutes} if options.section_minutes is not None else {}
+        checkpoint = find_model(options.system)
+        status = checkpoint.stat()
+        made_with = {"model": str(checkpoint.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        return cls(
+            load(options.system, device=options.device),
+            settings | sections,
+            {**made_with, **settings, **sections},
+            1 if sections else options.batch_size,
+            options.language,
+            options.overwrite,
+        )
+
+
+def transcribe_set(answering: Answering, data: EvaluationSet, kept: Path) -> tuple[list[Transcript], int]:
+    """Return a transcript of each recording, and how many could not be made; those are empty.
+
+    Args:
+        answering: how.
+        data: the recordings.
+        kept: JSON lines, what the answers were made with first; answers of before that belong to it are taken.
+
+    Raises:
+        ConfigError: the answers kept there were made with something else.
+        DataError: they cannot be read or written.
+    """
+    done = _read(kept, answering)
+    waiting = sorted((r for r in data.recordings if r.key not in done), key=lambda r: r.seconds)
+    if done:
+        print(f"{data.name}: {len(done)} of {len(data.recordings)} recordings have their answer.", file=sys.stderr)
+    bar = tqdm(
+        total=sum(r.seconds for r in waiting),
+        desc=data.name,
+        disable=None,
+        leave=False,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio, {remaining} left",
+    )
+    with bar, kept.open("a", encoding="utf-8") as file:
+        for group in _batches(waiting, answering.batch_size):
+            began = time.perf_counter()
+            answers = _answers(answering, group)
+            spent, audio = time.perf_counter() - began, sum(r.seconds for r in group) or 1.0
+            for recording, answer in zip(group, answers, strict=True):
+                row = _row(recording, answer, spent * recording.seconds / audio)
+                done[recording.key] = row
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                bar.update(recording.seconds)
+                for warning in row["warnings"]:
+                    bar.write(f"{data.name}: {recording.key}: the text {warning}", file=sys.stderr)
+                if row["error"]:
+                    bar.write(f"{data.name}: failed, counts as empty: {row['error']}", file=sys.stderr)
+            file.flush()
+    transcripts = [
+        Transcript(
+            r.key, r.reference, done[r.key]["text"], r.seconds, done[r.key]["work_seconds"],
+            r.language or answering.language,
+        )
+        for r in data.recordings
+    ]  # fmt: skip
+    return transcripts, sum(bool(done[r.key]["error"]) for r in data.recordings)
+
+
+def _answers(answering: Answering, group: Sequence[Recording]) -> "list[Answer | FastSLMError]":
+    audios = [recording.audio for recording in group]
+    if len(group) > 1:
+        return answering.model.transcribe_batch(audios, **answering.settings)
+    try:
+        return [answering.model.transcribe(audios[0], **answering.settings)]
+    except FastSLMError as error:
+        return [error]
+
+
+def _row(recording: Recording, answer: "Answer | FastSLMError", work_seconds: float) -> dict[str, Any]:
+    row = {"key": recording.key, "text": "", "seconds": recording.seconds, "work_seconds": round(work_seconds, 4)}
+    if isinstance(answer, FastSLMError):
+        return {**row, "warnings": [], "error": str(answer)}
+    return {**row, "text": answer.text, "warnings": answer.warnings, "error": ""}
+
+
+def _batches(recordings: Sequence[Recording], size: int) -> Iterator[list[Recording]]:
+    """Yield neighbours, at most ``size``, whose audio, padded to the longest, stays within ``_BATCH_SECONDS``."""
+    group: list[Recording] = []
+    for recording in recordings:  # the shortest first, so that the last of a group is its longest
+        if group and (len(group) == size or recording.seconds * (len(group) + 1) > _BATCH_SECONDS):
+            yield group
+            group = []
+        group.append(recording)
+    if group:
+        yield group
+
+
+def _read(kept: Path, answering: Answering) -> dict[str, dict[str, Any]]:
+    """Return the answers of before by key; begins the file where there is none, or another is wanted."""
+    try:
+        lines = kept.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        lines = []
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{kept}: cannot be read: {error}.") from error
+    whole = lines[:-1]  # a line that was cut off by a kill has no end
+    found: dict[str, dict[str, Any]] = {}
+    if whole and not answering.overwrite:
+        try:
+            first, *rows = [json.loads(line) for line in whole]
+        except ValueError as error:
+            raise DataError(f"{kept}: is damaged ({error}). Remove it to transcribe anew.") from error
+        changed = [name for name, value in answering.made_with.items() if first.get(name) != value]
+        if changed:
+            what = "; ".join(f"{name} {first.get(name)!r}, now {answering.made_with[name]!r}" for name in changed)
+            raise ConfigError(f"{kept}: made with other settings ({what}). Choose another --out, or --overwrite.")
+        found = {row["key"]: row for row in rows if not row["error"]}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rows = [answering.made_with, *found.values()]
+    write_atomically(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return found

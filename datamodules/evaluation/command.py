@@ -1,0 +1,132 @@
+"""``fastslm evaluate``: word errors of a model and of other systems on named sets, as the leaderboard counts them."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fastslm.errors import ConfigError, FastSLMError
+from fastslm.evaluation.report import SetResult, markdown, write
+from fastslm.evaluation.score import Transcript, compare
+from fastslm.evaluation.transcripts import are_transcripts, matched, read_transcripts
+
+from ..reading.store import Store
+from .answers import Answering, transcribe_set
+from .recordings import EvaluationSet, parse_sets, read_set
+
+_DESCRIPTION = """\
+Score a model, or transcripts of another system, against the transcripts in shards: word error rate as the Open ASR
+Leaderboard computes it, overall and by length of recording, with 95 % intervals. SYSTEM is a run folder, checkpoint or
+exported folder; or transcripts made elsewhere, a .jsonl file or a folder of NAME.txt. DATA is NAME=SHARDS or SHARDS."""
+
+_EPILOG = """\
+examples:
+  fastslm evaluate runs/hta dev='shards/dev-*.tar' --out evaluation
+  fastslm evaluate runs/hta clean=ls/test-clean other=ls/test-other --beside whisper=whisper.jsonl
+  fastslm evaluate whisper-texts/ dev='shards/dev-*.tar'          transcripts of another system alone
+  fastslm evaluate exported/ long=talks/ --section-minutes 5      hours of audio, five minutes at a time
+
+Writes results.json (with every recording), report.md, wer.png and the answers to --out. Run again, it goes on with the
+recordings that have no answer yet. Needs: pip install 'fastslm[evaluate]'.
+exit status: 0 all scored; 1 some recordings failed and count as empty; 2 nothing could be scored; 130 interrupted."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit status."""
+    try:
+        return _run(_parser().parse_intermixed_args(list(arguments[1:])))
+    except FastSLMError as error:
+        print(f"fastslm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted: run it again to go on.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fastslm evaluate", description=_DESCRIPTION, epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("system", metavar="SYSTEM", help="model, or transcripts of another system")
+    add("data", nargs="+", metavar="DATA", help="NAME=SHARDS, such as clean='shards/test-*.tar', or a folder of tars")
+    add("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="where results go (evaluation)")
+    add("--name", metavar="NAME", help="what to call SYSTEM in the tables (its last folder)")
+    add("--beside", action="append", default=[], metavar="NAME=PATH", help="transcripts of another system, scored too")
+    add("--language", default="", metavar="NAME", help="of recordings that do not name one (English)")
+    add("--hub-dataset", action="append", default=[], metavar="NAME=OWNER/DATASET:TASK", help="write .eval_results for"
+        " set NAME, which the hub shows on the model's page under that data set and task")  # fmt: skip
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the first GPU if there is one)")
+    add("--beam", type=int, default=1, metavar="N", help="beam search over N hypotheses (default: greedy)")
+    add("--section-minutes", type=float, metavar="M", help="transcribe section by section, for hours of audio")
+    add("--max-new-tokens", type=int, metavar="N", help="longest transcript (default: follows the audio)")
+    add("--batch-size", type=int, default=8, metavar="N", help="most recordings side by side (default: 8)")
+    add("--overwrite", action="store_true", help="transcribe anew what has an answer in --out")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    sets = parse_sets(options.data)
+    card = {name: _hub_task(value) for name, value in _named(options.hub_dataset, "--hub-dataset", sets).items()}
+    beside = {name: read_transcripts(Path(path)) for name, path in _named(options.beside, "--beside").items()}
+    store = Store()
+    data = [read_set(name, patterns, store) for name, patterns in sets.items()]
+    for each in data:
+        for reason, count in each.left_out.items():
+            print(f"{each.name}: {count} samples left out: {reason}.", file=sys.stderr)
+    system = Path(options.system)
+    name = options.name or system.resolve().name
+    if name in beside:
+        raise ConfigError(f"--beside {name}: is the name of SYSTEM, too. Give another, or --name.")
+    foreign = are_transcripts(system)
+    texts = read_transcripts(system) if foreign else {}
+    results, num_failed = [], 0
+    answering = None if foreign else Answering.of(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for each in data:
+        if answering is None:
+            results.append(_scored(name, each, texts, options.language, str(system)))
+        else:
+            transcripts, failed = transcribe_set(answering, each, options.out / "answers" / f"{each.name}.jsonl")
+            num_failed += failed
+            results.append(SetResult(name, each.name, [compare(transcript) for transcript in transcripts]))
+    for other, found in beside.items():
+        results += [_scored(other, each, found, options.language, other) for each in data]
+    write(results, options.out, card)
+    print(markdown(results), end="")
+    print(f"Written to {options.out}: results.json, report.md, wer.png.", file=sys.stderr)
+    return 1 if num_failed else 0
+
+
+def _named(given: Sequence[str], option: str, among: Mapping[str, object] | None = None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for each in given:
+        name, separator, value = each.partition("=")
+        if not (separator and name and value):
+            raise ConfigError(f"{option} {each}: must be NAME=VALUE.")
+        if among is not None and name not in among:
+            raise ConfigError(f"{option} {each}: there is no set {name!r}; the sets are {', '.join(among)}.")
+        if name in found:
+            raise ConfigError(f"{option} {each}: {name!r} is given twice.")
+        found[name] = value
+    return found
+
+
+def _hub_task(value: str) -> tuple[str, str]:
+    dataset, separator, task = value.partition(":")
+    if not (separator and task and dataset.count("/") == 1):
+        raise ConfigError(f"--hub-dataset {value}: must be OWNER/DATASET:TASK, as the hub names a benchmark's task.")
+    return dataset, task
+
+
+def _scored(system: str, data: EvaluationSet, texts: Mapping[str, str], language: str, place: str) -> SetResult:
+    found = matched(texts, [recording.key for recording in data.recordings], f"{place}, set {data.name}")
+    return SetResult(
+        system,
+        data.name,
+        [
+            compare(Transcript(r.key, r.reference, found[r.key], r.seconds, None, r.language or language))
+            for r in data.recordings
+        ],
+    )

@@ -1,0 +1,155 @@
+"""Recordings of a named set of shards: what was said in each, and its audio."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from fastslm.errors import ConfigError, DataError
+from fastslm.inference.audio import FileSource
+from fastslm.tasks import tasks
+
+from ..index.columns import ShardRows
+from ..index.dialogues import parse_fields
+from ..index.scan import scan_tar
+from ..index.sidecar import is_current, read_sidecar, tar_state
+from ..reading.store import Store
+from ..shards.paths import shard_paths
+
+
+class RegionSource(FileSource):
+    """A recording inside a shard, read as a file is.
+
+    Args:
+        store: opens the shard.
+        shard: path of the tar.
+        region: first byte and number of bytes.
+        name: what to call it.
+    """
+
+    def __init__(self, store: Store, shard: str, region: tuple[int, int], name: str) -> None:
+        self._store, self._shard, self._region = store, shard, region
+        super().__init__(Path(shard), name)
+
+    def _open(self) -> BinaryIO:
+        return self._store.open(self._shard, *self._region)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording of a set.
+
+    Attributes:
+        key: its name, the same in no other shard of the set.
+        reference: its transcript; empty where nothing is said.
+        language: as the sample names it; may be empty.
+        seconds: its length.
+        audio: its samples.
+    """
+
+    key: str
+    reference: str
+    language: str
+    seconds: float
+    audio: RegionSource
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Recordings under a name.
+
+    Attributes:
+        name: of the set.
+        recordings: in the order of the shards.
+        left_out: why samples are not among them, and how many.
+    """
+
+    name: str
+    recordings: Sequence[Recording]
+    left_out: Counter[str]
+
+
+def parse_sets(given: Sequence[str]) -> dict[str, list[str]]:
+    """Return patterns of shards by the name of their set; a pattern without a name is named after its last part.
+
+    Args:
+        given: ``NAME=PATTERN`` or ``PATTERN``; a name may come more than once.
+
+    Raises:
+        ConfigError: a name is no file name.
+    """
+    sets: dict[str, list[str]] = {}
+    for each in given:
+        name, separator, pattern = each.partition("=")
+        if not separator or "/" in name:
+            name, pattern = _default_name(each), each
+        if not name or not all(letter.isalnum() or letter in "._-" for letter in name):
+            raise ConfigError(f"{each}: {name!r} cannot name a set; letters, digits and ._- can: NAME=PATTERN.")
+        sets.setdefault(name, []).append(pattern)
+    return sets
+
+
+def _default_name(pattern: str) -> str:
+    """Return a folder's name, or what comes before the first wildcard in the name of a tar: ``dev-*.tar`` is dev."""
+    path = Path(pattern)
+    stem = path.name if path.is_dir() else path.name.removesuffix(".tar")
+    kept = "".join(letter if letter.isalnum() or letter in "._-" else " " for letter in stem).split()
+    return kept[0].strip("._-") if kept else ""
+
+
+def read_set(name: str, patterns: Sequence[str], store: Store) -> EvaluationSet:
+    """Return the recordings of a set with their transcripts.
+
+    Args:
+        name: of the set.
+        patterns: of its shards.
+        store: opens them.
+
+    Raises:
+        DataError: a shard cannot be read, two recordings have one name, or there is none.
+    """
+    recordings: dict[str, Recording] = {}
+    left_out: Counter[str] = Counter()
+    for shard in shard_paths(patterns):
+        rows = _rows(shard)
+        left_out.update(finding["reason"] for finding in rows.broken)
+        for row, key in enumerate(rows.keys):
+            found = _recording(store, shard, rows, row, key)
+            if isinstance(found, str):
+                left_out[found] += 1
+            elif key in recordings:
+                raise DataError(
+                    f"{shard}: sample {key!r} is in another shard of set {name!r}, too; name the sets apart."
+                )
+            else:
+                recordings[key] = found
+    if not recordings:
+        why = ", ".join(f"{reason} ({count})" for reason, count in left_out.items()) or "the shards are empty"
+        raise DataError(f"set {name!r}: no recording can be evaluated: {why}.")
+    return EvaluationSet(name, list(recordings.values()), left_out)
+
+
+def _rows(shard: str) -> ShardRows:
+    try:
+        rows = read_sidecar(shard)
+        return rows if is_current(rows, tar_state(shard)) else scan_tar(shard)
+    except (FileNotFoundError, DataError):  # none, or damaged: read the tar, which says so if it is damaged too
+        return scan_tar(shard)
+
+
+def _recording(store: Store, shard: str, rows: ShardRows, row: int, key: str) -> Recording | str:
+    """Return a sample's recording, or why it has none to evaluate."""
+    places = rows.recordings(row)
+    if len(places) != 1:
+        return "several recordings in one sample" if places else "no audio"
+    fields = parse_fields(store.read(shard, int(rows["json_offset"][row]), int(rows["json_size"][row])))
+    task = tasks().get(rows.labels("task")[row])
+    if task is None or not task.transcript:
+        return "no transcript is asked for"
+    text = fields.get(task.answer_field)
+    if not isinstance(text, str):
+        return "no transcript"
+    place = places[0]
+    audio = RegionSource(store, shard, (int(rows["audio_offset"][place]), int(rows["audio_size"][place])), key)
+    return Recording(key, text, str(fields.get("language") or ""), float(rows.seconds[place]), audio)

@@ -1,0 +1,120 @@
+"""Transcripts of other systems, from a folder of text files or from JSON lines, by the names of the recordings."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fastslm.errors import DataError
+
+#: Fields of a row that name its recording and hold its text, the first that is there. ``pred_text`` comes before
+#: ``text``, which is the reference in the leaderboard's manifests.
+_KEYS = ("key", "id", "utt_id", "audio_filepath", "source", "audio", "file")
+_TEXTS = ("pred_text", "hypothesis", "prediction", "transcription", "transcript", "text")
+_SHOWN = 3
+
+
+def are_transcripts(path: Path) -> bool:
+    """Say whether a path holds transcripts rather than a model: JSON lines, or a folder with text files in it."""
+    if path.is_file():
+        return path.suffix in (".jsonl", ".json", ".txt", ".tsv")
+    return path.is_dir() and not (path / "config.json").exists() and next(path.rglob("*.txt"), None) is not None
+
+
+def read_transcripts(path: Path) -> dict[str, str]:
+    """Return texts by the name of their recording.
+
+    Args:
+        path: a folder of ``NAME.txt`` (folders below it are part of the name), or a ``.jsonl`` file whose rows name
+            the recording (``key``, ``id``, ``audio_filepath``, ``source``) and hold ``pred_text``, ``hypothesis``,
+            ``text`` or the like: what leaderboards, NeMo, and ``fastslm transcribe --format jsonl`` give.
+
+    Raises:
+        DataError: it cannot be read, or names a recording twice with two texts.
+    """
+    found: dict[str, str] = {}
+    for place, name, text in _rows(path):
+        if found.setdefault(name, text) != text:
+            raise DataError(f"{place}: recording {name!r} has a transcript already, and another one.")
+    if not found:
+        raise DataError(f"{path}: holds no transcript. Give a .jsonl file, or a folder of NAME.txt.")
+    return found
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield where a transcript stands, the name of its recording, and the text."""
+    try:
+        if path.is_dir():
+            for file in sorted(path.rglob("*.txt")):
+                name = file.relative_to(path).with_suffix("").as_posix()
+                yield str(file), name, file.read_text(encoding="utf-8").strip()
+            return
+        if path.suffix != ".jsonl":
+            raise DataError(f"{path}: transcripts are read from .jsonl, or from a folder of NAME.txt.")
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{path}, line {number}", *_row(line, f"{path}, line {number}")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason}).") from error
+
+
+def _row(line: str, place: str) -> tuple[str, str]:
+    try:
+        row: Any = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{place}: no JSON ({error}).") from error
+    if not isinstance(row, Mapping):
+        raise DataError(f"{place}: no JSON object.")
+    name = next((row[key] for key in _KEYS if row.get(key)), None)
+    text = next((row[key] for key in _TEXTS if row.get(key) is not None), None)
+    if name is None or not isinstance(text, str):
+        which, wanted = ("names no recording", _KEYS) if name is None else ("holds no transcript", _TEXTS)
+        raise DataError(f"{place}: {which}; one of the fields {', '.join(wanted)} must.")
+    return str(name), text.strip()
+
+
+def matched(texts: Mapping[str, str], keys: Sequence[str], place: str) -> dict[str, str]:
+    """Return the transcript of each recording.
+
+    A transcript belongs to a recording of its name, whatever the folder and the ending: ``audio/a1.flac`` is ``a1``.
+
+    Args:
+        texts: by name.
+        keys: of the recordings.
+        place: what to call the transcripts in a message.
+
+    Raises:
+        DataError: a recording has none, since a score without it would be another one, or two that differ.
+    """
+    by_last: dict[str, set[str]] = {}
+    for name in texts:
+        by_last.setdefault(_last(name), set()).add(name)
+    found: dict[str, str] = {}
+    missing: list[str] = []
+    for key in keys:
+        names = {key} if key in texts else by_last.get(_last(key), set())
+        if len({texts[name] for name in names}) > 1:
+            raise DataError(f"{place}: {', '.join(sorted(names))} could all be recording {key!r}. Name them apart.")
+        if names:
+            found[key] = texts[next(iter(names))]
+        else:
+            missing.append(key)
+    if missing:
+        raise DataError(
+            f"{place}: {len(missing)} of {len(keys)} recordings have no transcript, such as {_some(missing)}. An empty"
+            " transcript counts as deletions; a missing one is refused."
+        )
+    return found
+
+
+def _last(name: str) -> str:
+    """Return a name without its folders and, where it is that of an audio file, without its ending."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a") else path.name
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in list(names)[:_SHOWN])

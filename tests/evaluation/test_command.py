@@ -1,0 +1,162 @@
+"""``fastslm evaluate`` on shards: a model beside other systems, named sets, lengths, and what a kill leaves."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from fastslm.cli import main
+from fastslm.evaluation.transcripts import read_transcripts
+from tests.inference.tiny_run import settings_of, write_run
+
+RATE = 16_000
+
+
+@pytest.fixture
+def shards(tmp_path, write_shard, flac):
+    """Return the folder of two sets: ``clean`` with four recordings, one without speech, and ``long`` with one."""
+    said = ["the white paper", "twenty five cars", "good morning mister brown", ""]
+    samples = [
+        (f"utt{i}", {"flac": flac(1.0 + i, seed=i), "json": {"text": text, "task": "asr"}})
+        for i, text in enumerate(said)
+    ]
+    write_shard(tmp_path / "sets" / "clean-000000.tar", samples)
+    talk = {"flac": flac(31.0, seed=9), "json": {"text": "well it is late", "language": "en"}}
+    other = {"flac": flac(1.0), "json": {"task": "ssum", "text": "x", "summary": "short"}}
+    write_shard(tmp_path / "sets" / "long-000000.tar", [("talk", talk), ("sum", other)])
+    return tmp_path / "sets"
+
+
+def texts(folder, **found):
+    folder.mkdir()
+    for name, text in found.items():
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+def run(capsys, *words):
+    status = main(["evaluate", *map(str, words)])
+    return status, capsys.readouterr()
+
+
+GOOD = {
+    "utt0": "The whitepaper.",
+    "utt1": "25 cars",
+    "utt2": "good morning Mr Brown",
+    "utt3": "thank you",
+    "talk": "well it's late",
+}
+
+
+def test_transcripts_of_other_systems_stand_beside_each_other(capsys, tmp_path, shards):
+    bad = texts(tmp_path / "bad", **{**GOOD, "utt1": "25 card", "utt3": ""})
+    status, shown = run(
+        capsys, texts(tmp_path / "good", **GOOD), f"clean={shards}/clean-*.tar", f"{shards}/long-*.tar",
+        "--beside", f"bad={bad}", "--out", tmp_path / "out", "--hub-dataset", "clean=org/speech:clean",
+    )  # fmt: skip
+    assert status == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    rates = {(r["system"], r["data"]): r["overall"]["wer"] for r in results}
+    assert rates == {("good", "clean"): 0, ("good", "long"): 0, ("bad", "clean"): 1 / 9, ("bad", "long"): 0}
+    assert "good on clean: text for 1 of 1, 2 words" in shown.out
+    assert "bad on clean: text for 0 of 1" in shown.out
+    assert "long: 1 samples left out: no transcript is asked for" in shown.err
+    (entry,) = yaml.safe_load((tmp_path / "out" / ".eval_results" / "clean.yaml").read_text())
+    assert entry["dataset"] == {"id": "org/speech", "task_id": "clean"}
+    assert entry["value"] == 0
+    assert (tmp_path / "out" / "wer.png").stat().st_size > 1000
+    assert (tmp_path / "out" / "report.md").read_text() == shown.out
+
+
+@pytest.fixture
+def model(tmp_path, tiny_encoder, tiny_llm):
+    return write_run(tmp_path / "run", settings_of(tiny_encoder, tiny_llm))
+
+
+def test_a_model_is_scored_on_what_it_transcribes_and_a_second_run_goes_on(capsys, tmp_path, shards, model):
+    words = [model, f"clean={shards}/clean-*.tar", "--out", tmp_path / "out", "--max-new-tokens", "5"]
+    status, first = run(capsys, *words)
+    assert status == 0
+    answers = tmp_path / "out" / "answers" / "clean.jsonl"
+    made_with, *rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert made_with["max_new_tokens"] == 5
+    assert sorted(row["key"] for row in rows) == ["utt0", "utt1", "utt2", "utt3"]
+    assert all(row["work_seconds"] > 0 for row in rows)
+
+    whole = answers.read_text()
+    answers.write_text(whole[: whole.rindex('{"key"') + 20])  # a kill in the middle of the last line
+    status, second = run(capsys, *words)
+    assert status == 0
+    assert "3 of 4 recordings have their answer" in second.err
+    assert [json.loads(line)["text"] for line in answers.read_text().splitlines()[1:]] == [row["text"] for row in rows]
+    strip_speed = lambda text: [line.rpartition("|")[0].rpartition("|")[0] for line in text.splitlines()]  # noqa: E731
+    assert strip_speed(second.out) == strip_speed(first.out)
+
+    status, third = run(capsys, *words[:-1], "6")
+    assert status == 2
+    assert "made with other settings (max_new_tokens 5, now 6)" in third.err
+    assert run(capsys, *words[:-1], "6", "--overwrite")[0] == 0
+
+
+def test_the_transcripts_of_a_model_are_those_that_transcribe_gives(capsys, tmp_path, shards, model, flac):
+    import fastslm
+
+    run(capsys, model, f"clean={shards}/clean-*.tar", "--out", tmp_path / "out", "--max-new-tokens", "5")
+    rows = (tmp_path / "out" / "answers" / "clean.jsonl").read_text().splitlines()[1:]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(rows))
+    (tmp_path / "a.flac").write_bytes(flac(2.0, seed=1))
+    expected = fastslm.load(model).transcribe(tmp_path / "a.flac", max_new_tokens=5).text
+    assert read_transcripts(path)["utt1"] == expected
+
+
+def test_a_recording_that_cannot_be_decoded_counts_as_empty_and_is_said(capsys, tmp_path, write_shard, flac, model):
+    good, bad = flac(1.0), bytearray(flac(3.0))
+    bad[len(bad) // 2 :] = bytes(len(bad) - len(bad) // 2)
+    samples = [("good", {"flac": good, "json": {"text": "a"}}), ("bad", {"flac": bytes(bad), "json": {"text": "b c"}})]
+    write_shard(tmp_path / "s" / "x.tar", samples)
+    status, shown = run(capsys, model, tmp_path / "s", "--out", tmp_path / "out", "--max-new-tokens", "2")
+    assert status == 1
+    assert "failed, counts as empty: bad" in shown.err
+    result = json.loads((tmp_path / "out" / "results.json").read_text())["results"][0]
+    assert result["data"] == "s"
+    assert next(r for r in result["recordings"] if r["key"] == "bad")["deletions"] == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--beside", "x"], "--beside x: must be NAME=VALUE"),
+        (["--hub-dataset", "dev=a/b:c"], "there is no set 'dev'; the sets are clean"),
+        (["--hub-dataset", "clean=b:c"], "must be OWNER/DATASET:TASK"),
+        (["--beside", "good=/nowhere.jsonl"], "/nowhere.jsonl: No such file"),
+        (["a b=x"], "'a b' cannot name a set"),
+    ],
+)
+def test_a_mistake_is_one_sentence(capsys, tmp_path, shards, more, said):
+    good = texts(tmp_path / "good", **GOOD)
+    status, shown = run(capsys, good, f"clean={shards}/clean-*.tar", "--out", tmp_path / "out", *more)
+    assert status == 2
+    assert said in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_one_name_in_two_shards_of_a_set_is_refused(capsys, tmp_path, write_shard, flac):
+    for i in range(2):
+        write_shard(tmp_path / "s" / f"{i}.tar", [("same", {"flac": flac(1.0, seed=i), "json": {"text": "a"}})])
+    status, shown = run(capsys, texts(tmp_path / "t", same="a"), tmp_path / "s", "--out", tmp_path / "out")
+    assert status == 2
+    assert "sample 'same' is in another shard of set 's', too" in shown.err
+
+
+def test_hours_keep_their_rate_whatever_the_batches(capsys, tmp_path, shards, model):
+    rates = []
+    for size in (1, 8):
+        out = tmp_path / f"out{size}"
+        run(capsys, model, shards, "--out", out, "--max-new-tokens", "4", "--batch-size", size)
+        (result,) = json.loads((out / "results.json").read_text())["results"]
+        rates.append((result["overall"]["wer"], list(result["by_length"])))
+    assert rates[0] == rates[1]
+    assert rates[0][1] == ["0-30 s", "30 s-5 min"]
+    assert np.isfinite(rates[0][0])

@@ -1,0 +1,71 @@
+"""Transcripts of other systems are read as they come, and belong to their recordings or are refused."""
+
+import json
+
+import pytest
+
+from fastslm.errors import DataError
+from fastslm.evaluation.transcripts import are_transcripts, matched, read_transcripts
+
+
+def lines(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"audio_filepath": "audio/a1.flac", "text": "what was said", "pred_text": "hello"},  # leaderboard, NeMo
+        {"source": "/data/a1.wav", "text": "hello", "seconds": 3.0},  # fastslm transcribe --format jsonl
+        {"key": "a1", "hypothesis": "hello", "reference": "what was said"},
+        {"id": "a1", "transcription": " hello "},
+    ],
+)
+def test_the_usual_rows_are_understood(tmp_path, row):
+    texts = read_transcripts(lines(tmp_path / "system.jsonl", row))
+    assert matched(texts, ["a1"], "system") == {"a1": "hello"}
+    assert matched(texts, ["deep/folder/a1"], "system") == {"deep/folder/a1": "hello"}
+
+
+def test_a_folder_of_text_files_is_read_by_name(tmp_path):
+    (tmp_path / "s1").mkdir()
+    (tmp_path / "s1" / "a.b.txt").write_text("hello\n")
+    assert are_transcripts(tmp_path)
+    assert read_transcripts(tmp_path) == {"s1/a.b": "hello"}
+    assert matched({"s1/a.b": "hello"}, ["s1/a.b"], "x") == {"s1/a.b": "hello"}
+
+
+def test_a_model_is_not_taken_for_transcripts(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "merges.txt").write_text("")
+    assert not are_transcripts(tmp_path)
+
+
+def test_a_recording_without_a_transcript_is_refused_and_named(tmp_path):
+    with pytest.raises(DataError, match=r"here: 2 of 3 recordings have no transcript, such as 'b', 'c'"):
+        matched({"a": "x"}, ["a", "b", "c"], "here")
+
+
+def test_two_different_transcripts_of_one_recording_are_refused(tmp_path):
+    with pytest.raises(DataError, match="could all be recording 'a'"):
+        matched({"x/a": "one", "y/a": "two"}, ["a"], "here")
+    with pytest.raises(DataError, match="line 2: recording 'a' has a transcript already"):
+        read_transcripts(lines(tmp_path / "s.jsonl", {"id": "a", "text": "1"}, {"id": "a", "text": "2"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"id": "a", "text": "x"\n', "line 1: no JSON"),
+        ("[1]\n", "line 1: no JSON object"),
+        ('{"text": "x"}\n', "line 1: names no recording"),
+        ('{"id": "a", "score": 1}\n', "line 1: holds no transcript"),
+        ("", "holds no transcript"),
+    ],
+)
+def test_what_cannot_be_read_is_said_with_its_line(tmp_path, content, said):
+    path = tmp_path / "s.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=said):
+        read_transcripts(path)
