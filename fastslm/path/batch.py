@@ -31,6 +31,7 @@ class Dialogue:
         reference: the final answer as text; "" where the sample has none, which is of use in prediction alone.
         task: ``asr``, ``ast``, ``ssum``, ``sqqa`` or ``dialogue``.
         language: of the final answer, by name or code; "" where the data says none.
+        spelt: control tokens of the tokenizer that its words spell out; they are text there.
     """
 
     input_ids: Int64Array
@@ -39,6 +40,7 @@ class Dialogue:
     reference: str
     task: str
     language: str = ""
+    spelt: tuple[str, ...] = ()
 
 
 @dataclass

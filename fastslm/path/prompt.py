@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from fastslm.contracts import Task
 from fastslm.errors import ConfigError, DataError
 from fastslm.path.batch import Dialogue, Int64Array
+from fastslm.path.encoding import Span, TextEncoder
+from fastslm.path.template import settle_template
 from fastslm.tasks import find_task, tasks
 
 if TYPE_CHECKING:
@@ -22,13 +26,31 @@ SPECIAL_TOKENS = (AUDIO, AUDIO_BEGIN, AUDIO_END, "<|EN|>", "<|KO|>", "<|ASR|>", 
 RELEASED_TASKS = ("asr", "ast", "ssum", "sqqa")
 _CLIP = f"{AUDIO_BEGIN}{AUDIO}{AUDIO_END}"
 
-_MAX_RENDERED = 256
+_MOST_PROMPTS = 256  # kept, for most samples of a corpus ask the same
 
-#: For base models without a chat template of their own.
-_PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}\n"
-    "{% endfor %}{{ 'assistant: ' if add_generation_prompt else '' }}"
-)
+#: In a user's turn the special tokens stand for what they mark, unless this stands behind their first character.
+_AS_TEXT = "\ue002"
+_MARKS = re.compile(f"<({_AS_TEXT}?)({'|'.join(re.escape(mark[1:]) for mark in SPECIAL_TOKENS)})")
+
+
+def as_text(words: str) -> str:
+    """Return words of a sample or a user for a turn of messages: what spells a special token there stays text."""
+    return _MARKS.sub(lambda mark: f"<{_AS_TEXT}{mark[2]}", words)
+
+
+def plain(content: str) -> str:
+    """Return a turn's content for people, as ``as_text`` found it."""
+    return _MARKS.sub(lambda mark: f"<{mark[2]}", content)
+
+
+def _live(content: str) -> list[Span]:
+    """Return where special tokens that mark something stand in the plain content of a turn."""
+    found, removed = [], 0
+    for mark in _MARKS.finditer(content):
+        removed += len(mark[1])
+        if not mark[1]:
+            found.append((mark.start() - removed, mark.end() - removed))
+    return found
 
 
 def messages_of(fields: Mapping[str, Any], needs_answer: bool = True) -> list[dict[str, str]]:
@@ -61,8 +83,8 @@ def asked(task: Task, fields: Mapping[str, Any]) -> str:
     Raises:
         DataError: a field that its prompt names is missing, empty or no text.
     """
-    named = {name: _words(fields, name, task.name) for name in task.needed_fields}
-    target = fields.get("target_language") or task.default_language
+    named = {name: as_text(_words(fields, name, task.name)) for name in task.needed_fields}
+    target = as_text(str(fields.get("target_language") or task.default_language))
     return task.prompt.format(**({"target_language": target} | named), audio=_CLIP)
 
 
@@ -109,11 +131,33 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-class Prompter:
-    """Turns dialogues into token ids.
+@dataclass(frozen=True)
+class _Prompt:
+    """A rendered dialogue up to where the answer begins.
 
-    Adds the special tokens to the tokenizer it is given. Labels are the assistant's words and the token that ends its
-    turn, in every turn; the template's own words are never predicted.
+    Attributes:
+        text: without the spaces at its end.
+        lead: the space between it and the answer; tokenizers make one token of a space and the word behind it.
+        words: where in the text words of people stand.
+        ids: ``[L]``.
+        predicted: which of them are an earlier answer or its end ``[L]``.
+        spelt: see ``Encoded``.
+    """
+
+    text: str
+    lead: str
+    words: list[Span]
+    ids: Int64Array
+    predicted: npt.NDArray[np.bool_]
+    spelt: tuple[str, ...]
+
+
+class Prompter:
+    """Turns dialogues into token ids, for training, validation, use and exported models alike.
+
+    Adds the special tokens to the tokenizer it is given, and settles its chat template. Labels are the assistant's
+    words and the token that ends its turn, in every turn; the template's own words are never predicted. What people say
+    is text, whatever it spells.
 
     Args:
         tokenizer: a fast tokenizer; without a chat template it gets a plain one.
@@ -121,10 +165,12 @@ class Prompter:
 
     Attributes:
         audio_id: the id that marks a recording.
-        stop_ids: ids that end an answer.
+        end_of_turn: the token that the template puts behind an answer, or the one that ends a text.
+        stop_ids: ids that end an answer: these two, and what the template puts behind an answer that is not the last.
 
     Raises:
-        ConfigError: the tokenizer is a slow one, or has no end-of-text token.
+        ConfigError: the tokenizer is a slow one, has no end-of-text token, or has a chat template that refuses the
+            simplest dialogue.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", enable_thinking: bool = False) -> None:
@@ -135,23 +181,32 @@ class Prompter:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False
         )
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = _PLAIN_TEMPLATE
+        settle_template(tokenizer)
         self.tokenizer = tokenizer
         self.enable_thinking = enable_thinking
-        self._rendered: dict[tuple[Any, ...], str] = {}  # most samples of a corpus ask the same
+        self._encode = TextEncoder(tokenizer)
+        self._prompts: dict[tuple[Any, ...], _Prompt] = {}
         self.audio_id = cast(int, tokenizer.convert_tokens_to_ids(AUDIO))
-        self.end_of_turn = self._find_end_of_turn()
-        ids = tokenizer(self.end_of_turn, add_special_tokens=False)["input_ids"]
-        self.stop_ids = sorted({int(ids[0]), int(tokenizer.eos_token_id)})
+        try:
+            self._gap, ends = self._around_answers()
+        except DataError as error:
+            raise ConfigError(
+                f"model.llm.pretrained: {error}. A chat template must take a question and its answer."
+            ) from error
+        self.end_of_turn = ends[0] or str(tokenizer.eos_token)
+        stops = {self.end_of_turn, str(tokenizer.eos_token), *filter(None, ends)}
+        self.stop_ids = sorted(cast(list[int], tokenizer.convert_tokens_to_ids(list(stops))))
+
+    def _around_answers(self) -> tuple[str, list[str]]:
+        """Return the spaces before an answer, and the tokens behind the last answer and behind an earlier one."""
+        asked, answered = {"role": "user", "content": "x"}, {"role": "assistant", "content": "qwertz"}
+        prompt = self._render([asked], generate=True)
+        before, _, last = self._render([asked, answered], generate=False).rpartition("qwertz")
+        earlier = self._render([asked, answered, asked], generate=True).rpartition("qwertz")[2]
+        gap = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        return "" if gap.strip(" ") else gap, [self._encode.control_at(text) for text in (last, earlier)]
 
     def _render(self, messages: Sequence[Mapping[str, str]], generate: bool) -> str:
-        from jinja2 import TemplateError
-
-        turns = tuple(tuple(sorted(message.items())) for message in messages)
-        place = (turns, generate, self.tokenizer.chat_template)
-        if place in self._rendered:
-            return self._rendered[place]
         try:
             text = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
@@ -159,24 +214,17 @@ class Prompter:
                 add_generation_prompt=generate,
                 enable_thinking=self.enable_thinking,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template's own, or whatever its expressions make of what they are given
             raise DataError(f"the chat template refuses the dialogue: {error}") from error
-        if len(self._rendered) >= _MAX_RENDERED:
-            self._rendered.clear()
-        self._rendered[place] = str(text)
         return str(text)
 
-    def _find_end_of_turn(self) -> str:
-        probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "qwertz"}]
-        rest = self._render(probe, generate=False).rpartition("qwertz")[2]
-        ids = self.tokenizer(rest, add_special_tokens=False)["input_ids"]
-        special = set(self.tokenizer.all_special_ids)
-        return str(self.tokenizer.decode(ids[:1]) if ids and ids[0] in special else self.tokenizer.eos_token)
-
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> Int64Array:
-        """Return the ids ``[L]`` of a dialogue that ends with the user's turn, up to where the answer begins."""
-        text = self._render(messages, generate=True)
-        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
+        """Return the ids ``[L]`` of a dialogue that ends with the user's turn, up to where the answer begins.
+
+        Raises:
+            DataError: the template refuses the dialogue, rewrites its words or leaves a turn out.
+        """
+        return self._prompt(messages).ids
 
     def dialogue(
         self, messages: Sequence[Mapping[str, str]], num_recordings: int, task: str, language: str = ""
@@ -187,33 +235,69 @@ class Prompter:
             DataError: the placeholders do not match the recordings, or the template refuses the dialogue, rewrites its
             words or leaves a turn out.
         """
-        prompt = self._render(messages[:-1], generate=True)
+        prompt = self._prompt(messages[:-1])
         answer = messages[-1]["content"].strip()
-        text = prompt + answer + self.end_of_turn
-        spans = [*self._earlier_answers(messages[:-1], prompt), (len(prompt), len(text))]
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = np.array(encoded["input_ids"], np.int64)
-        starts, ends = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2).T
-        predicted = np.zeros(len(ids), bool)
-        for begin, end in spans:
-            predicted |= (ends > begin) & (starts < end)
+        ids, spelt = self._with_answer(prompt, answer)
+        num_prompt_ids = len(prompt.ids)
         found = int((ids == self.audio_id).sum())
         if found != num_recordings:
             raise DataError(
                 f"the dialogue marks {found} recordings with {AUDIO}, and the sample holds {num_recordings}"
             )
-        num_prompt_ids = int(np.argmax(ends > len(prompt)))
-        return Dialogue(ids, np.where(predicted, ids, -100), num_prompt_ids, answer, task, language)
+        labels = np.where(np.append(prompt.predicted, np.ones(len(ids) - num_prompt_ids, bool)), ids, -100)
+        return Dialogue(ids, labels, num_prompt_ids, answer, task, language, spelt)
 
-    def _earlier_answers(self, messages: Sequence[Mapping[str, str]], text: str) -> list[tuple[int, int]]:
-        """Return where the assistant's earlier answers and their ends stand in a rendered dialogue.
+    def _with_answer(self, prompt: _Prompt, answer: str) -> tuple[Int64Array, tuple[str, ...]]:
+        """Return the ids of a prompt with its answer, and control tokens that any words spelt."""
+        text = prompt.text + prompt.lead + answer
+        begin = len(text) - len(answer)
+        whole = self._encode(text + self.end_of_turn, [*prompt.words, (begin, len(text))])
+        if np.array_equal(whole.ids[: len(prompt.ids)], prompt.ids):
+            return whole.ids, whole.spelt
+        # A token would reach from the prompt into the answer, and in use the prompt is all there is.
+        lead = len(prompt.lead)
+        alone = self._encode(prompt.lead + answer + self.end_of_turn, [(lead, lead + len(answer))])
+        return np.concatenate([prompt.ids, alone.ids]), prompt.spelt + alone.spelt
+
+    def _prompt(self, messages: Sequence[Mapping[str, str]]) -> _Prompt:
+        place = (tuple(tuple(sorted(message.items())) for message in messages), self.tokenizer.get_chat_template())
+        if place not in self._prompts:
+            if len(self._prompts) >= _MOST_PROMPTS:
+                self._prompts.clear()
+            self._prompts[place] = self._made(messages)
+        return self._prompts[place]
+
+    def _made(self, messages: Sequence[Mapping[str, str]]) -> _Prompt:
+        shown = [m if m["role"] == "assistant" else {**m, "content": plain(m["content"])} for m in messages]
+        text = self._render(shown, generate=True)
+        words, answers = [], []
+        for message, turn, (begin, end, following) in zip(messages, shown, self._places(shown, text), strict=True):
+            if message["role"] == "assistant":
+                words.append((begin, end))
+                answers.append((begin, end))
+                if control := self._encode.control_at(following):
+                    place = text.index(control, end)
+                    answers.append((place, place + len(control)))
+            else:
+                shift = begin - turn["content"].index(text[begin:end])  # a template may have stripped it
+                edges = [begin, *(edge + shift for mark in _live(message["content"]) for edge in mark), end]
+                words += [*zip(edges[::2], edges[1::2], strict=True)]
+        kept = text.rstrip(" ")
+        encoded = self._encode(kept, words)
+        predicted = np.zeros(len(encoded.ids), bool)
+        for begin, end in answers:
+            predicted |= (encoded.ends > begin) & (encoded.starts < end)
+        return _Prompt(kept, text[len(kept) :] + self._gap, words, encoded.ids, predicted, encoded.spelt)
+
+    def _places(self, messages: Sequence[Mapping[str, str]], text: str) -> list[tuple[int, int, str]]:
+        """Return where each turn's words stand in a rendered dialogue, and what follows them up to the next.
 
         The template is rendered once more with a mark in place of each turn's words; what stands between the marks is
         the template's own, so that an answer such as "as" is never found in its "assistant".
         """
         marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
         first, *between = re.split("\ue000\\d+\ue001", self._render(marked, generate=True))
-        spans, cursor = [], len(first)
+        places, cursor = [], len(first)
         if len(between) != len(messages) or not text.startswith(first):
             raise DataError("the chat template leaves out or repeats a turn")
         for message, following in zip(messages, between, strict=True):
@@ -222,10 +306,8 @@ class Prompter:
                 words = words.strip()  # as many templates do
                 if not text.startswith(words + following, cursor):
                     raise DataError(f"the chat template rewrites the {message['role']}'s words {words[:40]!r}")
-            begin, cursor = cursor, cursor + len(words)
-            if message["role"] == "assistant":
-                spans.append((begin, cursor + (len(self.end_of_turn) if following.startswith(self.end_of_turn) else 0)))
-            cursor += len(following)
+            places.append((cursor, cursor + len(words), following))
+            cursor += len(words) + len(following)
         if cursor != len(text):
             raise DataError("the chat template rewrites the dialogue")
-        return spans
+        return places

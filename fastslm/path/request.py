@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fastslm.contracts import Task
-from fastslm.errors import ConfigError
-from fastslm.path.prompt import AUDIO, AUDIO_END, Prompter, asked
+from fastslm.errors import ConfigError, DataError
+from fastslm.path.prompt import AUDIO_END, Prompter, as_text, asked, plain
 from fastslm.tasks import find_task
 
 
@@ -39,8 +39,6 @@ class Request:
                 f"language: {self.language!r} is what tasks such as ast translate into; task {self.task} does not."
                 " Transcripts are in the language of the audio."
             )
-        if self.prompt is not None and AUDIO in self.prompt:
-            raise ConfigError(f"prompt: leave out {AUDIO}; the audio stands in front of the prompt.")
 
     @property
     def definition(self) -> Task:
@@ -52,7 +50,7 @@ class Request:
         task, words = self.definition, ""
         if self.prompt is not None and len(self._needed) != 1:
             task = replace(task, prompt=task.prompt.partition("{audio}")[0] + "{audio}")
-            words = f"\n{self.prompt.strip()}"
+            words = f"\n{as_text(self.prompt.strip())}"
         fields = {**dict.fromkeys(self._needed, self.prompt), "target_language": self.language}
         return [{"role": "user", "content": asked(task, fields) + words}]
 
@@ -64,9 +62,12 @@ class Request:
         """Return the prompt's ids before and after the speech tokens.
 
         Raises:
-            ConfigError: the chat template does not keep the place of the audio.
+            ConfigError: the chat template does not keep the place of the audio, or refuses or rewrites the words.
         """
-        ids: Sequence[int] = prompter.prompt_ids(self.messages()).tolist()
+        try:
+            ids: Sequence[int] = prompter.prompt_ids(self.messages()).tolist()
+        except DataError as error:
+            raise ConfigError(f"model.llm.pretrained: {error}.") from error
         if ids.count(prompter.audio_id) != 1:
             raise ConfigError("model.llm.pretrained: its chat template leaves out the audio, or repeats it.")
         place = ids.index(prompter.audio_id)
@@ -75,4 +76,4 @@ class Request:
     @property
     def words(self) -> str:
         """What is asked, without marks."""
-        return self.messages()[0]["content"].partition(AUDIO_END)[2].strip()
+        return plain(self.messages()[0]["content"].partition(AUDIO_END)[2]).strip()

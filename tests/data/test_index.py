@@ -143,7 +143,7 @@ def test_a_dialogue_may_have_no_audio(index_of):
         ({"flac": "audio", "json": {"text": 7}}, "missing text"),
         ({"flac": "audio", "json": {"task": "dance", "text": "x"}}, "missing text"),
         ({"flac": "audio", "json": {"messages": "hello"}}, "missing text"),
-        ({"flac": "audio", "json": {"text": "<|AUDIO|>"}}, "unusable text"),
+        ({"flac": "audio", "json": {"messages": [{"role": "assistant", "content": "x"}]}}, "unusable text"),
         ({"0.flac": "audio", "1.flac": "audio", "json": {"text": "x"}}, "unusable text"),
         ({"flac": "audio", "json": b"{text: x}"}, "unreadable json"),
         ({"flac": "audio", "json": b"\xff\xfe"}, "unreadable json"),

@@ -223,7 +223,6 @@ def test_words_of_ones_own_stand_in_place_of_the_tasks(model):
         ({"task": "asrr"}, "unknown task 'asrr', installed: .* Did you mean 'asr'"),
         ({"task": "sqqa"}, "task: sqqa needs a question"),
         ({"language": "Korean"}, "'Korean' is what tasks such as ast translate into"),
-        ({"prompt": "Hear <|AUDIO|>"}, "leave out"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(model, noise, settings, message):
