@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from fastslm.processes.signals import EXIT_STATUS, Terminated, ending_in_order
+
 _HELP = """\
 usage: fastslm COMMAND [options]
 
@@ -79,8 +81,12 @@ def _load(target: str) -> Callable[[Sequence[str]], int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        status = _run(arguments)
+        with ending_in_order():
+            status = _run(arguments)
         sys.stdout.flush()
+    except Terminated as ended:
+        print(f"fastslm: {ended.text}.", file=sys.stderr)
+        return EXIT_STATUS
     except BrokenPipeError:  # the reader has seen enough: fastslm doctor | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails, too
         return 141  # as a shell reports a program that SIGPIPE ended

@@ -6,9 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from fastslm.errors import DataError
 from fastslm.path.prompt import Prompter
+from fastslm.processes.children import ProcessPool, shielded_context
 from fastslm.tasks import tasks
 
 from ..reading.store import Store, TarState, is_remote
@@ -73,7 +72,7 @@ class IndexBuilder:
         with bar:
             if len(shards) < _MIN_POOL_SHARDS or num_processes == 1 or not self._is_work(shards):
                 return [_counted(self.index_one(shard), bar) for shard in shards]
-            with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+            with ProcessPool(num_processes, shielded_context("spawn")) as pool:
                 return [_counted(index, bar) for index in pool.map(self.index_one, shards, chunksize=4)]
 
     def _is_work(self, shards: Sequence[str]) -> bool:

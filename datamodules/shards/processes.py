@@ -1,18 +1,16 @@
 """Work spread over processes that end with their parent, stop together, and report progress while they work."""
 
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from fastslm.errors import DataError, FastSLMError
+from fastslm.processes.children import ProcessPool, shielded_context
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -96,12 +94,11 @@ def run_all(
 def _spread(
     work: Callable[[Item, Report], Result], items: Sequence[Item], num_workers: int, progress: Progress
 ) -> Generator[tuple[int, Result], None, None]:
-    # A fork would copy the locks of torch's threads; the fork server imports what the work needs once for all.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])
+    context = shielded_context("forkserver")
+    context.set_forkserver_preload([work.__module__])  # imports what the work needs once for all
     done, stop = context.Value("d", 0.0), context.Event()
     workers = min(num_workers, len(items))
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(done, stop)) as pool:
+    with ProcessPool(workers, context, _begin, done, stop) as pool:
         counted = 0.0
         try:
             # A worker may die while later items are still handed in: each of the first ones starts a process.
@@ -129,18 +126,9 @@ _stop: Any = None
 
 
 def _begin(done: Any, stop: Any) -> None:
-    """Prepare a worker: it ends with its parent, and leaves Ctrl-C to it."""
+    """Keep what a worker reports to."""
     global _done, _stop
     _done, _stop = done, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _perform(work: Callable[[Item, Report], Result], item: Item) -> Result:

@@ -9,13 +9,10 @@ import importlib.metadata
 import io
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastslm.errors import DataError
+from fastslm.processes.children import ProcessPool, shielded_context
 
 SAMPLE_RATE_HZ = 16_000
 #: Raised when the same recipe would give other samples: an old corpus is then built anew.
@@ -218,26 +216,13 @@ def _encoded(job: tuple[CorpusSettings, str, int]) -> tuple[str, bytes, dict[str
     return recording.key, recording.flac(), recording.fields
 
 
-def _end_with_parent() -> None:
-    """Let this synthesising process end when its parent is killed; it would wait for work forever."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _write_shards(folder: Path, settings: CorpusSettings, num_processes: int) -> None:
     import webdataset
     from tqdm import tqdm
 
     counts = {"train": settings.train_recordings, "dev": settings.dev_recordings}
     jobs = [(settings, split, index) for split, count in counts.items() for index in range(count)]
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
-    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPool(num_processes, shielded_context("spawn")) as pool:
         done = pool.map(_encoded, jobs, chunksize=4)
         done = tqdm(done, total=len(jobs), desc="Synthesising spoken numbers", unit="recording")
         writer = None

@@ -1,8 +1,8 @@
 """Where transcripts go: standard output, or one file for each recording, kept when the command is run again."""
 
 import hashlib
-import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ from fastslm.inference.audio import find_audio
 from fastslm.inference.formats import render
 from fastslm.inference.results import Answer
 
-#: In the output folder: what its transcripts were made with.
-SETTINGS = ".fastslm-transcribe.json"
+from .notes import Notes
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,6 @@ class Job:
 
     audio: str
     output: Path | None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the output is there; it is written whole or not at all."""
-        return self.output is not None and self.output.is_file()
 
 
 def find_jobs(inputs: Sequence[str], folder: Path | None, form: str) -> list[Job]:
@@ -76,36 +70,61 @@ def find_jobs(inputs: Sequence[str], folder: Path | None, form: str) -> list[Job
     return [Job(audio, folder / path) for (audio, _), path in zip(found, outputs, strict=True)]
 
 
-def check_settings(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Note what the transcripts of a folder are made with, and refuse to mix.
+def unfinished(
+    jobs: Sequence[Job], notes: Notes, settings: dict[str, Any], overwrite: bool
+) -> tuple[list[Job], list[str]]:
+    """Return the jobs that are to be done, and what stands in the way of others, a sentence each.
+
+    What is neither is finished: the text that is there was made from this recording with these settings.
+
+    Args:
+        jobs: all of them.
+        notes: of the output folder.
+        settings: what the text depends on.
+        overwrite: do all.
 
     Raises:
-        ConfigError: the folder's transcripts were made with other settings.
+        ConfigError: a text was made with other settings.
     """
-    path = folder / SETTINGS
-    if path.is_file() and not overwrite:
+    waiting, refused = [], []
+    for job in jobs:
+        if job.output is None or overwrite:
+            waiting.append(job)
+            continue
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            before = {}
-        changed = [f"{name} {before.get(name)!r}, now {value!r}" for name, value in settings.items()
-                   if before.get(name) != value]  # fmt: skip
-        if changed:
+            state, note = notes.look(job.output, job.audio, settings)
+        except DataError:  # said when it is its turn
+            waiting.append(job)
+            continue
+        if state == "other settings":
+            assert note is not None
+            changed = [f"{name} {note.settings.get(name)!r}, now {value!r}" for name, value in settings.items()
+                       if note.settings.get(name) != value]  # fmt: skip
             raise ConfigError(
-                f"--output {folder}: its transcripts were made with other settings ({'; '.join(changed)}). Choose"
-                " another folder, or --overwrite to make them anew."
+                f"--output {notes.folder}: {job.output.name} was made with other settings ({'; '.join(changed)})."
+                " Choose another folder, or --overwrite to make it anew."
             )
-    write_atomically(path, json.dumps(settings, indent=1) + "\n")
+        if state == "edited":
+            print(f"{job.audio}: has changed since it was transcribed, and is done anew.", file=sys.stderr)
+        if state in ("nothing", "edited"):
+            waiting.append(job)
+        elif state != "finished":
+            what = "was not written by this command, or was changed since" if note is None else (
+                f"is the text of another recording, {note.recording.path}"
+            )  # fmt: skip
+            refused.append(f"{job.audio}: {job.output} {what}; choose another --output, or --overwrite it")
+    return waiting, refused
 
 
-def identity(checkpoint: str) -> str:
-    """Return a short mark of a checkpoint: where it is, its size and time."""
-    path = Path(checkpoint)
-    stat = path.stat()
-    return hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+def identity(model: Path) -> str:
+    """Return a short mark of a checkpoint or an exported folder: names, sizes and times of its files."""
+    found = model.resolve()
+    files = sorted(path for path in found.rglob("*") if path.is_file()) if found.is_dir() else [found]
+    facts = [(str(path.relative_to(found.parent)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def save(job: Job, answer: Answer, form: str, headed: bool) -> None:
+def save(job: Job, answer: Answer, form: str, headed: bool, note: Callable[[Path, str], None]) -> None:
     """Write an answer to its file, or to standard output.
 
     Args:
@@ -113,10 +132,12 @@ def save(job: Job, answer: Answer, form: str, headed: bool) -> None:
         answer: what.
         form: one of ``FORMATS``.
         headed: put the recording's name above its text.
+        note: told the file and its text, before that is written.
     """
     text = render(answer, form)
     if job.output is not None:
         try:
+            note(job.output, text)
             write_atomically(job.output, text)
         except OSError as error:
             raise DataError(f"{job.output}: cannot be written: {error.strerror}") from error

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from fastslm.errors import ConfigError, DataError, FastSLMError
 from fastslm.inference.formats import FORMATS, TIMED, clock
 from fastslm.plugins import names_of
 
-from .outputs import Job, check_settings, find_jobs, identity, save
+from .notes import Notes, Recording
+from .outputs import Job, find_jobs, identity, save, unfinished
 from .progress import AudioBar
 
 if TYPE_CHECKING:
@@ -114,15 +116,22 @@ def _run(options: argparse.Namespace) -> int:
 
     from fastslm.inference.load import find_model, load
 
+    refused: list[str] = []
+    notes, waiting, noted = None, jobs, settings
     if folder is not None:
-        checkpoint = str(find_model(options.model))
-        _check_folder(folder, {**settings, "format": options.format, "model": identity(checkpoint)}, options.overwrite)
-    waiting = [job for job in jobs if options.overwrite or not job.finished]
-    if len(waiting) < len(jobs):
-        print(f"{len(jobs) - len(waiting)} of {len(jobs)} are finished and kept (--overwrite: anew).", file=sys.stderr)
+        noted = {**settings, "format": options.format, "model": identity(find_model(options.model))}
+        notes = _notes_of(folder)
+        waiting, refused = unfinished(jobs, notes, noted, options.overwrite)
+    num_kept = len(jobs) - len(waiting) - len(refused)
+    if num_kept:
+        print(f"{num_kept} of {len(jobs)} are finished and kept (--overwrite: anew).", file=sys.stderr)
+    for line in refused:
+        print(f"fastslm: failed: {line}", file=sys.stderr)
     if not waiting:
-        return 0
-    return _Transcription(load(options.model, device=options.device), options, settings).run(waiting, len(jobs) > 1)
+        return 1 if refused else 0
+    model = load(options.model, device=options.device)
+    status = _Transcription(model, options, settings, notes, noted).run(waiting, len(jobs) > 1)
+    return status or bool(refused)
 
 
 def request_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -153,10 +162,10 @@ def _brought(options: argparse.Namespace) -> "Task | None":
     return tasks_in(find_model(options.model)).get(options.task)
 
 
-def _check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+def _notes_of(folder: Path) -> Notes:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        check_settings(folder, settings, overwrite)
+        return Notes(folder)
     except OSError as error:
         raise ConfigError(f"--output {folder}: cannot be written to: {error.strerror}") from error
 
@@ -164,8 +173,16 @@ def _check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> No
 class _Transcription:
     """The files of one command."""
 
-    def __init__(self, model: "Model", options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: "Model",
+        options: argparse.Namespace,
+        settings: dict[str, Any],
+        notes: Notes | None,
+        noted: dict[str, Any],
+    ) -> None:
         self.model, self.options, self.settings = model, options, settings
+        self.notes, self.noted = notes, noted
         self.alone = settings["section_minutes"] is not None or options.format in TIMED
         self.failed: list[str] = []
         self.num_done, self.done_seconds, self.warned = 0, 0.0, 0
@@ -195,11 +212,12 @@ class _Transcription:
         return 1 if self.failed else 0
 
     def _group(self, jobs: Sequence[Job], bar: AudioBar, headed: bool) -> None:
-        for job, answer in zip(jobs, self._answers(jobs, bar), strict=True):
+        recordings = [self._recording(job) for job in jobs]  # as they are before they are read
+        for job, recording, answer in zip(jobs, recordings, self._answers(jobs, bar), strict=True):
             try:
                 if isinstance(answer, FastSLMError):
                     raise answer
-                save(job, answer, self.options.format, headed)
+                save(job, answer, self.options.format, headed, partial(self._note, recording))
             except FastSLMError as error:
                 self.failed.append(job.audio)
                 bar.say(f"fastslm: failed: {error}")
@@ -209,6 +227,16 @@ class _Transcription:
             for warning in answer.warnings:
                 bar.say(f"fastslm: warning: {job.audio}: the text {warning}")
         bar.finish(self.done_seconds)
+
+    def _recording(self, job: Job) -> Recording | None:
+        try:
+            return Recording.of(job.audio) if self.notes else None
+        except DataError:  # said when it is transcribed
+            return None
+
+    def _note(self, recording: Recording | None, output: Path, text: str) -> None:
+        if self.notes and recording:
+            self.notes.add(output, text, recording, self.noted)
 
     def _answers(self, jobs: Sequence[Job], bar: AudioBar) -> "list[Answer | FastSLMError]":
         from torch import OutOfMemoryError

@@ -128,7 +128,7 @@ class FileSource(AudioSource):
 
 
 class DownloadedSource(FileSource):
-    """What came from elsewhere, in a temporary file that goes with this object.
+    """What came from elsewhere, in a temporary file without a name, which goes with this object or process.
 
     Args:
         stream: the bytes, read to their end.
@@ -136,11 +136,10 @@ class DownloadedSource(FileSource):
     """
 
     def __init__(self, stream: Any, name: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="fastslm-")
-        path = Path(self._folder.name) / "audio"
-        with open(path, "wb") as file:
-            shutil.copyfileobj(stream, file, 1 << 20)
-        super().__init__(path, name)
+        self._file = tempfile.TemporaryFile(prefix="fastslm-")  # noqa: SIM115 -- it has no name that a kill could leave
+        shutil.copyfileobj(stream, self._file, 1 << 20)
+        self._file.flush()
+        super().__init__(Path(f"/dev/fd/{self._file.fileno()}"), name)
 
 
 def open_audio(audio: Any, sample_rate_hz: int | None = None) -> AudioSource:

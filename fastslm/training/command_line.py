@@ -23,10 +23,11 @@ from fastslm.configuration.named_parts import Preset, named_parts, preset_for
 from fastslm.configuration.replaced_classes import replacement_logger
 from fastslm.errors import ConfigError, FastSLMError
 from fastslm.plugins import discover
+from fastslm.processes.signals import EXIT_STATUS
 from fastslm.strategies.support import settled
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
-from fastslm.training.preemption import EXIT_STATUS, Preempted, Preemption
+from fastslm.training.preemption import Preempted, Preemption
 from fastslm.training.step_progress import StepProgress
 from fastslm.training.trainer import Trainer
 from fastslm.training.watchdog import Watchdog
@@ -113,6 +114,8 @@ class TrainingCLI(LightningCLI):
         seconds = self.config[str(self.subcommand)].watchdog_seconds
         trainer.callbacks[:0] = [Watchdog(seconds)]  # type: ignore[attr-defined]
         trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
+        # Lightning's handlers swallow a signal that comes before the first step, or in an evaluation.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         given = [str(callback.class_path) for callback in self.config[str(self.subcommand)].trainer.callbacks or []]
         for kind, ours in ((ProgressBar, StepProgress), (ModelSummary, ModelTable)):
             if not any(path.endswith(kind.__name__) for path in given):

@@ -16,6 +16,7 @@ from fastslm.path.batch import Batch
 from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter
 from fastslm.training.lightning_counters import ask_for_a_loader_each_epoch, batches_done, end_epoch, reopen_epoch
+from fastslm.training.shielded_loader import shielded_loader
 from fastslm.training.step import WholeSteps
 
 Int64Array = npt.NDArray[np.int64]
@@ -175,7 +176,7 @@ class DataSource(L.LightningDataModule, ABC):
     @final
     def train_dataloader(self) -> DataLoader[Batch] | WholeSteps:
         """Return ``training_batches``; under accumulation each batch knows the labels of its whole step."""
-        batches = self.training_batches()
+        batches = shielded_loader(self.training_batches())
         if self.num_micro_batches == 1:
             return batches
         return WholeSteps(batches, self.num_micro_batches, self.model.prompter.audio_id)
@@ -183,17 +184,17 @@ class DataSource(L.LightningDataModule, ABC):
     @final
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the batches of validation."""
-        return self.evaluation_batches("val")
+        return shielded_loader(self.evaluation_batches("val"))
 
     @final
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the batches of the test."""
-        return self.evaluation_batches("test")
+        return shielded_loader(self.evaluation_batches("test"))
 
     @final
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the batches to predict."""
-        return self.evaluation_batches("predict")
+        return shielded_loader(self.evaluation_batches("predict"))
 
 
 def source_of(trainer: L.Trainer) -> DataSource | None:

@@ -1,31 +1,25 @@
 """Preemption: on SIGTERM or SIGUSR1 training saves after the step it is in, ends, and can be continued."""
 
+import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fastslm.path.batch import Batch
+from fastslm.processes.signals import ENDING, Terminated
 from fastslm.training.lightning_module import SpeechLMModule
 
-#: What a shell reports for a process that ended on SIGTERM; the job is to be started again.
-EXIT_STATUS = 128 + signal.SIGTERM
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+#: Launchers pass on a signal that the whole group got anyhow; within this time it is the same one.
+_SAME_SIGNAL_SECONDS = 1.0
 
 
-class Preempted(SystemExit):
-    """Training was asked to end, and has saved.
-
-    Args:
-        text: for the person who reads the log.
-    """
-
-    def __init__(self, text: str) -> None:
-        super().__init__(EXIT_STATUS)
-        self.text = text
+class Preempted(Terminated):
+    """Training was asked to end, and has saved."""
 
 
 class Preemption(L.Callback):
@@ -39,19 +33,27 @@ class Preemption(L.Callback):
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
+        self._asked: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals."""
+        self._asked = None
         if threading.current_thread() is not threading.main_thread():
             return
 
         def ask(number: int, _frame: Any) -> None:
             assert isinstance(pl_module, SpeechLMModule)
+            if self._asked is not None:
+                if time.monotonic() - self._asked > _SAME_SIGNAL_SECONDS:
+                    signal.signal(number, signal.SIG_DFL)
+                    os.kill(os.getpid(), number)
+                return
+            self._asked = time.monotonic()
             pl_module.stop_requested = True
-            name = signal.Signals(number).name
-            print(f"fastslm: rank {trainer.global_rank} got {name}: ends after this step.", file=sys.stderr, flush=True)
+            what = f"rank {trainer.global_rank} got {signal.Signals(number).name}"
+            print(f"fastslm: {what}: saves and ends after this step, a second one ends it at once.", file=sys.stderr)
 
-        self._before = {number: signal.signal(number, ask) for number in _SIGNALS}
+        self._before = {number: signal.signal(number, ask) for number in ENDING}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -103,3 +103,25 @@ class CutShard(L.Callback):
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == 1:
             os.truncate(self.shard, 600)
+
+
+class SlowSteps(L.Callback):
+    """Makes each batch take longer, and says by a file that the first has begun.
+
+    Args:
+        seconds: by how much.
+        mark: the file.
+    """
+
+    def __init__(self, seconds: float, mark: str) -> None:
+        self.seconds, self.mark = seconds, mark
+
+    def on_train_batch_start(self, *_):
+        os.close(os.open(self.mark, os.O_CREAT))
+        time.sleep(self.seconds)
+
+    def on_validation_batch_start(self, trainer, *_):
+        if not trainer.training and not trainer.sanity_checking:
+            self.on_train_batch_start()
+
+    on_predict_batch_start = on_train_batch_start

@@ -203,14 +203,16 @@ def children_of(pid):
 
 
 @pytest.mark.slow
-def test_sigterm_ends_training_too_and_says_how_to_go_on(ablate, tmp_path):
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to-it", "to-its-group"])
+def test_sigterm_ends_training_too_and_says_how_to_go_on(ablate, tmp_path, send):
     process = ablate.start(*POOLING, *slow(1.0), "--trainer.max_steps=60", "--trainer.val_check_interval=60")
     wait_for(tmp_path / "out" / "AvgPool" / "seed-0" / "checkpoints" / "last.ckpt")
     training = children_of(process.pid)
-    process.send_signal(signal.SIGTERM)
+    send(process.pid, signal.SIGTERM)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "The same command goes on from here" in shown
+    assert "stopped by a signal after step" in next((tmp_path / "out").rglob("*.log")).read_text()
     assert training
     assert not any(os.path.exists(f"/proc/{pid}") for pid in training)
 

@@ -13,7 +13,7 @@ import soxr
 from fastslm.audio.ffmpeg import needs_av
 from fastslm.errors import DataError, MissingExtraError
 from fastslm.inference import audio
-from fastslm.inference.audio import ArraySource, FileSource, find_audio, open_audio
+from fastslm.inference.audio import ArraySource, DownloadedSource, FileSource, find_audio, open_audio
 
 RATE = 16_000
 
@@ -213,3 +213,16 @@ def test_containers_are_told_by_their_first_bytes():
 def test_soundfile_lists_what_the_extensions_promise():
     known = {name.lower() for name in soundfile.available_formats()}
     assert {"wav", "flac", "mp3", "ogg", "aiff", "au", "caf", "w64"} <= known
+
+
+def test_what_came_through_a_pipe_is_kept_without_a_name_and_read_as_often_as_needed(
+    tmp_path, monkeypatch, noise, encoded
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    samples = noise(25.0)
+    source = DownloadedSource(io.BytesIO(encoded(samples, "FLAC")), "standard input")
+    assert not list(tmp_path.iterdir())  # so that no kill can leave it
+    first, second = source.blocks(), source.blocks()
+    both = [(next(first), next(second)) for _ in range(2)]
+    assert all(np.array_equal(one, other) for one, other in both)
+    np.testing.assert_array_equal(np.concatenate(list(source.blocks())), samples)

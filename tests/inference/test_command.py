@@ -16,6 +16,7 @@ import torch
 from tiny_run import settings_of
 
 from fastslm import cli
+from fastslm.commands.notes import NOTES
 from fastslm.commands.progress import AudioBar
 from fastslm.commands.transcribe import _batches
 from fastslm.inference import load as load_module
@@ -287,7 +288,7 @@ def test_a_real_interrupt_keeps_whole_files_only(run_folder, talks, tmp_path):
     assert process.returncode in (130, 0)  # 0 when it was done before the signal
     assert b"Traceback" not in err
     assert list(out.rglob("*.txt"))
-    assert not [p for p in out.rglob(".*") if p.name != ".fastslm-transcribe.json"]
+    assert not [p for p in out.rglob(".*") if p.name != NOTES]
 
 
 def test_the_command_that_a_fit_prints_at_its_end_transcribes_a_recording_it_never_heard(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastslm.checkpoint import open_checkpoint
-from fastslm.training.preemption import EXIT_STATUS
+from fastslm.processes.signals import EXIT_STATUS
 
 HERE = Path(__file__).parent
 

@@ -1,0 +1,50 @@
+"""Signals that end a job: the command ends in order on them, with one exit status."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+#: What a shell reports for a process that ended on SIGTERM; the job is to be started again.
+EXIT_STATUS = 128 + signal.SIGTERM
+#: What announces the end of a job.
+ENDING = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Terminated(SystemExit):
+    """The process was told to end.
+
+    Args:
+        text: for the person who reads the log.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(EXIT_STATUS)
+        self.text = text
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise Terminated(f"ended by {signal.Signals(number).name}")
+
+
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Let a signal that ends the process remove its temporary files first, as an exception does.
+
+    Handlers that somebody else has set are left alone.
+
+    Raises:
+        Terminated: such a signal came.
+    """
+    if threading.current_thread() is not threading.main_thread():  # another may not set handlers
+        yield
+        return
+    ours = [number for number in (*ENDING, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,152 @@
+"""An output folder keeps what was made from the very recordings with the very settings, and nobody else's texts."""
+
+import os
+import shutil
+
+import pytest
+
+from fastslm import cli
+from fastslm.commands.notes import NOTES, Recording
+from fastslm.commands.outputs import identity
+
+LIMIT = ["--max-new-tokens", "6", "--device", "cpu"]
+
+
+@pytest.fixture
+def transcribe(run_folder, capsys):
+    """Return a runner of ``fastslm transcribe --output``; gives status and messages."""
+
+    def run(*arguments, output):
+        given = [str(a) for a in arguments]
+        status = cli.main(["transcribe", *given, "--output", str(output), "--model", str(run_folder), *LIMIT])
+        return status, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def recording(tmp_path, noise, write_audio):
+    """Return a writer of recordings below the test's folder, each seed another one."""
+    return lambda name, seed=0, seconds=1.0: write_audio(tmp_path / name, noise(seconds, seed))
+
+
+def test_another_recording_of_the_same_name_is_not_finished_and_does_not_replace_it(transcribe, recording, tmp_path):
+    out = tmp_path / "out"
+    transcribe(recording("one/talk.flac", 1), output=out)
+    before = (out / "talk.txt").read_text()
+    status, said = transcribe(recording("two/talk.flac", 2), output=out)
+    assert status == 1
+    assert "two/talk.flac" in said
+    assert f"is the text of another recording, {tmp_path}/one/talk.flac" in said
+    assert (out / "talk.txt").read_text() == before
+    status, said = transcribe(tmp_path / "two/talk.flac", "--overwrite", output=out)
+    assert (status, "1 of 1 done" in said) == (0, True)
+    assert "1 of 1 are finished" in transcribe(tmp_path / "two/talk.flac", output=out)[1]
+
+
+@pytest.mark.parametrize("text", ["A REFERENCE BY A HUMAN\n", ""])
+def test_a_text_beside_the_audio_is_nobodys_transcript(transcribe, recording, tmp_path, text):
+    recording("set/a.flac", 1)
+    recording("set/b.flac", 2)
+    (tmp_path / "set/a.txt").write_text(text)
+    status, said = transcribe(tmp_path / "set", output=tmp_path / "set")
+    assert status == 1
+    assert "a.txt was not written by this command" in said
+    assert (tmp_path / "set/a.txt").read_text() == text
+    assert (tmp_path / "set/b.txt").exists()  # the others are done
+
+
+def test_a_transcript_that_somebody_corrected_stays(transcribe, recording, tmp_path):
+    out, audio = tmp_path / "out", recording("a.flac")
+    transcribe(audio, output=out)
+    (out / "a.txt").write_text("corrected by hand\n")
+    status, said = transcribe(audio, output=out)
+    assert status == 1
+    assert "or was changed since" in said
+    assert (out / "a.txt").read_text() == "corrected by hand\n"
+
+
+def test_making_one_anew_says_nothing_of_the_others(transcribe, recording, tmp_path):
+    for name in ("a", "b"):
+        recording(f"in/{name}.flac", ord(name))
+    out = tmp_path / "out"
+    assert transcribe(tmp_path / "in", output=out)[0] == 0
+    assert transcribe(tmp_path / "in/a.flac", "--beam", "2", "--overwrite", output=out)[0] == 0
+    status, said = transcribe(tmp_path / "in", "--beam", "2", output=out)
+    assert status == 2
+    assert "b.txt was made with other settings (beams 1, now 2)" in said
+    status, said = transcribe(tmp_path / "in", output=out)
+    assert status == 2
+    assert "a.txt was made with other settings (beams 2, now 1)" in said
+
+
+def test_a_moved_folder_is_still_finished_and_a_changed_recording_is_not(transcribe, recording, tmp_path):
+    for name in ("a", "b", "c"):
+        recording(f"in/{name}.flac", ord(name))
+    out = tmp_path / "out"
+    transcribe(tmp_path / "in", output=out)
+    (tmp_path / "in").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "copy")
+    for folder in ("moved", "copy"):
+        assert "3 of 3 are finished" in transcribe(tmp_path / folder, output=out)[1]
+    (tmp_path / "moved").rename(tmp_path / "in")
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.txt")}
+    recording("in/b.flac", 9, seconds=1.5)
+    edited = tmp_path / "in/c.flac"  # another content of the same size and time
+    content, stat = bytearray(edited.read_bytes()), edited.stat()
+    content[-1] ^= 1
+    edited.write_bytes(content)
+    os.utime(edited, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    _, said = transcribe(tmp_path / "in", output=out)
+    assert "1 of 3 are finished and kept" in said
+    assert "b.flac: has changed since it was transcribed" in said
+    assert "c.flac: has changed since it was transcribed" in said
+    assert (out / "a.txt").stat().st_mtime_ns == times[out / "a.txt"]
+
+
+def test_a_renamed_recording_gets_a_text_of_its_own_name(transcribe, recording, tmp_path):
+    out, audio = tmp_path / "out", recording("in/a.flac")
+    transcribe(audio, output=out)
+    audio.rename(tmp_path / "in/other.flac")
+    assert transcribe(tmp_path / "in", output=out)[0] == 0
+    assert (out / "a.txt").read_text() == (out / "other.txt").read_text()
+
+
+def test_what_came_through_a_pipe_is_never_finished(transcribe, encoded, noise, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    source = tmp_path / "piped"
+    source.write_bytes(encoded(noise(1), "FLAC"))
+    for status in (0, 1):
+        with open(source) as file:
+            monkeypatch.setattr("sys.stdin", file)
+            assert transcribe("-", output=out)[0] == status
+
+
+def test_a_note_that_a_full_disk_cut_costs_that_note_alone(transcribe, recording, tmp_path):
+    out = tmp_path / "out"
+    transcribe(recording("in/a.flac", 1), output=out)
+    with open(out / NOTES, "ab") as file:
+        file.write(b'{"output": "x.tx')
+    recording("in/b.flac", 2)
+    transcribe(tmp_path / "in", output=out)
+    assert "2 of 2 are finished" in transcribe(tmp_path / "in", output=out)[1]
+
+
+def test_an_address_is_noted_without_its_secrets_and_told_from_another_by_them():
+    one = Recording.of("https://me:word@host/a/talk.mp3?signature=abc")
+    assert one.path == "https://host/a/talk.mp3"
+    assert one.is_now("https://me:word@host/a/talk.mp3?signature=abc")
+    assert not one.is_now("https://me:word@host/a/talk.mp3?signature=other")
+
+
+def test_a_model_is_another_one_when_a_file_in_its_folder_changes(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"12345")
+    before = identity(folder)
+    folder.rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(folder)
+    assert identity(folder) == before
+    with open(folder / "model.safetensors", "r+b") as file:  # in place: the folder's own time stays
+        file.write(b"6789012")
+    assert identity(folder) != before
