@@ -55,7 +55,7 @@ def crc32_of_file(file: BinaryIO) -> int:
 
 
 def read_info(file: BinaryIO) -> AudioInfo:
-    """Return what the header of an audio file or region says; see ``fastslm.audio.decoding.read_info``.
+    """Return what an audio file or region holds; see ``fastslm.audio.decoding.read_info``.
 
     Raises:
         DataError: its bytes cannot be read, or are no audio.
@@ -65,7 +65,13 @@ def read_info(file: BinaryIO) -> AudioInfo:
         return decoding.read_info(file)
 
 
-def decode(file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | None = None) -> npt.NDArray[np.int16]:
+def decode(
+    file: BinaryIO,
+    start_seconds: float = 0.0,
+    stop_seconds: float | None = None,
+    channel: int | None = None,
+    remarks: list[str] | None = None,
+) -> npt.NDArray[np.int16]:
     """Return int16 mono samples ``[N]`` at 16 kHz of a file or region, or of a part; see ``audio.decoding``.
 
     Raises:
@@ -73,4 +79,4 @@ def decode(file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | Non
         MissingExtraError: it needs the extra ``av``.
     """
     with reading(file):
-        return decoding.decode(file, start_seconds, stop_seconds)
+        return decoding.decode(file, start_seconds, stop_seconds, channel, remarks)

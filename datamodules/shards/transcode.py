@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -157,31 +157,7 @@ def _samples(audio: Audio) -> Samples:
         seconds = seconds_of(info)
         begin, end = audio.stretch(seconds)
         file.seek(0)
-        if audio.channel is not None and (audio.channel or info.num_channels > 1):
-            return decode(_one_channel(file, audio.channel, begin, end))
-        return decode(file, begin, None if end == seconds else end)
-
-
-def _one_channel(file: BinaryIO, channel: int, begin: float, end: float) -> BinaryIO:
-    """Return a stretch of one channel as a file of its own.
-
-    Raises:
-        DataError: there is no such channel, or it cannot be decoded.
-    """
-    try:
-        with soundfile.SoundFile(file) as sound:
-            if channel >= sound.channels:
-                raise DataError(f"missing channel: number {channel + 1} of {sound.channels}")
-            sound.seek(round(begin * sound.samplerate))
-            left, alone = round((end - begin) * sound.samplerate), io.BytesIO()
-            with soundfile.SoundFile(alone, "w", sound.samplerate, 1, "FLOAT", format="RF64") as target:
-                while left > 0 and len(block := sound.read(min(left, _BLOCK_SAMPLES), "float32", always_2d=True)):
-                    target.write(block[:, channel])
-                    left -= len(block)
-    except soundfile.LibsndfileError as error:
-        raise DataError(f"unreadable audio: {error}") from error
-    alone.seek(0)
-    return alone
+        return decode(file, begin, None if end == seconds else end, audio.channel)
 
 
 def to_flac(samples: Samples) -> bytes:

@@ -1,45 +1,49 @@
 """Encoded audio of any format and rate to int16 mono at 16 kHz, in blocks: no long file is in memory as floats.
 
 The one decoder of the package: for recordings inside shards, which are read whole or in part, and for files in use.
+What lies in a file is decoded to its end, whatever the header says; where the two differ is told.
 """
 
 import contextlib
 import itertools
-import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
 import soundfile
-import soxr
 
-from fastslm.audio.ffmpeg import av_blocks, av_info, needs_av
+from fastslm.audio.ffmpeg import av_blocks, av_info, av_track, has_av, needs_av
+from fastslm.audio.flac import flac_streams, is_flac
+from fastslm.audio.mp3 import mp3_stream
+from fastslm.audio.ogg import ogg_streams
 from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.audio.resampling import Blocks, check_rate, resampled
+from fastslm.audio.streams import LONGEST_SECONDS, SLACK_SECONDS, Stream
+from fastslm.audio.wav import is_wav, wav_streams
 from fastslm.errors import DataError
 from fastslm.path.batch import Int16Array
 
-Blocks: TypeAlias = Iterator[npt.NDArray[Any]]
-
 BLOCK_SECONDS = 10
 _DECODE_SECONDS = 30  # of a block where the whole is wanted anyway: most recordings of a corpus are then one
-MAX_RATE_HZ = 768_000
-#: libsndfile's note on a WAV that is shorter than its header says; it reads what is there without a word.
-_SHORT_WAV = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
-_UNKNOWN_BYTES = 0x7FFF0000  # from here on, what programs write that did not know the length (ffmpeg, sox to a pipe)
-_OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # of the largest page
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a header says: frames per channel, samples per second, channels, and how they are encoded."""
+    """What a file holds: frames per channel, samples per second, channels, and how they are encoded.
+
+    Attributes:
+        num_frames: that decoding gives, which need not be what the header says.
+        sample_rate_hz: samples per second.
+        num_channels: channels.
+        codec: how they are encoded.
+        remarks: what is doubtful about it, each of the form ``reason: detail``.
+    """
 
     num_frames: int
     sample_rate_hz: int
     num_channels: int
     codec: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -47,175 +51,263 @@ class AudioInfo:
         return -(-self.num_frames * SAMPLE_RATE_HZ // self.sample_rate_hz)
 
 
-def read_info(file: BinaryIO) -> AudioInfo:
-    """Return what the header of an audio file says.
+def streams_of(file: BinaryIO, thorough: bool = True) -> list[Stream]:
+    """Return the streams that lie end to end in a file, and which decoder reads each.
+
+    Args:
+        file: it.
+        thorough: look for a second stream in all of it, where the first alone does not say that it ends.
 
     Raises:
-        DataError: it is no audio that can be read, or its header makes no sense.
+        DataError: it breaks off before its header says.
+    """
+    file.seek(0)
+    head = file.read(12)
+    try:
+        if needs_av(file):
+            return [Stream(file, "av")]
+        if is_wav(head):
+            return list(wav_streams(file))
+        if head[:4] == b"OggS":
+            return list(ogg_streams(file, thorough))
+        if is_flac(file):
+            return list(flac_streams(file, thorough))
+        return [mp3_stream(file) or _other(file)]
+    finally:
+        file.seek(0)
+
+
+def _other(file: BinaryIO) -> Stream:
+    file.seek(0)
+    try:
+        soundfile.info(file)
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        if has_av() and "Format not recognised" in str(error):
+            return Stream(file, "av")
+    return Stream(file)
+
+
+def read_info(file: BinaryIO) -> AudioInfo:
+    """Return what an audio file holds; its bytes are looked at, and not decoded.
+
+    Raises:
+        DataError: it is no audio that can be read, or breaks off.
         MissingExtraError: it needs the extra ``av``.
     """
-    return AudioInfo(*av_info(file)) if needs_av(file) else sound_info(file)
+    streams = streams_of(file)
+    infos = [_info(stream) for stream in streams]
+    seconds = sum(info.num_frames / info.sample_rate_hz for info in infos)
+    first = infos[0]
+    remarks = tuple(itertools.chain(*(info.remarks for info in infos), _remarks(streams, seconds)))
+    num_frames = first.num_frames if len(infos) == 1 else round(seconds * first.sample_rate_hz)
+    return AudioInfo(num_frames, first.sample_rate_hz, first.num_channels, first.codec, remarks)
 
 
-def sound_info(file: BinaryIO) -> AudioInfo:
-    """Return what the header of a file says that libsndfile reads; see ``read_info``."""
-    _check_ogg(file)
+def _info(stream: Stream) -> AudioInfo:
+    if stream.decoder == "av":
+        info = av_info(stream.file)
+        seconds = info.num_frames / info.sample_rate_hz
+        if stream.why:  # between MP3s there may be anything, of which packets are made too
+            seconds = sum(len(block) / rate_hz for rate_hz, block in av_blocks(stream.file))
+        _check_length(stream, seconds)
+        num_frames, remarks = round(seconds * info.sample_rate_hz), _track_remarks(info.num_tracks)
+        return AudioInfo(num_frames, info.sample_rate_hz, info.num_channels, info.codec, remarks)
+    stream.file.seek(0)
     with _as_data_error():
-        info = soundfile.info(file)
-    _check_header(info)
-    if info.frames <= 0 or info.channels <= 0:
-        raise DataError("unreadable audio: it holds no samples")
+        info = soundfile.info(stream.file)
+    _check_sound(info)
     return AudioInfo(info.frames, info.samplerate, info.channels, f"{info.format}/{info.subtype}".lower())
 
 
-def decode(file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | None = None) -> Int16Array:
+def told_seconds(file: BinaryIO) -> float:
+    """Return how long a file is; of a video's container the header is asked, where it says so, and not all of it read.
+
+    Raises:
+        DataError: it is no audio that can be read, or breaks off.
+        MissingExtraError: it needs the extra ``av``.
+    """
+    total = 0.0
+    for stream in streams_of(file):
+        told = av_track(stream.file)[0] if stream.decoder == "av" and needs_av(stream.file) else None
+        if told is None:
+            info = _info(stream)
+            told = info.num_frames / info.sample_rate_hz
+        total += told
+    return total
+
+
+def decode(
+    file: BinaryIO,
+    start_seconds: float = 0.0,
+    stop_seconds: float | None = None,
+    channel: int | None = None,
+    remarks: list[str] | None = None,
+) -> Int16Array:
     """Return int16 mono samples ``[N]`` at 16 kHz of a file, or of a part of it.
 
     Memory: the samples returned and one block.
+
+    Args:
+        file: encoded audio, seekable.
+        start_seconds: where to begin.
+        stop_seconds: where to end; None means its end.
+        channel: the one that is wanted, from 0; None mixes all.
+        remarks: takes what is doubtful, of the form ``reason: detail``.
 
     Raises:
         DataError: the audio cannot be decoded to its end, or holds no samples.
         MissingExtraError: it needs the extra ``av``.
     """
-    if needs_av(file):
-        rate_hz, num_frames, blocks = av_blocks(file, start_seconds, stop_seconds)
-        return _collected(resampled(blocks, rate_hz), num_frames, rate_hz)
-    with open_sound(file) as sound:
-        start = round(start_seconds * sound.samplerate)
-        stop = sound.frames if stop_seconds is None else min(sound.frames, round(stop_seconds * sound.samplerate))
-        if start:
-            sound.seek(start)
-        blocks = sound_blocks(sound, stop - start, _DECODE_SECONDS)
-        return _collected(resampled(blocks, sound.samplerate), stop - start, sound.samplerate)
+    return _collected(decoded(file, start_seconds, stop_seconds, channel, remarks, _DECODE_SECONDS))
 
 
-def _collected(chunks: Iterator[Int16Array], num_frames: int, rate_hz: int) -> Int16Array:
-    """Return chunks end to end; they are laid into one array of the expected length, never held beside it."""
-    first = next(chunks, np.zeros(0, np.int16))
-    second = next(chunks, None)
-    if second is None and len(first):  # most recordings are one block, which need not be copied
-        return first
-    chunks = itertools.chain([first], [] if second is None else [second], chunks)
-    # A header may promise anything: what it says is taken for no more than a day, and grown from there.
-    expected = min(max(num_frames, 0), 86_400 * rate_hz) * SAMPLE_RATE_HZ // rate_hz + 2
-    samples, length = np.empty(expected, np.int16), 0
-    for chunk in chunks:
-        if length + len(chunk) > len(samples):
-            samples = np.concatenate([samples[:length], np.empty(max(length, len(chunk)), np.int16)])
-        samples[length : length + len(chunk)] = chunk
-        length += len(chunk)
-    if not length:
-        raise DataError("unreadable audio: it holds no samples")
-    return samples[:length] if 8 * length > 7 * len(samples) else samples[:length].copy()
-
-
-@contextlib.contextmanager
-def open_sound(file: BinaryIO) -> Iterator[Any]:
-    """Give a file as libsndfile opens it; refused are those that cannot be what their header says.
+def decoded(
+    file: BinaryIO,
+    start_seconds: float = 0.0,
+    stop_seconds: float | None = None,
+    channel: int | None = None,
+    remarks: list[str] | None = None,
+    block_seconds: int = BLOCK_SECONDS,
+) -> Iterator[Int16Array]:
+    """Yield what ``decode`` returns in blocks of ``block_seconds``; ``remarks`` are whole at the end.
 
     Raises:
-        DataError: it is no audio that libsndfile reads; also what goes wrong while it is read from.
+        DataError: the audio cannot be decoded to its end, or holds no samples.
+        MissingExtraError: it needs the extra ``av``.
     """
-    _check_ogg(file)
-    with _as_data_error(), soundfile.SoundFile(file) as sound:
-        _check_header(sound)
-        if sound.frames <= 0:
-            raise DataError("unreadable audio: it holds no samples")
-        yield sound
+    is_whole = start_seconds <= 0.0 and stop_seconds is None
+    streams = streams_of(file, thorough=is_whole)
+    if not is_whole and len(streams) == 1:
+        blocks = _blocks(streams[0], block_seconds, max(0.0, start_seconds), stop_seconds)
+        first = next(blocks, None)
+        if first is None:  # behind the end of the first stream
+            streams = streams_of(file)
+            blocks = _between(_all_blocks(streams, block_seconds), start_seconds, stop_seconds)
+        else:
+            blocks = itertools.chain([first], blocks)
+    else:
+        blocks = _between(_all_blocks(streams, block_seconds, remarks), start_seconds, stop_seconds)
+    length = 0
+    for samples in resampled(blocks, channel, remarks):
+        length += len(samples)
+        yield samples
+    if not length:
+        raise DataError("unreadable audio: it holds no samples")
 
 
-def sound_blocks(sound: Any, num_frames: int, block_seconds: int = BLOCK_SECONDS) -> Blocks:
-    """Yield blocks ``[n, channels]`` of an open file, int16 where that is what it holds, ready for use.
+def _collected(chunks: Iterator[Int16Array]) -> Int16Array:
+    """Return chunks end to end, in one array that grows in place: no header decides how much memory is taken."""
+    samples = next(chunks)
+    length = len(samples)
+    for number, chunk in enumerate(chunks):
+        if number == 0:  # most recordings are one block, which need not be copied
+            samples = samples.copy()
+        if length + len(chunk) > len(samples):
+            samples.resize(length + max(len(chunk), length // 8), refcheck=False)
+        samples[length : length + len(chunk)] = chunk
+        length += len(chunk)
+    if length < len(samples):
+        samples.resize(length, refcheck=False)
+    return samples
+
+
+def _all_blocks(streams: list[Stream], block_seconds: int, remarks: list[str] | None = None) -> Blocks:
+    """Yield rate and blocks of all streams of a file, end to end."""
+    total = 0.0
+    for stream in streams:
+        seconds = 0.0
+        for rate_hz, block in _blocks(stream, block_seconds):
+            seconds += len(block) / rate_hz
+            yield rate_hz, block
+        if stream.decoder == "av":
+            _check_length(stream, seconds)
+            if remarks is not None:
+                remarks += _track_remarks(av_track(stream.file)[1])
+        total += seconds
+    if remarks is not None:
+        remarks += _remarks(streams, total)
+
+
+def _between(blocks: Blocks, start_seconds: float, stop_seconds: float | None) -> Blocks:
+    """Yield what lies between two times; everything before is read."""
+    position = 0.0
+    for rate_hz, block in blocks:
+        begin, position = position, position + len(block) / rate_hz
+        first = max(0, round((start_seconds - begin) * rate_hz))
+        last = None if stop_seconds is None else max(0, round((stop_seconds - begin) * rate_hz))
+        if first < len(block) and last != 0:
+            yield rate_hz, block[first:last]
+        if stop_seconds is not None and position >= stop_seconds:
+            return
+
+
+def _blocks(
+    stream: Stream, block_seconds: int, start_seconds: float = 0.0, stop_seconds: float | None = None
+) -> Blocks:
+    """Yield rate and blocks ``[n, channels]`` of a stream or a part of it, int16 where that is ready for use.
 
     Raises:
         DataError: it ends before its header says.
     """
-    ready = (sound.subtype, sound.channels, sound.samplerate) == ("PCM_16", 1, SAMPLE_RATE_HZ)
-    left = num_frames
-    while left > 0:
-        size = min(left, block_seconds * sound.samplerate)
-        block = sound.read(size, dtype="int16" if ready else "float32", always_2d=True)
-        if not len(block):
-            at, missing = (num_frames - left) / sound.samplerate, left / sound.samplerate
-            raise DataError(f"unreadable audio: it breaks off at {at:.2f} s, {missing:.2f} s before its header says")
-        left -= len(block)
-        yield block
+    if stream.decoder == "av":
+        yield from av_blocks(stream.file, start_seconds, stop_seconds)
+        return
+    stream.file.seek(0)
+    with _as_data_error(), soundfile.SoundFile(stream.file) as sound:
+        _check_sound(sound)
+        rate_hz = sound.samplerate
+        start = round(start_seconds * rate_hz)
+        stop = sound.frames if stop_seconds is None else min(sound.frames, round(stop_seconds * rate_hz))
+        if start and start < stop:
+            sound.seek(start)
+        ready = (sound.subtype, sound.channels, rate_hz) == ("PCM_16", 1, SAMPLE_RATE_HZ)
+        while start < stop:
+            size = min(stop - start, block_seconds * rate_hz)
+            block = sound.read(size, dtype="int16" if ready else "float32", always_2d=True)
+            if not len(block):
+                at, missing = start / rate_hz, (stop - start) / rate_hz
+                raise DataError(
+                    f"unreadable audio: it breaks off at {at:.2f} s, {missing:.2f} s before its header says"
+                )
+            start += len(block)
+            yield rate_hz, block
 
 
-def resampled(blocks: Blocks, rate_hz: int) -> Iterator[Int16Array]:
-    """Yield blocks ``[n]`` or ``[n, channels]`` at any rate as int16 mono at 16 kHz."""
-    resampler = Resampler(rate_hz)
-    for block in blocks:
-        yield resampler.push(block)
-    if len(rest := resampler.finish()):
-        yield rest
+# -- what a header says, and what is there ----------------------------------------------------------------------------
 
 
-class Resampler:
-    """Blocks at any rate to int16 mono at 16 kHz; blocks may have any length.
-
-    Args:
-        rate_hz: samples per second of what comes in.
-    """
-
-    def __init__(self, rate_hz: int) -> None:
-        check_rate(rate_hz)
-        self._stream = None if rate_hz == SAMPLE_RATE_HZ else soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, "float32")
-
-    def push(self, block: npt.NDArray[Any]) -> Int16Array:
-        """Return what ``block`` (``[N]`` or ``[N, channels]``, floats or int16) makes; the resampler lags behind.
-
-        Raises:
-            DataError: it holds values that are not numbers.
-        """
-        block = block[:, 0] if block.ndim == 2 and block.shape[1] == 1 else block
-        if self._stream is None and block.dtype == np.int16 and block.ndim == 1:
-            return block
-        block = block.astype(np.float32) / 32768.0 if block.dtype == np.int16 else block.astype(np.float32, copy=False)
-        if not np.isfinite(block).all():
-            raise DataError("unreadable audio: it holds values that are not numbers")
-        mono = block.mean(axis=1, dtype=np.float32) if block.ndim == 2 else block
-        return _to_int16(mono if self._stream is None else self._stream.resample_chunk(mono))
-
-    def finish(self) -> Int16Array:
-        """Return what was held back."""
-        rest = np.zeros(0, np.float32)
-        return _to_int16(rest if self._stream is None else self._stream.resample_chunk(rest, last=True))
+def _check_length(stream: Stream, seconds: float) -> None:
+    """Raise where a stream that is read to its end is shorter than it says."""
+    claimed = stream.claimed_seconds
+    if claimed is not None and seconds < claimed - SLACK_SECONDS and claimed < LONGEST_SECONDS:
+        raise DataError(
+            f"unreadable audio: it breaks off at {seconds:.2f} s, {claimed - seconds:.2f} s before its header says"
+        )
 
 
-def _to_int16(block: npt.NDArray[np.float32]) -> Int16Array:
-    scaled = np.clip(block, -1.0, 1.0)
-    scaled *= 32768.0
-    np.rint(scaled, out=scaled)
-    np.minimum(scaled, 32767.0, out=scaled)
-    return scaled.astype(np.int16)
+def _remarks(streams: list[Stream], seconds: float) -> list[str]:
+    """Return in what a file differs from what its header says."""
+    first = streams[0]
+    why = first.why or (f"{len(streams)} files put end to end" if len(streams) > 1 else "")
+    if not why or first.claimed_seconds is None or abs(first.claimed_seconds - seconds) <= SLACK_SECONDS:
+        return [f"streams end to end: {len(streams)} in one file"] if len(streams) > 1 else []
+    return [
+        f"length differs from header: it says {first.claimed_seconds:.2f} s, the file holds {seconds:.2f} s ({why})"
+    ]
 
 
-def check_rate(rate_hz: int) -> None:
-    """Raise DataError where a number cannot be a sample rate."""
-    if not 0 < rate_hz <= MAX_RATE_HZ:
-        raise DataError(f"unreadable audio: a sample rate of {rate_hz} Hz")
+def _track_remarks(num_tracks: int) -> tuple[str, ...]:
+    return (f"several sound tracks: {num_tracks}, of which the first is taken",) if num_tracks > 1 else ()
 
 
-def _check_header(sound: Any) -> None:
+def _check_sound(sound: Any) -> None:
     """Raise where a header cannot be true; for ``soundfile.SoundFile`` and what ``soundfile.info`` returns."""
     check_rate(sound.samplerate)
-    note = _SHORT_WAV.search(sound.extra_info)
-    if note and int(note[2]) < int(note[1]) < _UNKNOWN_BYTES:
-        raise DataError(f"unreadable audio: it holds {note[2]} of the {note[1]} bytes that its header says")
-
-
-def _check_ogg(file: BinaryIO) -> None:
-    """Raise where the last page of an Ogg file is cut: its header gives no length, so that libsndfile just stops."""
-    file.seek(0)
-    if file.read(4) == b"OggS":
-        file.seek(-min(file.seek(0, os.SEEK_END), _OGG_PAGE_BYTES), os.SEEK_END)
-        tail = file.read()
-        page = tail[tail.rfind(b"OggS\0") :]
-        num_segments = page[26] if len(page) > 26 else 255
-        if len(page) < 27 + num_segments + sum(page[27 : 27 + num_segments]):
-            raise DataError("unreadable audio: it ends in the middle of an Ogg page")
-    file.seek(0)
+    if sound.frames <= 0 or sound.channels <= 0:
+        raise DataError("unreadable audio: it holds no samples")
+    if sound.frames > LONGEST_SECONDS * sound.samplerate:
+        seconds = sound.frames / sound.samplerate
+        raise DataError(f"unreadable audio: its header says {seconds:.3g} s, and its bytes do not tell its length")
 
 
 @contextlib.contextmanager

@@ -1,20 +1,25 @@
 """Audio that libsndfile cannot read (m4a, aac, webm, the sound of videos) through FFmpeg, by the package PyAV."""
 
 import importlib.util
+import itertools
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from fastslm.audio.resampling import MAX_RATE_HZ, Blocks
 from fastslm.errors import DataError, MissingExtraError
 
-_MAX_RATE_HZ = 768_000
-_PREROLL_SECONDS = 0.2  # what a decoder needs before its output can be trusted
-#: By which a length is misstated, by packets and by a container: an encoder's delay and its last packet.
-_TOLERANCE_SECONDS, _HEADER_TOLERANCE_SECONDS = 0.25, 0.5
+_PURPOSE = "audio in m4a, aac, webm, a video, or an MP3 whose first frame does not tell its length"
+_PREROLL_SECONDS = 0.6  # what a decoder needs before its output can be trusted; an MP3 of few bits most
+_HEADER_TOLERANCE_SECONDS = 0.5  # by which a container misstates a length: an encoder's delay and its last packet
+_LOST_SECONDS = 0.25  # of an MP3 that may be undecodable
 _BLOCK_SECONDS = 10
+_BY_DURATION = ("mp3", "mp3float", "mp2", "mp2float")
 _CONTAINERS = (b"\x1aE\xdf\xa3", b"\x30\x26\xb2\x75", b"#!AMR", b"FLV\x01")  # Matroska and WebM, ASF, AMR, Flash
 
 
@@ -38,25 +43,44 @@ def _open(file: BinaryIO) -> tuple[Any, Any]:
         import av
         import av.logging
     except ImportError:
-        raise MissingExtraError("av", extra="av", purpose="audio in m4a, aac, webm or a video") from None
+        raise MissingExtraError("av", extra="av", purpose=_PURPOSE) from None
     av.logging.set_level(None)
     file.seek(0, os.SEEK_SET)
-    try:
-        container = av.open(file, "r", metadata_errors="replace")
+    try:  # a playlist must not open other files
+        container = av.open(file, "r", metadata_errors="replace", options={"protocol_whitelist": "none"})
     except (av.FFmpegError, ValueError, OSError) as error:
         raise DataError(f"unreadable audio: {_short(error)}") from error
     if not container.streams.audio:
         container.close()
         raise DataError("unreadable audio: it holds no audio stream")
     stream = container.streams.audio[0]
-    if not 0 < (stream.sample_rate or 0) <= _MAX_RATE_HZ or not stream.channels:
+    if not 0 < (stream.sample_rate or 0) <= MAX_RATE_HZ or not stream.channels:
         container.close()
         raise DataError(f"unreadable audio: its header gives a sample rate of {stream.sample_rate} Hz")
     return container, stream
 
 
-def av_info(file: BinaryIO) -> tuple[int, int, int, str]:
-    """Return frames per channel, samples per second, channels and codec; the packets are counted, not decoded.
+@dataclass(frozen=True)
+class AvInfo:
+    """What FFmpeg says of a file: its first sound track, counted by packets, which are not decoded.
+
+    Attributes:
+        num_frames: per channel.
+        sample_rate_hz: samples per second.
+        num_channels: channels.
+        codec: how it is encoded.
+        num_tracks: sound tracks of the file.
+    """
+
+    num_frames: int
+    sample_rate_hz: int
+    num_channels: int
+    codec: str
+    num_tracks: int
+
+
+def av_info(file: BinaryIO) -> AvInfo:
+    """Return what a file holds.
 
     Raises:
         DataError: it cannot be read, or holds no audio.
@@ -67,17 +91,43 @@ def av_info(file: BinaryIO) -> tuple[int, int, int, str]:
 
     with container:
         try:
-            seconds = _seconds(container, stream)
+            seconds, skipped = _by_packets(stream, container.demux(stream))
         except (av.FFmpegError, ValueError, OSError) as error:
             raise DataError(f"unreadable audio: {_short(error)}") from error
-        num_frames = round(seconds * stream.sample_rate)
+        rate_hz = int(stream.sample_rate)
+        num_frames = round(seconds * rate_hz) - skipped
         if num_frames <= 0:
             raise DataError("unreadable audio: it holds no samples")
-        return num_frames, int(stream.sample_rate), int(stream.channels), str(stream.codec_context.name)
+        codec, num_tracks = str(stream.codec_context.name), len(container.streams.audio)
+        return AvInfo(num_frames, rate_hz, int(stream.channels), codec, num_tracks)
 
 
-def av_seconds(file: BinaryIO) -> float | None:
-    """Return the seconds that the container gives for its sound, read from its header alone; None where it has none.
+def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int]:
+    """Return the seconds that packets last, and how many samples of them the decoder will leave out.
+
+    A raw stream has no header that tells it, and others may be wrong. Times are used where a container has them; MP3
+    has none, and its packets note what their encoder added.
+    """
+    end = lasting = skipped = 0
+    for packet in packets:
+        lasting += packet.duration or 0
+        if stream.codec_context.name in _BY_DURATION:
+            skipped += sum(
+                sum(struct.unpack("<II", bytes(data)[:8])) for data in packet.iter_sidedata() if _skips(data)
+            )
+        elif packet.pts is not None:
+            end = max(end, packet.pts + (packet.duration or 0))
+    if stream.codec_context.name not in _BY_DURATION:
+        lasting = end - max(stream.start_time or 0, 0)
+    return float(lasting * stream.time_base), skipped
+
+
+def _skips(data: Any) -> bool:
+    return "skip_samples" in str(data.data_type).lower()
+
+
+def av_track(file: BinaryIO) -> tuple[float | None, int]:
+    """Return the seconds that the header gives for the sound (None where it gives none), and how many tracks there are.
 
     Raises:
         DataError: it cannot be read, or holds no audio.
@@ -85,108 +135,108 @@ def av_seconds(file: BinaryIO) -> float | None:
     """
     container, stream = _open(file)
     with container:
-        return _header_seconds(container, stream)
-
-
-def _header_seconds(container: Any, stream: Any) -> float | None:
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    return None if container.duration is None else float(container.duration / 1_000_000)
-
-
-def _seconds(container: Any, stream: Any) -> float:
-    """Return the duration by the packets: a raw AAC stream has no header that tells it, and others may be wrong."""
-    end = 0
-    for packet in container.demux(stream):
-        if packet.pts is not None:
-            end = max(end, packet.pts + (packet.duration or 0))
-    start = max(stream.start_time or 0, 0)
-    return float((end - start) * stream.time_base)
+        seconds = None if stream.duration is None else float(stream.duration * stream.time_base)
+        if seconds is None and container.duration is not None:
+            seconds = float(container.duration / 1_000_000)
+        return seconds, len(container.streams.audio)
 
 
 def av_blocks(
-    file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | None = None
-) -> tuple[int, int, Iterator[npt.NDArray[np.float32]]]:
-    """Return samples per second, frames to expect, and mono float32 blocks of a file or a part of it.
+    file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | None = None, least_seconds: float | None = None
+) -> Blocks:
+    """Yield rate and float32 blocks ``[n, channels]`` of a file or a part of it, which is gone through once.
+
+    Args:
+        file: it.
+        start_seconds: where to begin.
+        stop_seconds: where to end; None means its end.
+        least_seconds: how long it must be at least; None asks its header.
 
     Raises:
         DataError: it cannot be read to its end.
         MissingExtraError: PyAV is not installed.
     """
-    num_frames, rate_hz, *_ = av_info(file)
-    stop = num_frames if stop_seconds is None else min(num_frames, round(stop_seconds * rate_hz))
-    start = round(start_seconds * rate_hz)
-    if stop <= start:
-        raise DataError("unreadable audio: it holds no samples")
-    end = None if stop_seconds is None or stop == num_frames else stop
-    least = (num_frames if end is None else end) - round(_TOLERANCE_SECONDS * rate_hz)
-    return rate_hz, stop - start, _joined(_cut(file, rate_hz, start, end, least), rate_hz)
+    return _joined(_cut(file, start_seconds, stop_seconds, least_seconds))
 
 
-def av_stream(file: BinaryIO) -> tuple[int, Iterator[npt.NDArray[np.float32]]]:
-    """Return samples per second and mono float32 blocks of a whole file, which is gone through once.
-
-    Raises:
-        DataError: it cannot be read to its end, by what its header says.
-        MissingExtraError: PyAV is not installed.
-    """
-    container, stream = _open(file)
-    with container:
-        rate_hz = int(stream.sample_rate)
-        seconds = 0.0 if stream.duration is None else float(stream.duration * stream.time_base)
-    least = round((seconds - _HEADER_TOLERANCE_SECONDS) * rate_hz)
-    return rate_hz, _joined(_cut(file, rate_hz, 0, None, least), rate_hz)
-
-
-def _cut(file: BinaryIO, rate_hz: int, start: int, stop: int | None, least: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the mono frames from ``start`` on, up to ``stop`` or the end, which must not come before ``least``."""
+def _cut(file: BinaryIO, start: float, stop: float | None, least: float | None) -> Blocks:
     container, stream = _open(file)
     import av
 
     with container:
         try:
             origin = max(stream.start_time or 0, 0)
-            if start:
-                place = max(0.0, start / rate_hz - _PREROLL_SECONDS)
+            is_mpeg = stream.codec_context.name in _BY_DURATION
+            if least is None:
+                least = 0.0 if is_mpeg or stream.duration is None else float(stream.duration * stream.time_base)
+                least -= _HEADER_TOLERANCE_SECONDS
+            place = max(0.0, start - _PREROLL_SECONDS)
+            if start and not is_mpeg:
                 container.seek(origin + int(place / stream.time_base), stream=stream)
-            converter = av.AudioResampler(format="fltp")
-            position = None
-            for frame in container.decode(stream):
-                if frame.sample_rate != rate_hz:
-                    raise DataError(f"unreadable audio: its sample rate changes to {frame.sample_rate} Hz")
+            position, lost = None, 0.0
+            for frame in _frames(container, stream, origin + place / stream.time_base if start and is_mpeg else None):
+                if isinstance(frame, float):
+                    lost += frame
+                    continue
                 if position is None:
-                    seconds = 0.0 if frame.pts is None else float((frame.pts - origin) * frame.time_base)
-                    position = round(seconds * rate_hz)  # below 0 where an encoder's delay is to be cut off
-                for part in converter.resample(frame):
-                    mono = part.to_ndarray().mean(axis=0, dtype=np.float32)
-                    begin, end = position, position + len(mono)
-                    position = end
-                    if end > start:
-                        yield mono[max(0, start - begin) : None if stop is None else max(0, stop - begin)]
+                    position = 0.0 if frame.pts is None else float((frame.pts - origin) * frame.time_base)
+                block = frame.to_ndarray() if frame.format.name == "fltp" else _planar(frame).to_ndarray()
+                begin, position = position, position + block.shape[1] / frame.sample_rate
+                first = max(0, round((start - begin) * frame.sample_rate))  # an encoder's delay lies before 0
+                last = None if stop is None else max(0, round((stop - begin) * frame.sample_rate))
+                if block.shape[1] > first:
+                    yield frame.sample_rate, block[:, first:last].T
                 if stop is not None and position >= stop:
                     return
         except (av.FFmpegError, ValueError, OSError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"unreadable audio: {_short(error)}") from error
-    if (position or 0) < least:
-        raise DataError(f"unreadable audio: it breaks off at {(position or 0) / rate_hz:.2f} s, before its length says")
+    found = position or 0.0
+    if lost > _LOST_SECONDS:
+        raise DataError(f"unreadable audio: {lost:.2f} s of {lost + found:.2f} s cannot be decoded")
+    if found < (least if stop is None else min(least, stop)):
+        raise DataError(f"unreadable audio: it breaks off at {found:.2f} s, before its length says")
 
 
-def _joined(frames: Iterator[npt.NDArray[np.float32]], rate_hz: int) -> Iterator[npt.NDArray[np.float32]]:
+def _frames(container: Any, stream: Any, skip_to: Any) -> Iterator[Any]:
+    """Yield decoded frames; for a packet of MP3 that cannot be decoded, its seconds.
+
+    MP3s are put end to end with tags and rubbish between them, over which every player goes on.
+    """
+    import av
+
+    for packet in container.demux(stream):
+        if skip_to is not None and packet.pts is not None and packet.pts < skip_to:
+            continue
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            if stream.codec_context.name not in _BY_DURATION:
+                raise
+            yield float((packet.duration or 0) * stream.time_base)
+
+
+def _planar(frame: Any) -> Any:
+    import av
+
+    (planar,) = av.AudioResampler(format="fltp").resample(frame)
+    return planar
+
+
+def _joined(frames: Blocks) -> Blocks:
     """Yield longer blocks: a packet is a few hundredths of a second."""
-    held: list[npt.NDArray[np.float32]] = []
-    length = 0
-    for frame in frames:
-        if not np.isfinite(frame).all():
-            raise DataError("unreadable audio: it holds values that are not numbers")
-        held.append(frame)
-        length += len(frame)
-        if length >= _BLOCK_SECONDS * rate_hz:
-            yield np.concatenate(held)
-            held, length = [], 0
-    if held:
-        yield np.concatenate(held)
+    for (rate_hz, _), same in itertools.groupby(frames, key=lambda item: (item[0], item[1].shape[1])):
+        held: list[npt.NDArray[Any]] = []
+        length = 0
+        for _, block in same:
+            held.append(block)
+            length += len(block)
+            if length >= _BLOCK_SECONDS * rate_hz:
+                yield rate_hz, np.concatenate(held)
+                held, length = [], 0
+        if held:
+            yield rate_hz, np.concatenate(held)
 
 
 def _short(error: Exception) -> str:

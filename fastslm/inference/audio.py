@@ -5,16 +5,16 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from fastslm.audio.decoding import BLOCK_SECONDS, Blocks, check_rate, open_sound, resampled, sound_blocks, sound_info
-from fastslm.audio.ffmpeg import av_seconds, av_stream, has_av, needs_av
+from fastslm.audio.decoding import BLOCK_SECONDS, decoded, told_seconds
 from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.audio.resampling import check_rate, resampled
 from fastslm.errors import DataError
 from fastslm.path.batch import Int16Array
 
@@ -30,11 +30,13 @@ class AudioSource:
 
     Attributes:
         name: what to call it.
-        seconds: what its header says; None where only reading tells.
+        seconds: how long it is; None where only reading tells.
+        remarks: what is doubtful about it, each of the form ``reason: detail``; known once its blocks were read.
     """
 
     name: str = "audio"
     seconds: float | None = None
+    remarks: Sequence[str] = ()
 
     def blocks(self) -> Iterator[Int16Array]:
         """Return its samples from the start, in blocks of seconds.
@@ -67,8 +69,10 @@ class ArraySource(AudioSource):
         if not len(self.samples):
             raise DataError("the audio holds no samples")
         size = BLOCK_SECONDS * self._rate_hz
-        blocks = (self.samples[begin : begin + size] for begin in range(0, len(self.samples), size))
-        yield from resampled(blocks, self._rate_hz)
+        blocks = ((self._rate_hz, self.samples[begin : begin + size]) for begin in range(0, len(self.samples), size))
+        remarks: list[str] = []
+        yield from resampled(blocks, remarks=remarks)
+        self.remarks = remarks
 
 
 class FileSource(AudioSource):
@@ -86,17 +90,7 @@ class FileSource(AudioSource):
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path, self.name = path, str(path) if name is None else name
         with self._open() as file:
-            self._with_av = needs_av(file)
-            if not self._with_av:
-                try:
-                    info = sound_info(file)
-                    self.seconds = info.num_frames / info.sample_rate_hz
-                    return
-                except DataError as error:
-                    if not has_av() or "Format not recognised" not in str(error):
-                        raise
-                    self._with_av = True
-            self.seconds = av_seconds(file)
+            self.seconds = told_seconds(file)
 
     def _open(self) -> BinaryIO:
         if self.path.is_dir():
@@ -112,19 +106,10 @@ class FileSource(AudioSource):
 
     def blocks(self) -> Iterator[Int16Array]:
         """Return its samples in blocks."""
-        num_samples = 0
-        with self._open() as file, contextlib.ExitStack() as stack:
-            blocks: Blocks
-            if self._with_av:
-                rate_hz, blocks = av_stream(file)
-            else:
-                sound = stack.enter_context(open_sound(file))
-                rate_hz, blocks = sound.samplerate, sound_blocks(sound, sound.frames)
-            for samples in resampled(blocks, rate_hz):
-                yield samples
-                num_samples += len(samples)
-        if num_samples == 0:
-            raise DataError("unreadable audio: it holds no samples")
+        remarks: list[str] = []
+        with self._open() as file:
+            yield from decoded(file, remarks=remarks)
+        self.remarks = remarks
 
 
 class DownloadedSource(FileSource):

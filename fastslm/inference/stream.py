@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastslm.audio.decoding import Resampler
 from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.audio.resampling import Resampler
 from fastslm.errors import ConfigError, DataError
 from fastslm.path.request import Request
 

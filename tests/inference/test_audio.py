@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import soxr
 
+from fastslm.audio import decoding
 from fastslm.audio.ffmpeg import needs_av
 from fastslm.errors import DataError, MissingExtraError
 from fastslm.inference import audio
@@ -105,7 +106,7 @@ def test_what_is_no_audio_is_refused(tmp_path, name, contents, message):
 @pytest.mark.parametrize("without_av", [False, True])
 def test_a_text_called_wav_is_refused_with_and_without_av(tmp_path, monkeypatch, without_av):
     if without_av:
-        monkeypatch.setattr(audio, "has_av", lambda: False)
+        monkeypatch.setattr(decoding, "has_av", lambda: False)
     (tmp_path / "text.wav").write_text("WEBVTT\n\n00:00.000 --> 00:01.000\nhello\n")
     with pytest.raises(DataError, match="unreadable audio"):
         FileSource(tmp_path / "text.wav")

@@ -1,0 +1,124 @@
+"""What lies in an audio file, whatever its header claims: streams end to end, the decoder of each, its true length.
+
+A header's length is a hint: recorders die before they write it, 32 bits overflow, programs that write to a pipe do not
+know it, and people put files end to end. Here the bytes are looked at, and not decoded.
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal, cast
+
+_BLOCK_BYTES = 1 << 20
+#: By which a claim may be off before it is told, in seconds: encoders add a frame at the end of lossy files.
+SLACK_SECONDS = 0.1
+#: No recording is this long; numbers above are taken for nonsense, and never sized anything by.
+LONGEST_SECONDS = 1e6
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One of the streams that lie end to end in a file; most files are one.
+
+    Attributes:
+        file: its bytes as a file of its own, its header mended where that was needed.
+        decoder: ``sound`` (libsndfile, whose length is then true) or ``av`` (FFmpeg, which reads to the end).
+        claimed_seconds: what its own header says; None where that is nothing, or nonsense.
+        why: what is wrong with its header, for people; empty where nothing is.
+    """
+
+    file: BinaryIO
+    decoder: Literal["sound", "av"] = "sound"
+    claimed_seconds: float | None = None
+    why: str = ""
+
+
+class Excerpt(io.RawIOBase):
+    """Bytes of a file from ``begin`` on behind bytes of one's own, as a file; the file is left open.
+
+    Args:
+        file: seekable.
+        begin: first byte taken.
+        size: bytes taken.
+        head: what comes before them.
+    """
+
+    def __init__(self, file: BinaryIO, begin: int, size: int, head: bytes = b"") -> None:
+        self._file, self._begin, self._head = file, begin, head
+        self._size, self._position = len(head) + size, 0
+        self.raw_file = getattr(file, "raw", file)
+
+    @property
+    def error(self) -> Exception | None:
+        """What kept the file from being read, None where nothing did."""
+        return cast("Exception | None", getattr(self.raw_file, "error", None))
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place, in bytes of the excerpt."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """Return the place, in bytes of the excerpt."""
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as the excerpt goes, and return how far."""
+        count = min(len(buffer), max(0, self._size - self._position))
+        data = self._head[self._position : self._position + count]
+        if not data and count:
+            self._file.seek(self._begin + self._position - len(self._head))
+            data = self._file.read(count)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def excerpt(file: BinaryIO, begin: int, size: int, head: bytes = b"") -> BinaryIO:
+    """Return an ``Excerpt``, buffered: decoders read in small steps."""
+    return cast(BinaryIO, io.BufferedReader(Excerpt(file, begin, size, head), _BLOCK_BYTES >> 2))
+
+
+def size_of(file: BinaryIO) -> int:
+    """Return the bytes of a file."""
+    return file.seek(0, os.SEEK_END)
+
+
+def read_at(file: BinaryIO, position: int, count: int) -> bytes:
+    """Return bytes from a place on."""
+    file.seek(position)
+    return file.read(count)
+
+
+def find_all(file: BinaryIO, pattern: "re.Pattern[bytes]", longest: int) -> Iterator[int]:
+    """Yield where in a file a pattern of up to ``longest`` bytes occurs; the file is read once."""
+    position, kept = 0, b""
+    while block := read_at(file, position + len(kept), _BLOCK_BYTES):
+        data = kept + block
+        keep = min(len(data), longest - 1)
+        for match in pattern.finditer(data):
+            if match.end() > len(kept):  # one that lay in what was kept is known already
+                yield position + match.start()
+        position, kept = position + len(data) - keep, data[len(data) - keep :]
+
+
+def after_id3(file: BinaryIO) -> int:
+    """Return where a file begins behind its ID3v2 tags."""
+    position = 0
+    while (head := read_at(file, position, 10))[:3] == b"ID3" and len(head) == 10:
+        size = 0
+        for byte in head[6:]:
+            size = size << 7 | byte & 0x7F
+        position += 10 + size + (10 if head[5] & 0x10 else 0)
+    return position

@@ -1,0 +1,112 @@
+"""WAV files by their bytes: sizes that were never updated or have overflown, and files put end to end."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from fastslm.errors import DataError
+
+from .streams import SLACK_SECONDS, Stream, excerpt, read_at, size_of
+
+_FORMS = (b"RIFF", b"RF64", b"BW64")
+_UNKNOWN_BYTES = 0x7FFF0000  # from here on, what programs write that did not know the length (ffmpeg, sox to a pipe)
+_PADDING_BYTES = 4096  # zeros at the end: some programs fill a block of the disk
+
+
+@dataclass
+class _Data:
+    """The samples of one WAV: its fmt chunk, where they begin, and how many bytes its header claims."""
+
+    fmt: bytes
+    begin: int
+    claimed: int
+    byte_rate: int
+    block_bytes: int
+
+
+def is_wav(head: bytes) -> bool:
+    """Say whether a file begins as a WAV, by its first 12 bytes."""
+    return head[:4] in _FORMS and head[8:12] == b"WAVE"
+
+
+def wav_streams(file: BinaryIO) -> Iterator[Stream]:
+    """Yield the WAVs that lie end to end in a file.
+
+    Raises:
+        DataError: the last one breaks off before its header says.
+    """
+    end, begin = size_of(file), 0
+    while begin is not None:
+        data = _find_data(file, begin, end)
+        if data is None:  # libsndfile says what is wrong
+            yield Stream(file if not begin else excerpt(file, begin, end - begin))
+            return
+        left = end - data.begin
+        unknown = data.claimed >= _UNKNOWN_BYTES or data.claimed == 0
+        if data.claimed > left and not unknown:
+            raise DataError(f"unreadable audio: it holds {left} of the {data.claimed} bytes that its header says")
+        following = _following(file, data.begin + data.claimed, end) if data.claimed <= left else None
+        tail = left - data.claimed
+        if following is None and data.claimed and 0 <= tail < SLACK_SECONDS * data.byte_rate:
+            following = end  # a few bytes of rubbish are no audio
+        if following is not None:
+            whole = begin == 0 and following == end
+            seconds = data.claimed / data.byte_rate
+            yield Stream(file if whole else excerpt(file, begin, following - begin), claimed_seconds=seconds)
+            begin = following if following < end else None  # type: ignore[assignment]
+            continue
+        held = left - left % data.block_bytes
+        claimed = None if data.claimed > left else data.claimed / data.byte_rate
+        why = "" if claimed is None else "its WAV header was not updated or has overflown"
+        yield Stream(excerpt(file, data.begin, held, _header(data, held)), claimed_seconds=claimed, why=why)
+        return
+
+
+def _find_data(file: BinaryIO, begin: int, end: int) -> _Data | None:
+    """Return where the samples of the WAV at ``begin`` are, None where it has no proper header."""
+    position, fmt, long_size = begin + 12, b"", None
+    while position + 8 <= end:
+        name, size = struct.unpack("<4sI", read_at(file, position, 8))
+        if name == b"fmt " and 14 <= size < 1 << 16:
+            fmt = read_at(file, position, 8 + size)
+        elif name == b"ds64" and size >= 24:
+            long_size = struct.unpack("<Q", read_at(file, position + 16, 8))[0]
+        elif name == b"data":
+            if len(fmt) < 22:
+                return None
+            rate, byte_rate, block = struct.unpack("<IIH", fmt[12:22])
+            claimed = long_size if long_size is not None and size == 0xFFFFFFFF else size
+            return _Data(fmt, position + 8, claimed, byte_rate or rate * max(1, block), max(1, block)) if rate else None
+        position += 8 + size + size % 2
+    return None
+
+
+def _following(file: BinaryIO, position: int, end: int) -> int | None:
+    """Return where chunks behind the samples end: at the next WAV or the end of the file; None where none are there."""
+    for start in {position + position % 2, position}:
+        place = start
+        while end - place >= 8:
+            head = read_at(file, place, 12)
+            if is_wav(head):
+                return place
+            rest = read_at(file, place, _PADDING_BYTES + 1)
+            if len(rest) <= _PADDING_BYTES and not any(rest):
+                return end
+            size = struct.unpack("<I", head[4:8])[0]
+            if not all(32 <= byte < 127 for byte in head[:4]) or place + 8 + size > end:
+                break
+            place += 8 + size + size % 2
+        else:
+            return end
+    return None
+
+
+def _header(data: _Data, held: int) -> bytes:
+    """Return the header of a WAV with these samples."""
+    rest = len(data.fmt) + 12
+    if held + rest < 1 << 32:
+        return struct.pack("<4sI4s", b"RIFF", held + rest, b"WAVE") + data.fmt + struct.pack("<4sI", b"data", held)
+    long = struct.pack("<4sIQQQI", b"ds64", 28, held + rest + 36, held, held // data.block_bytes, 0)
+    start = struct.pack("<4sI4s", b"RF64", 0xFFFFFFFF, b"WAVE")
+    return start + long + data.fmt + struct.pack("<4sI", b"data", 0xFFFFFFFF)

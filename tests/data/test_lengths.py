@@ -1,0 +1,331 @@
+"""Headers that are wrong about the length, and files put end to end: what is decoded is all that the bytes hold."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from fastslm.audio.decoding import decode, read_info, told_seconds
+from fastslm.errors import DataError, MissingExtraError
+
+av = pytest.importorskip("av")
+RATE = 16_000
+
+
+def tone(seconds, hz=400, rate=RATE):
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def encode(samples, container="WAV", subtype=None, rate=RATE):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, subtype, format=container)
+    return buffer.getvalue()
+
+
+def ffmpeg(samples, container, codec, rate=RATE, layout="mono", bit_rate=None, **options):
+    """Return what FFmpeg's muxers and encoders make of samples ``[N]``."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container, options=options) as output:
+        stream = output.add_stream(codec, rate=rate, layout=layout)
+        if bit_rate is not None:
+            stream.bit_rate = bit_rate
+        size = stream.codec_context.frame_size or 1152
+        for begin in range(0, len(samples), size):
+            frame = av.AudioFrame.from_ndarray(samples[None, begin : begin + size].copy(), "flt", layout)
+            frame.sample_rate, frame.pts = rate, begin
+            for part in av.AudioResampler(stream.format.name).resample(frame):
+                output.mux(stream.encode(part))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def bare_mp3(samples, rate=RATE, bit_rate=64_000):
+    """Return an MP3 without a first frame that tells its length, as Icecast and FFmpeg's pipes give it."""
+    return ffmpeg(samples, "mp3", "libmp3lame", rate, bit_rate=bit_rate, write_xing="0", id3v2_version="0")
+
+
+def frames_of(data):
+    """Return the samples of a file at its own rate as FFmpeg decodes them, from the first packet to the last."""
+    with av.open(io.BytesIO(data)) as container:
+        return np.concatenate([frame.to_ndarray().mean(axis=0) for frame in container.decode(audio=0)])
+
+
+def dominant(samples):
+    spectrum = np.abs(np.fft.rfft(samples.astype(float)))
+    return np.fft.rfftfreq(len(samples), 1 / RATE)[spectrum.argmax()]
+
+
+def check_length(data, seconds, within=2 / RATE):
+    """Check that index, use and decoder agree on a length, and that no samples are made up."""
+    samples = decode(io.BytesIO(data))
+    assert len(samples) / RATE == pytest.approx(seconds, abs=within)
+    assert abs(read_info(io.BytesIO(data)).num_samples - len(samples)) <= 1
+    assert told_seconds(io.BytesIO(data)) == pytest.approx(len(samples) / RATE, abs=2 / RATE)
+    assert np.abs(samples.astype(int)).max() < 0.6 * 32768  # no header was taken for samples
+    return samples
+
+
+def remarks_of(data):
+    remarks = []
+    decode(io.BytesIO(data), remarks=remarks)
+    assert tuple(remarks) == read_info(io.BytesIO(data)).remarks
+    return remarks
+
+
+# -- WAV ----------------------------------------------------------------------------------------------
+
+
+def wav(samples, riff_bytes, data_bytes, before=b"", behind=b""):
+    fmt = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, RATE, 2 * RATE, 2, 16)
+    body = (samples * 32767).astype("<i2").tobytes()
+    return (
+        b"RIFF" + struct.pack("<I", riff_bytes) + fmt + before + b"data" + struct.pack("<I", data_bytes) + body + behind
+    )
+
+
+NOTE = b"LIST" + struct.pack("<I", 14) + b"INFOINAM" + struct.pack("<I", 2) + b"a\0"
+STALE_WAVS = {
+    "data size 0": wav(tone(3), 0, 0),
+    "all sizes of an empty file": wav(tone(3), 36, 0),
+    "data size 0 behind a chunk of padding": wav(tone(3), 4088, 0, b"FLLR" + struct.pack("<I", 4044) + bytes(4044)),
+    "data size not known": wav(tone(3), 0xFFFFFFFF, 0xFFFFFFFF),
+    "data size of another program that does not know it": wav(tone(3), 0x7FFFFFFF, 0x7FFFF000),
+    "last updated at 1 s": wav(tone(3), 36 + 32_000, 32_000),
+    "a float WAV last updated at 1 s": (data := encode(tone(3), "WAV", "FLOAT")).replace(
+        b"data" + struct.pack("<I", 192_000), b"data" + struct.pack("<I", 64_000)
+    ),
+    "RF64 that was never closed": encode(tone(3), "RF64").replace(struct.pack("<Q", 96_000), bytes(8)),
+}
+GOOD_WAVS = {
+    "plain": wav(tone(3), 36 + 96_000, 96_000),
+    "with a note behind": wav(tone(3), 36 + 96_022, 96_000, behind=NOTE),
+    "with a note before": wav(tone(3), 36 + 96_022, 96_000, before=NOTE),
+    "padded with zeros": wav(tone(3), 36 + 96_000, 96_000, behind=bytes(512)),
+    "with a newline behind": wav(tone(3), 36 + 96_000, 96_000, behind=b"\r\n"),
+    "with a riff size of another file": wav(tone(3), 1234, 96_000),
+}
+
+
+@pytest.mark.parametrize("data", [*STALE_WAVS.values(), *GOOD_WAVS.values()], ids=[*STALE_WAVS, *GOOD_WAVS])
+def test_a_wav_is_as_long_as_its_bytes(data):
+    check_length(data, 3.0)
+
+
+def test_a_wav_whose_header_says_less_is_told_and_one_that_knows_no_length_is_not():
+    (remark,) = remarks_of(STALE_WAVS["last updated at 1 s"])
+    assert remark.startswith("length differs from header: it says 1.00 s, the file holds 3.00 s")
+    assert not remarks_of(STALE_WAVS["data size not known"])
+    assert not any(remarks_of(data) for data in GOOD_WAVS.values())
+
+
+def test_a_wav_past_4_gib_is_as_long_as_its_bytes(tmp_path):
+    size = (1 << 32) + 320_000
+    with open(tmp_path / "long.wav", "wb") as file:
+        file.write(wav(tone(10), (size + 36) % (1 << 32), size % (1 << 32)))
+        file.truncate(44 + size)  # zeros that take no room on the disk
+    with open(tmp_path / "long.wav", "rb") as file:
+        info = read_info(file)
+        assert info.num_frames == size // 2
+        assert "it says 10.00 s" in info.remarks[0]
+        assert len(decode(file, 134_220.0, 134_221.0)) == RATE
+
+
+def test_an_empty_wav_with_a_note_is_empty():
+    with pytest.raises(DataError, match="no samples"):
+        decode(io.BytesIO(wav(tone(0), 36 + 22, 0, behind=NOTE)))
+
+
+# -- FLAC ---------------------------------------------------------------------------------------------
+
+
+def flac_with_total(data, total):
+    changed = bytearray(data)
+    changed[21:26] = (int.from_bytes(data[21:26], "big") >> 36 << 36 | total).to_bytes(5, "big")
+    return bytes(changed)
+
+
+FLACS = {
+    "of libsndfile": encode(tone(3), "FLAC"),
+    "of libsndfile, 24 bits": encode(tone(3), "FLAC", "PCM_24"),
+    "of FFmpeg": ffmpeg(tone(3), "flac", "flac"),
+    "with ID3v1 behind": encode(tone(3), "FLAC") + b"TAG" + bytes(125),
+}
+
+
+@pytest.mark.parametrize("total", [None, 0, 1, RATE, (1 << 36) - 1, 1 << 35])
+@pytest.mark.parametrize("data", FLACS.values(), ids=FLACS)
+def test_a_flac_is_as_long_as_its_frames(data, total):
+    data = data if total is None else flac_with_total(data, total)
+    check_length(data, 3.0)
+    assert bool(remarks_of(data)) == (total not in (None, 0))
+    part = decode(io.BytesIO(data), 1.0, 2.0)
+    assert part.tolist() == decode(io.BytesIO(data))[RATE : 2 * RATE].tolist()
+
+
+def test_a_flac_of_unknown_length_that_was_cut_gives_its_whole_frames():
+    whole = encode(np.random.default_rng(0).uniform(-0.1, 0.1, 3 * RATE), "FLAC")
+    data = flac_with_total(whole, 0)[:-3000]
+    expected = decode(io.BytesIO(whole))
+    found = check_length(data, 2.8, within=0.3)
+    assert found.tolist() == expected[: len(found)].tolist()
+    with pytest.raises(DataError, match="unreadable audio"):
+        decode(io.BytesIO(whole[:-3000]))
+
+
+# -- MP3 ----------------------------------------------------------------------------------------------
+
+
+def without_first_frame(data):
+    """Return an MP3 of 16 kHz without its first frame, the note of its encoder."""
+    begin = data.find(b"\xff\xf3")
+    size = 72 * (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)[data[begin + 2] >> 4] * 1000 // RATE
+    size += data[begin + 2] >> 1 & 1
+    assert b"Info" in data[begin : begin + size] or b"Xing" in data[begin : begin + size]
+    return data[begin + size :]
+
+
+def of_changing_rate(samples):
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", RATE, 1, format="MP3", bitrate_mode="VARIABLE") as file:
+        file.write(samples)
+    return buffer.getvalue()
+
+
+QUIET_THEN_LOUD = np.concatenate([tone(5) * 0.01, np.random.default_rng(0).uniform(-0.3, 0.3, 5 * RATE)])
+MP3S = {
+    "of libsndfile": encode(tone(3), "MP3"),
+    "of FFmpeg": ffmpeg(tone(3), "mp3", "libmp3lame"),
+    "of FFmpeg, 44.1 kHz": ffmpeg(tone(3, rate=44_100), "mp3", "libmp3lame", 44_100),
+    "without a note": bare_mp3(tone(3)),
+    "without a note, 16 kbit/s at 11 kHz": bare_mp3(tone(3, rate=11_025), 11_025, 16_000),
+    "without a note, 44.1 kHz": bare_mp3(tone(3, rate=44_100), 44_100),
+    "whose note was cut off": without_first_frame(encode(tone(3), "MP3")),
+    "of changing rate, whose note was cut off": without_first_frame(of_changing_rate(QUIET_THEN_LOUD)),
+    "two end to end": encode(tone(3), "MP3") + encode(tone(2, 1500), "MP3"),
+    "two end to end without notes": bare_mp3(tone(3)) + bare_mp3(tone(2, 1500)),
+    "a tag between two": encode(tone(3), "MP3") + b"TAG" + bytes(125) + encode(tone(2, 1500), "MP3"),
+    "a tag behind": encode(tone(3), "MP3") + b"TAG" + bytes(125),
+    "zeros between tag and frames": b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10 + 500) + bare_mp3(tone(3)),
+}
+
+
+@pytest.mark.parametrize("data", MP3S.values(), ids=MP3S)
+def test_an_mp3_gives_the_samples_that_ffmpeg_gives(data):
+    expected = frames_of(data)
+    info = read_info(io.BytesIO(data))
+    assert info.num_frames == len(expected)
+    samples = decode(io.BytesIO(data))
+    assert len(samples) == pytest.approx(len(expected) * RATE / info.sample_rate_hz, abs=1)
+    if info.sample_rate_hz == RATE:
+        assert np.abs(samples - expected.clip(-1, 1) * 32768).max() < 2
+
+
+@pytest.mark.parametrize("name", [name for name in MP3S if "two" in name or "cut off" in name])
+def test_a_part_of_an_mp3_is_that_stretch_of_the_whole(name):
+    whole, part = decode(io.BytesIO(MP3S[name])), decode(io.BytesIO(MP3S[name]), 1.5, 2.5)
+    assert len(part) == RATE
+    np.testing.assert_allclose(part, whole[24_000:40_000], atol=2)
+
+
+def test_mp3s_of_two_rates_end_to_end_are_both_there():
+    data = bare_mp3(tone(3, 300)) + bare_mp3(tone(4, 1500, 44_100), 44_100)
+    samples = decode(io.BytesIO(data))
+    assert len(samples) / RATE == pytest.approx(7, abs=0.2)
+    assert dominant(samples[:RATE]) == pytest.approx(300, abs=2)
+    assert dominant(samples[-2 * RATE : -RATE]) == pytest.approx(1500, abs=2)
+
+
+def test_of_joined_mp3s_the_note_of_the_first_is_told():
+    (remark,) = remarks_of(MP3S["two end to end"])
+    assert remark.startswith("length differs from header: it says 3.")
+    assert "the file holds 5." in remark
+    assert not remarks_of(MP3S["without a note"])
+
+
+def test_an_mp3_that_is_shorter_than_its_note_is_refused():
+    with pytest.raises(DataError, match="breaks off"):
+        read_info(io.BytesIO(MP3S["of FFmpeg"][: len(MP3S["of FFmpeg"]) // 2]))
+
+
+def test_without_av_an_mp3_that_tells_its_length_is_read_and_for_others_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    assert len(decode(io.BytesIO(MP3S["of FFmpeg"]))) == 3 * RATE
+    with pytest.raises(MissingExtraError, match=r"pip install 'fastslm\[av\]'"):
+        decode(io.BytesIO(MP3S["without a note"]))
+
+
+# -- end to end ---------------------------------------------------------------------------------------
+
+ENDS = {
+    "WAV": (encode(tone(3, 300)), encode(tone(2, 1500))),
+    "WAVs of two rates": (encode(tone(3, 300)), encode(tone(2, 1500, 8000), rate=8000)),
+    "FLAC": (encode(tone(3, 300), "FLAC"), encode(tone(2, 1500), "FLAC")),
+    "FLACs of two rates": (encode(tone(3, 300), "FLAC"), encode(tone(2, 1500, 44_100), "FLAC", rate=44_100)),
+    "Vorbis": (encode(tone(3, 300), "OGG", "VORBIS"), encode(tone(2, 1500), "OGG", "VORBIS")),
+    "Opus": (encode(tone(3, 300), "OGG", "OPUS"), encode(tone(2, 1500, 48_000), "OGG", "OPUS", 48_000)),
+    "Opus of FFmpeg": tuple(ffmpeg(tone(s, hz, 48_000), "ogg", "libopus", 48_000) for s, hz in ((3, 300), (2, 1500))),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), ENDS.values(), ids=ENDS)
+def test_files_put_end_to_end_are_all_there(first, second):
+    samples = check_length(first + second, 5.0, within=0.05)
+    assert dominant(samples[:RATE]) == pytest.approx(300, abs=2)
+    assert dominant(samples[-RATE:]) == pytest.approx(1500, abs=2)
+    (remark,) = remarks_of(first + second)
+    assert "2" in remark
+    later = decode(io.BytesIO(first + second), 3.5, 4.5)
+    assert len(later) == pytest.approx(RATE, abs=1)
+    assert dominant(later) == pytest.approx(1500, abs=2)
+
+
+# -- channels and tracks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+@pytest.mark.parametrize("others", [[-1.0], [-1.0, 0.0], [-0.98]])
+def test_channels_of_opposite_phase_are_not_mixed_to_silence(rate, others):
+    samples = tone(3, 400, rate)
+    data = encode(np.stack([samples, *(share * samples for share in others)], 1), rate=rate)
+    (remark,) = [*remarks_at_decoding(data)]
+    assert remark.startswith("channels of opposite phase: ")
+    np.testing.assert_allclose(decode(io.BytesIO(data)), decode(io.BytesIO(encode(samples, rate=rate))), atol=2)
+
+
+@pytest.mark.parametrize("others", [[1.0], [0.0], [0.5, 0.0, -0.2]])
+def test_other_channels_are_mixed_evenly_without_a_remark(others):
+    samples = tone(3)
+    data = encode(np.stack([samples, *(share * samples for share in others)], 1))
+    assert not remarks_at_decoding(data)
+    mean = (1 + sum(others)) / (1 + len(others))
+    np.testing.assert_allclose(decode(io.BytesIO(data)), samples * mean * 32768, atol=2)
+
+
+def remarks_at_decoding(data):
+    remarks = []
+    decode(io.BytesIO(data), remarks=remarks)
+    return remarks
+
+
+def test_of_a_video_with_two_sound_tracks_the_first_is_taken_and_it_is_told():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as output:
+        streams = [output.add_stream("aac", rate=RATE, layout="mono") for _ in range(2)]
+        for stream, hz in zip(streams, (300, 1500), strict=True):
+            samples = tone(4, hz)
+            for begin in range(0, len(samples) - 1024, 1024):
+                frame = av.AudioFrame.from_ndarray(samples[None, begin : begin + 1024].copy(), "fltp", "mono")
+                frame.sample_rate, frame.pts = RATE, begin
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+    assert remarks_of(buffer.getvalue()) == ["several sound tracks: 2, of which the first is taken"]
+    assert dominant(decode(io.BytesIO(buffer.getvalue()))) == pytest.approx(300, abs=2)
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    (tmp_path / "secret.mp3").write_bytes(MP3S["without a note"])
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile://{tmp_path}/secret.mp3\n#EXT-X-ENDLIST\n"
+    with pytest.raises(DataError, match="unreadable audio"):
+        decode(io.BytesIO(playlist.encode()))
