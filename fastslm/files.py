@@ -65,6 +65,24 @@ def _umask() -> int:
     return mask
 
 
+def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], int]]:
+    """Yield each folder below one and itself, the names of its files, sorted, and how many more macOS has put there.
+
+    Links to folders are followed; a folder that is reached again, by a link or in a circle, does not come again. What
+    macOS leaves on foreign disks (``._name`` beside each file, and copies of those in ``__MACOSX``) is only counted.
+    """
+    seen: set[tuple[int, int]] = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        companions = [name for name in names if name.startswith("._") or os.path.basename(path) == "__MACOSX"]
+        yield path, sorted(set(names) - set(companions)), len(companions)
+
+
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Give a new folder to write into, which takes the name ``folder`` when the block ends without an error.

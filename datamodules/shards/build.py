@@ -23,7 +23,7 @@ from .shard_file import index_shard, writing
 from .sources import SourceOptions
 from .survey import Survey, SurveyOptions, survey
 from .transcode import AudioOptions, Job, measured_bytes_per_second, render, size_of
-from .utterance import Refused, Utterance
+from .utterance import Finding, Noted, Refused, Utterance
 
 Item = TypeVar("Item")
 _MEASURED_RECORDINGS = 16
@@ -92,6 +92,8 @@ class Totals:
     num_listed: int
     refused: list[Refused]
     broken_file: Path
+    noted: list[Noted]
+    notes_file: Path
 
 
 @dataclass
@@ -147,9 +149,17 @@ def build(
         num_samples, seconds = sum(r.num_samples for r in made), sum(r.seconds for r in made)
         counted = {"shards": len(made), "samples": num_samples, "hours": round(seconds / 3600, 4)}
         output.conclude({**counted, "listed": listing.num_listed, "broken": len(refused)})
-        broken_file = output.write_broken(refused)
+        broken_file = output.write_findings("broken", refused)
+        notes_file = output.write_findings("notes", listing.noted)
     _say_notes(listing)
-    return Totals(len(made), num_samples, seconds / 3600, listing.num_listed, refused, broken_file)
+    if not made and (listing.num_listed or options.listing.part.of == 1):
+        raise DataError(
+            f"{', '.join(paths)}: not one sample came of {listing.num_listed} utterances. "
+            + (f"{summary(refused)}\nAll of them: {broken_file}." if refused else "The source is empty.")
+        )
+    return Totals(
+        len(made), num_samples, seconds / 3600, listing.num_listed, refused, broken_file, listing.noted, notes_file
+    )
 
 
 def _deciding(options: BuildOptions) -> dict[str, Any]:
@@ -161,10 +171,6 @@ def _deciding(options: BuildOptions) -> dict[str, Any]:
 
 
 def _say_notes(listing: Listing) -> None:
-    if listing.num_renamed:
-        print(
-            f"Note: {listing.num_renamed} keys occurred before and were numbered (name~2, name~3 ...).", file=sys.stderr
-        )
     if listing.dev_voices and listing.num_without_speaker:
         print(
             f"Note: {listing.num_without_speaker} utterances name no speaker; each of their recordings was taken for a"
@@ -295,16 +301,16 @@ def _listed_when_stopped(output: BuildFolder) -> Iterator[None]:
     try:
         yield
     except _TooManyBroken as error:
-        path = output.write_broken(error.refused)
+        path = output.write_findings("broken", error.refused)
         raise DataError(
             f"{error}\nAll of them: {path}. Mend them, or raise --max-broken-share; finished shards are kept."
         ) from error
 
 
-def summary(refused: Sequence[Refused]) -> str:
+def summary(findings: Sequence[Finding]) -> str:
     """Return how often each reason occurs, with one example of each."""
-    counts = Counter(item.reason for item in refused)
-    examples = {item.reason: item for item in reversed(refused)}
+    counts = Counter(item.reason for item in findings)
+    examples = {item.reason: item for item in reversed(findings)}
     lines = [
         f"  {count:>8}  {reason:28} e.g. {examples[reason].where}: {examples[reason].detail or examples[reason].key}"
         for reason, count in counts.most_common()

@@ -134,6 +134,9 @@ def _run_build(options: argparse.Namespace) -> int:
     if totals.refused:
         print(f"{len(totals.refused)} of {totals.num_listed} utterances left out; all are in {totals.broken_file}")
         print(summary(totals.refused))
+    if totals.noted:
+        print(f"To be looked at, and kept: {len(totals.noted)} notes; all are in {totals.notes_file}")
+        print(summary(totals.noted))
     return 0
 
 

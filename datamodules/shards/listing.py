@@ -2,14 +2,18 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
+from unicodedata import category
 
 from fastslm.errors import DataError
 
-from .utterance import Refused, Utterance, check_fields
+from .utterance import Noted, Refused, Utterance, answer_field, check_fields
 
-_UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
+_BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
+_PATH = re.compile(r"\S+\.(txt|lab|trn|json|srt|vtt|TextGrid)", re.IGNORECASE)
 _LONGEST_KEY = 120  # the rest of a longer one is replaced by a digest
 
 
@@ -49,8 +53,8 @@ class Listing:
     Attributes:
         utterances: those of this part, in the order of the sources.
         refused: lines and utterances of this part that cannot be used.
+        noted: what is doubtful or was changed in this part.
         dev_voices: see ``voice_of``; those whose samples go to the dev split.
-        num_renamed: utterances of all parts whose key occurred before and got a number.
         num_listed: utterances and lines of this part, usable or not.
         num_without_speaker: utterances of all parts that say nothing of who speaks.
         fingerprint: 16 hex digits over the lines of all parts; it changes with any of them.
@@ -58,9 +62,9 @@ class Listing:
 
     utterances: list[Utterance] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
     dev_voices: set[str] = field(default_factory=set)
     num_listed: int = 0
-    num_renamed: int = 0
     num_without_speaker: int = 0
     fingerprint: str = ""
 
@@ -84,16 +88,19 @@ class ListingOptions:
     part: Part = Part()
 
 
-def list_corpus(items: Iterable[Utterance | Refused], options: ListingOptions) -> Listing:
+def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOptions) -> Listing:
     """Read the sources once and keep what this part has to do; every part sees the same keys and the same split.
 
     Raises:
         DataError: a dev split is wanted, and all speech is of one speaker.
     """
     listing, digest, units, voices = Listing(), hashlib.sha256(), _Units(), _Voices()
-    for item in _with_unique_keys(items, options.defaults, listing):
-        unit = item.key + item.where if isinstance(item, Refused) else unit_of(item, options.joins)
+    for item in _with_unique_keys(items, options.defaults):
+        unit = unit_of(item, options.joins) if isinstance(item, Utterance) else item.key + item.where
         mine = units.number(unit) % options.part.of == options.part.number - 1
+        if isinstance(item, Noted):
+            listing.noted += [item] if mine else []
+            continue
         listing.num_listed += mine
         digest.update(repr(item).encode("utf-8", "surrogatepass"))
         if isinstance(item, Refused):
@@ -129,9 +136,11 @@ def voice_of(utterance: Utterance) -> str:
 
 
 def _with_unique_keys(
-    items: Iterable[Utterance | Refused], defaults: dict[str, str], listing: Listing
-) -> Iterator[Utterance | Refused]:
-    seen: dict[str, int] = {}
+    items: Iterable[Utterance | Refused | Noted], defaults: dict[str, str]
+) -> Iterator[Utterance | Refused | Noted]:
+    first: dict[str, str] = {}
+    numbers: dict[str, int] = {}
+    texts: dict[int, tuple[int, str]] = {}
     for item in items:
         if isinstance(item, Utterance):
             for name, value in defaults.items():
@@ -140,16 +149,51 @@ def _with_unique_keys(
                     item.fields[name] = value
             _spell(item)
             try:
+                _check_words(item.fields)
                 check_fields(item.fields, len(item.audio))
             except DataError as error:
                 yield Refused.of(item, error)
                 continue
-            item.key = fit_key(item.key)
-            seen[item.key] = count = seen.get(item.key, 0) + 1
-            if count > 1:
-                listing.num_renamed += 1
+            name, item.key = item.key, fit_key(item.key)
+            if (taken_by := first.get(item.key)) is not None:
+                numbers[item.key] = count = numbers.get(item.key, 1) + 1
                 item.key += f"~{count}"
+                yield Noted(item.where, name, "key is taken", f"called {item.key}, for {taken_by} has the same key")
+            elif first.setdefault(item.key, item.where) and item.key != unicodedata.normalize("NFC", name):
+                yield Noted(item.where, name, "key spelt anew", f"called {item.key}")
+            yield from _said_otherwise(item, texts)
         yield item
+
+
+def _check_words(fields: dict[str, Any]) -> None:
+    """Raise where fields hold bytes that are no text, or the answer is the name of a file.
+
+    Raises:
+        DataError: so it is.
+    """
+    for name, value in fields.items():
+        if isinstance(value, str) and not value.isascii() and _BYTES.search(value):
+            raw = value.encode("utf-8", "surrogateescape")
+            raise DataError(
+                f"not UTF-8: {name} is {raw!r:.80}; save the source as UTF-8, such as by iconv -f WINDOWS-1252 -t UTF-8"
+            )
+    answer = fields.get(answer_field(fields) or "")
+    if isinstance(answer, str) and _PATH.fullmatch(answer.strip()):
+        raise DataError(f"text is a path: {answer.strip()!r:.80}; put the words themselves there")
+
+
+def _said_otherwise(item: Utterance, texts: dict[int, tuple[int, str]]) -> Iterator[Noted]:
+    """Note that an utterance gives other words to the very audio of one before it, as for the same task."""
+    if not item.audio or item.fields.get("messages") is not None:
+        return
+    asked = [item.fields.get(name) for name in ("task", "question", "target_language")]
+    words = "".join(c for c in str(item.fields.get(answer_field(item.fields) or "")).casefold() if c.isalnum())
+    audio = [(a.path, a.start_seconds, a.seconds, a.channel, a.region, a.cell) for a in item.audio]
+    before, where = texts.setdefault(hash(repr((asked, audio))), (hash(words), item.where))
+    if before != hash(words):
+        yield Noted(
+            item.where, item.key, "same audio, other text", f"{where} has the same stretch of {item.audio[0].path}"
+        )
 
 
 def _spell(utterance: Utterance) -> None:
@@ -162,8 +206,12 @@ def _spell(utterance: Utterance) -> None:
 
 
 def fit_key(name: str) -> str:
-    """Return a name as a key: a dot would end it in a tar, and ``~`` and ``+`` are kept for numbers behind it."""
-    key = _UNFIT.sub("_", name).strip("_") or "sample"
+    """Return a name as a key, of letters and digits of any script, ``_`` and ``-``, composed (NFC).
+
+    A dot would end it in a tar, and ``~`` and ``+`` are kept for numbers behind it.
+    """
+    letters = (c if c in "_-" or category(c)[0] in "LMN" else " " for c in unicodedata.normalize("NFC", name))
+    key = "_".join("".join(letters).split()).strip("_") or "sample"
     if len(key) > _LONGEST_KEY:
         key = f"{key[: _LONGEST_KEY - 17]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
     return key

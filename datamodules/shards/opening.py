@@ -1,6 +1,7 @@
 """References to audio, opened: files, members of tars and cells of tables, all as one kind of file."""
 
 import contextlib
+import glob
 import io
 import os
 from collections.abc import Iterator
@@ -42,7 +43,8 @@ def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
     try:
         stream = open(path, "rb")  # noqa: SIM115 -- closed below; only opening may fail here
     except FileNotFoundError:
-        raise DataError(f"missing file: {path}") from None
+        beside = sorted(glob.glob(f"{glob.escape(path)}.*"))
+        raise DataError(f"missing file: {path}{f'; {beside[0]} is there' if beside else ''}") from None
     except OSError as error:
         raise DataError(f"unreadable file: {path}: {error.strerror or error}") from error
     with stream:

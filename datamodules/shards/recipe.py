@@ -17,10 +17,10 @@ from fastslm.files import PARTIAL, write_atomically
 
 from .listing import Part
 from .shard_file import guarded, remove_partials, remove_shard
-from .utterance import Refused
+from .utterance import Finding, Refused
 
 #: Changes when the same input and options would give other shards.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _STATE, _DONE = ".build", ".done.json"
 
 
@@ -167,10 +167,10 @@ class BuildFolder:
         recipe = json.loads(self.recipe.read_text())
         self._write(self.recipe, {**recipe, "totals": dict(totals)})
 
-    def write_broken(self, refused: Sequence[Refused]) -> Path:
-        """Write the utterances that are left out, one JSON a line, and return the file."""
-        path = self.folder / f"broken{self.part.suffix}.jsonl"
-        self._write_text(path, "".join(json.dumps(asdict(item)) + "\n" for item in refused))
+    def write_findings(self, name: str, findings: Sequence[Finding]) -> Path:
+        """Write what is to be said of utterances, one JSON a line, and return the file."""
+        path = self.folder / f"{name}{self.part.suffix}.jsonl"
+        self._write_text(path, "".join(json.dumps(asdict(item)) + "\n" for item in findings))
         return path
 
     def _write(self, path: Path, value: Mapping[str, Any]) -> None:

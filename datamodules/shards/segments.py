@@ -45,6 +45,18 @@ def gaps_of(segments: Any, total_seconds: float) -> list[Gap]:
     return gaps
 
 
+def check_inside(segments: Any, total_seconds: float) -> None:
+    """Raise where segments that have times leave their recording; what else they are is asked where they are used.
+
+    Raises:
+        DataError: so it is.
+    """
+    for segment in segments if isinstance(segments, list) else ():
+        end = segment.get("end") if isinstance(segment, dict) else None
+        if isinstance(end, int | float) and end > total_seconds + TOLERANCE_SECONDS:
+            raise DataError(f"unusable segments: one ends at {end:g} s, in a recording of {total_seconds:.2f} s")
+
+
 def spell(segments: Any, name: str, text: Any) -> bool:
     """Say whether a field of the segments has, together, the words of a text (spaces, signs and case aside)."""
 

@@ -18,6 +18,7 @@ from ..reading.audio import decode, read_info
 from ..reading.tar import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from .join import join
 from .opening import opened, seconds_of
+from .segments import check_inside
 from .utterance import Audio, Refused, Utterance
 
 Samples = npt.NDArray[np.int16]
@@ -76,9 +77,10 @@ def render(job: Job, options: AudioOptions) -> Rendered:
     utterance = job.utterances[0]
     try:
         encoded = [_encode(audio, options.keep_audio) for audio in utterance.audio]
+        seconds = math.fsum(length for _, _, length in encoded)
+        check_inside(utterance.fields.get("segments"), seconds)
     except DataError as error:
         return Rendered(refused=[Refused.of(utterance, error)])
-    seconds = math.fsum(length for _, _, length in encoded)
     fields = {**utterance.fields, "duration": round(seconds, 6)} if encoded else utterance.fields
     return _sample(job, fields, [(extension, data) for extension, data, _ in encoded], seconds, [])
 

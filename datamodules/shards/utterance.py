@@ -11,6 +11,10 @@ from fastslm.tasks import tasks
 
 #: Rounding in manifests, and what encoders add at the end of lossy files.
 TOLERANCE_SECONDS = 0.2
+#: A whole file may be longer than its source says by this: lengths are rounded down, or left out the end's silence.
+LONGER_SECONDS = 1.0
+#: In which lengths of unknown unit may be: seconds, milliseconds, usual sample rates, microseconds, nanoseconds.
+_UNITS_PER_SECOND = (1, 1e3, 8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 1e6, 1e9)
 
 
 @dataclass(slots=True)
@@ -25,6 +29,7 @@ class Audio:
         region: offset and size of an encoded recording inside a tar.
         cell: column, row group (-1 for arrow) and row of an encoded recording inside a table.
         num_bytes: size of the encoded recording, once it is known.
+        stated: what the source says of the length of the whole file, in a unit that it does not tell.
     """
 
     path: str
@@ -34,23 +39,38 @@ class Audio:
     region: tuple[int, int] | None = None
     cell: tuple[str, int, int] | None = None
     num_bytes: int = 0
+    stated: float | None = None
 
     def stretch(self, total_seconds: float) -> tuple[float, float]:
         """Return begin and end in seconds in a recording that holds ``total_seconds``.
 
         Raises:
-            DataError: it reaches past the end by more than rounding can explain.
+            DataError: it reaches past the end by more than rounding can explain, or the whole file is meant and is
+            longer than the source says.
         """
         begin = self.start_seconds or 0.0
         end = total_seconds if self.seconds is None else begin + self.seconds
         if self.seconds is not None and self.seconds <= 0.0:
             raise DataError(f"empty audio: a stretch of {self.seconds:g} s")
         if begin >= total_seconds or end > total_seconds + TOLERANCE_SECONDS:
+            if (
+                begin >= total_seconds
+                and self.seconds is not None
+                and abs(self.seconds - total_seconds) <= TOLERANCE_SECONDS
+            ):
+                return 0.0, total_seconds  # cut out already: the times are those of the recording it comes from
             what = "audio shorter than stated" if self.start_seconds is None else "offset past the end"
-            raise DataError(f"{what}: {begin:g} to {end:g} s of a recording of {total_seconds:.2f} s")
-        if self.start_seconds is None and end > total_seconds - TOLERANCE_SECONDS:
-            return 0.0, total_seconds
-        return begin, min(end, total_seconds)
+            hint = "; times are in seconds" if end >= 100 * total_seconds else ""
+            raise DataError(f"{what}: {begin:g} to {end:g} s of a recording of {total_seconds:.2f} s{hint}")
+        if self.start_seconds is not None:
+            return begin, min(end, total_seconds)
+        stated = [end] if self.stated is None else [self.stated / unit for unit in _UNITS_PER_SECOND]
+        if not any(abs(seconds - total_seconds) <= LONGER_SECONDS for seconds in stated):
+            raise DataError(
+                f"other length than stated: the source says {self.stated or end:g}, and the file has"
+                f" {total_seconds:.2f} s, so that the text may be of another stretch; to take one, state its offset"
+            )
+        return 0.0, total_seconds
 
 
 @dataclass(slots=True)
@@ -85,13 +105,23 @@ class Utterance:
 
 
 @dataclass(slots=True)
-class Refused:
-    """An utterance, or a line of a source, that cannot be used; counted and listed, never silent."""
+class Finding:
+    """What is to be said of an utterance or a line of a source; counted by reason and listed, never silent."""
 
     where: str
     key: str
     reason: str
     detail: str = ""
+
+
+@dataclass(slots=True)
+class Noted(Finding):
+    """What is doubtful or was changed; nothing is left out for it."""
+
+
+@dataclass(slots=True)
+class Refused(Finding):
+    """What cannot be used."""
 
     @staticmethod
     def of(utterance: Utterance, error: DataError) -> "Refused":

@@ -105,7 +105,7 @@ def test_short_recordings_stay_whole(build, long_recording):
     ],
 )
 def test_what_cannot_be_cut_with_its_words_is_refused(build, long_recording, reasons, more, reason):
-    assert build(long_recording(FIVE, 8.0, **more), "--split-seconds", 4.0, "--max-broken-share", 1.0) == {}
+    assert build(long_recording(FIVE, 8.0, **more), "--split-seconds", 4.0, "--max-broken-share", 1.0, status=2) == {}
     assert reasons() == {reason: 1}
 
 

@@ -13,7 +13,7 @@ import braceexpand
 
 from fastslm.errors import DataError, nearest
 
-from ..utterance import Refused, Utterance
+from ..utterance import Noted, Refused, Utterance
 from . import huggingface, kaldi, lhotse, librispeech, nemo, table, webdataset
 from .options import SourceOptions
 
@@ -43,7 +43,8 @@ def expand_paths(patterns: Sequence[str]) -> list[str]:
         for name in [pattern] if literal else braceexpand.braceexpand(pattern):
             found = sorted(glob.glob(name)) if glob.has_magic(name) and not literal else [name]
             if not found or not os.path.exists(found[0]):
-                raise DataError(f"{name}: there is no such file or folder.")
+                hint = " Fetch it first: sources are read from disk." if "://" in name else ""
+                raise DataError(f"{name}: there is no such file or folder.{hint}")
             paths += found
     return paths
 
@@ -68,7 +69,7 @@ def format_of(path: str, forced: str | None = None) -> str:
     )
 
 
-def read(paths: Sequence[str], forced: str | None, options: SourceOptions) -> Iterator[Utterance | Refused]:
+def read(paths: Sequence[str], forced: str | None, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     """Yield what all sources hold, in their order.
 
     Raises:
@@ -76,6 +77,11 @@ def read(paths: Sequence[str], forced: str | None, options: SourceOptions) -> It
         DataError: a source is missing, of no known format, or cannot be read at all.
     """
     paths = expand_paths(paths)
+    spellings: dict[str, str] = {}
+    for path in paths:
+        if spellings.setdefault(os.path.realpath(path), path) != path or paths.count(path) > 1:
+            first = spellings[os.path.realpath(path)]
+            raise DataError(f"{path}: is given twice (first as {first}), and every sample would be, too.")
     formats = [format_of(path, forced) for path in paths]  # all before the first line: a slip is seen at once
     for path, name in zip(paths, formats, strict=True):
         yield from FORMATS[name].read(path, options)

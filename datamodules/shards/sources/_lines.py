@@ -1,10 +1,13 @@
 """Text files line by line, plain or gzipped, and JSON lines with what is wrong in them counted."""
 
+import codecs
 import gzip
 import json
 import os
+import unicodedata
+import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from fastslm.errors import DataError
 
@@ -19,12 +22,17 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
     """
     opener = gzip.open if path.endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        with opener(path, "rb") as file:
+            encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        # Bytes that are not UTF-8 are kept as they are for the names of files; in texts they are refused.
+        with opener(path, "rt", encoding=encoding, errors="surrogateescape", newline="\n") as file:
             for line_number, line in enumerate(file, 1):
                 if line.strip():
                     yield line_number, line.rstrip("\r\n")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}.") from error
+    except UnicodeError as error:
+        raise DataError(f"{path}: begins as UTF-16 and is damaged ({error}). Save it as UTF-8.") from error
 
 
 def json_lines(path: str) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
@@ -54,11 +62,26 @@ def first_object(path: str) -> dict[str, Any]:
 
 
 def located(path: str, roots: list[str]) -> str:
-    """Return a path as it is when absolute, otherwise below the first root that holds it (or the first)."""
-    path = os.path.expanduser(path)
-    if os.path.isabs(path):
-        return path
-    candidates = [os.path.join(root, path) for root in roots]
-    if len(candidates) == 1:
+    """Return a path as it is when absolute, otherwise below the first root that holds it (or the first).
+
+    Where the file system spells an accent otherwise (as one character or two), its spelling is returned.
+
+    Raises:
+        DataError: it is a URL.
+    """
+    path = os.path.expanduser(path.removeprefix("file://"))
+    if "://" in path:
+        protocol = path.partition("://")[0]
+        raise DataError(
+            f"remote audio: {protocol}:// is not read here; fetch the files, and give their folder with --audio-root"
+        )
+    candidates = [path] if os.path.isabs(path) else [os.path.join(root, path) for root in roots]
+    if len(candidates) == 1 and path.isascii():
         return candidates[0]
-    return next((candidate for candidate in candidates if os.path.exists(candidate)), candidates[0])
+    spellings = candidates if path.isascii() else [s for c in candidates for s in (c, *_spelt_otherwise(c))]
+    return next((candidate for candidate in spellings if os.path.exists(candidate)), candidates[0])
+
+
+def _spelt_otherwise(path: str) -> list[str]:
+    forms: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+    return [unicodedata.normalize(form, path) for form in forms]

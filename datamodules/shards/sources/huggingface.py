@@ -9,7 +9,7 @@ from typing import Any
 
 from fastslm.errors import ConfigError, DataError
 
-from ..naming import check_columns, number, renamed, resolve_columns
+from ..naming import check_columns, loose_length, renamed, resolve_columns, take_times
 from ..table_cells import column_names, describe, open_table
 from ..utterance import Audio, Refused, Utterance, stem
 from ._lines import located
@@ -80,15 +80,15 @@ def _utterance(
     fields: dict[str, Any], given: Any, cell: tuple[str, int, int] | None, where: str, path: str, roots: list[str]
 ) -> Utterance:
     key, group = fields.pop("id", None), fields.get("group")
-    fields.pop("duration", None)  # of unknown unit; the audio knows
-    start = number(fields.pop("offset", None), "offset")
+    stated = loose_length(fields)
+    start, seconds = take_times(fields)
     name = str(given) if isinstance(given, str) and given else None
     if key in (None, ""):
         key = stem(name) if name else f"{stem(path)}-{where.rpartition(' ')[2]}"
     if cell is not None:
-        audio = [Audio(path, start, cell=cell)]
+        audio = [Audio(path, start, seconds, cell=cell, stated=stated)]
     elif name:
-        audio = [Audio(located(name, roots), start)]
+        audio = [Audio(located(name, roots), start, seconds, stated=stated)]
     elif fields.get("messages") is not None:
         audio = []
     else:

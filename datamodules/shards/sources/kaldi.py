@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fastslm.errors import DataError
 
-from ..utterance import Audio, Refused, Utterance
+from ..utterance import Audio, Noted, Refused, Utterance
 from ._lines import lines, located
 from .options import SourceOptions
 
@@ -18,44 +18,80 @@ def detect(path: str) -> bool:
     return os.path.isfile(os.path.join(path, "wav.scp"))
 
 
-def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     """Yield the utterances of ``segments``, or of ``wav.scp`` where there is none, each with its ``text``.
+
+    An id that stands in lines that differ is refused, for nobody knows which of them is meant.
 
     Raises:
         DataError: an entry of ``wav.scp`` is a command or lies in an archive.
     """
     recordings = _recordings(os.path.join(path, "wav.scp"), options.audio_root)
-    texts, speakers, languages, genders = (
-        dict(_pairs(os.path.join(path, name))) for name in ("text", "utt2spk", "utt2lang", "spk2gender")
-    )
+    tables = [_Table(os.path.join(path, name)) for name in ("text", "utt2spk", "utt2lang", "spk2gender")]
+    texts, speakers, languages, genders = tables
     if not texts:
         raise DataError(f"{path}: the Kaldi folder has no file 'text'.")
     channels = _channels(os.path.join(path, "reco2file_and_channel"))
+    spans = _Table(os.path.join(path, "segments"))
     described = set()
     for where, key, recording, start, end in _spans(path, recordings):
+        again = key in described
         described.add(key)
+        differing = spans.differing.get(key) or recordings.differing.get(recording)
+        differing = differing or next((d for t in tables if (d := t.differing.get(key))), None)
         fields = {"text": texts.get(key, ""), "speaker": speakers.get(key), "language": languages.get(key)}
         fields["gender"] = genders.get(fields["speaker"] or "")
         fields["recording"] = recording if start is not None else None
         fields = {name: value for name, value in fields.items() if value is not None}
         if isinstance(start, DataError):
             yield Refused(where, key, "unreadable line", str(start))
+        elif differing is not None:
+            yield Refused(where, key, "id stands twice", differing)
+        elif again:
+            yield Noted(where, key, "line stands twice", "the same as before; taken once")
         elif recording not in recordings:
             yield Refused(where, key, "missing audio", f"wav.scp has no recording {recording!r}")
         else:
             seconds = None if end is None or start is None or end < 0 else end - start  # -1: to the end
             audio = Audio(recordings[recording], start, seconds, channels.get(recording))
             yield Utterance(key, [audio], fields, where, recording if start is not None else None)
+    for table in (recordings, *tables):
+        yield from (Noted(where, key, "line stands twice", "the same as before") for where, key in table.repeated)
     for key in texts:
         if key not in described:
             yield Refused(f"{path}/text", key, "missing audio", "neither segments nor wav.scp knows the utterance")
 
 
-def _recordings(path: str, audio_root: str | None) -> dict[str, str]:
-    found = {}
-    for number, line in lines(path):
-        key, *rest = line.split(None, 1)
-        target = rest[0].strip() if rest else ""
+class _Table(dict[str, str]):
+    """A file of ids and what belongs to each.
+
+    Attributes:
+        differing: for each id that stands in several lines that differ, which those are.
+        repeated: place and id of the lines that repeat another.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.differing: dict[str, str] = {}
+        self.repeated: list[tuple[str, str]] = []
+        first: dict[str, int] = {}
+        for number, line in lines(path) if os.path.isfile(path) else ():
+            key, *rest = line.split(None, 1)
+            value = rest[0].strip() if rest else ""
+            if self.setdefault(key, value) != value:
+                name = os.path.basename(path)
+                self.differing[key] = (
+                    f"lines {first[key]} and {number} of {name} give it {self[key]:.60} and {value:.60}"
+                )
+            elif first.setdefault(key, number) != number:
+                self.repeated.append((f"{path} line {number}", key))
+        self.lines = first
+
+
+def _recordings(path: str, audio_root: str | None) -> _Table:
+    found = _Table(path)
+    for key, target in found.items():
+        number = found.lines[key]
         if target.endswith("|") or target.startswith("|"):
             raise DataError(
                 f"{path} line {number}: recording {key!r} is the command {target!r:.80}. Commands are not run: write"
@@ -72,16 +108,9 @@ def _recordings(path: str, audio_root: str | None) -> dict[str, str]:
     return found
 
 
-def _pairs(path: str) -> Iterator[tuple[str, str]]:
-    if os.path.isfile(path):
-        for _, line in lines(path):
-            key, *rest = line.split(None, 1)
-            yield key, rest[0].strip() if rest else ""
-
-
 def _channels(path: str) -> dict[str, int]:
     names = {"A": 0, "B": 1, "1": 0, "2": 1}
-    rows = (value.split() for value in (f"{key} {rest}" for key, rest in _pairs(path)))
+    rows = (f"{key} {rest}".split() for key, rest in _Table(path).items())
     return {row[0]: names[row[2]] for row in rows if len(row) == 3 and row[2] in names}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastslm.errors import DataError
 
-from ..naming import USUAL_NAMES, number, renamed
+from ..naming import USUAL_NAMES, renamed, take_times
 from ..utterance import Audio, Refused, Utterance, stem
 from ._lines import first_object, json_lines, located
 from .options import SourceOptions
@@ -33,14 +33,14 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
             yield Refused(where, str(fields.get("id", "?")), reason, detail)
 
 
-def from_row(fields: dict[str, Any], where: str, roots: list[str]) -> Utterance:
-    """Return the utterance of a row under standard names.
+def from_row(fields: dict[str, Any], where: str, roots: list[str], stated: float | None = None) -> Utterance:
+    """Return the utterance of a row under standard names; ``stated`` is a length of its file in an unknown unit.
 
     Raises:
         DataError: it names no audio, or its times are no numbers.
     """
     path = fields.pop("audio", None)
-    start, seconds = number(fields.pop("offset", None), "offset"), number(fields.pop("duration", None), "duration")
+    start, seconds = take_times(fields)
     key, group = fields.pop("id", None), fields.get("group")
     if fields.get("messages") is not None and path is None:
         return Utterance(str(key or "dialogue"), [], fields, where)
@@ -48,9 +48,5 @@ def from_row(fields: dict[str, Any], where: str, roots: list[str]) -> Utterance:
         raise DataError("missing audio: the row names no audio file")
     if key in (None, ""):
         key = stem(path) if start is None else f"{stem(path)}-{round(start * 1000):09d}"
-    if start is not None and start < 0:
-        raise DataError(f"unusable fields: offset {start:g} is negative")
-    if seconds is not None and seconds < 0:  # as NeMo writes where it does not know
-        seconds = None
-    audio = Audio(located(path, roots), start, seconds)
+    audio = Audio(located(path, roots), start, seconds, stated=stated)
     return Utterance(str(key), [audio], fields, where, None if group in (None, "") else str(group))

@@ -1,18 +1,21 @@
-"""CSV and TSV tables with a column of audio paths and one of text, as Common Voice has them."""
+"""CSV and TSV tables with a column of audio paths and one of text, as Common Voice and LJSpeech have them."""
 
 import csv
+import itertools
 import os
 from collections.abc import Iterator
 
-from fastslm.errors import DataError
+from fastslm.errors import ConfigError, DataError
 
-from ..naming import check_columns, renamed, resolve_columns
-from ..utterance import Refused, Utterance
-from ._lines import lines
+from ..naming import check_columns, loose_length, renamed, resolve_columns
+from ..utterance import Noted, Refused, Utterance
+from ._delimited import header_of, read_rows
+from ._lines import lines, located
 from .nemo import from_row
 from .options import SourceOptions
 
 _DELIMITERS = ",\t;|"
+_LJSPEECH = ["id", "text", "normalized_text"]
 
 
 def detect(path: str) -> bool:
@@ -20,11 +23,12 @@ def detect(path: str) -> bool:
     return os.path.isfile(path) and path.removesuffix(".gz").endswith((".csv", ".tsv"))
 
 
-def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     """Yield a row each; relative paths start from the table's folder or from ``clips/`` in it.
 
     Raises:
         ConfigError: no column holds audio or text.
+        DataError: the table is empty.
     """
     csv.field_size_limit(1 << 30)
     folder = os.path.dirname(os.path.abspath(path))
@@ -33,26 +37,47 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
     header = next((line for _, line in lines(path)), None)
     if header is None:
         raise DataError(f"{path}: the table is empty.")
-    delimiter = max(_DELIMITERS, key=header.count)
-    # Tabs never stand inside a field, and Common Voice does not close its quotes.
-    rows = (line + "\n" for _, line in lines(path))
-    tabs = delimiter == "\t"
-    reader = csv.reader(rows, delimiter=delimiter, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
-    names = [name.strip() for name in next(reader)]
+    wavs = options.audio_root or os.path.join(folder, "wavs")
+    ljspeech = os.path.isfile(os.path.join(wavs, f"{header.partition('|')[0]}.wav"))
+    delimiter, names = header_of(header, "|" if ljspeech else _DELIMITERS)
+    if ljspeech:
+        yield Noted(f"{path} line 1", names[0], "no header", "read as LJSpeech: id, text, normalized text")
+        names = _LJSPEECH[: len(names)]
+    else:
+        _check_header(names, path, roots)
     resolved = resolve_columns(names, options.columns, path)
-    check_columns(resolved, names, path)
-    for number, values in enumerate(reader, 1):
-        where = f"{path} row {number}"
-        if len(values) != len(names):
-            yield Refused(where, "?", "unreadable line", f"{len(values)} columns where the header has {len(names)}")
+    check_columns(resolved if not ljspeech else {**resolved, "audio": "id"}, names, path)
+    rows = read_rows(lines(path), delimiter, len(names), names.index(resolved.get("audio", names[0])))
+    for row in itertools.islice(rows, 0 if ljspeech else 1, None):
+        where = f"{path} line {row.line}"
+        if len(row.values) != len(names):
+            what = f"{len(row.values)} columns where the header has {len(names)}"
+            yield Refused(where, "?", "unreadable line", what + (", and an open quotation mark" * row.is_literal))
             continue
+        if row.is_literal:
+            yield Noted(where, "?", "open quotation mark", f"taken as a character: {delimiter.join(row.values):.80}")
         fields = {
-            name: value for name, value in renamed(dict(zip(names, values, strict=True)), resolved).items() if name
+            name: value for name, value in renamed(dict(zip(names, row.values, strict=True)), resolved).items() if name
         }
-        if "offset" not in fields and "duration" not in options.columns:
-            fields.pop("duration", None)  # tables give it in milliseconds as well; the file knows
+        if ljspeech:
+            fields["audio"] = os.path.join(wavs, f"{fields['id']}.wav")
         try:
-            yield from_row(fields, where, roots)
+            stated = None if "duration" in options.columns else loose_length(fields)
+            yield from_row(fields, where, roots, stated)
         except DataError as error:
             reason, _, detail = str(error).partition(": ")
             yield Refused(where, str(fields.get("id", "?")), reason, detail)
+
+
+def _check_header(names: list[str], path: str, roots: list[str]) -> None:
+    """Raise where the first line is a row already.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    value = next((name for name in names if os.path.splitext(name)[1] and os.path.isfile(located(name, roots))), None)
+    if value is not None:
+        raise ConfigError(
+            f"{path}: its first line is no header, for {value!r} in it is a file. Put the names of the columns above"
+            " it, such as path and text."
+        )

@@ -9,7 +9,7 @@ from fastslm.errors import DataError
 
 from ...index.dialogues import parse_fields
 from ...reading.tar import Members, read_groups, recordings_of
-from ..naming import renamed, resolve_columns
+from ..naming import TIMES, loose_length, renamed, resolve_columns
 from ..utterance import Audio, Refused, Utterance
 from .options import SourceOptions
 
@@ -49,9 +49,10 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
         if "json" in members:
             fields = parse_fields(os.pread(descriptor, members["json"].size, members["json"].offset))
         resolved = resolve_columns(fields, {n: c for n, c in options.columns.items() if c in fields}, shard)
-        for kept in ("audio", "id"):  # its own key and audio are those of the tar
+        for kept in ("audio", "id", *TIMES):  # its own key and audio are those of the tar
             resolved.pop(kept, None)
         fields = renamed(fields, resolved)
+        stated = loose_length(fields)
         if "txt" in members and not fields.get("text"):
             text = os.pread(descriptor, members["txt"].size, members["txt"].offset)
             fields["text"] = text.decode("utf-8-sig").strip()
@@ -63,7 +64,8 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
     recordings = recordings_of(members)
     if not recordings and fields.get("messages") is None:
         return Refused(shard, key, "missing audio", "the sample has no audio member")
-    audio = [Audio(shard, region=(m.offset, m.size), num_bytes=m.size) for _, m in recordings]
+    stated = stated if len(recordings) == 1 else None
+    audio = [Audio(shard, region=(m.offset, m.size), num_bytes=m.size, stated=stated) for _, m in recordings]
     group = fields.get("group")
     fields.pop("duration", None)
     return Utterance(key, audio, fields, f"{shard} sample {key}", None if group in (None, "") else str(group))

@@ -1,0 +1,72 @@
+"""Rows of delimited text with the lines they stand on; a quotation mark that nobody closes swallows no other row."""
+
+import csv
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+_MOST_LINES = 1000  # of one row
+
+
+class Row(NamedTuple):
+    """A row of a table: its first line, its values, and whether a quotation mark in it was taken as a character."""
+
+    line: int
+    values: list[str]
+    is_literal: bool = False
+
+
+def header_of(line: str, delimiters: str) -> tuple[str, list[str]]:
+    """Return the delimiter of a table and the fields of its first line."""
+    delimiter = max(delimiters, key=line.count)
+    return delimiter, [name.strip() for name in _parsed(line, delimiter) or line.split(delimiter)]
+
+
+def read_rows(lines: Iterable[tuple[int, str]], delimiter: str, width: int, audio: int) -> Iterator[Row]:
+    """Yield the rows of a table. A field in quotation marks may go on over lines, but not over lines that are rows.
+
+    Args:
+        lines: number and text of each.
+        delimiter: between fields. Tabs never stand inside a field, and Common Voice does not close its quotes.
+        width: columns.
+        audio: the column of audio paths: a line that has the ending of a row's path there is a row of its own.
+    """
+    source, waiting = iter(lines), deque[tuple[int, str]]()
+    while (first := waiting.popleft() if waiting else next(source, None)) is not None:
+        number, line = first
+        if delimiter == "\t":
+            yield Row(number, line.split("\t"))
+            continue
+        values, taken = _parsed(line, delimiter), [line]
+        cells = line.split(delimiter)
+        is_open = values is None and line.count('"') % 2 == 1
+        while is_open and len(taken) < _MOST_LINES:
+            if len(waiting) < len(taken) and (more := next(source, None)) is not None:
+                waiting.append(more)
+            following = waiting[len(taken) - 1][1] if len(waiting) >= len(taken) else None
+            if following is None or _is_row(following.split(delimiter), cells, width, audio):
+                break
+            taken.append(following)
+            is_open = following.count('"') % 2 == 0
+            values = None if is_open else _parsed("\n".join(taken), delimiter)
+        if values is None:
+            yield Row(number, cells, is_literal=True)
+            continue
+        for _ in taken[1:]:
+            waiting.popleft()
+        yield Row(number, values)
+
+
+def _parsed(text: str, delimiter: str) -> list[str] | None:
+    """Return the fields of one row; None where its quotation marks are not those of a row."""
+    try:
+        rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True))
+    except csv.Error:
+        return None
+    return rows[0] if len(rows) == 1 else None
+
+
+def _is_row(cells: list[str], before: list[str], width: int, audio: int) -> bool:
+    endings = [os.path.splitext(row[audio])[1] if audio < len(row) else None for row in (cells, before)]
+    return len(cells) >= width and endings[0] == endings[1]
