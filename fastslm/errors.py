@@ -20,6 +20,10 @@ class CheckpointError(FastSLMError):
     """A checkpoint does not fit the model, the data or this version."""
 
 
+class TrainingError(FastSLMError):
+    """Training cannot go on: what it computes is of no use any more."""
+
+
 class HubError(FastSLMError):
     """The Hugging Face hub cannot be reached, or refuses."""
 

@@ -33,7 +33,7 @@ from fastslm.checkpoint.folder import (
     sweep,
 )
 from fastslm.checkpoint.gather import stored_tensors
-from fastslm.checkpoint.state import part_of_tensor
+from fastslm.checkpoint.state import part_of_tensor, some
 from fastslm.errors import CheckpointError
 
 FORMAT = 1
@@ -60,7 +60,8 @@ def write_checkpoint(
         write_state: writes the strategy's own state to a path.
 
     Raises:
-        CheckpointError: a tensor is missing or empty, or the disk is full; the checkpoints before are untouched.
+        CheckpointError: a tensor is missing, empty or not finite, or the disk is full; the checkpoints before are
+            untouched.
     """
     zero = trainer.is_global_zero
     link = Path(trainer.strategy.broadcast(str(link.absolute())))
@@ -69,7 +70,7 @@ def write_checkpoint(
     tensors = stored_tensors(module, keep=zero)
     problem: CheckpointError | None = None
     if zero:
-        problem = _problem(lambda: _prepare(partial, tensors), partial)
+        problem = _not_finite(tensors) or _problem(lambda: _prepare(partial, tensors), partial)
     _agree(trainer, problem)
     together = facts.strategy_kind(trainer.strategy).startswith(_TOGETHER)
     problem = _problem(lambda: write_state(partial / TRAINER_STATE), partial)
@@ -81,6 +82,18 @@ def write_checkpoint(
         manifest = _manifest(trainer, module, tensors, data)
         problem = _problem(lambda: _finish(partial, final, link, module, tensors, manifest), partial)
     _agree(trainer, problem)
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> CheckpointError | None:
+    """Return the error for people where a weight is no number: going on from that would never recover."""
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if not bad:
+        return None
+    return CheckpointError(
+        f"refusing to save: {len(bad)} trained tensors hold nan or infinity after the last step: {some(bad)}. Set a"
+        " lower model.optimizer.learning_rate, or trainer.precision to bf16-mixed or 32-true; checkpoints from before"
+        " are kept."
+    )
 
 
 def _prepare(partial: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -33,6 +33,7 @@ from fastslm.strategies.support import cast_trainable, replicated, shard, shards
 from fastslm.training.additions import TrainingAdditions
 from fastslm.training.data_source import ModelFacts, source_of, train_from
 from fastslm.training.evaluation import Evaluation, check_monitors, chosen_keys, write_answers
+from fastslm.training.finite import check_losses
 from fastslm.training.optim import OptimizerSettings, build_optimizer, build_schedule
 from fastslm.training.seed import run_seed
 from fastslm.training.settings import ModelSettings
@@ -88,6 +89,7 @@ class SpeechLMModule(L.LightningModule):
         self._evaluation: Evaluation | None = None
         self._batch_checked = False
         self._step_means: dict[str, Tensor] = {}  # losses of the micro-batches of a step so far
+        self._unchecked: list[tuple[Sequence[str], Tensor]] = []  # samples and objective whose backward pass runs
         self._generated_keys: set[str] | None = None  # what this validation answers; None means all
         #: Set on any rank, from any thread: all ranks save and end training after the step they are in.
         self.stop_requested = False
@@ -223,6 +225,7 @@ class SpeechLMModule(L.LightningModule):
         if output.alignment_sum is not None:
             alignment = self._share(batch, agreed, output.alignment_sum, agreed.aligned, "train/alignment_loss")
             objective = loss + self.settings.alignment_weight * alignment
+        self._unchecked = [(batch.keys, objective)]
         counts = float(any(batch.weights))  # what only fills up a step is no work done
         return {
             "loss": objective,
@@ -231,6 +234,10 @@ class SpeechLMModule(L.LightningModule):
             "llm_tokens": counts * output.num_tokens,
             "llm_positions": counts * output.num_positions,
         }
+
+    def on_after_backward(self) -> None:
+        """Stop before the optimizer takes up a loss that is no number; by now all of the pass is on its way."""
+        check_losses(self.trainer, self, self._unchecked)
 
     def _agree(self, batch: Batch, asked: bool) -> Agreement:
         """Exchange with all ranks what this step holds."""
@@ -270,6 +277,8 @@ class SpeechLMModule(L.LightningModule):
         rows = write_answers(self.path, batch, speech, chosen, self.settings.limit) if generate else []
         self._evaluation = self._evaluation or Evaluation(self.device)
         self._evaluation.add(output, rows)
+        if self.trainer.state.fn == "fit" and output.num_labels:
+            self._unchecked.append((batch.keys, output.loss_sum))
         return {"rows": rows, "speech_tokens": output.num_speech_tokens}
 
     def transcribe(self, batch: Batch) -> list[dict[str, Any]]:
@@ -289,6 +298,7 @@ class SpeechLMModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Choose what is answered in text: within training at most ``max_generated`` recordings of all ranks."""
+        self._unchecked = []
         self._generated_keys = None
         if self.settings.max_generated is not None and self.trainer.state.fn == "fit":
             self._generated_keys = chosen_keys(source_of(self.trainer), self.settings.max_generated)
@@ -308,6 +318,7 @@ class SpeechLMModule(L.LightningModule):
         for name, value in values.items():
             self.log(name, value, prog_bar=name.count("/") == 1, rank_zero_only=False)  # languages are in the logs
         if self.trainer.state.fn == "fit":
+            check_losses(self.trainer, self, self._unchecked)
             check_monitors(self.trainer.checkpoint_callbacks, values)
 
     # -- optimizer and checkpoint ----------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ def mix_style(frames: Tensor, num_frames: Tensor, probability: float) -> Tensor:
     mean = (values * valid).sum(1, keepdim=True) / count  # [W, 1, D_enc]
     spread = (((values - mean) ** 2 * valid).sum(1, keepdim=True) / count + _EPSILON).sqrt()
     other = torch.randperm(num_windows).to(frames.device)
-    share = torch.distributions.Beta(_ALPHA, _ALPHA, validate_args=False).sample((num_windows,))
+    alpha = torch.tensor(_ALPHA, dtype=torch.float32)  # half precision is the default under 16-true, and draws none
+    share = torch.distributions.Beta(alpha, alpha, validate_args=False).sample((num_windows,))
     share = share.masked_fill(torch.rand(num_windows) >= probability, 1.0).to(frames.device)[:, None, None]
     mixed_mean, mixed_spread = (share * own + (1 - share) * own[other] for own in (mean, spread))
     mixed = (values - mean) / spread * mixed_spread + mixed_mean

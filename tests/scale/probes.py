@@ -86,3 +86,24 @@ class Signal(L.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_rank == self.rank and trainer.fit_loop.total_batch_idx == self.batch:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Diverge(L.Callback):
+    """One rank gets a loss that is no number.
+
+    Args:
+        rank: which one.
+        batch: for which batch.
+    """
+
+    def __init__(self, rank: int, batch: int) -> None:
+        self.rank, self.batch = rank, batch
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_rank == self.rank and trainer.fit_loop.total_batch_idx == self.batch:
+            module.path.register_forward_hook(self._spoil)
+
+    @staticmethod
+    def _spoil(path, arguments, output):
+        output.loss_sum = output.loss_sum * float("nan")
+        return output

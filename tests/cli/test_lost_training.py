@@ -1,0 +1,100 @@
+"""A training that has gone wrong stops with a sentence, and leaves what went well behind."""
+
+import logging
+import math
+
+import pytest
+import torch
+import yaml
+
+from fastslm.cli import main
+from fastslm.path.model import SpeechLM
+
+
+@pytest.fixture
+def stopped(run_config, capsys, monkeypatch):
+    """Return a runner of ``fastslm fit`` that must end in a sentence; gives it."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler keeps the stream of the test before
+
+    def run(*flags):
+        assert main(["fit", "--config", str(run_config), *flags]) == 2
+        message = capsys.readouterr().err
+        assert "Traceback" not in message
+        return next(line for line in message.splitlines() if line.startswith("fastslm: error:"))
+
+    return run
+
+
+@pytest.fixture
+def break_loss(monkeypatch):
+    """Return a function that gives a value for the loss of a later pass: of the nth in training or in validation."""
+
+    def at(number, value, *, training):
+        passed, forward = [], SpeechLM.forward
+
+        def broken(self, batch, *arguments, **named):
+            output = forward(self, batch, *arguments, **named)
+            if self.training == training:
+                passed.append(batch.keys)
+                if len(passed) == number:
+                    output.loss_sum = output.loss_sum * 0 + value
+            return output
+
+        monkeypatch.setattr(SpeechLM, "forward", broken)
+        return passed
+
+    return at
+
+
+def last_step(folder):
+    manifest = next(iter(folder.glob("checkpoints/step-*/checkpoint.json")), None)
+    return None if manifest is None else yaml.safe_load(manifest.read_text())["step"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_training_stops_at_the_first_loss_that_is_not_finite(stopped, break_loss, tmp_path, value):
+    passed = break_loss(3, value, training=True)
+    every = ["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_train_steps=1"]
+    message = stopped("--trainer.precision", "bf16-mixed", *every)
+    assert len(passed) == 3
+    assert f"stopped at step 3: the training loss is {value:g}." in message
+    assert f"Samples: {', '.join(passed[-1])}." in message
+    assert "trainer.precision is bf16-mixed" in message
+    assert "model.optimizer.learning_rate" in message
+    assert last_step(tmp_path / "run") == 2
+
+
+def test_under_accumulation_the_micro_batch_is_named(stopped, break_loss):
+    passed = break_loss(5, math.nan, training=True)
+    message = stopped("--trainer.accumulate_grad_batches", "3")
+    assert "stopped at step 2:" in message
+    assert f"Samples: {', '.join(passed[4])}." in message
+
+
+def test_a_validation_loss_that_is_not_finite_stops_before_a_checkpoint_is_called_best(stopped, break_loss, tmp_path):
+    passed = break_loss(1, math.inf, training=False)
+    message = stopped()
+    assert f"stopped at step 5: the validation loss is inf. Samples: {', '.join(passed[0])}." in message
+    assert not list(tmp_path.glob("run/checkpoints/best*"))
+
+
+def test_weights_that_are_no_numbers_are_not_saved(stopped, monkeypatch, tmp_path):
+    step = torch.optim.AdamW.step
+
+    def ruin(self, *arguments, **named):
+        loss = step(self, *arguments, **named)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0][0] = math.nan
+        return loss
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", ruin)
+    message = stopped("--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
+    assert "refusing to save: 1 trained tensors hold nan or infinity after the last step: path.abstractor." in message
+    assert last_step(tmp_path / "run") is None
+
+
+def test_half_precision_without_a_scaler_is_named_as_the_cause(stopped):
+    message = stopped("--trainer.precision", "16-true")
+    assert "the training loss is nan" in message
+    assert "trainer.precision is 16-true. " in message
+    assert "bf16-mixed" in message
