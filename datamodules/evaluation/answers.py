@@ -34,7 +34,6 @@ class Answering:
         settings: arguments of ``Model.transcribe``.
         made_with: what the text depends on; kept beside the answers.
         batch_size: most recordings side by side.
-        language: of recordings that name none.
         overwrite: transcribe anew what has an answer.
     """
 
@@ -42,7 +41,6 @@ class Answering:
     settings: dict[str, Any]
     made_with: dict[str, Any]
     batch_size: int
-    language: str
     overwrite: bool
 
     @classmethod
@@ -69,7 +67,6 @@ class Answering:
             settings | sections,
             {**made_with, **settings, **sections},
             1 if sections else options.batch_size,
-            options.language,
             options.overwrite,
         )
 
@@ -115,7 +112,7 @@ def transcribe_set(answering: Answering, data: EvaluationSet, kept: Path) -> tup
     transcripts = [
         Transcript(
             r.key, r.reference, done[r.key]["text"], r.seconds, done[r.key]["work_seconds"],
-            r.language or answering.language,
+            r.normaliser,
         )
         for r in data.recordings
     ]  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastslm.errors import ConfigError, FastSLMError
+from fastslm.evaluation.normalise import NORMALISERS
 from fastslm.evaluation.report import SetResult, markdown, write
 from fastslm.evaluation.score import Transcript, compare
 from fastslm.evaluation.transcripts import are_transcripts, matched, read_transcripts
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", metavar="NAME", help="what to call SYSTEM in the tables (its last folder)")
     add("--beside", action="append", default=[], metavar="NAME=PATH", help="transcripts of another system, scored too")
     add("--language", default="", metavar="NAME", help="of recordings that do not name one (English)")
+    add("--normaliser", choices=NORMALISERS, help="for all recordings (default: by language, as the leaderboard does;"
+        " english makes digits of numbers in words)")  # fmt: skip
     add("--hub-dataset", action="append", default=[], metavar="NAME=OWNER/DATASET:TASK", help="write .eval_results for"
         " set NAME, which the hub shows on the model's page under that data set and task")  # fmt: skip
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the first GPU if there is one)")
@@ -71,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     card = {name: _hub_task(value) for name, value in _named(options.hub_dataset, "--hub-dataset", sets).items()}
     beside = {name: read_transcripts(Path(path)) for name, path in _named(options.beside, "--beside").items()}
     store = Store()
-    data = [read_set(name, patterns, store) for name, patterns in sets.items()]
+    data = [read_set(name, patterns, store, options.language, options.normaliser) for name, patterns in sets.items()]
     for each in data:
         for reason, count in each.left_out.items():
             print(f"{each.name}: {count} samples left out: {reason}.", file=sys.stderr)
@@ -86,13 +89,13 @@ def _run(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for each in data:
         if answering is None:
-            results.append(_scored(name, each, texts, options.language, str(system)))
+            results.append(_scored(name, each, texts, str(system)))
         else:
             transcripts, failed = transcribe_set(answering, each, options.out / "answers" / f"{each.name}.jsonl")
             num_failed += failed
-            results.append(SetResult(name, each.name, [compare(transcript) for transcript in transcripts]))
+            results.append(SetResult(name, each.name, each.normalisers, [*map(compare, transcripts)]))
     for other, found in beside.items():
-        results += [_scored(other, each, found, options.language, other) for each in data]
+        results += [_scored(other, each, found, other) for each in data]
     write(results, options.out, card)
     print(markdown(results), end="")
     print(f"Written to {options.out}: results.json, report.md, wer.png.", file=sys.stderr)
@@ -120,13 +123,11 @@ def _hub_task(value: str) -> tuple[str, str]:
     return dataset, task
 
 
-def _scored(system: str, data: EvaluationSet, texts: Mapping[str, str], language: str, place: str) -> SetResult:
+def _scored(system: str, data: EvaluationSet, texts: Mapping[str, str], place: str) -> SetResult:
     found = matched(texts, [recording.key for recording in data.recordings], f"{place}, set {data.name}")
     return SetResult(
         system,
         data.name,
-        [
-            compare(Transcript(r.key, r.reference, found[r.key], r.seconds, None, r.language or language))
-            for r in data.recordings
-        ],
+        data.normalisers,
+        [compare(Transcript(r.key, r.reference, found[r.key], r.seconds, None, r.normaliser)) for r in data.recordings],
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastslm.errors import ConfigError, DataError
+from fastslm.evaluation.normalise import normaliser_of
 from fastslm.inference.audio import FileSource
 from fastslm.tasks import tasks
 
@@ -43,14 +44,14 @@ class Recording:
     Attributes:
         key: its name, the same in no other shard of the set.
         reference: its transcript; empty where nothing is said.
-        language: as the sample names it; may be empty.
+        normaliser: that both texts go through, one of ``fastslm.evaluation.normalise.NORMALISERS``.
         seconds: its length.
         audio: its samples.
     """
 
     key: str
     reference: str
-    language: str
+    normaliser: str
     seconds: float
     audio: RegionSource
 
@@ -68,6 +69,11 @@ class EvaluationSet:
     name: str
     recordings: Sequence[Recording]
     left_out: Counter[str]
+
+    @property
+    def normalisers(self) -> tuple[str, ...]:
+        """Those that its texts go through."""
+        return tuple(dict.fromkeys(recording.normaliser for recording in self.recordings))
 
 
 def parse_sets(given: Sequence[str]) -> dict[str, list[str]]:
@@ -98,13 +104,15 @@ def _default_name(pattern: str) -> str:
     return kept[0].strip("._-") if kept else ""
 
 
-def read_set(name: str, patterns: Sequence[str], store: Store) -> EvaluationSet:
+def read_set(name: str, patterns: Sequence[str], store: Store, language: str, normaliser: str | None) -> EvaluationSet:
     """Return the recordings of a set with their transcripts.
 
     Args:
         name: of the set.
         patterns: of its shards.
         store: opens them.
+        language: of recordings that do not name one.
+        normaliser: for all of them; None goes by language.
 
     Raises:
         DataError: a shard cannot be read, two recordings have one name, or there is none.
@@ -115,7 +123,7 @@ def read_set(name: str, patterns: Sequence[str], store: Store) -> EvaluationSet:
         rows = _rows(shard)
         left_out.update(finding["reason"] for finding in rows.broken)
         for row, key in enumerate(rows.keys):
-            found = _recording(store, shard, rows, row, key)
+            found = _recording(store, shard, rows, row, key, language, normaliser)
             if isinstance(found, str):
                 left_out[found] += 1
             elif key in recordings:
@@ -138,7 +146,9 @@ def _rows(shard: str) -> ShardRows:
         return scan_tar(shard)
 
 
-def _recording(store: Store, shard: str, rows: ShardRows, row: int, key: str) -> Recording | str:
+def _recording(
+    store: Store, shard: str, rows: ShardRows, row: int, key: str, language: str, normaliser: str | None
+) -> Recording | str:
     """Return a sample's recording, or why it has none to evaluate."""
     places = rows.recordings(row)
     if len(places) != 1:
@@ -152,4 +162,5 @@ def _recording(store: Store, shard: str, rows: ShardRows, row: int, key: str) ->
         return "no transcript"
     place = places[0]
     audio = RegionSource(store, shard, (int(rows["audio_offset"][place]), int(rows["audio_size"][place])), key)
-    return Recording(key, text, str(fields.get("language") or ""), float(rows.seconds[place]), audio)
+    normaliser = normaliser or normaliser_of(str(fields.get("language") or language))
+    return Recording(key, text, normaliser, float(rows.seconds[place]), audio)

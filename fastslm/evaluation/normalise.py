@@ -5,6 +5,8 @@ from functools import cache
 
 from fastslm.errors import MissingExtraError
 
+#: Whisper's for English; its basic one, by word and by character.
+NORMALISERS = ("english", "basic", "characters")
 #: Languages that do not put spaces between words, by code and by name: their units are characters, as in the Whisper
 #: paper (Radford et al. 2022, appendix C).
 _WITHOUT_SPACES = frozenset(
@@ -13,8 +15,8 @@ _WITHOUT_SPACES = frozenset(
 )
 
 
-def name_of(language: str) -> str:
-    """Return which normaliser a language goes through: ``english``, ``basic``, or ``basic, by character``.
+def normaliser_of(language: str) -> str:
+    """Return which of ``NORMALISERS`` the leaderboard puts a language through.
 
     Args:
         language: a code or an English name, ``en-US`` and ``English`` alike; empty means English.
@@ -22,7 +24,7 @@ def name_of(language: str) -> str:
     code = language.strip().lower().replace("_", "-").split("-")[0]
     if code in ("", "en", "english"):
         return "english"
-    return "basic, by character" if code in _WITHOUT_SPACES else "basic"
+    return "characters" if code in _WITHOUT_SPACES else "basic"
 
 
 @cache
@@ -33,19 +35,19 @@ def _normaliser(name: str) -> Callable[[str], str]:
     except ImportError as error:
         raise MissingExtraError("whisper-normalizer", extra="evaluate", purpose="scores of transcripts") from error
     made: Callable[[str], str] = (
-        EnglishTextNormalizer() if name == "english" else BasicTextNormalizer(split_letters="character" in name)
+        EnglishTextNormalizer() if name == "english" else BasicTextNormalizer(split_letters=name == "characters")
     )
     return made
 
 
-def words(text: str, language: str = "") -> Sequence[str]:
+def words(text: str, normaliser: str) -> Sequence[str]:
     """Return the words of a transcript as they are compared.
 
     Args:
         text: as it was transcribed.
-        language: see ``name_of``.
+        normaliser: one of ``NORMALISERS``.
 
     Raises:
         MissingExtraError: the extra ``evaluate`` is not installed.
     """
-    return _normaliser(name_of(language))(text).split()
+    return _normaliser(normaliser)(text).split()

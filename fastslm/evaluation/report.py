@@ -12,7 +12,7 @@ from fastslm.files import write_atomically
 
 from .score import Counts, Score, by_length, score
 
-_SCORER = "Open ASR Leaderboard: Whisper's English normaliser (basic for other languages), kaldialign with compounds"
+_SCORER = "Open ASR Leaderboard's scorer: kaldialign with compounds merged"
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,13 @@ class SetResult:
     Attributes:
         system: name of the system.
         data: name of the set.
+        normalisers: that its texts went through.
         counts: of each recording.
     """
 
     system: str
     data: str
+    normalisers: tuple[str, ...]
     counts: Sequence[Counts]
 
     @property
@@ -43,11 +45,12 @@ class SetResult:
 def to_dict(results: Sequence[SetResult]) -> dict[str, Any]:
     """Return everything as plain values for JSON."""
     return {
-        "scorer": _SCORER,
+        "scorer": _scorer(results),
         "results": [
             {
                 "system": result.system,
                 "data": result.data,
+                "normalisers": result.normalisers,
                 "overall": _values(result.overall),
                 "by_length": {name: _values(part) for name, part in result.lengths.items()},
                 "recordings": [{**asdict(each), "errors": each.errors} for each in result.counts],
@@ -79,22 +82,31 @@ def markdown(results: Sequence[SetResult]) -> str:
                 f"- {result.system} on {result.data}: text for {found.num_hallucinated} of {found.num_silent},"
                 f" {found.words_in_silence} words."
             )
-    return "\n".join([*lines, "", f"Scored as the {_SCORER}. sub, del, ins: in % of the words said.", ""])
+    return "\n".join(
+        [*lines, "", f"{_SCORER}, normaliser {_normalisers(results)}. sub, del, ins: in % of the words said.", ""]
+    )
 
 
 def _row(system: str, data: str, found: Score) -> str:
     def share(count: int) -> str:
         return f"{100 * count / found.num_words:.2f}" if found.num_words else "-"
 
-    interval = f"{100 * found.interval[0]:.2f} to {100 * found.interval[1]:.2f}" if found.interval else "-"
     speed = f"{1 / found.real_time_factor:.1f}" if found.real_time_factor else "-"
     cells = [
         system, data, str(found.num_recordings + found.num_silent), f"{found.hours:.2f}",
-        "-" if found.wer is None else f"{100 * found.wer:.2f}", interval,
+        "-" if found.wer is None else f"{100 * found.wer:.2f}", _span(found) or "-",
         share(found.substitutions), share(found.deletions), share(found.insertions),
         str(found.num_repeating), str(found.num_ending_early), speed,
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
+
+
+def _normalisers(results: Sequence[SetResult]) -> str:
+    return " and ".join(dict.fromkeys(name for result in results for name in result.normalisers))
+
+
+def _span(found: Score) -> str:
+    return f"{100 * found.interval[0]:.2f} to {100 * found.interval[1]:.2f}" if found.interval else ""
 
 
 def plot(results: Sequence[SetResult], path: Path) -> None:
@@ -154,10 +166,6 @@ def _card_entry(result: SetResult, dataset: str, task: str) -> list[dict[str, An
 
     found = result.overall
     wer = round(100 * (found.wer or 0.0), 2)
-    span = (
-        ""
-        if found.interval is None
-        else f", 95 % interval {100 * found.interval[0]:.2f} to {100 * found.interval[1]:.2f}"
-    )
-    notes = f"WER in %{span}; {found.num_recordings} recordings, {found.hours:.2f} h; {_SCORER}"
+    span = f", 95 % interval {_span(found)}" if found.interval else ""
+    notes = f"WER in %{span}; {found.num_recordings} recordings, {found.hours:.2f} h; {_SCORER}, normaliser {_normalisers([result])}"
     return eval_result_entries_to_yaml([EvalResultEntry(dataset_id=dataset, task_id=task, value=wer, notes=notes)])

@@ -34,7 +34,7 @@ class Transcript:
         hypothesis: the system's text.
         seconds: length of the recording.
         work_seconds: time the system took; None where it is not known.
-        language: of the recording, by code or name; empty means English.
+        normaliser: one of ``normalise.NORMALISERS``.
     """
 
     key: str
@@ -42,7 +42,7 @@ class Transcript:
     hypothesis: str
     seconds: float
     work_seconds: float | None = None
-    language: str = ""
+    normaliser: str = "english"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def compare(transcript: Transcript) -> Counts:
     except ImportError as error:
         raise MissingExtraError("kaldialign", extra="evaluate", purpose="scores of transcripts") from error
 
-    reference, hypothesis = (words(t, transcript.language) for t in (transcript.reference, transcript.hypothesis))
+    reference, hypothesis = (words(t, transcript.normaliser) for t in (transcript.reference, transcript.hypothesis))
     found = edit_distance(reference, hypothesis, merge_compounds=True)
     names = {word: place for place, word in enumerate(dict.fromkeys(hypothesis))}
     return Counts(

@@ -142,6 +142,16 @@ def test_a_mistake_is_one_sentence(capsys, tmp_path, shards, more, said):
     assert shown.err.count("\n") == 1
 
 
+def test_numbers_in_words_are_compared_as_words_where_that_is_asked(capsys, tmp_path, write_shard, flac):
+    write_shard(tmp_path / "s" / "x.tar", [("a", {"flac": flac(1.0), "json": {"text": "forty two five seven"}})])
+    system = texts(tmp_path / "t", a="forty two five nine")
+    rates = []
+    for more in ([], ["--normaliser", "basic"]):
+        run(capsys, system, tmp_path / "s", "--out", tmp_path / "out", *more)
+        rates.append(json.loads((tmp_path / "out" / "results.json").read_text())["results"][0]["overall"]["wer"])
+    assert rates == [1.0, 0.25]
+
+
 def test_one_name_in_two_shards_of_a_set_is_refused(capsys, tmp_path, write_shard, flac):
     for i in range(2):
         write_shard(tmp_path / "s" / f"{i}.tar", [("same", {"flac": flac(1.0, seed=i), "json": {"text": "a"}})])

@@ -8,6 +8,7 @@ from kaldialign import batch_error_rate
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from fastslm.evaluation.normalise import normaliser_of
 from fastslm.evaluation.score import Counts, Transcript, by_length, compare, score
 
 #: Reference, hypothesis, language, substitutions, deletions, insertions, words: counted by hand.
@@ -27,7 +28,7 @@ BY_HAND = [
 
 
 def counts_of(reference, hypothesis, language=""):
-    return compare(Transcript("a", reference, hypothesis, 1.0, language=language))
+    return compare(Transcript("a", reference, hypothesis, 1.0, normaliser=normaliser_of(language)))
 
 
 @pytest.mark.parametrize(("reference", "hypothesis", "language", "sub", "lost", "extra", "num_words"), BY_HAND)
