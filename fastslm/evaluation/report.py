@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,6 @@ import yaml
 from fastslm.files import write_atomically
 
 from .score import Counts, Score, by_length, score
-
-_SCORER = "Open ASR Leaderboard's scorer: kaldialign with compounds merged"
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,12 @@ class SetResult:
     normalisers: tuple[str, ...]
     counts: Sequence[Counts]
 
-    @property
+    @cached_property
     def overall(self) -> Score:
         """The whole set."""
         return score(self.counts)
 
-    @property
+    @cached_property
     def lengths(self) -> dict[str, Score]:
         """The set by length of recordings."""
         return {name: score(part) for name, part in by_length(self.counts).items()}
@@ -82,9 +81,7 @@ def markdown(results: Sequence[SetResult]) -> str:
                 f"- {result.system} on {result.data}: text for {found.num_hallucinated} of {found.num_silent},"
                 f" {found.words_in_silence} words."
             )
-    return "\n".join(
-        [*lines, "", f"{_SCORER}, normaliser {_normalisers(results)}. sub, del, ins: in % of the words said.", ""]
-    )
+    return "\n".join([*lines, "", f"{_scorer(results)}. sub, del, ins: in % of the words said.", ""])
 
 
 def _row(system: str, data: str, found: Score) -> str:
@@ -101,8 +98,9 @@ def _row(system: str, data: str, found: Score) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _normalisers(results: Sequence[SetResult]) -> str:
-    return " and ".join(dict.fromkeys(name for result in results for name in result.normalisers))
+def _scorer(results: Sequence[SetResult]) -> str:
+    names = dict.fromkeys(name for result in results for name in result.normalisers)
+    return f"Open ASR Leaderboard's scorer: kaldialign with compounds merged, normaliser {' and '.join(names)}"
 
 
 def _span(found: Score) -> str:
@@ -167,5 +165,5 @@ def _card_entry(result: SetResult, dataset: str, task: str) -> list[dict[str, An
     found = result.overall
     wer = round(100 * (found.wer or 0.0), 2)
     span = f", 95 % interval {_span(found)}" if found.interval else ""
-    notes = f"WER in %{span}; {found.num_recordings} recordings, {found.hours:.2f} h; {_SCORER}, normaliser {_normalisers([result])}"
+    notes = f"WER in %{span}; {found.num_recordings} recordings, {found.hours:.2f} h; {_scorer([result])}"
     return eval_result_entries_to_yaml([EvalResultEntry(dataset_id=dataset, task_id=task, value=wer, notes=notes)])
