@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from fastslm.trust import trusted_process
+
 _HELP = """\
 usage: fastslm COMMAND [options]
 
@@ -77,7 +79,8 @@ def _load(target: str) -> Callable[[Sequence[str]], int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        status = _run(arguments)
+        with trusted_process():
+            status = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough: fastslm doctor | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails, too
