@@ -70,7 +70,8 @@ def make_models(folder: Path) -> None:
         WhisperEncoder(WhisperConfig(**ENCODER)).to(torch.bfloat16).save_pretrained(folder / "encoder")
         llm = Qwen3ForCausalLM._from_config(Qwen3Config(**LLM), dtype=torch.bfloat16)
         llm.save_pretrained(folder / "llm")
-    AutoTokenizer.from_pretrained(resolve("fastslm:demo/llm", "model.llm.pretrained")).save_pretrained(folder / "llm")
+    demo = resolve("fastslm:demo/llm", "model.llm.pretrained")
+    AutoTokenizer.from_pretrained(demo, trust_remote_code=False).save_pretrained(folder / "llm")
 
 
 def make_shard(path: Path, minutes: float, count: int) -> None:

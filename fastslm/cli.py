@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fastslm.processes.signals import EXIT_STATUS, Terminated, ending_in_order
+from fastslm.trust import trusted_process
 
 _HELP = """\
 usage: fastslm COMMAND [options]
@@ -81,7 +82,7 @@ def _load(target: str) -> Callable[[Sequence[str]], int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        with ending_in_order():
+        with ending_in_order(), trusted_process():
             status = _run(arguments)
         sys.stdout.flush()
     except Terminated as ended:

@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from fastslm.errors import ConfigError, nearest
+from fastslm.trust import installed_only, is_local, refusal
 
 GROUPS = ("encoders", "abstractors", "llms", "tasks", "datamodules", "callbacks")
 
@@ -83,6 +84,8 @@ def names_of(kind: str) -> list[str]:
 def _unique(kind: str) -> Iterator[EntryPoint]:
     seen: dict[str, EntryPoint] = {}
     for point in entry_points(group=f"fastslm.{kind}"):
+        if point.dist is not None and is_local(point.dist.locate_file("")):
+            continue
         other = seen.get(point.name)
         if other is None:
             seen[point.name] = point
@@ -112,25 +115,28 @@ def _load(kind: str, point: EntryPoint) -> Plugin:
 
 
 def class_of(kind: str, name: str) -> Any:
-    """Return one part by short name or import path; no other part is imported.
+    """Return one part by short name or import path; no other part is imported, nor one of the working directory.
 
     Args:
         kind: its group, such as ``abstractors``.
         name: a short name (``HTA``), or an import path (``package.module.Class``).
 
     Raises:
-        ConfigError: there is no such part, or it cannot be imported.
+        ConfigError: there is no such part, or it cannot be imported, or is none of its group.
     """
     module, _, attribute = name.rpartition(".")
+    points = {} if module else {point.name: point for point in _unique(kind)}
+    if not module and name not in points:
+        raise ConfigError(no_such_part(kind, name, points))
     try:
-        if module:
-            return getattr(importlib.import_module(module), attribute)
-        points = {point.name: point for point in _unique(kind)}
-        if name in points:
-            return points[name].load()
+        with installed_only():
+            found = getattr(importlib.import_module(module), attribute) if module else points[name].load()
     except Exception as error:  # whatever a third party's module does at import
-        raise ConfigError(f"{kind}: {name} cannot be imported here: {type(error).__name__}: {error}") from error
-    raise ConfigError(no_such_part(kind, name, points))
+        why = refusal(module) or f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{kind}: {name} cannot be imported here: {why}") from error
+    if not isinstance(found, type) or not issubclass(found, _promised(kind)):
+        raise ConfigError(f"{kind}: {name} is no part of a model: {_promised(kind).__name__} is what it must be.")
+    return found
 
 
 def no_such_part(place: str, name: str, installed: Iterable[str]) -> str:
@@ -142,6 +148,13 @@ def no_such_part(place: str, name: str, installed: Iterable[str]) -> str:
     )
 
 
+def _promised(kind: str) -> type:
+    """Return what a part of a group must be a subclass of."""
+    module, _, attribute = _PROMISED.get(kind, "builtins:object").partition(":")
+    promised: type = getattr(importlib.import_module(module), attribute)
+    return promised
+
+
 def _misfit(kind: str, name: str, loaded: object) -> str:
     """Return why what was imported could not be selected by its short name, or an empty text."""
     from fastslm.contracts import Task
@@ -151,8 +164,7 @@ def _misfit(kind: str, name: str, loaded: object) -> str:
             return "it is no object of fastslm.contracts.Task"
         return "" if loaded.name == name else f"its entry point must have the name of the task, {loaded.name}"
 
-    module, _, attribute = _PROMISED.get(kind, "builtins:object").partition(":")
-    promised: type = getattr(importlib.import_module(module), attribute)
+    promised = _promised(kind)
     if not isinstance(loaded, type):
         return "it is no class"
     if not issubclass(loaded, promised):

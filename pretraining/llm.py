@@ -245,7 +245,9 @@ def train(
     if init_from is None:
         lay_out_embeddings(llm)
     else:
-        llm.causal_lm.load_state_dict(AutoModelForCausalLM.from_pretrained(init_from).state_dict())
+        llm.causal_lm.load_state_dict(
+            AutoModelForCausalLM.from_pretrained(init_from, trust_remote_code=False).state_dict()
+        )
         llm.causal_lm.get_input_embeddings().weight.requires_grad_(False)
     rng = np.random.default_rng(seed)
     exercises = Exercises(llm, rng)

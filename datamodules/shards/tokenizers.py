@@ -20,9 +20,10 @@ def prompter_of(tokenizer: str | None) -> "Prompter | None":
         return None
     from transformers import AutoTokenizer
 
+    from fastslm.path.pretrained import reason
     from fastslm.path.prompt import Prompter
 
     try:
-        return Prompter(AutoTokenizer.from_pretrained(tokenizer))
+        return Prompter(AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--tokenizer {tokenizer}: cannot be loaded ({error})".splitlines()[0]) from error
+        raise ConfigError(f"--tokenizer {tokenizer}: cannot be loaded ({reason(error)})") from error

@@ -140,7 +140,7 @@ def _failed(run: Run, command: str, status: int) -> dict[str, Any]:
 
 def _fastslm(arguments: Sequence[str], log: Path, lock: int, watch: Callable[[str], None]) -> int:
     """Run the command to its end and return its exit status; it ends when this process is told to end."""
-    command = [sys.executable, "-m", "fastslm", *arguments]
+    command = [sys.executable, "-P", "-m", "fastslm", *arguments]  # -P: no module of the working directory
     with log.open("ab") as file:
         file.write(f"\n$ {' '.join(command)}\n".encode())
         file.flush()

@@ -3,21 +3,21 @@
 Takes what ``writer`` wrote, and for their weights also what Lightning (one file) or DeepSpeed (a folder) write alone.
 """
 
+import contextlib
 import io
 import json
-import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
 from fastslm.checkpoint.folder import MANIFEST, TRAINER_STATE, last_complete, sha256
 from fastslm.checkpoint.state import some
+from fastslm.checkpoint.unpickled import deepspeed_objects, read_tensors, unreadable
 from fastslm.checkpoint.writer import CONFIG, FORMAT, WEIGHTS
 from fastslm.errors import CheckpointError
 
@@ -165,7 +165,7 @@ def verify_trainer_state(checkpoint: Checkpoint) -> None:
     """Read the trainer's state once against the checksums inside it, before anything is built on it.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged, or would run code when loaded.
     """
     state = checkpoint.trainer_state
     if state is None:
@@ -175,6 +175,8 @@ def verify_trainer_state(checkpoint: Checkpoint) -> None:
         )
     for path in [state] if state.is_file() else sorted(state.rglob("*.pt")):
         _verify_archive(path, path)
+        with deepspeed_objects() if state.is_dir() and _is_deepspeed(state) else contextlib.nullcontext():
+            read_tensors(path)  # now rather than in a library, whose message would be another
     if (state / ".metadata").is_file():
         _verify_shards(state)
 
@@ -192,9 +194,9 @@ def _verify_archive(archive: Path | io.BytesIO, path: Path) -> None:
 
 def _verify_shards(state: Path) -> None:
     """Read FSDP2's files, in which one archive follows the other, as its table of contents says."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from fastslm.checkpoint.sharded import ShardedReader
 
-    for item in FileSystemReader(state).read_metadata().storage_data.values():
+    for item in ShardedReader(state).read_metadata().storage_data.values():
         path = state / item.relative_path
         with path.open("rb") as file:
             file.seek(item.offset)
@@ -227,37 +229,20 @@ def _plain_tensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def read_tensors(file: Path) -> dict[str, Any]:
-    """Return what ``torch.save`` put into a file, as far as it is plain values and tensors; large ones stay on disk.
-
-    Raises:
-        CheckpointError: the file is damaged, or would run code when loaded.
-    """
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} holds more than tensors and plain values, and is not loaded: that could run code of its maker."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{file} cannot be read as a checkpoint: {first}") from error
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not a dictionary of tensors.")
-    return loaded
-
-
 def _deepspeed_config(path: Path) -> dict[str, Any]:
-    states = sorted(path.glob("*/*model_states.pt"))
-    # Written by DeepSpeed with objects of its own, so this is only for checkpoints that one trusts.
-    client = torch.load(states[0], map_location="cpu", weights_only=False)
-    config = client.get("fastslm_config")
+    state = sorted(path.glob("*/*model_states.pt"))[0]
+    with deepspeed_objects():
+        config = read_tensors(state).get("fastslm_config")
     return config if isinstance(config, dict) else {}
 
 
 def _deepspeed_tensors(path: Path) -> dict[str, Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    found = get_fp32_state_dict_from_zero_checkpoint(str(path), exclude_frozen_parameters=True)
+    try:
+        with deepspeed_objects():
+            found = get_fp32_state_dict_from_zero_checkpoint(str(path), exclude_frozen_parameters=True)
+    except Exception as error:  # DeepSpeed and torch raise whatever the files make them stumble over
+        raise unreadable(path, error) from error
     prefix = "_forward_module."
     return {name.removeprefix(prefix): tensor.contiguous() for name, tensor in found.items()}

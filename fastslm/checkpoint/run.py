@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastslm.checkpoint import adopt_shapes, check_state, find_folder, find_plain, open_checkpoint
-from fastslm.checkpoint.reader import read_tensors
+from fastslm.checkpoint.unpickled import read_tensors
 from fastslm.configuration.instantiate import instantiated
 from fastslm.configuration.renamed import renamed
 from fastslm.contracts import Encoder, LanguageModel

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fastslm.checkpoint.unpickled import deepspeed_objects
 from fastslm.errors import CheckpointError
 
 #: Beside ``trainer.ckpt``, made when a run goes on with another number of processes.
@@ -22,7 +23,8 @@ def make_universal(state: Path, out: Path) -> None:
         return
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command = [sys.executable, "-P", "-m", __name__, "--inject_missing_state"]
+    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]  # processes of its own would know no kinds
     command += ["--input_folder", str(state / "checkpoint"), "--output_folder", str(partial / "checkpoint")]
     # A process of its own: it is a program, and this one may have a distributed run under way.
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
@@ -34,3 +36,10 @@ def make_universal(state: Path, out: Path) -> None:
     for name in ("latest", "latest_universal"):
         (partial / name).write_text("checkpoint")
     os.rename(partial, out)
+
+
+if __name__ == "__main__":
+    from deepspeed.checkpoint import ds_to_universal
+
+    with deepspeed_objects():
+        ds_to_universal.main(ds_to_universal.parse_arguments())

@@ -9,17 +9,18 @@ import yaml
 from fastslm.configuration.messages import shorten
 from fastslm.errors import ConfigError, FastSLMError
 from fastslm.plugins import discover
+from fastslm.trust import installed_only
 
 
 def instantiated(parser: Any, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return what a parser's classes make of values, and the values with all defaults, as plain ones.
 
     Raises:
-        ConfigError: a key or value is not accepted.
+        ConfigError: a key or value is not accepted, or names a module that lies in the working directory.
     """
     from jsonargparse import ArgumentError
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), installed_only():
         warnings.simplefilter("ignore", DeprecationWarning)  # the names that replace these are newer than our bound
         try:
             config = parser.parse_object(dict(values))

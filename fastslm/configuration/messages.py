@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from fastslm.configuration.renamed import RENAMED
 from fastslm.errors import nearest
 from fastslm.plugins import Plugin, no_such_part
+from fastslm.trust import refusal
 
 _LONGEST = 300
 #: What a value must be, by the parser's name of its type.
@@ -33,6 +34,9 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
     for old, new in RENAMED.items():
         if re.search(rf"(?<![\w.]){re.escape(old)}(?![\w.])", message):
             return f"{old}: this key is now {new.replace('.init_args', '')}. Set it there."
+    for module in re.findall(r"No module named '([\w.]+)'", message):
+        if why := refusal(module):
+            return f"{key}: {why}."
     if found := re.search(r"[Uu]nrecognized arguments?: --?([\w.+-]+)", message):
         name = found[1].split("=")[0]
         return f"unknown option --{name}.{nearest(name, options)} 'fastslm COMMAND --help' lists all options."

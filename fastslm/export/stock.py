@@ -71,7 +71,9 @@ def save_stock_llm(llm: LanguageModel, folder: Path, *, merged: bool) -> None:
 
     model = hf_model(llm)
     with torch.device("meta"):
-        stock = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
+        stock = AutoModelForCausalLM.from_config(
+            copy.deepcopy(model.config), dtype=model.dtype, trust_remote_code=False
+        )
     state = llm_state(model, merged)
     stock.load_state_dict(state, strict=True, assign=True)
     stock.tie_weights()

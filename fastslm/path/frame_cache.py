@@ -86,7 +86,7 @@ class FrameCache:
 
 def _read(path: Path) -> Tensor | None:
     try:
-        array = np.load(path)
+        array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):  # not there, or damaged
         return None
     frames = torch.from_numpy(array)

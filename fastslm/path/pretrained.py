@@ -2,6 +2,7 @@
 
 import importlib.resources
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
@@ -53,6 +54,13 @@ def dtype_on(device: torch.device, name: str) -> torch.dtype:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error of transformers, whose texts are long."""
+    """Return the first line of an error of transformers, whose texts are long; of code it is asked to run, more."""
+    if "trust_remote_code" in str(error):
+        return (
+            "it needs code that lies beside it (auto_map in a file of it), and such code is never run here. Use a model"
+            " of an architecture and a tokenizer that transformers has."
+        )
+    if isinstance(error, UnpicklingError):
+        return "a file holds more than tensors, and is not loaded, for that could run code. Use one with safetensors."
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.checkpoint import trainable_state
-from fastslm.checkpoint.reader import read_tensors
+from fastslm.checkpoint.unpickled import read_tensors
 from fastslm.errors import CheckpointError
 from fastslm.export.stock import hf_model, save_stock_llm
 from fastslm.files import whole_folder

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
+from fastslm.checkpoint.sharded import ShardedReader
 from fastslm.checkpoint.state import stored_names
 from fastslm.path.model import SpeechLM
 
@@ -88,12 +89,12 @@ class FSDP2(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         stored = set(stored_names(self.lightning_module))
         weights = {name: value for name, value in self.model.state_dict().items() if name in stored}
-        load({"state_dict": weights}, checkpoint_id=path)  # into the weights themselves
+        load({"state_dict": weights}, storage_reader=ShardedReader(path))  # into the weights themselves
         for number, optimizer in enumerate(self.optimizers):
             states = {f"optimizer_{number}": get_optimizer_state_dict(self.model, optimizer)}
-            load(states, checkpoint_id=path)
+            load(states, storage_reader=ShardedReader(path))
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=states[f"optimizer_{number}"])
-        rest: dict[str, Any] = torch.load(path / _LOOPS, weights_only=weights_only)
+        rest: dict[str, Any] = torch.load(path / _LOOPS, weights_only=True)
         return rest
 
 

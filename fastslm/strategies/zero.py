@@ -5,12 +5,15 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from torch import Tensor
+
+from fastslm.checkpoint.unpickled import deepspeed_objects
 
 
 def _concerns_the_user(record: logging.LogRecord) -> bool:
@@ -120,6 +123,11 @@ class ZeRO(DeepSpeedStrategy):
             unset_hf_deepspeed_config()
             self._transformers_config = None
         super().teardown()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read the trainer's state; nothing is made of it but tensors, values and DeepSpeed's few kinds."""
+        with deepspeed_objects():
+            return super().load_checkpoint(checkpoint_path, weights_only)
 
     def setup(self, trainer: Any) -> None:
         """Hand the model to DeepSpeed, which at stage 3 moves nothing to the device that it did not shard itself."""

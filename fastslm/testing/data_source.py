@@ -225,7 +225,7 @@ def _facts() -> ModelFacts:
     """Return a model of windows of 2 s and 4 tokens a second, with the tokenizer that the package ships."""
     from transformers import AutoTokenizer
 
-    prompter = Prompter(AutoTokenizer.from_pretrained(_DEMO_LLM))
+    prompter = Prompter(AutoTokenizer.from_pretrained(_DEMO_LLM, trust_remote_code=False))
     return ModelFacts(prompter, context_length=4096, samples_per_frame=320, audio_costs=_costs)
 
 

@@ -114,4 +114,6 @@ class TaskContract:
     def _prompter() -> Prompter:
         from transformers import AutoTokenizer
 
-        return Prompter(AutoTokenizer.from_pretrained(resolve("fastslm:demo/llm", "fastslm.testing")))
+        return Prompter(
+            AutoTokenizer.from_pretrained(resolve("fastslm:demo/llm", "fastslm.testing"), trust_remote_code=False)
+        )

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import dataclasses
 import os
 import sys
 import warnings
@@ -82,6 +83,21 @@ class TrainingCLI(LightningCLI):
             " says where each process is. 0 turns it off.",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and refuse commands that only a configuration names, which may be anybody's.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        super().parse_arguments(parser, args)
+        typed = "\n".join(map(str, args))
+        for key, value in _texts(self.config.as_dict(), ""):
+            if value.startswith("pipe:") and value not in typed:
+                raise ConfigError(
+                    f"{key.partition('.')[2]}: {value!r} is a command in a configuration file, and"
+                    " those are not run, for a file may be anybody's. Give it on the command line."
+                )
+
     def _parse_ckpt_path(self) -> None:
         """Do not merge hyper-parameters of a checkpoint over the command line."""
 
@@ -130,6 +146,20 @@ class TrainingCLI(LightningCLI):
         if self._weights is not None and self._weights[1] == "resume":
             state = prepare_resume(self.trainer, self._weights[0])
             self.config_init[self.subcommand].ckpt_path = str(state)
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yield the texts in nested values, each with its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner, key)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from _texts(vars(value), key)
 
 
 def _is_first_process() -> bool:

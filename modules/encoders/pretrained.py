@@ -4,6 +4,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -193,7 +194,7 @@ class PretrainedEncoder(Encoder):
 
         if isinstance(self._source, _Known):
             return self._source.config
-        return AutoConfig.from_pretrained(resolve(self.pretrained, KEY))
+        return AutoConfig.from_pretrained(resolve(self.pretrained, KEY), trust_remote_code=False)
 
     def _preprocessor(self) -> dict[str, Any]:
         """Return what the folder's preprocessor_config.json says, empty when there is none."""
@@ -223,7 +224,7 @@ class PretrainedEncoder(Encoder):
                 output_loading_info=True,
                 **{name: value for name, value in settings.items() if value is not None},
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
             raise ConfigError(f"{KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
         missing = sorted(name for name in info["missing_keys"] if not self._is_unused(name))
         if missing:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -94,11 +95,11 @@ class CausalLM(LanguageModel):
             )
         folder = resolve(pretrained, _KEY)
         try:
-            config = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{_KEY}: no model configuration at {pretrained!r}: {reason(error)}") from error
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{_KEY}: no tokenizer at {pretrained!r}: {reason(error)}") from error
         if overrides and initialize != "random":
@@ -153,7 +154,9 @@ class CausalLM(LanguageModel):
         from transformers import AutoModelForCausalLM
 
         if self.initialize == "random":
-            model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, attn_implementation=self.attention)
+            model = AutoModelForCausalLM.from_config(
+                self.config, dtype=self.dtype, attn_implementation=self.attention, trust_remote_code=False
+            )
         else:
             quantized = {} if self.quantize is None else {"quantization_config": self._quantization()}
             try:
@@ -162,9 +165,10 @@ class CausalLM(LanguageModel):
                     dtype=self.dtype,
                     attn_implementation=self.attention,
                     output_loading_info=True,
+                    trust_remote_code=False,
                     **quantized,
                 )
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
                 raise ConfigError(f"{_KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
             if info["missing_keys"]:
                 missing = ", ".join(sorted(info["missing_keys"])[:3])

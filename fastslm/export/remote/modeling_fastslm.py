@@ -24,7 +24,7 @@ class _TextModel(LanguageModel):
     def __init__(self, config: Any, lora: dict[str, Any] | None) -> None:
         super().__init__()
         self.width = config.get_text_config().hidden_size
-        self.causal_lm = AutoModelForCausalLM.from_config(config)
+        self.causal_lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         if lora is not None:
             try:
                 from peft import LoraConfig, inject_adapter_in_model

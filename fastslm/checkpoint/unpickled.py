@@ -1,0 +1,59 @@
+"""Reads what ``torch.save`` and its kin wrote, and makes nothing of it but tensors, plain values and a few known kinds.
+
+A pickle can run any code. A checkpoint may be of anybody, so none is read in another way, whichever library reads it.
+"""
+
+import contextlib
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastslm.errors import CheckpointError
+from fastslm.trust import tensors_only
+
+
+@contextlib.contextmanager
+def deepspeed_objects() -> Iterator[None]:
+    """Within it, a checkpoint of DeepSpeed can be read, the few objects in it among them, and nothing else."""
+    with tensors_only(), torch.serialization.safe_globals(deepspeed_kinds()):
+        yield
+
+
+def deepspeed_kinds() -> list[Any]:
+    """Return the classes that DeepSpeed puts into its checkpoints; they hold numbers, and making them does nothing."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+
+
+def read_tensors(file: Path) -> dict[str, Any]:
+    """Return what ``torch.save`` put into a file, as far as it is plain values and tensors; large ones stay on disk.
+
+    Raises:
+        CheckpointError: the file is damaged, or would run code when loaded.
+    """
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # torch raises whatever the bytes make it stumble over
+        raise unreadable(file, error) from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not a dictionary of tensors.")
+    return loaded
+
+
+def unreadable(file: Path, error: Exception) -> CheckpointError:
+    """Return what to tell of a file that cannot be read so."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, pickle.UnpicklingError) and ("Unsupported global" in str(error) or "GLOBAL" in str(error)):
+        return CheckpointError(
+            f"{file} holds more than tensors and plain values, and is not loaded: that could run code of its maker."
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        first = "it is no file that torch.save wrote"
+    return CheckpointError(f"{file} cannot be read as a checkpoint: {first}")
