@@ -1,5 +1,6 @@
 """FLAC files by their bytes: how long they are says their last frame, and files may lie end to end."""
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -117,13 +118,18 @@ def _frame(head: bytes, fixed: int) -> tuple[int, int] | None:
 
 
 def _crc(data: bytes, bits: int, polynomial: int) -> int:
-    crc, top, mask = 0, 1 << bits - 1, (1 << bits) - 1
-    table = []
+    crc, mask, table = 0, (1 << bits) - 1, _crc_table(bits, polynomial)
+    for byte in data:
+        crc = (crc << 8 & mask) ^ table[crc >> bits - 8 ^ byte]
+    return crc
+
+
+@functools.cache
+def _crc_table(bits: int, polynomial: int) -> list[int]:
+    top, mask, table = 1 << bits - 1, (1 << bits) - 1, []
     for byte in range(256):
         value = byte << bits - 8
         for _ in range(8):
             value = (value << 1 ^ polynomial) & mask if value & top else value << 1
         table.append(value)
-    for byte in data:
-        crc = (crc << 8 & mask) ^ table[crc >> bits - 8 ^ byte]
-    return crc
+    return table
