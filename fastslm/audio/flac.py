@@ -1,10 +1,9 @@
 """FLAC files by their bytes: how long they are says their last frame, and files may lie end to end."""
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
-
-from fastslm.errors import DataError
 
 from .streams import LONGEST_SECONDS, Stream, after_id3, excerpt, find_all, read_at, size_of
 
@@ -12,6 +11,7 @@ _START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # with the length of STREAM
 _FRAME = re.compile(rb"\xff[\xf8\xf9]")
 _LARGEST_FRAME_BYTES = 1 << 21  # that is looked for
 _HEADER_BYTES = 42
+_BEHIND_BYTES = 4096  # of tags at the end
 
 
 def is_flac(file: BinaryIO) -> bool:
@@ -25,9 +25,6 @@ def flac_streams(file: BinaryIO, thorough: bool) -> Iterator[Stream]:
     Args:
         file: it.
         thorough: read all of it; otherwise it is taken for one FLAC where its end bears that out.
-
-    Raises:
-        DataError: one breaks off before its header says.
     """
     end = size_of(file)
     begins = [after_id3(file)]
@@ -56,11 +53,10 @@ def _stream(file: BinaryIO, begin: int, end: int, alone: bool) -> Stream:
     found = _last_samples(file, begin, end, info)
     if not found or total in found:
         return Stream(own, claimed_seconds=total / rate)
-    length = _held(file, begin, end, found)
+    length = _held(file, end, found)
     nonsense = total == 0 or total > LONGEST_SECONDS * rate or total > 4096 * (end - begin)
-    if total > length and not nonsense:
-        at, missing = length / rate, (total - length) / rate
-        raise DataError(f"unreadable audio: it breaks off at {at:.2f} s, {missing:.2f} s before its header says")
+    if length is None or (total > length and not nonsense):  # libsndfile breaks off in it, and says where
+        return Stream(own, claimed_seconds=total / rate)
     head = info[:21] + ((info[21] >> 4 << 36) | length).to_bytes(5, "big") + info[26:]
     mended = excerpt(file, begin + _HEADER_BYTES, end - begin - _HEADER_BYTES, head)
     why = "" if total == 0 else "its FLAC header has another number of samples than its frames"
@@ -72,10 +68,8 @@ def _last_samples(file: BinaryIO, begin: int, end: int, info: bytes) -> dict[int
 
     By chance other bytes may look like the begin of a frame; the true last frame is among those returned.
     """
-    if read_at(file, end - 128, 3) == b"TAG":  # ID3v1
-        end -= 128
     largest = int.from_bytes(info[15:18], "big") or _LARGEST_FRAME_BYTES // 8
-    start = max(begin + _HEADER_BYTES, end - 2 * min(largest, _LARGEST_FRAME_BYTES) - 64)
+    start = max(begin + _HEADER_BYTES, end - 2 * min(largest, _LARGEST_FRAME_BYTES) - _BEHIND_BYTES)
     tail = read_at(file, start, end - start)
     fixed = int.from_bytes(info[10:12], "big")
     found = {}
@@ -87,18 +81,21 @@ def _last_samples(file: BinaryIO, begin: int, end: int, info: bytes) -> dict[int
     return found
 
 
-def _held(file: BinaryIO, begin: int, end: int, found: dict[int, tuple[int, int]]) -> int:
-    """Return after how many samples the last whole frame ends."""
-    last = max(found, key=lambda samples: found[samples][0])
+def _held(file: BinaryIO, end: int, found: dict[int, tuple[int, int]]) -> int | None:
+    """Return after how many samples the last whole frame ends; None where no frame follows another."""
+    following = [samples for samples, (_, first) in found.items() if first in found or first == 0]
+    if not following:
+        return None
+    last = max(following, key=lambda samples: found[samples][0])
     place, first = found[last]
     data = read_at(file, place, end - place)
-    data = data[:-128] if data[-128:-125] == b"TAG" else data
+    data = data[:-128] if data[-128:-125] == b"TAG" else data  # ID3v1
     return last if _crc(data[:-2], 16, 0x8005) == int.from_bytes(data[-2:], "big") else first
 
 
 def _frame(head: bytes, fixed: int) -> tuple[int, int] | None:
     """Return the first sample and the number of samples of the frame that begins here, None if none does."""
-    if len(head) < 16 or head[3] & 1 or head[3] >> 4 > 10 or head[3] >> 1 & 7 == 3 or head[2] & 15 == 15:
+    if len(head) < 8 or head[3] & 1 or head[3] >> 4 > 10 or head[3] >> 1 & 7 == 3 or head[2] & 15 == 15:
         return None
     length = max(1, 8 - (head[4] ^ 0xFF).bit_length())  # bytes of the number, coded as in UTF-8
     if head[4] == 0xFF or (head[4] & 0xC0) == 0x80 or any(b & 0xC0 != 0x80 for b in head[5 : 4 + length]):
@@ -121,13 +118,18 @@ def _frame(head: bytes, fixed: int) -> tuple[int, int] | None:
 
 
 def _crc(data: bytes, bits: int, polynomial: int) -> int:
-    crc, top, mask = 0, 1 << bits - 1, (1 << bits) - 1
-    table = []
+    crc, mask, table = 0, (1 << bits) - 1, _crc_table(bits, polynomial)
+    for byte in data:
+        crc = (crc << 8 & mask) ^ table[crc >> bits - 8 ^ byte]
+    return crc
+
+
+@functools.cache
+def _crc_table(bits: int, polynomial: int) -> list[int]:
+    top, mask, table = 1 << bits - 1, (1 << bits) - 1, []
     for byte in range(256):
         value = byte << bits - 8
         for _ in range(8):
             value = (value << 1 ^ polynomial) & mask if value & top else value << 1
         table.append(value)
-    for byte in data:
-        crc = (crc << 8 & mask) ^ table[crc >> bits - 8 ^ byte]
-    return crc
+    return table

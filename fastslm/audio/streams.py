@@ -96,8 +96,8 @@ def size_of(file: BinaryIO) -> int:
 
 
 def read_at(file: BinaryIO, position: int, count: int) -> bytes:
-    """Return bytes from a place on."""
-    file.seek(position)
+    """Return bytes from a place on, from the begin where it lies before that."""
+    file.seek(max(0, position))
     return file.read(count)
 
 

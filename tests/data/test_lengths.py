@@ -150,6 +150,7 @@ FLACS = {
     "of libsndfile": encode(tone(3), "FLAC"),
     "of libsndfile, 24 bits": encode(tone(3), "FLAC", "PCM_24"),
     "of FFmpeg": ffmpeg(tone(3), "flac", "flac"),
+    "whose last frame has few bytes": encode(np.concatenate([tone(3)[:-77], np.zeros(77, np.float32)]), "FLAC"),
     "with ID3v1 behind": encode(tone(3), "FLAC") + b"TAG" + bytes(125),
 }
 
