@@ -46,11 +46,15 @@ class DataHealth(L.Callback):
         if not trainer.is_global_zero:
             return
         source = source_of(trainer)
-        for split, items in (source.broken if source is not None else {}).items():
-            for reason, count in Counter(item.reason for item in items).most_common():
-                first = next(item for item in items if item.reason == reason)
-                detail = f": {first.detail}" if first.detail else ""
-                print(f"{split} data: left out {count} x {reason} (first: {first.shard}, sample {first.key!r}{detail})")
+        if source is None:
+            return
+        for said, found in (("left out", source.broken), ("to be looked at:", source.doubtful)):
+            for split, items in found.items():
+                for reason, count in Counter(item.reason for item in items).most_common():
+                    first = next(item for item in items if item.reason == reason)
+                    detail = f": {first.detail}" if first.detail else ""
+                    place = f"{first.shard}, sample {first.key!r}{detail}"
+                    print(f"{split} data: {said} {count} x {reason} (first: {place})")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -15,7 +15,9 @@ from fastslm.training.data_source import STAGES, Split
 
 from .augmentation import Augmentation, stretch_of
 from .index.build import IndexBuilder
-from .index.entries import Entries, Limits, collect, describe
+from .index.doubts import doubtful
+from .index.entries import REFUSED_BY_SETTINGS, Entries, Limits, collect, describe
+from .index.repeats import repeated
 from .index.sources import Shards, Source, expand, is_stream, patterns_of, sources_of
 from .loading.dataset import ShardDataset
 from .loading.streaming import StreamDataset
@@ -29,8 +31,6 @@ __all__ = ["Source", "WebDatasetModule"]
 #: Splits, each with those whose shards it takes when it has none of its own.
 _SPLITS = {"train": ("train",), "val": ("val",), "test": ("test", "val"), "predict": ("predict", "test", "val")}
 _STREAM = "stream"  # stands for the plan of one
-#: Reasons that are settings, not damage: such samples are counted and shown, and stop nothing.
-_REFUSED = ("audio too long", "context too long")
 
 
 class WebDatasetModule(PlannedSource):
@@ -196,6 +196,8 @@ class WebDatasetModule(PlannedSource):
                 " they are told apart as key@shard."
             )
         chosen = self._entries[split] = entries.select(fits)
+        self.doubtful[split] = [Broken(index.shard, **item) for index in flat for item in doubtful(index.rows)]
+        self.doubtful[split] += repeated(split, self._entries)
         mixture = self._mixed([len(group) for group in groups], chosen) if split == "train" else None
         counts = np.array(mixture.counts if mixture else (), np.int64)
         chosen_costs = Costs(costs.windows[fits], costs.tokens[fits])
@@ -218,7 +220,7 @@ class WebDatasetModule(PlannedSource):
         return None if mixture.takes_each_once else mixture
 
     def _check_broken(self, split: str, total: int) -> None:
-        damaged = [item for item in self.broken[split] if item.reason not in _REFUSED]
+        damaged = [item for item in self.broken[split] if item.reason not in REFUSED_BY_SETTINGS]
         if len(damaged) > self.max_broken_share * total:
             raise DataError(
                 f"data.{split}_shards: {len(damaged)} of {total} samples are broken, more than data.max_broken_share"

@@ -4,9 +4,8 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +61,13 @@ class IndexBuilder:
         Raises:
             DataError: a shard is missing, empty or no uncompressed tar.
         """
-        if len(set(shards)) < len(shards):
-            twice = next(shard for shard, count in Counter(shards).items() if count > 1)
-            raise DataError(f"shard {twice}: is named more than once, and its samples would be too.")
+        first: dict[str, str] = {}
+        for shard in shards:
+            place = shard if is_remote(shard) else os.path.realpath(shard)
+            if place in first:
+                other = "" if first[place] == shard else f" (as {first[place]}, too)"
+                raise DataError(f"shard {shard}: is named more than once{other}, and its samples would be too.")
+            first[place] = shard
         bar = tqdm(
             total=len(shards), desc="Reading the index of shards", unit="shard", disable=len(shards) < 8, leave=False
         )
@@ -235,4 +238,4 @@ def select_rows(rows: ShardRows, kept: npt.NDArray[np.bool_]) -> ShardRows:
     keys = [key for key, stays in zip(rows.keys, kept, strict=True) if stays]
     columns["key_bytes"], columns["key_end"] = pack_keys(keys)
     columns["recording_end"] = np.cumsum(counts[kept], dtype=np.int64)
-    return ShardRows(rows.tar, columns, rows.names, rows.broken, rows.tokenizer, rows.tokenizer_digest, rows.prompts)
+    return replace(rows, columns=columns)

@@ -16,6 +16,7 @@ from fastslm.errors import DataError
 from fastslm.files import whole_file
 
 from ..reading.store import TarState
+from ..reading.tar import text_of
 
 Array = npt.NDArray[Any]
 FORMAT = "fastslm-index"
@@ -60,6 +61,7 @@ class ShardRows:
         tokenizer: name of the tokenizer behind ``text_tokens``; None where they were not counted (all -1).
         tokenizer_digest: 16 hex digits over the tokenizer and the chat template; decides whether counts can be used.
         prompts: prompt and answer field, when it was made, of those tasks of its samples that are not the release's.
+        doubtful: what is to be looked at in it, in the form of ``broken``; those samples have their rows.
     """
 
     tar: TarState
@@ -69,6 +71,7 @@ class ShardRows:
     tokenizer: str | None = None
     tokenizer_digest: str | None = None
     prompts: dict[str, list[str]] = field(default_factory=dict)
+    doubtful: list[dict[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.columns["key_end"])
@@ -81,7 +84,7 @@ class ShardRows:
         """Names of the samples."""
         data, ends = self.columns["key_bytes"].tobytes(), self.columns["key_end"].tolist()
         begins = [0, *ends][:-1]
-        return [data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(begins, ends, strict=True)]
+        return [text_of(data[a:b]) for a, b in zip(begins, ends, strict=True)]
 
     @property
     def seconds(self) -> npt.NDArray[np.float64]:

@@ -11,8 +11,10 @@ from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
 from fastslm.path.broken import Broken
 
+from ..reading.tar import text_of
 from .build import ShardIndex
 from .columns import ShardRows
+from .doubts import identities_of
 from .texts import COLUMNS, Chunks, chunks_of, empty_chunks, num_samples_of
 
 Array = npt.NDArray[np.int64]
@@ -20,6 +22,8 @@ Array = npt.NDArray[np.int64]
 #: Column of a sidecar, and how it changes when shards are put end to end.
 _PER_SAMPLE = ("json_offset", "json_size", "json_crc32")
 _PER_RECORDING = ("audio_offset", "audio_size", "audio_crc32")
+#: Reasons that are settings, not damage: such samples are counted and shown, and stop nothing.
+REFUSED_BY_SETTINGS = ("audio too long", "context too long")
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Entries:
         """Return the name of an entry, unique in its split."""
         sample, chunk = int(self.sample[index]), int(self.chunk[index])
         begin, end = _run(self.columns["key_end"], sample)
-        key = self.key_bytes[begin:end].tobytes().decode("utf-8", "surrogateescape")
+        key = text_of(self.key_bytes[begin:end].tobytes())
         place = int(np.searchsorted(self.ambiguous, sample))
         if place < len(self.ambiguous) and self.ambiguous[place] == sample:
             key = f"{key}@{self.shard_of(index)}"
@@ -116,6 +120,11 @@ class Entries:
             segments = (int(p.first_segment[chunk]), int(p.last_segment[chunk]))
             span = (float(p.begin_seconds[chunk]), float(p.end_seconds[chunk]))
         return Entry(self.shard_of(index), self.key(index), (offset, size, crc32), regions, segments, span)
+
+    @property
+    def identities(self) -> npt.NDArray[np.uint64]:
+        """What tells the samples behind the entries apart by their content, ``[n]``; see ``index.doubts``."""
+        return self.columns["identity"][self.sample]
 
     def recording_lengths(self) -> tuple[Array, Array]:
         """Return samples at 16 kHz of all recordings of all entries, and how many recordings each entry has ``[n]``."""
@@ -229,6 +238,7 @@ def _columns(rows: Sequence[ShardRows]) -> dict[str, npt.NDArray[Any]]:
     }
     columns["shard"] = np.repeat(np.arange(len(rows), dtype=np.int32), [len(r) for r in rows])
     columns["num_samples"] = _joined([num_samples_of(r) for r in rows], np.int64)
+    columns["identity"] = _joined([identities_of(r) for r in rows], np.uint64)
     columns["key_end"] = _end_to_end([r["key_end"] for r in rows])
     columns["recording_end"] = _end_to_end([r["recording_end"] for r in rows])
     return columns

@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..reading.store import TarState
 from ..reading.tar import AUDIO_EXTENSIONS, Member, Members, read_groups, recordings_of
 from .columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, coded, pack_keys
 from .dialogues import count_ids, parse_fields, prompts_of, task_of, tokenizer_digest
+from .doubts import doubts
 
 _BLOCK_BYTES = 1 << 20
 
@@ -53,12 +54,12 @@ def scan_tar(path: str | os.PathLike[str], prompter: Prompter | None = None, tok
         with open(path, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             with open(path, "rb") as buffered:
-                groups, lost = read_groups(buffered, path)
-            broken = [_finding(item) for item in lost]
+                groups, lost, noted = read_groups(buffered, path)
+            broken, doubtful = [_finding(item) for item in lost], [_finding(item) for item in noted]
             rows = []
             for key, members in groups.items():
                 try:
-                    rows.append(_row(key, members, file.fileno(), prompter))
+                    rows.append(_row(key, members, file.fileno(), prompter, doubtful))
                 except DataError as error:
                     broken.append(_finding(Broken.of(path, key, error)))
     except OSError as error:
@@ -68,16 +69,19 @@ def scan_tar(path: str | os.PathLike[str], prompter: Prompter | None = None, tok
     state = TarState(status.st_size, status.st_mtime_ns)
     name = None if prompter is None else tokenizer or prompter.tokenizer.name_or_path
     digest = None if prompter is None else tokenizer_digest(prompter)
-    return _in_columns(state, rows, broken, name, digest)
+    return replace(_in_columns(state, rows, broken, name, digest), doubtful=doubtful)
 
 
 def _finding(item: Broken) -> dict[str, str]:
     return {"key": item.key, "reason": item.reason, "detail": item.detail}
 
 
-def _row(key: str, members: Members, descriptor: int, prompter: Prompter | None) -> _Row:
+def _row(
+    key: str, members: Members, descriptor: int, prompter: Prompter | None, doubtful: list[dict[str, str]]
+) -> _Row:
     if "json" not in members:
-        raise DataError("missing json: the sample has no .json member beside its audio")
+        several = f"; {len(members)} members share its name up to the first dot" if len(members) > 1 else ""
+        raise DataError(f"missing json: the sample has no .json member beside its audio{several}")
     data = os.pread(descriptor, members["json"].size, members["json"].offset)
     fields = parse_fields(data)
     recordings = recordings_of(members)
@@ -91,6 +95,7 @@ def _row(key: str, members: Members, descriptor: int, prompter: Prompter | None)
         messages = messages_of(fields, needs_answer=False)
     except DataError as error:
         raise DataError(f"missing text: {error}") from error
+    doubtful += [_finding(Broken.of("", key, doubt)) for doubt in doubts(fields, [info for *_, info in found])]
     return _Row(
         key,
         (*members["json"], zlib.crc32(data)),

@@ -15,7 +15,6 @@ import numpy as np
 from fastslm.errors import DataError
 from fastslm.path.broken import Broken
 
-from ..reading.audio import decode, open_region
 from ..reading.store import TarState
 from ..reading.tar import Members, read_groups
 from .columns import (
@@ -77,6 +76,7 @@ def write_sidecar(path: str | os.PathLike[str], rows: ShardRows, target: str | o
         **({"prompts": rows.prompts} if rows.prompts else {}),
         "names": rows.names,
         "broken": rows.broken,
+        **({"doubtful": rows.doubtful} if rows.doubtful else {}),
     }
     save_arrays(destination, header, rows.columns)
     return destination
@@ -126,6 +126,7 @@ def parse_sidecar(data: bytes) -> ShardRows:
             header["tokenizer"],
             header["tokenizer_digest"],
             {name: [str(prompt), str(answer)] for name, (prompt, answer) in dict(header.get("prompts", {})).items()},
+            list(header.get("doubtful", [])),
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
@@ -166,13 +167,12 @@ def is_current(rows: ShardRows, state: TarState) -> bool:
     return all(known is None or found is None or known == found for known, found in pairs)
 
 
-def verify(path: str | os.PathLike[str], rows: ShardRows, decode_audio: bool = False) -> Iterator[Broken]:
+def verify(path: str | os.PathLike[str], rows: ShardRows) -> Iterator[Broken]:
     """Yield everything in which a local tar differs from its index; nothing where it does not.
 
     Args:
         path: of the tar.
         rows: its index.
-        decode_audio: also decode every recording to its end, which takes as long as an epoch of reading.
 
     Raises:
         DataError: the tar is missing, or is no uncompressed tar.
@@ -180,15 +180,13 @@ def verify(path: str | os.PathLike[str], rows: ShardRows, decode_audio: bool = F
     path = os.fspath(path)
     try:
         with open(path, "rb") as file:
-            groups, lost = read_groups(file, path)
+            groups, lost, _ = read_groups(file, path)
             yield from lost
             known = {item["key"] for item in rows.broken}
             found = set()
             for row, key in enumerate(rows.keys):
                 found.add(key)
                 yield from (Broken.of(path, key, e) for e in _differences(file, rows, row, groups.get(key)))
-                if decode_audio:
-                    yield from _undecodable(file, path, key, rows, row)
             for key in groups.keys() - found - known:
                 yield Broken(path, key, "not in the index", "the tar holds a sample that its index does not know")
     except OSError as error:
@@ -214,11 +212,3 @@ def regions_of(rows: ShardRows, row: int) -> Iterator[tuple[str, tuple[int, int]
         extension = rows.names["extension"][rows["extension_code"][recording]]
         region = (int(rows["audio_offset"][recording]), int(rows["audio_size"][recording]))
         yield extension, region, int(rows["audio_crc32"][recording])
-
-
-def _undecodable(file: BinaryIO, path: str, key: str, rows: ShardRows, row: int) -> Iterator[Broken]:
-    for _, region, _ in list(regions_of(rows, row))[1:]:
-        try:
-            decode(open_region(file.fileno(), *region))
-        except DataError as error:
-            yield Broken.of(path, key, error)

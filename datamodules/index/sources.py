@@ -67,7 +67,7 @@ def patterns_of(sources: Sequence[Source]) -> list[str]:
 
 
 def expand(patterns: str | Sequence[str], key: str) -> list[str]:
-    """Return the shards that patterns name, braces and globs expanded, sorted within each pattern.
+    """Return the shards that patterns name, braces, globs and folders expanded, sorted within each pattern.
 
     Raises:
         DataError: a pattern matches nothing.
@@ -79,6 +79,8 @@ def expand(patterns: str | Sequence[str], key: str) -> list[str]:
         literal = os.path.exists(pattern)  # a file may be called 'talk [2020].tar'
         for name in [pattern] if literal else braceexpand.braceexpand(pattern):
             found = [name] if literal else _matches(name)
+            if len(found) == 1 and os.path.isdir(name):
+                found = sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
             if not found:
                 hint = " To mean a bracket itself, write [[] for it." if "[" in name else ""
                 raise DataError(f"{key}: no file matches {name!r}.{hint}")

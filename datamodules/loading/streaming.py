@@ -22,7 +22,7 @@ from ..index.dialogues import dialogue_of, parse_fields
 from ..plan.costs import CostTable
 from ..plan.plan import BatchLimits
 from ..reading.audio import decode, read_info
-from ..reading.tar import recording_names
+from ..reading.tar import recording_names, split_dotted
 
 _MAX_FAILURES_IN_A_ROW = 200
 
@@ -110,17 +110,18 @@ class _Reader:
         )
         opened = webdataset.tarfile_to_samples(handler=_Handler(self._fail))
         for sample in webdataset.DataPipeline(shards, opened):
-            try:
-                raw = self._raw(sample)
-            except DataError as error:
-                self._fail(sample["__url__"], sample["__key__"], error)
-            else:
-                self.unread = 0
-                yield raw
+            found = {name: value for name, value in sample.items() if not name.startswith("__")}
+            for stem, members in split_dotted(found).items():
+                key, shard = f"{sample['__key__']}.{stem}" if stem else sample["__key__"], sample["__url__"]
+                try:
+                    raw = self._raw(key, shard, members)
+                except DataError as error:
+                    self._fail(shard, key, error)
+                else:
+                    self.unread = 0
+                    yield raw
 
-    def _raw(self, sample: dict[str, Any]) -> _Raw:
-        key, shard = sample["__key__"], sample["__url__"]
-        members = {name: value for name, value in sample.items() if not name.startswith("__")}
+    def _raw(self, key: str, shard: str, members: dict[str, Any]) -> _Raw:
         if "json" not in members:
             raise DataError("missing json: the sample has no .json member beside its audio")
         fields = parse_fields(members["json"])

@@ -1,9 +1,11 @@
 """The members of a tar shard, sample by sample, and what a damaged or ambiguous tar has lost."""
 
+import os
 import re
 import tarfile
-from collections.abc import Iterable
-from typing import BinaryIO, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from fastslm.errors import DataError
 from fastslm.path.broken import Broken
@@ -13,6 +15,7 @@ AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "ogg", "opus")
 VIDEO_EXTENSIONS = ("m4a", "aac", "webm", "mp4", "mkv", "mov", "mka", "wma", "amr")
 #: Folders, name up to its first dot, extension; as in WebDataset, names that begin with a dot belong to no sample.
 _SAMPLE_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<extension>[^/]+)", re.DOTALL)
+_MOST_HOPS = 40  # of a chain of links, as in Linux
 
 
 class Member(NamedTuple):
@@ -24,10 +27,25 @@ class Member(NamedTuple):
 
 #: The members of a sample by extension.
 Members = dict[str, Member]
+_Part = TypeVar("_Part")
 
 
-def read_groups(file: BinaryIO, shard: str) -> tuple[dict[str, Members], list[Broken]]:
-    """Return the members of each sample in the order of the tar, and what is lost or ambiguous in it.
+class Contents(NamedTuple):
+    """What a tar holds.
+
+    Attributes:
+        groups: the members of each sample, in the order of the tar.
+        lost: what is lost or ambiguous in it.
+        noted: what was left out or read otherwise than it stands there, and loses no sample.
+    """
+
+    groups: dict[str, Members]
+    lost: list[Broken]
+    noted: list[Broken]
+
+
+def read_groups(file: BinaryIO, shard: str) -> Contents:
+    """Return the members of each sample; links to members count as what they point to.
 
     Args:
         file: the tar, open and seekable.
@@ -36,39 +54,116 @@ def read_groups(file: BinaryIO, shard: str) -> tuple[dict[str, Members], list[Br
     Raises:
         DataError: it is no uncompressed tar.
     """
-    groups: dict[str, Members] = {}
+    found: list[tuple[str, Member | str]] = []  # names, with the place of a member or the name that a link points to
     broken: list[Broken] = []
-    latest: dict[str, Members] = {}  # differs from groups where a key came again: its second members go together
+    left_out: Counter[str] = Counter()
     size = file.seek(0, 2)
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                match = _SAMPLE_MEMBER.fullmatch(member.name)
-                if match is None or not member.isfile():
-                    continue
-                key, extension = match["key"], match["extension"].lower()
-                if member.offset_data + member.size > size:  # nothing can follow
-                    broken.append(Broken(shard, key, "truncated shard", f"{member.name} runs past the end"))
-                    groups.pop(key, None)
-                    return groups, broken
-                if extension in latest.setdefault(key, groups.setdefault(key, {})):
-                    broken.append(Broken(shard, key, "duplicate key", f"{member.name} comes again; the first is kept"))
-                    latest[key] = {}
-                latest[key][extension] = Member(member.offset_data, member.size)
                 tar.members = []  # type: ignore[attr-defined]  # or tarfile keeps every header it has read
+                name = readable(member.name)
+                if member.isdir():
+                    continue
+                if member.issym() or member.islnk():
+                    folder = os.path.dirname(member.name) if member.issym() else ""
+                    found.append((name, readable(os.path.join(folder, member.linkname))))
+                elif not member.isreg() or member.issparse():
+                    left_out["that are sparse files, devices or pipes"] += 1
+                elif member.offset_data + member.size > size:  # nothing can follow
+                    key = match["key"] if (match := _SAMPLE_MEMBER.fullmatch(name)) else "?"
+                    broken.append(Broken(shard, key, "truncated shard", f"{name} runs past the end"))
+                    return _grouped(shard, found, broken, left_out)
+                else:
+                    found.append((name, Member(member.offset_data, member.size)))
             end_at = tar.offset
         file.seek(end_at)
         end = file.read(tarfile.BLOCKSIZE)
     except tarfile.TarError as error:
-        if not groups:
-            raise DataError(f"shard {shard}: not an uncompressed tar ({error}).") from error
-        return groups, [*broken, Broken(shard, "?", "truncated shard", str(error))]
+        if not found:
+            raise DataError(f"shard {shard}: not an uncompressed tar ({error}).{_packed(file)}") from error
+        return _grouped(shard, found, [*broken, Broken(shard, "?", "truncated shard", str(error))], left_out)
     if end != tarfile.NUL * tarfile.BLOCKSIZE:  # where tarfile just stops
         what = "damaged" if len(end) == tarfile.BLOCKSIZE else "cut"
         detail = f"{what} at byte {end_at}, samples behind it are lost"
         broken.append(Broken(shard, "?", "truncated shard", detail))
-    return groups, broken
+    return _grouped(shard, found, broken, left_out)
+
+
+def readable(name: str) -> str:
+    """Return the name of a member as text: what is no UTF-8 is taken as Latin-1, in which every byte is a letter."""
+    return name if name.isascii() else text_of(name.encode("utf-8", "surrogateescape"))
+
+
+def text_of(name: bytes) -> str:
+    """Return a name as text; see ``readable``."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("latin-1")
+
+
+def _packed(file: BinaryIO) -> str:
+    file.seek(0)
+    head = file.read(6)
+    kinds = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
+    kind = next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
+    return f" It is packed with {kind}, and samples are read by offset: unpack it to a plain .tar." if kind else ""
+
+
+def _grouped(
+    shard: str, found: Sequence[tuple[str, Member | str]], broken: list[Broken], left_out: Counter[str]
+) -> Contents:
+    """Return members under the keys of their samples, links resolved."""
+    groups: dict[str, Members] = {}
+    latest: dict[str, Members] = {}  # differs from groups where a key came again: its second members go together
+    lost = {item.key for item in broken}
+    places = {os.path.normpath(name): place for name, place in found}
+    for name, place in found:
+        match = _SAMPLE_MEMBER.fullmatch(name)
+        if match is None:
+            companion = os.path.basename(name).startswith("._")
+            left_out["that macOS added (._*)" if companion else "without a key and an extension"] += 1
+            continue
+        key, extension = match["key"], match["extension"].lower()
+        member, hops = place, 0
+        while isinstance(member, str) and hops < _MOST_HOPS:
+            member, hops = places.get(os.path.normpath(member), ""), hops + 1
+        if isinstance(member, str):
+            if key not in lost:
+                detail = f"{name} points to {place}, which is not in the tar; pack the files themselves: tar -h"
+                broken.append(Broken(shard, key, "link to nothing", detail))
+                lost.add(key)
+            continue
+        if extension in latest.setdefault(key, groups.setdefault(key, {})):
+            broken.append(Broken(shard, key, "duplicate key", f"{name} comes again; the first is kept"))
+            latest[key] = {}
+        latest[key][extension] = member
+    split = [(key, split_dotted(members)) for key, members in groups.items() if key not in lost]
+    groups = {f"{key}.{stem}" if stem else key: part for key, parts in split for stem, part in parts.items()}
+    noted = [Broken(shard, "?", "members left out", f"{count} members {what}") for what, count in left_out.items()]
+    return Contents(groups, broken, noted)
+
+
+def split_dotted(members: Mapping[str, _Part]) -> dict[str, dict[str, _Part]]:
+    """Return the samples among members that share a name up to its first dot, by what is behind it ("" for none).
+
+    ``talk.part1.flac`` beside ``talk.part1.json`` is a sample of its own, where nothing says that ``talk`` is one of
+    several recordings: it has no ``talk.json``, or ``talk.flac`` as well.
+    """
+    audio = AUDIO_EXTENSIONS + VIDEO_EXTENSIONS
+    stems = {name.rpartition(".")[0] for name in members if name.endswith(".json")}
+    if not stems or ("json" in members and not any(name in audio for name in members)):
+        return {"": dict(members)}
+    spoken = {name.rpartition(".")[0] for name in members if name.rpartition(".")[2] in audio}
+    stems = {stem for stem in stems if stem in spoken or "json" not in members}
+    parts: dict[str, dict[str, _Part]] = {}
+    for name, member in members.items():
+        dots = [i for i, character in enumerate(name) if character == "."]
+        stem = next((name[:i] for i in reversed(dots) if name[:i] in stems), "")
+        parts.setdefault(stem, {})[name[len(stem) :].removeprefix(".") if stem else name] = member
+    return parts
 
 
 def recordings_of(members: Members) -> list[tuple[str, Member]]:

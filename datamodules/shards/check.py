@@ -5,20 +5,32 @@ import contextlib
 import fnmatch
 import json
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from fastslm.errors import DataError
 from fastslm.path.broken import Broken
+from fastslm.path.pretrained import resolve
 
-from ..index.build import answered
+from ..index.build import ShardIndex, answered, select_rows
+from ..index.columns import ShardRows
+from ..index.doubts import LEFT_OUT, REPEATED, audio_doubts, doubtful
+from ..index.entries import REFUSED_BY_SETTINGS, Limits, collect, describe
 from ..index.scan import scan_tar
 from ..index.sidecar import SUFFIX, is_current, read_sidecar, tar_state, verify
+from ..index.texts import read_texts
+from ..loading.dataset import ShardDataset
+from ..reading.store import Store
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .shard_file import guarded
+from .tokenizers import prompter_of
 
 _MOST_SHOWN = 40
 _EXAMPLES = """\
@@ -35,12 +47,16 @@ The exit status is 0 when nothing was found, 1 when something was.
 class _Work:
     shard: str
     decode_audio: bool
+    tokenizer: str | None
+    max_audio_seconds: float
 
 
 @dataclass
 class _Checked:
     findings: list[Broken] = field(default_factory=list)
+    num_samples: int = 0
     keys: list[str] = field(default_factory=list)
+    identities: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     notes: list[str] = field(default_factory=list)
 
 
@@ -51,6 +67,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
     parser.add_argument("--quick", action="store_true", help="do not decode the audio; checksums are compared anyway")
+    parser.add_argument("--tokenizer", metavar="NAME", help="read the texts as for this LLM (as for the embedded one)")
+    parser.add_argument("--max-audio-seconds", type=float, default=900.0, metavar="S", help="say which recordings are"
+                        " longer, as data.max_audio_seconds would leave them out (900)")  # fmt: skip
     parser.add_argument("--findings", type=Path, metavar="FILE", help="write all findings there, one JSON a line")
     parser.set_defaults(run=run)
     return parser
@@ -60,22 +79,22 @@ def run(options: argparse.Namespace) -> int:
     """Check the shards and print the findings; 1 when there are any."""
     lost = _without_tar(options.shards)
     paths = shard_paths(options.shards) if not lost or _any_shard(options.shards) else []
-    work = [_Work(path, not options.quick) for path in paths]
+    work = [_Work(path, not options.quick, options.tokenizer, options.max_audio_seconds) for path in paths]
     results: list[_Checked] = [_Checked() for _ in work]
     progress = Progress("Checking", sum(os.path.getsize(path) for path in paths) / 1e6, "MB")
     with contextlib.closing(run_all(_check, work, options.workers, progress)) as done:
         for number, checked in done:
             results[number] = checked
-    findings = lost + [finding for result in results for finding in result.findings] + _duplicates(paths, results)
+    findings = lost + [finding for result in results for finding in result.findings] + _repeated(paths, results)
     for note in (note for result in results for note in result.notes):
         print(f"Note: {note}")
     if options.findings is not None:
         with guarded(options.findings):
             options.findings.write_text("".join(json.dumps(asdict(finding)) + "\n" for finding in findings))
-    num_samples = sum(len(result.keys) for result in results)
+    num_samples = sum(result.num_samples for result in results)
     print(f"{len(paths)} shards, {num_samples} samples, {len(findings)} findings.")
     _print_table(findings)
-    return 1 if findings else 0
+    return 1 if findings or not num_samples else 0
 
 
 def _any_shard(patterns: Sequence[str]) -> bool:
@@ -113,28 +132,62 @@ def _check(work: _Work, report: Report) -> _Checked:
     try:
         if rows is None:
             rows = scan_tar(work.shard)
-        found = list(verify(work.shard, rows, work.decode_audio))
-        absent = {finding.key for finding in found if finding.reason.startswith("missing ")}
-        found = [f for f in found if f.key not in absent or f.reason.startswith("missing ")]  # nothing there to decode
-        found += [Broken(work.shard, item["key"], item["reason"], item["detail"]) for item in answered(rows).broken]
+        found = list(verify(work.shard, rows))
+        damaged = {f.key for f in found if f.reason in ("checksum differs", "truncated shard")}
+        damaged |= {f.key for f in found if f.reason.startswith("missing ")}
+        whole = np.array([key not in damaged for key in rows.keys], bool)
+        found += _as_training_reads(work, select_rows(rows, whole), checked)
         if not found and not is_current(rows, tar_state(work.shard)):
             checked.notes.append(
                 f"{work.shard} is as its index says, but newer; refresh: fastslm shards index {work.shard}"
             )
         checked.findings += {(f.key, f.reason, f.detail): f for f in found}.values()
-        checked.keys = rows.keys
+        checked.num_samples = len(rows)
     except DataError as error:
         checked.findings.append(Broken(work.shard, "?", "unreadable shard", str(error)))
     report(os.path.getsize(work.shard) / 1e6)
     return checked
 
 
-def _duplicates(paths: Sequence[str], results: Sequence[_Checked]) -> list[Broken]:
-    first: dict[str, str] = {}
+def _as_training_reads(work: _Work, rows: ShardRows, checked: _Checked) -> Iterator[Broken]:
+    """Yield what training would leave out of a shard, or show, found by the code that it runs itself."""
+    rows = answered(rows)
+    prompter = prompter_of(work.tokenizer or resolve("fastslm:demo/llm", "--tokenizer"))
+    assert prompter is not None
+    with tempfile.TemporaryDirectory() as cache:
+        texts = read_texts(work.shard, rows, prompter, Store(), Path(cache), ())
+    entries, broken = collect([ShardIndex(work.shard, rows, texts)], Limits(work.max_audio_seconds, "drop"))
+    too_long = [item for item in broken if item.reason in REFUSED_BY_SETTINGS]
+    if too_long:
+        checked.notes.append(f"{work.shard}: {describe(too_long)}")
+    yield from (item for item in broken if item.reason not in REFUSED_BY_SETTINGS)
+    for item in doubtful(rows):
+        if item["reason"] == LEFT_OUT:
+            checked.notes.append(f"{work.shard}: {item['detail']} left out")
+        else:
+            yield Broken(work.shard, **item)
+    checked.keys = [entries.key(index) for index in range(len(entries))]
+    checked.identities = entries.identities
+    dataset = ShardDataset(entries, prompter)
+    for index, key in enumerate(checked.keys if work.decode_audio else ()):
+        try:
+            yield from (Broken.of(work.shard, key, doubt) for doubt in audio_doubts(dataset.read(entries[index]).audio))
+        except DataError as error:
+            yield Broken.of(work.shard, key, error)
+
+
+def _repeated(paths: Sequence[str], results: Sequence[_Checked]) -> list[Broken]:
+    """Return the samples whose key, or else whose audio, is also that of one before them."""
+    keys: dict[str, str] = {}
+    places: dict[int, str] = {}
     findings = []
     for path, result in zip(paths, results, strict=True):
-        again = [key for key in result.keys if first.setdefault(key, path) != path]
-        findings += [Broken(path, key, "duplicate key", f"also in {first[key]}") for key in again]
+        for key, identity in zip(result.keys, result.identities.tolist(), strict=True):
+            before = places.setdefault(identity, f"sample {key!r} of {path}")
+            if keys.setdefault(key, path) != path:
+                findings.append(Broken(path, key, "duplicate key", f"also in {keys[key]}"))
+            elif before != f"sample {key!r} of {path}":
+                findings.append(Broken(path, key, REPEATED, f"{before} has the same audio"))
     return findings
 
 

@@ -63,14 +63,15 @@ def run(options: argparse.Namespace) -> int:
     with contextlib.closing(run_all(_index, work, options.workers, progress)) as done:
         for number, indexed in done:
             results[number] = indexed
-    print(f"{len(paths)} shards, {sum(result.num_samples for result in results)} samples.")
+    num_samples = sum(result.num_samples for result in results)
+    print(f"{len(paths)} shards, {num_samples} samples.")
     _print_counts("Samples that cannot be used:", paths, [result.reasons for result in results])
     _print_counts(
         "Left alone, for they differ from their index; --force takes them as they are:",
         paths,
         [result.differences for result in results],
     )
-    return 1 if any(result.differences for result in results) else 0
+    return 1 if any(result.differences for result in results) or not num_samples else 0
 
 
 def _print_counts(title: str, paths: list[str], counts: list[dict[str, int]]) -> None:

@@ -1,7 +1,8 @@
 """The tars that a command's patterns name."""
 
+import glob
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastslm.errors import DataError
 
@@ -16,11 +17,11 @@ def shard_paths(patterns: Sequence[str]) -> list[str]:
     """
     paths = []
     for path in expand_paths(patterns):
-        if not Path(path).is_dir():
+        if not os.path.isdir(path):
             paths.append(path)
             continue
-        found = sorted(str(shard) for shard in Path(path).glob("*.tar"))
+        found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))  # without the companions of macOS
         if not found:
             raise DataError(f"{path}: the folder holds no tar.")
         paths += found
-    return list(dict.fromkeys(paths))
+    return list({os.path.realpath(path): path for path in reversed(paths)}.values())[::-1]  # each tar once

@@ -71,6 +71,7 @@ class DataSource(L.LightningDataModule, ABC):
     Attributes:
         broken: samples that were found unusable before training, by split; the callback DataHealth shows them. Those
             that break when they are read are in ``Batch.broken``.
+        doubtful: samples that are used and should be looked at, by split; shown beside those.
         max_broken_share: largest share of samples that may break while they are read, 0..1; above it the run stops.
     """
 
@@ -80,6 +81,7 @@ class DataSource(L.LightningDataModule, ABC):
             raise ConfigError(f"data.max_broken_share: {max_broken_share} is outside 0 to 1.")
         self.max_broken_share = max_broken_share
         self.broken: dict[str, list[Broken]] = {}
+        self.doubtful: dict[str, list[Broken]] = {}
 
     # -- what a subclass gives -----------------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ def test_empty_texts_missing_members_and_duplicates_are_found(shards, findings, 
     assert status == 1
     assert {(key, reason) for _, key, reason in found} == {
         ("empty", "missing text"), ("noaudio", "missing audio"), ("nojson", "missing json"),
-        ("odd", "unreadable audio"), ("fine", "duplicate key"),
+        ("odd", "unreadable audio"), ("fine", "duplicate key"), ("again", "same sample twice"),
     }  # fmt: skip
 
 
@@ -149,7 +149,6 @@ def test_the_table_names_shard_key_and_finding(built, shards, capsys):
     assert shards("check", built, "--workers", 2) == 1
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:4] == ["train-000000.tar", "u001", "checksum", "differs:"[:-1]] for line in lines)
-    assert any("unreadable audio" in line for line in lines)
 
 
 def test_a_pattern_that_matches_nothing_is_a_mistake(shards, tmp_path, capsys):

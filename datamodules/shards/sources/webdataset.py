@@ -1,8 +1,8 @@
 """Existing tar shards: audio beside ``.json``, ``.txt`` or both."""
 
+import glob
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from fastslm.errors import DataError
@@ -10,7 +10,7 @@ from fastslm.errors import DataError
 from ...index.dialogues import parse_fields
 from ...reading.tar import Members, read_groups, recordings_of
 from ..naming import TIMES, loose_length, renamed, resolve_columns
-from ..utterance import Audio, Refused, Utterance
+from ..utterance import Audio, Noted, Refused, Utterance
 from .options import SourceOptions
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
@@ -19,28 +19,33 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 def detect(path: str) -> bool:
     """Say whether this is a tar, or a folder of tars."""
     if os.path.isdir(path):
-        return any(Path(path).glob("*.tar"))
+        return bool(_tars(path))
     return path.endswith((".tar", *_COMPRESSED))
 
 
-def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     """Yield the samples of a tar, or of all tars in a folder.
 
     Raises:
         DataError: a tar is compressed or no tar.
     """
-    shards = sorted(str(shard) for shard in Path(path).glob("*.tar")) if os.path.isdir(path) else [path]
+    shards = _tars(path) if os.path.isdir(path) else [path]
     for shard in shards:
         if shard.endswith(_COMPRESSED):
             raise DataError(f"{shard}: a compressed tar cannot be read by offset. Unpack it to .tar first (gunzip).")
         try:
             with open(shard, "rb") as file:
-                groups, lost = read_groups(file, shard)
+                groups, lost, noted = read_groups(file, shard)
+                yield from (Noted(shard, item.key, item.reason, item.detail) for item in noted)
                 yield from (Refused(shard, item.key, item.reason, item.detail) for item in lost)
                 for key, members in groups.items():
                     yield _sample(shard, key, members, file.fileno(), options)
         except OSError as error:
             raise DataError(f"{shard}: {error.strerror or error}.") from error
+
+
+def _tars(folder: str) -> list[str]:
+    return sorted(glob.glob(os.path.join(glob.escape(folder), "*.tar")))  # without the companions of macOS
 
 
 def _sample(shard: str, key: str, members: Members, descriptor: int, options: SourceOptions) -> Utterance | Refused:

@@ -1,0 +1,77 @@
+"""Facts of a sample that are doubtful and no damage: its text and its audio may not belong together."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastslm.errors import DataError
+from fastslm.tasks import tasks
+
+from ..reading.audio import AudioInfo
+from .columns import ShardRows
+
+#: Characters of a transcript per second that no speaker stays below over so long, or reaches.
+_FEWEST, _LONG_SECONDS, _MOST, _MOST_FREE = 0.5, 10.0, 40.0, 20
+_TOLERANCE_SECONDS = 1.0
+_CLIPPED_SHARE = 0.05
+#: Reasons: what is in a tar and of no sample; and a sample whose audio is also another's.
+LEFT_OUT, REPEATED = "members left out", "same sample twice"
+
+
+def doubts(fields: Mapping[str, Any], recordings: Sequence[AudioInfo]) -> Iterator[DataError]:
+    """Yield in what a sample's JSON contradicts the header of its recording, as errors ``reason: detail``."""
+    if len(recordings) != 1:
+        return
+    seconds = recordings[0].num_frames / recordings[0].sample_rate_hz
+    stated = fields.get("duration")
+    if isinstance(stated, int | float) and abs(stated - seconds) > _TOLERANCE_SECONDS:
+        yield DataError(f"other length than stated: its json says {stated:g} s, the recording has {seconds:.2f} s")
+    segments = fields.get("segments")
+    ends = [s.get("end") for s in segments if isinstance(s, dict)] if isinstance(segments, list) else []
+    last = max((end for end in ends if isinstance(end, int | float)), default=0.0)
+    if last > seconds + _TOLERANCE_SECONDS:
+        yield DataError(f"segments leave the recording: one ends at {last:g} s, of {seconds:.2f} s")
+
+
+def audio_doubts(recordings: Sequence[npt.NDArray[np.int16]]) -> Iterator[DataError]:
+    """Yield what is to be looked at in decoded audio, as errors ``reason: detail``."""
+    for samples in recordings:
+        clipped = (np.count_nonzero(samples == 32767) + np.count_nonzero(samples == -32768)) / max(len(samples), 1)
+        if clipped > _CLIPPED_SHARE:
+            yield DataError(f"clipped audio: {clipped:.0%} of its samples are at full scale")
+        elif not samples.any():
+            yield DataError("silent audio: all of its samples are 0")
+
+
+def identities_of(rows: ShardRows) -> npt.NDArray[np.uint64]:
+    """Return 64 bits of the content of each sample: of its recordings for a transcript, of its JSON too for others."""
+    audio = rows["audio_size"].astype(np.uint64) << np.uint64(32) | rows["audio_crc32"].astype(np.uint64)
+    text = rows["json_size"].astype(np.uint64) << np.uint64(32) | rows["json_crc32"].astype(np.uint64)
+    sums = np.bitwise_xor.accumulate(np.concatenate([np.zeros(1, np.uint64), audio]))
+    ends = rows["recording_end"]
+    spoken = sums[ends] ^ sums[np.concatenate([np.zeros(1, np.int64), ends[:-1]])] if len(rows) else sums[:0]
+    of_audio = np.array([task in _transcripts() for task in rows.labels("task")], bool) & (spoken != 0)
+    return np.where(of_audio, spoken, spoken * np.uint64(0x9E3779B97F4A7C15) ^ text)
+
+
+def doubtful(rows: ShardRows) -> list[dict[str, str]]:
+    """Return what is to be looked at in a shard: what its index says, and transcripts that do not fit their audio."""
+    counts = np.diff(rows["recording_end"], prepend=0)
+    ends = np.concatenate([[0.0], np.cumsum(rows.seconds)])[np.concatenate([[0], rows["recording_end"]])]
+    seconds, characters = np.diff(ends), rows["text_characters"]
+    spoken = (counts > 0) & np.array([task in _transcripts() for task in rows.labels("task")], bool)
+    few = spoken & (seconds > _LONG_SECONDS) & (characters < _FEWEST * seconds)
+    many = spoken & (characters > _MOST_FREE + _MOST * seconds)
+    found = [(few, "little text for its audio"), (many, "much text for its audio")]
+    keys = rows.keys if (few | many).any() else []
+    return rows.doubtful + [
+        {"key": keys[row], "reason": reason, "detail": f"{characters[row]} characters for {seconds[row]:.1f} s"}
+        for places, reason in found
+        for row in np.flatnonzero(places).tolist()
+    ]
+
+
+def _transcripts() -> set[str]:
+    return {name for name, task in tasks().items() if task.transcript}
