@@ -12,7 +12,7 @@ _SEEN_ROWS = 4096  # so many rows, evenly spread over the table, tell what rows 
 
 
 @torch.no_grad()
-def enlarge(causal_lm: Any, tokens: Sequence[str], apart: bool) -> None:
+def enlarge(causal_lm: Any, tokens: Sequence[str | None], apart: bool) -> None:
     """Give a causal LM of transformers rows for all tokens of its tokenizer.
 
     New rows of the embedding table have the mean and spread of the known ones and follow from their tokens' names
@@ -20,7 +20,7 @@ def enlarge(causal_lm: Any, tokens: Sequence[str], apart: bool) -> None:
 
     Args:
         causal_lm: the model; its known rows stay.
-        tokens: all tokens, by id.
+        tokens: all tokens, by id; None where an id has none.
         apart: false gives the mean to all new rows.
     """
     known = causal_lm.get_input_embeddings().num_embeddings
@@ -48,8 +48,8 @@ def _some(values: Tensor, known: int) -> Tensor:
     return values[: known : max(1, known // _SEEN_ROWS)].float()
 
 
-def _noise(token: str, width: int) -> Tensor:
-    generator = torch.Generator().manual_seed(zlib.crc32(token.encode()))
+def _noise(token: str | None, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(str(token).encode()))
     return torch.randn(width, generator=generator)
 
 

@@ -180,8 +180,9 @@ class CausalLM(LanguageModel):
             if info["missing_keys"]:
                 missing = ", ".join(sorted(info["missing_keys"])[:3])
                 raise ConfigError(f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights: {missing}")
-        if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
-            tokens = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        num_ids = max(len(self.tokenizer), *(i + 1 for i in self.tokenizer.added_tokens_decoder), 0)  # may have gaps
+        if num_ids > model.get_input_embeddings().num_embeddings:
+            tokens = self.tokenizer.convert_ids_to_tokens(range(num_ids))
             enlarge(model, tokens, apart=self.new_rows != "alike")
         if self.lora is not None:
             self._add_adapters(model, self.lora)
