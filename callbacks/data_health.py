@@ -1,4 +1,4 @@
-"""DataHealth: samples that could not be used, by reason and shard; stops the run above a limit."""
+"""DataHealth: samples that could not be used, by reason and shard, and doubtful ones; stops the run above a limit."""
 
 from collections import Counter
 from typing import Any
@@ -16,13 +16,16 @@ class DataHealth(L.Callback):
     """Counts samples that the index refused and samples that broke when they were read.
 
     Shows the counts at the start of a run and at the end of each epoch, logs ``data/broken``, and stops the run when
-    more than the data module's ``max_broken_share`` of the samples read are broken.
+    more than the data module's ``max_broken_share`` of the samples read are broken. Samples whose words spell out a
+    control token of the tokenizer (``<|im_end|>``) are counted too: they are read as text, and may be mistakes.
     """
 
     def __init__(self) -> None:
         self._seen = 0
         self._broken: Counter[tuple[str, str]] = Counter()
         self._examples: dict[tuple[str, str], str] = {}
+        self._spelt: Counter[str] = Counter()
+        self._spelling, self._first_spelling = 0, ""  # samples that spell some, and the key of the first
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show what the index left out."""
@@ -86,6 +89,11 @@ class DataHealth(L.Callback):
 
     def _count(self, trainer: L.Trainer, batch: Batch) -> None:
         self._seen += sum(weight > 0 for weight in batch.weights) + len(batch.broken)
+        for key, dialogue in zip(batch.keys, batch.dialogues, strict=True):
+            if dialogue.spelt:
+                self._spelling += 1
+                self._spelt.update(set(dialogue.spelt))
+                self._first_spelling = self._first_spelling or key
         for item in batch.broken:
             place = (item["shard"], item["reason"])
             self._broken[place] += 1
@@ -124,3 +132,9 @@ class DataHealth(L.Callback):
     def _show_broken(self, trainer: L.Trainer) -> None:
         if self._broken:
             print(f"rank {trainer.global_rank}: {self._broken.total()} of {self._seen} samples broken: {self._table()}")
+        if self._spelling:
+            tokens = ", ".join(f"{count} x {token}" for token, count in self._spelt.most_common(5))
+            print(
+                f"rank {trainer.global_rank}: {self._spelling} of {self._seen} samples spell out control tokens, which"
+                f" are read as text: {tokens} (first: sample {self._first_spelling!r})"
+            )

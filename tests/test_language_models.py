@@ -1,14 +1,25 @@
 """Any Hugging Face causal LM and any Whisper fit: by folder, with or without adapters, tied heads, capped logits."""
 
+import json
 import shutil
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
 from fastslm.errors import ConfigError
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
+from fastslm.path.prompt import Prompter
 
 SMALL = {"vocab_size": 500, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "pad_token_id": 0, "eos_token_id": 2}
@@ -64,14 +75,79 @@ def test_a_target_that_matches_no_layer_is_refused(tiny_llm):
 
 
 def test_the_embedding_table_grows_when_the_special_tokens_do_not_fit(other_llm):
-    from fastslm.path.prompt import Prompter
-
     llm = CausalLM(str(other_llm))
     prompter = Prompter(llm.tokenizer)
     shrunk = llm.causal_lm is None and len(llm.tokenizer)
     llm.load()
     assert llm.causal_lm.get_input_embeddings().num_embeddings >= shrunk
     llm.embed(torch.tensor([prompter.audio_id]))
+
+
+@pytest.fixture(params=["tied", "own head", "head with a bias"])
+def small_table(request, tmp_path, tiny_llm):
+    """Return the folder of an LLM whose table has no room for the special tokens."""
+    sizes = {**SMALL, "vocab_size": 512, "num_attention_heads": 2, "eos_token_id": 2}
+    if request.param == "head with a bias":
+        model = PhiForCausalLM(PhiConfig(**sizes))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=request.param == "tied"))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.03)
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_llm / name, tmp_path / name)
+    return tmp_path
+
+
+def grown(folder, seed=0, **settings):
+    """Return an LLM with its table before and behind the rows that were there."""
+    llm = CausalLM(str(folder), **settings)
+    Prompter(llm.tokenizer)
+    torch.manual_seed(seed)
+    state = torch.get_rng_state()
+    llm.load()
+    assert settings or torch.equal(torch.get_rng_state(), state)
+    table = llm.causal_lm.get_input_embeddings().weight.detach()
+    assert len(table) == 521
+    return llm, table[:512], table[512:]
+
+
+def test_new_rows_are_apart_like_the_others_and_the_same_at_every_load(small_table):
+    llm, known, new = grown(small_table)
+    stored = LlamaForCausalLM if llm.config.model_type == "llama" else PhiForCausalLM
+    assert torch.equal(known, stored.from_pretrained(small_table).get_input_embeddings().weight)
+    assert torch.equal(new, grown(small_table, seed=1)[2])
+    apart, usual = torch.cdist(new, new), torch.cdist(known[:50], known[:50])
+    assert apart[~torch.eye(9, dtype=torch.bool)].min() > 0.5 * usual.median()
+    torch.testing.assert_close(new.norm(dim=1).mean(), known.norm(dim=1).mean(), rtol=0.2, atol=0)
+    torch.testing.assert_close(new, grown(small_table, dtype="bfloat16")[2].float(), rtol=0.1, atol=1e-3)
+
+
+def test_a_new_token_is_no_likelier_than_the_average_with_a_head_of_its_own(small_table):
+    llm, _, _ = grown(small_table)
+    head = llm.causal_lm.get_output_embeddings()
+    if not llm.config.tie_word_embeddings:
+        for parameter in head.parameters():
+            torch.testing.assert_close(parameter[512:], parameter[:512].mean(0).expand_as(parameter[512:]))
+
+
+def test_rows_may_be_alike_as_they_were_before(small_table):
+    _, known, new = grown(small_table, new_rows="alike")
+    torch.testing.assert_close(new, known.mean(0).expand(9, -1))
+
+
+def test_what_a_base_model_says_of_its_own_answers_does_not_reach_ours(tiny_llm, tmp_path):
+    folder = shutil.copytree(tiny_llm, tmp_path / "llm")
+    own = {"do_sample": True, "temperature": 3.0, "repetition_penalty": 5.0, "suppress_tokens": list(range(300))}
+    (folder / "generation_config.json").write_text(json.dumps({**own, "eos_token_id": [7, 8], "min_new_tokens": 3}))
+    answers = []
+    for place in (tiny_llm, folder):
+        llm = CausalLM(str(place))
+        llm.load()
+        llm.eval()
+        embeddings = llm.embed(torch.randint(3, 400, (2, 9), generator=torch.Generator().manual_seed(0)))
+        answers.append(llm.generate(embeddings, torch.ones(2, 9, dtype=torch.int64), 12, [2]).tolist())
+    assert answers[0] == answers[1]
 
 
 def test_random_initialisation_takes_the_architecture_alone_and_overrides_change_it(tiny_llm):

@@ -90,13 +90,21 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     if not isinstance(settings, Mapping):
         raise CheckpointError(f"{checkpoint.path} is no checkpoint of fastslm: it holds no configuration of a model.")
     tensors = checkpoint.tensors()
-    model = build_path(settings, device, tensors)
+    model = build_path(_as_before(settings), device, tensors)
     _load(model, tensors, str(checkpoint.path))
     step = checkpoint.manifest.get("step")
     if step is None:
         step = read_tensors(checkpoint.path).get("global_step", 0) if checkpoint.path.is_file() else 0
     metrics = dict(checkpoint.manifest.get("metrics", {}))
     return Run(model.requires_grad_(False).eval(), config, checkpoint.path, int(step), metrics)
+
+
+def _as_before(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return stored settings of a model with what they meant before there was a setting that they lack."""
+    llm = settings.get("llm")
+    if not isinstance(llm, Mapping) or str(llm.get("class_path")).rpartition(".")[2] != "CausalLM":
+        return settings
+    return {**settings, "llm": {**llm, "init_args": {"new_rows": "alike", **(llm.get("init_args") or {})}}}
 
 
 class _Named(nn.Module):

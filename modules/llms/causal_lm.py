@@ -13,6 +13,8 @@ from fastslm.errors import ConfigError, MissingExtraError, nearest
 from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
+from ._new_rows import enlarge
+
 _KEY = "model.llm.pretrained"
 
 
@@ -48,6 +50,8 @@ class CausalLM(LanguageModel):
         context_length: positions to allow; null takes the model's own.
         quantize: ``nf4`` holds the frozen linear layers in 4 bits (QLoRA, Dettmers et al., arXiv 2305.14314), a quarter
             of bfloat16's memory, slower, and trained through adapters only; needs the extra ``qlora``.
+        new_rows: where the special tokens outgrow the embedding table, its new rows are told apart, the same at every
+            load; ``alike`` gives all of them the mean row, as runs from before this setting have it.
 
     Raises:
         ConfigError: nothing usable at ``pretrained``, an unknown override, or a tokenizer that is missing.
@@ -76,6 +80,7 @@ class CausalLM(LanguageModel):
         gradient_checkpointing: bool = False,
         context_length: int | None = None,
         quantize: Literal["nf4"] | None = None,
+        new_rows: Literal["alike"] | None = None,
     ) -> None:
         super().__init__()
         from transformers import AutoConfig, AutoTokenizer
@@ -88,6 +93,7 @@ class CausalLM(LanguageModel):
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
         self.quantize = quantize
+        self.new_rows = new_rows
         if quantize is not None and (initialize == "random" or lora is None):
             raise ConfigError(
                 "model.llm.quantize: 4-bit weights are pretrained ones that stay frozen, trained through adapters. Set"
@@ -118,6 +124,7 @@ class CausalLM(LanguageModel):
         made = cls.__new__(cls)
         super(cls, made).__init__()
         made.pretrained, made.initialize, made.lora = causal_lm.config.name_or_path, "pretrained", None
+        made.new_rows = None
         made.dtype, made.attention, made.gradient_checkpointing, made.quantize = causal_lm.dtype, None, False, None
         made._dtype_setting = str(causal_lm.dtype).removeprefix("torch.")
         made.tokenizer = tokenizer
@@ -134,6 +141,10 @@ class CausalLM(LanguageModel):
         self.context_length = context_length or own_length or 1 << 30
 
     def _hold(self, causal_lm: Any) -> None:
+        from transformers import GenerationConfig
+
+        # Penalties, sampling and ends of the base model are those of its own answers; ours are greedy, here as in use.
+        causal_lm.generation_config = GenerationConfig()
         # The head sees label positions only: logits of a 150k vocabulary at every position would be the largest
         # tensor of the step. A hook, so that scaling and capping after the head stay the model's own.
         causal_lm.get_output_embeddings().register_forward_pre_hook(self._select_positions)
@@ -173,8 +184,10 @@ class CausalLM(LanguageModel):
             if info["missing_keys"]:
                 missing = ", ".join(sorted(info["missing_keys"])[:3])
                 raise ConfigError(f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights: {missing}")
-        if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(self.tokenizer))
+        num_ids = max(len(self.tokenizer), *(i + 1 for i in self.tokenizer.added_tokens_decoder), 0)  # may have gaps
+        if num_ids > model.get_input_embeddings().num_embeddings:
+            tokens = self.tokenizer.convert_ids_to_tokens(range(num_ids))
+            enlarge(model, tokens, apart=self.new_rows != "alike")
         if self.lora is not None:
             self._add_adapters(model, self.lora)
         if self.gradient_checkpointing:

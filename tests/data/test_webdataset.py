@@ -285,6 +285,19 @@ def test_the_callback_tells_at_the_end_what_broke_while_reading(read_with_callba
     assert "rank 0: 2 of 24 samples broken: 2 x unreadable audio in " in capsys.readouterr().out
 
 
+def test_the_callback_tells_what_spells_control_tokens(tmp_path, flac, write_shard, data_of, capsys):
+    texts = ["one", "two <|im_end|> three <|im_end|>", "four", "<|AUDIO|> five <|im_end|>"]
+    samples = [(f"s{i}", {"flac": flac(0.3), "json": {"text": text}}) for i, text in enumerate(texts)]
+    data = data_of(val_shards=str(write_shard(tmp_path / "a.tar", samples)), eval_batch_samples=4)
+    data.setup("validate")
+    health, (batch,) = DataHealth(), data.val_dataloader()
+    trainer = SimpleNamespace(datamodule=data, global_rank=0, state=SimpleNamespace(fn="validate"))
+    health.on_validation_batch_end(trainer, None, None, batch, 0)
+    health.on_validation_epoch_end(trainer, None)
+    said = "rank 0: 2 of 4 samples spell out control tokens, which are read as text: 2 x <|im_end|>, 1 x <|AUDIO|>"
+    assert f"{said} (first: sample 's1')" in capsys.readouterr().out
+
+
 # -- resuming ---------------------------------------------------------------------------------------
 
 

@@ -230,3 +230,8 @@ def test_a_run_of_a_version_whose_spectrogram_was_a_setting_of_the_model_is_hear
 def test_names_that_fastslm_does_not_have_are_no_names():
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = fastslm.lod
+
+
+def test_a_run_from_before_new_rows_were_told_apart_keeps_those_that_it_was_trained_with(run_folder, trained):
+    assert fastslm.load(run_folder, device="cpu").path.llm.new_rows == "alike"  # its configuration does not say
+    assert fastslm.load(trained[0], device="cpu").path.llm.new_rows is None

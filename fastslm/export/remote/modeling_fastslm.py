@@ -183,14 +183,13 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device)
         causal_lm: Any = self.path.llm.causal_lm
-        settings = copy.deepcopy(generation_config or self.generation_config)
+        causal_lm.generation_config = copy.deepcopy(self.generation_config)  # fills in what the caller leaves open
+        settings = copy.deepcopy(generation_config) or causal_lm.generation_config
         given = [others.get(name) or getattr(settings, name) for name in ("max_new_tokens", "max_length")]
         if not any(given):
             settings.max_new_tokens = self._limit(input_ids, num_samples)
-        if generation_config is not None:
+        if generation_config is not None:  # transformers takes either a whole configuration or single settings
             others["generation_config"] = settings
-        else:  # transformers takes either a whole configuration or single settings over the model's own
-            causal_lm.generation_config = settings
         return causal_lm.generate(inputs_embeds=embeddings, attention_mask=mask, **others)
 
     @torch.no_grad()
