@@ -2,7 +2,9 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fastslm.configuration.renamed import RENAMED
 from fastslm.errors import nearest
@@ -10,6 +12,8 @@ from fastslm.plugins import Plugin, no_such_part
 from fastslm.trust import refusal
 
 _LONGEST = 300
+#: What PEFT calls the settings of ``LoRA``.
+_OF_PEFT = {"target_modules": "targets", "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
 #: What a value must be, by the parser's name of its type.
 _KINDS = {
     "<class 'int'>": "a whole number",
@@ -59,9 +63,12 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
         return mistyped
     if found := re.search(r"(?:Option|Key) '([\w.]+)' is not (?:accepted|expected)|NestedArg\(key='([\w.]+)'", message):
         name = found[1] or found[2]
-        known = _arguments([p for p in plugins if p.target.replace(":", ".") in message], plugins, key)
+        before = message[: found.start()]
+        known = _arguments_of(before) or _arguments(plugins, key)
         if name not in known:
-            return f"{key}: unknown argument {name!r}.{nearest(name, known)} It takes: {', '.join(sorted(known))}."
+            place = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', before)) or key
+            hint = f" Did you mean {_OF_PEFT[name]!r}?" if _OF_PEFT.get(name) in known else nearest(name, known)
+            return f"{place}: unknown argument {name!r}.{hint} It takes: {', '.join(sorted(known))}."
     return _clipped(message)
 
 
@@ -94,16 +101,22 @@ def _kind(key: str) -> str:
     )
 
 
-def _arguments(named: Sequence[Plugin], plugins: Sequence[Plugin], key: str) -> set[str]:
-    chosen = named or [plugin for plugin in plugins if plugin.kind == _kind(key)]
+def _arguments_of(message: str) -> set[str]:
+    """Return what the class takes that a message names last; nothing where it names none that is imported."""
+    paths = re.findall(r"given class_path '([\w.]+)'", message)
+    module, _, name = paths[-1].rpartition(".") if paths else ("", "", "")
+    kind = getattr(sys.modules.get(module), name, None)
+    return _parameters(kind) if isinstance(kind, type) else set()
+
+
+def _arguments(plugins: Sequence[Plugin], key: str) -> set[str]:
+    chosen = [plugin.loaded for plugin in plugins if plugin.kind == _kind(key) and isinstance(plugin.loaded, type)]
+    return {name for kind in chosen for name in _parameters(kind)}
+
+
+def _parameters(kind: Any) -> set[str]:
     hidden = {"self", "in_width", "out_width", "budget"}  # the model passes these
-    return {
-        name
-        for plugin in chosen
-        if isinstance(plugin.loaded, type)
-        for name in inspect.signature(plugin.loaded).parameters
-        if name not in hidden
-    }
+    return set(inspect.signature(kind).parameters) - hidden
 
 
 def _clipped(message: str) -> str:

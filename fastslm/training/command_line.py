@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 
 import lightning as L
 import torch
-from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from fastslm.checkpoint import Checkpoint, Purpose, find_folder, open_checkpoint, verify_trainer_state
 from fastslm.checkpoint.resume import prepare_resume
 from fastslm.configuration.find import find_configs, shipped_configs
+from fastslm.configuration.lightning_messages import NotMade, name_refusals, refusal
 from fastslm.configuration.messages import shorten
 from fastslm.configuration.named_parts import Preset, named_parts, preset_for
 from fastslm.configuration.replaced_classes import replacement_logger
@@ -26,11 +26,13 @@ from fastslm.errors import ConfigError, FastSLMError
 from fastslm.plugins import discover
 from fastslm.processes.signals import EXIT_STATUS
 from fastslm.strategies.support import settled
+from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
 from fastslm.training.preemption import Preempted, Preemption
 from fastslm.training.step_progress import StepProgress
 from fastslm.training.trainer import Trainer
+from fastslm.training.trainer_settings import settle_trainer
 from fastslm.training.watchdog import Watchdog
 
 _CHECKPOINTS = "checkpoints"
@@ -60,6 +62,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run rather than to model, data or trainer."""
+        name_refusals(parser)
         parser.add_argument(
             "--run_folder",
             type=str,
@@ -115,14 +118,18 @@ class TrainingCLI(LightningCLI):
             prepare_folder(folder, resuming=config.ckpt_path is not None)
         trainer = config.trainer
         trainer.strategy = settled(trainer.strategy)
-        if trainer.default_root_dir is None:
-            trainer.default_root_dir = str(folder)
-        if trainer.logger is None or trainer.logger is True:
-            trainer.logger = _loggers(folder) if command == "fit" else False
-        for callback in trainer.callbacks or []:
-            arguments = callback.get("init_args") or Namespace()
-            if str(callback.class_path).endswith("Checkpoint") and arguments.get("dirpath") is None:
-                arguments.dirpath = str(folder / _CHECKPOINTS)
+        if kept := settle_trainer(trainer, folder, command):
+            _tell(
+                f"the list of trainer.callbacks leaves out {', '.join(kept)}, which every run has: kept. To change one,"
+                " name it in the list with other settings."
+            )
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; what a class of the trainer refuses is one sentence."""
+        try:
+            super().instantiate_classes()
+        except NotMade as refused:
+            raise refused.error from refused
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add what belongs to every run, whatever its list of callbacks."""
@@ -143,6 +150,8 @@ class TrainingCLI(LightningCLI):
         self._dump_config()
         self.model.run_config = self.config_dump
         self.model.weights = self._weights
+        if self.subcommand == "fit":
+            check_callbacks(self.trainer)  # they are set up before the model, which checks them for other trainers
         if self._weights is not None and self._weights[1] == "resume":
             state = prepare_resume(self.trainer, self._weights[0])
             self.config_init[self.subcommand].ckpt_path = str(state)
@@ -170,15 +179,9 @@ def _is_first_process() -> bool:
     return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
 
-def _loggers(folder: Path) -> list[Namespace]:
-    module = "lightning.pytorch.loggers"
-    return [
-        Namespace(class_path=f"{module}.CSVLogger", init_args=Namespace(save_dir=str(folder), name="", version="")),
-        Namespace(
-            class_path=f"{module}.TensorBoardLogger",
-            init_args=Namespace(save_dir=str(folder), name="", version="tensorboard"),
-        ),
-    ]
+def _tell(text: str) -> None:
+    if _is_first_process():
+        print(f"fastslm: {text}", file=sys.stderr)
 
 
 def resolve_checkpoint(given: str | None, folder: Path, command: str) -> str | None:
@@ -284,6 +287,20 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _in_one_sentence() -> Iterator[None]:
+    """Turn what Lightning refuses into an error for people."""
+    try:
+        yield
+    except FastSLMError:
+        raise
+    except Exception as error:
+        text = refusal(error)
+        if text is None:
+            raise
+        raise ConfigError(text) from error
+
+
 def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str | None = None) -> TrainingCLI:
     """Parse ``arguments`` (a subcommand and its options) and do with them what ``kind`` does.
 
@@ -313,7 +330,7 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
         "parser_mode": "omegaconf+",
         "logger": replacement_logger(),
     }
-    with _quiet():
+    with _quiet(), _in_one_sentence():
         return kind(
             SpeechLMModule,
             L.LightningDataModule,

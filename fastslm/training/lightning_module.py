@@ -319,7 +319,7 @@ class SpeechLMModule(L.LightningModule):
             self.log(name, value, prog_bar=name.count("/") == 1, rank_zero_only=False)  # languages are in the logs
         if self.trainer.state.fn == "fit":
             check_losses(self.trainer, self, self._unchecked)
-            check_monitors(self.trainer.checkpoint_callbacks, values)
+            check_monitors(self.trainer.callbacks, values)  # type: ignore[attr-defined]
 
     # -- optimizer and checkpoint ----------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 
 from fastslm.errors import ConfigError
@@ -15,6 +14,7 @@ from fastslm.path.batch import Batch
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import part_of
 from fastslm.strategies.support import refuse_unsupported
+from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.data_source import source_of
 from fastslm.training.known_bad import KNOWN_BAD
 from fastslm.training.rank_agreement import check_agreement, gathered, installed, versions, weights_digest
@@ -34,11 +34,7 @@ def check_request(trainer: L.Trainer, run_config: dict[str, Any]) -> None:
         if installed(package) == bad:
             raise ConfigError(f"{package} {bad} is {why}.")
     refuse_unsupported(trainer)
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        raise ConfigError(
-            "trainer.callbacks: GradientAccumulationScheduler changes the number of micro-batches on the way, and the"
-            " loss is a mean over whole steps. Set trainer.accumulate_grad_batches instead."
-        )
+    check_callbacks(trainer)
     if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
         raise ConfigError(
             "trainer.use_distributed_sampler: the data module's plan already gives each rank its own batches, and a"

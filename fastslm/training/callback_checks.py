@@ -1,0 +1,62 @@
+"""Callbacks that a run cannot do with, and callbacks that wait for what nothing logs: refused before the first step."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+
+from fastslm.errors import ConfigError, nearest
+from fastslm.tasks import tasks
+
+_AVERAGING = (
+    "validation would score averaged weights and a checkpoint hold others, and a resumed run would lose the average."
+    " Leave it out: model.optimizer.schedule, which lets the rate fall to zero, settles weights as averaging does."
+)
+_REFUSED: dict[type[Callback], str] = {
+    GradientAccumulationScheduler: (
+        "it changes the number of micro-batches on the way, and the loss is a mean over whole steps. Set"
+        " trainer.accumulate_grad_batches instead."
+    ),
+    WeightAveraging: _AVERAGING,
+    StochasticWeightAveraging: _AVERAGING,
+    LearningRateFinder: "parts have rates of their own. Set model.optimizer.learning_rate and part_learning_rates.",
+    BatchSizeFinder: "batches are planned by their length. Set data.batch_samples or data.batch_tokens.",
+    BaseFinetuning: "model.train_parts says which parts train; --init_from starts a stage with others.",
+    ModelPruning: "a checkpoint holds weights that train, and no masks. Leave it out.",
+}
+#: Beginnings of names that callbacks of ours and Lightning's log.
+_LOGGED = ("train/", "rate/", "rate_epoch/", "data/", "lr-")
+_OURS = ("fastslm.", "lightning.", "pytorch_lightning.")
+
+
+def check_callbacks(trainer: L.Trainer) -> None:
+    """Check the callbacks of a fit.
+
+    Raises:
+        ConfigError: one changes what the run relies on, or waits for a name that nothing logs.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        for kind, why in _REFUSED.items():
+            if isinstance(callback, kind):
+                raise ConfigError(f"trainer.callbacks: {type(callback).__name__}: {why}")
+    if not all(type(callback).__module__.startswith(_OURS) for callback in callbacks):
+        return  # another package's may log what it likes
+    scores = {f"val/{name}" for task in tasks().values() for name in task.metrics} | {"val/error", "val/loss"}
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor is None or monitor.startswith(_LOGGED) or any(f"{monitor}/".startswith(f"{s}/") for s in scores):
+            continue
+        raise ConfigError(
+            f"trainer.callbacks: {type(callback).__name__} waits for {monitor!r}, which nothing logs."
+            f"{nearest(monitor.replace('_', '/', 1), scores)} Validation gives {', '.join(sorted(scores))}."
+        )

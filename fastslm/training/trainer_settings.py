@@ -1,0 +1,102 @@
+"""What a run makes of the ``trainer`` part of a configuration before Lightning sees it: ours stay beside the user's."""
+
+import enum
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from fastslm.configuration.find import shipped_configs
+from fastslm.errors import ConfigError
+from fastslm.plugins import class_of
+
+_CHECKPOINTS = "checkpoints"
+_CSV, _TENSORBOARD = "CSVLogger", "TensorBoardLogger"
+
+
+def settle_trainer(trainer: Namespace, folder: Path, command: str) -> list[str]:
+    """Put loggers and checkpoints into the run folder, and keep the callbacks that every run has.
+
+    Args:
+        trainer: its part of the configuration, changed in place.
+        folder: of the run.
+        command: the subcommand.
+
+    Returns:
+        The names of callbacks that the user's list left out and that are kept all the same.
+
+    Raises:
+        ConfigError: a setting that a run cannot do with.
+    """
+    _refuse(trainer)
+    if trainer.default_root_dir is None:
+        trainer.default_root_dir = str(folder)
+    if isinstance(trainer.val_check_interval, float) and trainer.check_val_every_n_epoch is None:
+        trainer.check_val_every_n_epoch = 1  # a share is one of an epoch
+    trainer.logger = _loggers(trainer.logger, folder) if command == "fit" else trainer.logger or False
+    given = list(trainer.callbacks or [])
+    kept = [callback for callback in _callbacks_of_every_run() if _name(callback) not in map(_name, given)]
+    trainer.callbacks = [callback for callback in [*kept, *given] if _has_use(callback, trainer)]
+    for callback in trainer.callbacks:
+        arguments = callback.get("init_args") or Namespace()
+        for key, value in vars(arguments).items():
+            if isinstance(value, enum.Enum):  # a default of Lightning's that no YAML file could hold
+                arguments[key] = value.value
+        if _name(callback).endswith("Checkpoint") and arguments.get("dirpath") is None:
+            arguments.dirpath = str(folder / _CHECKPOINTS)
+            callback.init_args = arguments
+    return [_name(callback) for callback in kept if callback in trainer.callbacks]
+
+
+def _refuse(trainer: Namespace) -> None:
+    if trainer.barebones:
+        raise ConfigError(
+            "trainer.barebones: a run keeps checkpoints and logs, which this leaves out. Leave it out; trainer.logger"
+            " false and trainer.enable_checkpointing false turn them off one by one."
+        )
+    if trainer.overfit_batches:
+        raise ConfigError(
+            "trainer.overfit_batches: which samples make a batch is planned anew for every epoch. To train on a few"
+            " samples over and over, name one small shard as data.train_shards and as data.val_shards."
+        )
+    if trainer.limit_train_batches == 0:
+        raise ConfigError("trainer.limit_train_batches: 0 trains nothing. Leave it out, or run fastslm validate.")
+    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
+        raise ConfigError(
+            f"trainer.log_every_n_steps: {trainer.log_every_n_steps} must be at least 1. To log nothing set"
+            " trainer.logger to false."
+        )
+
+
+def _loggers(given: Any, folder: Path) -> Any:
+    """Return the loggers of a fit: a user's take the place of TensorBoard, and metrics.csv is kept in any case."""
+    if given is False:
+        return False
+    others = [] if given in (None, True) else list(given) if isinstance(given, list) else [given]
+    mine = [_logger(_CSV, folder, "")] if _CSV not in map(_name, others) else []
+    return [*mine, *(others or [_logger(_TENSORBOARD, folder, "tensorboard")])]
+
+
+def _logger(name: str, folder: Path, version: str) -> Namespace:
+    arguments = Namespace(save_dir=str(folder), name="", version=version)
+    return Namespace(class_path=f"lightning.pytorch.loggers.{name}", init_args=arguments)
+
+
+def _callbacks_of_every_run() -> Iterable[Namespace]:
+    base = yaml.safe_load((shipped_configs() / "base.yaml").read_text(encoding="utf-8"))
+    for callback in base["trainer"]["callbacks"]:
+        kind = class_of("callbacks", callback["class_path"])
+        arguments = Namespace(callback.get("init_args", {}))
+        yield Namespace(class_path=f"{kind.__module__}.{kind.__qualname__}", init_args=arguments)
+
+
+def _has_use(callback: Namespace, trainer: Namespace) -> bool:
+    if _name(callback) == "LearningRateMonitor" and trainer.logger is False:
+        return False
+    return not (_name(callback).endswith("Checkpoint") and trainer.enable_checkpointing is False)
+
+
+def _name(part: Namespace) -> str:
+    return str(part.class_path).rpartition(".")[2]

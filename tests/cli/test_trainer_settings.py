@@ -1,0 +1,164 @@
+"""What the ``trainer`` part of a configuration may say: it works, or is one sentence before the first step."""
+
+import importlib.util
+import logging
+
+import pytest
+import yaml
+
+from fastslm.cli import main
+
+
+@pytest.fixture
+def fit(run_config, capsys, monkeypatch):
+    """Return a runner of a short fit: gives its exit status and what it said."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler keeps the stream of the test before
+
+    def run(*flags):
+        short = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
+        status = main(["fit", "--config", str(run_config), *short, *flags])
+        return status, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def refused(fit, tmp_path):
+    """Return a runner of a fit that must be refused before its first step; gives the sentence."""
+
+    def run(*flags):
+        status, said = fit(*flags)
+        assert status == 2, said
+        assert "Traceback" not in said
+        assert not list(tmp_path.glob("run/checkpoints/*"))
+        line = next(line for line in said.splitlines() if line.startswith("fastslm: error:"))
+        assert len(line) < 700
+        return line
+
+    return run
+
+
+def listed(tmp_path, *callbacks):
+    path = tmp_path / "callbacks.yaml"
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks": list(callbacks)}}))
+    return ["--config", str(path)]
+
+
+EARLY = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/error", "patience": 1}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--trainer.barebones", "true"], ["trainer.barebones", "trainer.logger"]),
+        (["--trainer.overfit_batches", "1"], ["trainer.overfit_batches", "data.train_shards"]),
+        (["--trainer.overfit_batches", "0.5"], ["trainer.overfit_batches"]),
+        (["--trainer.limit_train_batches", "0"], ["trainer.limit_train_batches: 0 trains nothing"]),
+        (["--trainer.limit_val_batches", "0.1"], ["limit_val_batches"]),
+        (["--trainer.log_every_n_steps", "0"], ["trainer.log_every_n_steps: 0 must be at least 1"]),
+        (["--trainer.profiler", "simpel"], ["profiler", "'simple'"]),
+        (["--trainer.gradient_clip_algorithm", "median"], ["gradient_clip_algorithm", "median", "norm"]),
+        (["--trainer.accelerator", "cuda9"], ["accelerator", "cuda9"]),
+        (["--trainer.devices", "0"], ["devices='0'"]),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val_loss"],
+         ["EarlyStopping waits for 'val_loss'", "Did you mean 'val/loss'?"]),
+        (["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor", "wer"],
+         ["ModelCheckpoint waits for 'wer'", "val/error"]),
+        (["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.001"],
+         ["StochasticWeightAveraging", "model.optimizer.schedule"]),
+        (["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"], ["EMAWeightAveraging"]),
+        (["--trainer.callbacks+=LearningRateFinder"], ["model.optimizer.learning_rate"]),
+        (["--trainer.callbacks+=BatchSizeFinder"], ["data.batch_samples"]),
+        (["--trainer.callbacks+=BackboneFinetuning"], ["model.train_parts"]),
+        (["--trainer.callbacks+=RichProgressBar"], ["RichProgressBar"]),
+        (["--model.llm.lora.target_modules", "[q_proj]"],
+         ["model.llm.lora: unknown argument 'target_modules'. Did you mean 'targets'?"]),
+        (["--model.llm.lora.r", "8"], ["model.llm.lora", "Did you mean 'rank'?"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)  # fmt: skip
+def test_a_setting_that_cannot_work_is_one_sentence_before_the_first_step(refused, flags, words):
+    message = refused(*flags)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("logger", ["WandbLogger", "MLFlowLogger", "CometLogger"])
+def test_a_logger_whose_package_is_missing_says_which_to_install(refused, logger):
+    package = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml"}[logger]
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    message = refused("--trainer.logger", logger)
+    assert f"trainer.logger: {logger} cannot be made: " in message
+    assert package.replace("_", "-") in message.replace("_", "-")
+
+
+def test_the_callbacks_of_every_run_stay_beside_a_list_of_the_user(fit, tmp_path):
+    status, said = fit(*listed(tmp_path, EARLY))
+    assert status == 0, said
+    assert "leaves out TokenRate, DataHealth, RunReport, LastCheckpoint, ModelCheckpoint, LearningRateMonitor" in said
+    folder = tmp_path / "run"
+    for name in ("checkpoints/last.ckpt", "checkpoints/best-2.ckpt", "predictions-val.jsonl", "training.png"):
+        assert (folder / name).exists(), name
+    names = [
+        c["class_path"].rpartition(".")[2]
+        for c in yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["callbacks"]
+    ]
+    assert names[-1] == "EarlyStopping"
+    assert len(names) == 7
+
+
+def test_one_of_them_that_the_user_names_is_the_users(fit, tmp_path):
+    best = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/loss", "mode": "max", "filename": "mine"}}
+    status, said = fit(
+        *listed(tmp_path, best, {"class_path": "LastCheckpoint", "init_args": {"every_n_train_steps": 1}})
+    )
+    assert status == 0, said
+    assert "ModelCheckpoint" not in next(line for line in said.splitlines() if "leaves out" in line)
+    assert [link.stem for link in (tmp_path / "run" / "checkpoints").glob("*.ckpt")].count("mine") == 1
+    assert not list(tmp_path.glob("run/checkpoints/best*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        (["--trainer.logger", "false"], ["checkpoints/best-2.ckpt", "checkpoints/last.ckpt"]),
+        (["--trainer.enable_checkpointing", "false"], ["metrics.csv", "training.png"]),
+        (["--trainer.val_check_interval", "0.5", "--trainer.max_steps", "3"], ["checkpoints/best-3.ckpt"]),
+        (["--trainer.limit_val_batches", "0"], ["checkpoints/last.ckpt"]),
+        (["--trainer.num_sanity_val_steps", "1"], ["checkpoints/best-2.ckpt"]),
+        (["--trainer.callbacks+=Timer", "--trainer.callbacks.duration", "01:00:00:00"], ["config.yaml"]),
+        (["--trainer.fast_dev_run", "true"], []),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_setting_that_can_work_does(fit, tmp_path, flags, kept):
+    status, said = fit(*flags)
+    assert status == 0, said
+    for name in kept:
+        assert (tmp_path / "run" / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    ("package", "flags", "left"),
+    [
+        (
+            "wandb",
+            ["WandbLogger", "--trainer.logger.offline=true", "--trainer.logger.save_dir={}"],
+            "wandb/offline-run-*/*.wandb",
+        ),
+        ("mlflow", ["MLFlowLogger", "--trainer.logger.tracking_uri=file:{}/mlruns"], "mlruns/*/*/metrics/val/loss"),
+    ],
+)
+def test_a_logger_of_another_package_works_offline_and_leaves_ours_alone(
+    fit, tmp_path, monkeypatch, package, flags, left
+):
+    pytest.importorskip(package)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.chdir(tmp_path)
+    status, said = fit("--trainer.logger", *(flag.format(tmp_path) for flag in flags))
+    assert status == 0, said
+    assert list(tmp_path.glob(left))
+    for name in ("metrics.csv", "config.yaml", "training.png"):
+        assert (tmp_path / "run" / name).exists(), name
