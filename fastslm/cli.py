@@ -3,12 +3,16 @@
 Nothing heavy is imported at the top, so that ``fastslm --help`` answers at once.
 """
 
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 
 from fastslm.processes.signals import EXIT_STATUS, Terminated, ending_in_order
+from fastslm.redaction import RedactedStream, redacted
 from fastslm.trust import trusted_process
 
 _HELP = """\
@@ -82,7 +86,7 @@ def _load(target: str) -> Callable[[Sequence[str]], int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        with ending_in_order(), trusted_process():
+        with ending_in_order(), trusted_process(), _without_secrets():
             status = _run(arguments)
         sys.stdout.flush()
     except Terminated as ended:
@@ -92,6 +96,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails, too
         return 141  # as a shell reports a program that SIGPIPE ended
     return status
+
+
+@contextlib.contextmanager
+def _without_secrets() -> Iterator[None]:
+    """Within it, what anybody prints is redacted, and so is the traceback of what nobody foresaw."""
+    sys.excepthook = _print_redacted
+    with contextlib.ExitStack() as stack:
+        for redirect, stream in ((contextlib.redirect_stdout, sys.stdout), (contextlib.redirect_stderr, sys.stderr)):
+            if stream is not None:  # it is closed: fastslm doctor >&-
+                stack.enter_context(redirect(RedactedStream(stream)))
+        yield
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -3,9 +3,18 @@
 import difflib
 from collections.abc import Iterable
 
+from fastslm.redaction import redacted
+
 
 class FastSLMError(ValueError):
-    """A mistake that a person can mend; the command prints its text alone, without a traceback."""
+    """A mistake that a person can mend; the command prints its text alone, without a traceback.
+
+    Args:
+        text: what is wrong, where, and what to do; passwords and signatures in its URLs are left out.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(redacted(text))
 
 
 class ConfigError(FastSLMError):

@@ -14,6 +14,7 @@ import numpy as np
 
 from fastslm.errors import DataError
 from fastslm.path.broken import Broken
+from fastslm.redaction import redacted
 
 from ..reading.store import TarState
 from ..reading.tar import Members, read_groups
@@ -67,7 +68,7 @@ def write_sidecar(path: str | os.PathLike[str], rows: ShardRows, target: str | o
     header = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        "shard": os.path.basename(os.fspath(path)),
+        "shard": redacted(os.path.basename(os.fspath(path).partition("?")[0])),
         "tar": asdict(rows.tar),
         "num_samples": len(rows),
         "num_recordings": len(rows["audio_offset"]),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fastslm.errors import DataError
 from fastslm.path.broken import Broken
 from fastslm.path.pretrained import resolve
+from fastslm.redaction import redacted_values
 
 from ..index.build import ShardIndex, answered, select_rows
 from ..index.columns import ShardRows
@@ -90,7 +91,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"Note: {note}")
     if options.findings is not None:
         with guarded(options.findings):
-            options.findings.write_text("".join(json.dumps(asdict(finding)) + "\n" for finding in findings))
+            options.findings.write_text(
+                "".join(json.dumps(redacted_values(asdict(finding))) + "\n" for finding in findings)
+            )
     num_samples = sum(result.num_samples for result in results)
     print(f"{len(paths)} shards, {num_samples} samples, {len(findings)} findings.")
     _print_table(findings)

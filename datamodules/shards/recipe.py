@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from fastslm.errors import DataError
 from fastslm.files import PARTIAL, write_atomically
+from fastslm.redaction import redacted
 
 from .listing import Part
 from .shard_file import guarded, remove_partials, remove_shard
@@ -178,4 +179,4 @@ class BuildFolder:
 
     def _write_text(self, path: Path, text: str) -> None:
         with guarded(path):
-            write_atomically(path, text, folder=self.state)
+            write_atomically(path, redacted(text), folder=self.state)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastslm.errors import ConfigError, DataError
 from fastslm.files import write_atomically
@@ -51,7 +52,8 @@ def find_jobs(inputs: Sequence[str], folder: Path | None, form: str) -> list[Job
             base = Path(given) if len(folders) == 1 else Path(given).resolve().parent
             found += [(str(path), path.resolve().relative_to(base.resolve())) for path in find_audio(Path(given))]
         else:
-            name = "stdin" if given == "-" else given.rstrip("/").rpartition("/")[2].partition("?")[0] or "audio"
+            place = urlsplit(given).path if "://" in given else given  # a query may hold slashes and secrets
+            name = "stdin" if given == "-" else place.rstrip("/").rpartition("/")[2] or "audio"
             found.append((given, Path(name)))
     found = list(dict(found).items())  # a file may be given by itself and in its folder
     if folder is None:

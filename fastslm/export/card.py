@@ -9,6 +9,7 @@ import yaml
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.checkpoint.run import Run
 from fastslm.path.prompt import RELEASED_TASKS
+from fastslm.redaction import redacted
 from fastslm.tasks import tasks
 from fastslm.training.history import read_history
 
@@ -51,7 +52,7 @@ def model_card(run: Run, name: str, *, merged: bool, llm_only: bool = False) -> 
         + yaml.safe_dump({"model": model}, sort_keys=False)
         + "```",
     ]
-    return "\n\n".join(sections) + "\n"
+    return redacted("\n\n".join(sections) + "\n")
 
 
 _USE = """\

@@ -23,7 +23,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="OUT", help="exported folder")
     parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--private", action="store_true", help="make a new repository private; stop if it exists and is public"
+    )
     parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to [main]")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--message", default="Upload model with fastslm", help="of the commit [%(default)s]")
@@ -60,7 +62,7 @@ def push(
 
     Raises:
         CheckpointError: the folder is no exported model.
-        HubError: the hub cannot be reached, or refuses.
+        HubError: the hub cannot be reached, or refuses; or ``private`` is wanted, and the repository is public.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
@@ -76,6 +78,12 @@ def push(
     api = HfApi()
     try:
         made = api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
+        if private and not api.repo_info(made.repo_id, repo_type="model").private:
+            raise HubError(
+                f"{made.repo_id} at {api.endpoint} exists and is public, and --private makes new repositories private"
+                " only: nothing was uploaded. Make it private in its settings, give another name, or leave --private"
+                " out to publish."
+            )
         commit = api.upload_folder(
             repo_id=made.repo_id,
             folder_path=folder,
@@ -84,6 +92,8 @@ def push(
             create_pr=create_pr,
             ignore_patterns=["__pycache__/*", ".*"],
         )
+    except HubError:
+        raise
     except (OSError, HFValidationError, ValueError) as error:
         raise HubError(_explained(error, repo, api.endpoint)) from error
     except Exception as error:  # huggingface_hub lets errors of its HTTP library through, which is another every year

@@ -1,5 +1,6 @@
 """Audio of any length and format as int16 blocks, mono at 16 kHz: an eight-hour file is never in memory as a whole."""
 
+import base64
 import contextlib
 import os
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -157,7 +159,7 @@ def _open_url(url: str) -> Iterator[Any]:
         if url.startswith(("http://", "https://", "file://")):
             import urllib.request
 
-            with urllib.request.urlopen(url, timeout=60) as stream:
+            with urllib.request.urlopen(_request(url), timeout=60) as stream:
                 yield stream
         else:
             import fsspec
@@ -168,6 +170,19 @@ def _open_url(url: str) -> Iterator[Any]:
         raise
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"cannot be fetched: {error}") from error
+
+
+def _request(url: str) -> Any:
+    """Return the request for a URL; a user and password in it go into a header, for urllib takes them for a port."""
+    import urllib.request
+
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
+    if at:
+        code = base64.b64encode(unquote(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {code}")
+    return request
 
 
 def find_audio(folder: Path) -> list[Path]:

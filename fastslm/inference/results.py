@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastslm.redaction import redacted
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -67,7 +69,7 @@ class Answer:
         timings: where the time went.
         task: its name, such as ``asr``.
         prompt: what was asked, as the user or the task put it.
-        source: name of the audio.
+        source: name of the audio; without passwords and signatures where it is a URL.
         truncated: it ends because it reached the limit of new tokens, not because it was finished.
         loop: the phrase it repeats without end, after every attempt to do better; None when it does not.
         attempts: decodings it took; above 1, earlier ones ran into a loop.
@@ -88,6 +90,9 @@ class Answer:
     attempts: int = 1
     temperature: float = 0.0
     segments: tuple[Segment, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", redacted(self.source))
 
     @property
     def token_rate(self) -> float:

@@ -23,8 +23,10 @@ from fastslm.configuration.messages import shorten
 from fastslm.configuration.named_parts import Preset, named_parts, preset_for
 from fastslm.configuration.replaced_classes import replacement_logger
 from fastslm.errors import ConfigError, FastSLMError
+from fastslm.files import write_atomically
 from fastslm.plugins import discover
 from fastslm.processes.signals import EXIT_STATUS
+from fastslm.redaction import redacted, redacted_values
 from fastslm.strategies.support import settled
 from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.lightning_module import SpeechLMModule
@@ -55,6 +57,17 @@ def _options(parser: LightningArgumentParser) -> Iterator[str]:
         for sub in choices.values() if isinstance(choices, dict) else ():
             if isinstance(sub, LightningArgumentParser):
                 yield from _options(sub)
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` of the run without passwords and signatures: run folders are passed on."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write it."""
+        super().setup(trainer, pl_module, stage)
+        file = Path(str(trainer.log_dir)) / self.config_filename
+        if trainer.is_global_zero and file.is_file():
+            write_atomically(file, redacted(file.read_text(encoding="utf-8")))
 
 
 class TrainingCLI(LightningCLI):
@@ -148,7 +161,7 @@ class TrainingCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Give the model the resolved configuration, for its checkpoints."""
         self._dump_config()
-        self.model.run_config = self.config_dump
+        self.model.run_config = redacted_values(self.config_dump)
         self.model.weights = self._weights
         if self.subcommand == "fit":
             check_callbacks(self.trainer)  # they are set up before the model, which checks them for other trainers
@@ -338,7 +351,7 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            save_config_callback=SaveConfigCallback,
+            save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
             parser_kwargs={name: dict(options) for name in ("fit", "validate", "test", "predict")},

@@ -31,6 +31,8 @@ class Hub(BaseHTTPRequestHandler):
         hub.calls.append(("POST", self.path))
         if self.headers.get("Authorization") != "Bearer hf_test":
             self.answer({"error": "Invalid user token."}, 401)
+        elif self.path == "/api/repos/create" and hub.exists:
+            self.answer({"error": "You already created this model repo", "url": f"{hub.address}/me/model"}, 409)
         elif self.path == "/api/repos/create":
             hub.repo = json.loads(body)
             self.answer({"url": f"{hub.address}/me/model", "id": "me/model", "name": "me/model"})
@@ -68,6 +70,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.calls.append(("GET", self.path))
+        if self.path.partition("?")[0] == "/api/models/me/model":
+            self.answer({"id": "me/model", "private": self.server.private, "siblings": []})
+            return
         self.answer({"error": "not here"}, 404)
 
     def log_message(self, *_):
@@ -80,6 +85,7 @@ def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.address = f"http://127.0.0.1:{server.server_address[1]}"
     server.calls, server.files, server.store, server.repo = [], {}, {}, None
+    server.private, server.exists = True, False
     server.mode = lambda path: "lfs" if path.endswith(".safetensors") else "regular"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -120,6 +126,26 @@ def test_every_file_arrives_as_it_is(exported, hub):
     assert hub.repo.get("visibility") == "private" or hub.repo.get("private") is True
     assert hub.message == "First"
     assert any(call[0] == "PUT" for call in hub.calls)
+
+
+@pytest.mark.parametrize("flags", [[], ["--create-pr"], ["--revision", "next"]])
+@pytest.mark.parametrize("private", [False, None])
+def test_private_stops_at_a_repository_that_exists_and_is_public(exported, hub, flags, private):
+    hub.exists, hub.private = True, private
+    done = push(exported, hub.address, "--private", *flags)
+    assert done.returncode == 2
+    assert "me/model" in done.stderr
+    assert "is public" in done.stderr
+    assert "nothing was uploaded" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert hub.files == {}
+    assert not any(part in path for _, path in hub.calls for part in ("commit", "preupload", "lfs"))
+
+
+def test_private_goes_on_with_one_that_exists_and_is_private(exported, hub):
+    hub.exists = True
+    assert push(exported, hub.address, "--private").returncode == 0
+    assert hub.files
 
 
 def test_caches_and_hidden_files_stay_here(exported, hub):
