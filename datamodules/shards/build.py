@@ -145,21 +145,20 @@ def build(
         output.begin(listing.fingerprint, surveyed.fingerprint, _deciding(options), names, overwrite)
         records = _run(shards, output, listing, num_workers, max_broken_share)
         refused = listing.refused + [item for record in records for item in record.refused]
+        noted = listing.noted + [item for record in records for item in record.noted]
         made = [record for record in records if record.num_samples]
         num_samples, seconds = sum(r.num_samples for r in made), sum(r.seconds for r in made)
         counted = {"shards": len(made), "samples": num_samples, "hours": round(seconds / 3600, 4)}
         output.conclude({**counted, "listed": listing.num_listed, "broken": len(refused)})
         broken_file = output.write_findings("broken", refused)
-        notes_file = output.write_findings("notes", listing.noted)
+        notes_file = output.write_findings("notes", noted)
     _say_notes(listing)
     if not made and (listing.num_listed or options.listing.part.of == 1):
         raise DataError(
             f"{', '.join(paths)}: not one sample came of {listing.num_listed} utterances. "
             + (f"{summary(refused)}\nAll of them: {broken_file}." if refused else "The source is empty.")
         )
-    return Totals(
-        len(made), num_samples, seconds / 3600, listing.num_listed, refused, broken_file, listing.noted, notes_file
-    )
+    return Totals(len(made), num_samples, seconds / 3600, listing.num_listed, refused, broken_file, noted, notes_file)
 
 
 def _deciding(options: BuildOptions) -> dict[str, Any]:
@@ -232,7 +231,7 @@ def divide(jobs: Sequence[Item], sizes: Sequence[float], target: ShardSize) -> l
         return [list(jobs[i : i + target.num_samples]) for i in range(0, len(jobs), target.num_samples)]
     assert target.num_bytes is not None
     total, position = math.fsum(sizes), 0.0
-    num_runs = max(1, math.ceil(total / target.num_bytes))
+    num_runs = max(1, min(len(jobs), math.ceil(total / target.num_bytes)))
     runs: list[list[Item]] = [[] for _ in range(num_runs)]
     for job, size in zip(jobs, sizes, strict=True):
         runs[min(num_runs - 1, int((position + size / 2) / total * num_runs))].append(job)
@@ -272,6 +271,7 @@ def _make(shard: _Shard, report: Report) -> ShardRecord:
             record.num_samples += bool(rendered.members)
             record.seconds += rendered.seconds
             record.refused += rendered.refused
+            record.noted += rendered.noted
             report(job.seconds)
     if record.num_samples:
         index_shard(shard.path, shard.tokenizer)

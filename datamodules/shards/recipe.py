@@ -18,7 +18,7 @@ from fastslm.redaction import redacted
 
 from .listing import Part
 from .shard_file import guarded, remove_partials, remove_shard
-from .utterance import Finding, Refused
+from .utterance import Finding, Noted, Refused
 
 #: Changes when the same input and options would give other shards.
 FORMAT_VERSION = 2
@@ -40,6 +40,7 @@ class ShardRecord:
         num_samples: in it.
         seconds: of audio in it.
         refused: what was left out.
+        noted: what is doubtful in it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ShardRecord:
     num_samples: int = 0
     seconds: float = 0.0
     refused: list[Refused] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
 
 
 class BuildFolder:
@@ -154,7 +156,8 @@ class BuildFolder:
             values = json.loads(self._marker(name).read_text())
         except (OSError, ValueError):
             return None
-        record = ShardRecord(**{**values, "refused": [Refused(**item) for item in values["refused"]]})
+        findings = {"refused": [Refused(**item) for item in values["refused"]]}
+        record = ShardRecord(**{**values, **findings, "noted": [Noted(**item) for item in values.get("noted", ())]})
         shard = self.folder / name
         whole = shard.stat().st_size == record.num_bytes if shard.exists() else record.num_bytes == 0
         return record if whole else None

@@ -13,6 +13,7 @@ from .split import split
 from .utterance import Audio, Refused, Utterance
 
 _CHUNK = 64
+_FEWEST_BYTES = 50  # a second of any codec for speech takes more; what is silent may take less, and is looked at
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _measure(audio: Audio) -> None:
         DataError: the file is missing or cannot be read, or the stretch lies past its end.
     """
     size, _ = state_of(audio)
-    if audio.seconds is not None and size:
+    if audio.seconds is not None and size and _may_hold(audio.region[1] if audio.region else size, audio):
         if audio.start_seconds is None and audio.region is None and audio.cell is None:
             audio.num_bytes = size
         return  # what the source says is believed until the audio is read
@@ -96,3 +97,9 @@ def _measure(audio: Audio) -> None:
     begin, end = audio.stretch(seconds_of(info))
     audio.seconds = end - begin
     audio.num_bytes = num_bytes if audio.start_seconds is None else 0
+
+
+def _may_hold(num_bytes: int, audio: Audio) -> bool:
+    """Say whether so many bytes can hold what the source says: numbers of another unit are as large as one likes."""
+    end = (audio.start_seconds or 0.0) + (audio.seconds or 0.0)
+    return end * _FEWEST_BYTES < num_bytes

@@ -19,7 +19,7 @@ from ..reading.tar import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from .join import join
 from .opening import opened, seconds_of
 from .segments import check_inside
-from .utterance import Audio, Refused, Utterance
+from .utterance import Audio, Noted, Refused, Utterance
 
 Samples = npt.NDArray[np.int16]
 _BLOCK_SAMPLES = 1 << 20
@@ -63,45 +63,55 @@ class AudioOptions:
 
 @dataclass(slots=True)
 class Rendered:
-    """What became of a job: the members of its sample in order (none where all is refused), and what is refused."""
+    """What became of a job: the members of its sample in order (none where all is refused), and what is to be said."""
 
     members: list[tuple[str, bytes]] = field(default_factory=list)
     seconds: float = 0.0
     refused: list[Refused] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
 
 
 def render(job: Job, options: AudioOptions) -> Rendered:
     """Return the sample of a job; utterances that cannot be used are left out of it and listed."""
     if job.joined:
         return _render_joined(job, options)
-    utterance = job.utterances[0]
+    utterance, remarks = job.utterances[0], list[str]()
     try:
-        encoded = [_encode(audio, options.keep_audio) for audio in utterance.audio]
+        encoded = [_encode(audio, options.keep_audio, remarks) for audio in utterance.audio]
         seconds = math.fsum(length for _, _, length in encoded)
         check_inside(utterance.fields.get("segments"), seconds)
     except DataError as error:
         return Rendered(refused=[Refused.of(utterance, error)])
     fields = {**utterance.fields, "duration": round(seconds, 6)} if encoded else utterance.fields
-    return _sample(job, fields, [(extension, data) for extension, data, _ in encoded], seconds, [])
+    audio = [(extension, data) for extension, data, _ in encoded]
+    return _sample(job, fields, audio, seconds, [], Noted.of(utterance, remarks))
 
 
 def _render_joined(job: Job, options: AudioOptions) -> Rendered:
     parts: list[tuple[Utterance, Samples]] = []
-    refused = []
+    refused, noted = [], list[Noted]()
     for utterance in job.utterances:
+        remarks: list[str] = []
         try:
-            parts.append((utterance, _samples(utterance.audio[0])))
+            parts.append((utterance, _samples(utterance.audio[0], remarks)))
+            noted += Noted.of(utterance, remarks)
         except DataError as error:
             refused.append(Refused.of(utterance, error))
     if not parts:
         return Rendered(refused=refused)
     samples, fields = join(parts, options.pause_seconds)
     seconds = len(samples) / SAMPLE_RATE_HZ
-    return _sample(job, {**fields, "duration": round(seconds, 6)}, [("flac", to_flac(samples))], seconds, refused)
+    fields["duration"] = round(seconds, 6)
+    return _sample(job, fields, [("flac", to_flac(samples))], seconds, refused, noted)
 
 
 def _sample(
-    job: Job, fields: dict[str, Any], audio: Sequence[tuple[str, bytes]], seconds: float, refused: list[Refused]
+    job: Job,
+    fields: dict[str, Any],
+    audio: Sequence[tuple[str, bytes]],
+    seconds: float,
+    refused: list[Refused],
+    noted: list[Noted],
 ) -> Rendered:
     try:
         data = to_json(fields)
@@ -110,7 +120,7 @@ def _sample(
         return Rendered(refused=refused)
     several = len(audio) > 1
     members = [(f"{job.key}.{i}.{e}" if several else f"{job.key}.{e}", content) for i, (e, content) in enumerate(audio)]
-    return Rendered([*members, (f"{job.key}.json", data)], seconds, refused)
+    return Rendered([*members, (f"{job.key}.json", data)], seconds, refused, noted)
 
 
 def to_json(fields: dict[str, Any]) -> bytes:
@@ -130,8 +140,8 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _encode(audio: Audio, keep_audio: bool) -> tuple[str, bytes, float]:
-    """Return extension, bytes and seconds of a recording as it will stand in the shard.
+def _encode(audio: Audio, keep_audio: bool, remarks: list[str]) -> tuple[str, bytes, float]:
+    """Return extension, bytes and seconds of a recording as it will stand in the shard; ``remarks`` takes doubts.
 
     Raises:
         DataError: it cannot be read.
@@ -141,15 +151,15 @@ def _encode(audio: Audio, keep_audio: bool) -> tuple[str, bytes, float]:
             seconds = seconds_of(read_info(file))
             if audio.stretch(seconds) == (0.0, seconds) and extension in AUDIO_EXTENSIONS + VIDEO_EXTENSIONS:
                 file.seek(0)
-                decode(file)  # kept as it is, but not unseen
+                decode(file, remarks=remarks)  # kept as it is, but not unseen
                 file.seek(0)
                 return extension, file.read(), seconds
-    samples = _samples(audio)
+    samples = _samples(audio, remarks)
     return "flac", to_flac(samples), len(samples) / SAMPLE_RATE_HZ
 
 
-def _samples(audio: Audio) -> Samples:
-    """Return mono samples at 16 kHz of the stretch that a reference names.
+def _samples(audio: Audio, remarks: list[str] | None = None) -> Samples:
+    """Return mono samples at 16 kHz of the stretch that a reference names; ``remarks`` takes what is doubtful.
 
     Raises:
         DataError: it cannot be read.
@@ -159,7 +169,7 @@ def _samples(audio: Audio) -> Samples:
         seconds = seconds_of(info)
         begin, end = audio.stretch(seconds)
         file.seek(0)
-        return decode(file, begin, None if end == seconds else end, audio.channel)
+        return decode(file, begin, None if end == seconds else end, audio.channel, remarks)
 
 
 def to_flac(samples: Samples) -> bytes:

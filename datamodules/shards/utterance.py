@@ -1,6 +1,7 @@
 """What a source yields: an utterance with references to its audio, or the reason why it cannot be used."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class Audio:
         """
         begin = self.start_seconds or 0.0
         end = total_seconds if self.seconds is None else begin + self.seconds
-        if self.seconds is not None and self.seconds <= 0.0:
+        if self.seconds is not None and not self.seconds > 0.0:  # a number that is none, too
             raise DataError(f"empty audio: a stretch of {self.seconds:g} s")
         if begin >= total_seconds or end > total_seconds + TOLERANCE_SECONDS:
             if (
@@ -117,6 +118,12 @@ class Finding:
 @dataclass(slots=True)
 class Noted(Finding):
     """What is doubtful or was changed; nothing is left out for it."""
+
+    @staticmethod
+    def of(utterance: "Utterance", remarks: Sequence[str]) -> "list[Noted]":
+        """Return what remarks of the form ``reason: detail`` say of an utterance."""
+        parts = [remark.partition(": ") for remark in remarks]
+        return [Noted(utterance.where, utterance.key, reason, detail) for reason, _, detail in parts]
 
 
 @dataclass(slots=True)
