@@ -73,6 +73,7 @@ class Answer:
         attempts: decodings it took; above 1, earlier ones ran into a loop.
         temperature: that of the attempt which gave this text.
         segments: the text by time, where it was asked for.
+        doubts: what speaks against the text, a sentence each; part of ``warnings``.
     """
 
     text: str
@@ -88,6 +89,7 @@ class Answer:
     attempts: int = 1
     temperature: float = 0.0
     segments: tuple[Segment, ...] = field(default=())
+    doubts: tuple[str, ...] = ()
 
     @property
     def token_rate(self) -> float:
@@ -111,11 +113,12 @@ class Answer:
                 f"repeats {what} from token {self.loop.start} on, after {self.attempts} attempts;"
                 " shorter sections (section_minutes) often help"
             )
-        return found
+        return [*found, *self.doubts]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values for JSON."""
         values = asdict(self)
+        del values["doubts"]  # they are among the warnings
         values["tokens"] = len(self.tokens)
         values["segments"] = [asdict(segment) for segment in self.segments]
         rounded = {name: round(value, 4) for name, value in asdict(self.timings).items()}
