@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastslm.checkpoint import adopt_shapes, check_state, find_folder, find_plain, open_checkpoint
+from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.checkpoint.unpickled import read_tensors
 from fastslm.configuration.instantiate import instantiated
 from fastslm.configuration.renamed import renamed
@@ -35,6 +36,7 @@ class Run:
         checkpoint: the file or folder its weights are from.
         step: optimizer steps behind it.
         metrics: what was last measured when it was saved, by name.
+        trained_on: what it was trained on, as far as that is known.
     """
 
     path: SpeechLM
@@ -42,6 +44,7 @@ class Run:
     checkpoint: Path
     step: int
     metrics: dict[str, float]
+    trained_on: TrainedOn
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -96,7 +99,9 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     if step is None:
         step = read_tensors(checkpoint.path).get("global_step", 0) if checkpoint.path.is_file() else 0
     metrics = dict(checkpoint.manifest.get("metrics", {}))
-    return Run(model.requires_grad_(False).eval(), config, checkpoint.path, int(step), metrics)
+    told = checkpoint.manifest.get("trained_on")
+    trained_on = TrainedOn.of([told]) if told else TrainedOn.of_configuration(config)
+    return Run(model.requires_grad_(False).eval(), config, checkpoint.path, int(step), metrics, trained_on)
 
 
 def _as_before(settings: Mapping[str, Any]) -> Mapping[str, Any]:

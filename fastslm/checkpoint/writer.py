@@ -34,6 +34,7 @@ from fastslm.checkpoint.folder import (
 )
 from fastslm.checkpoint.gather import stored_tensors
 from fastslm.checkpoint.state import part_of_tensor, some
+from fastslm.checkpoint.trained_on import TrainedOn, gathered
 from fastslm.errors import CheckpointError
 
 FORMAT = 1
@@ -69,6 +70,7 @@ def write_checkpoint(
     partial = partial_of(final)
     tensors = stored_tensors(module, keep=zero)
     problem: CheckpointError | None = None
+    trained_on = gathered(trainer, module.trained_on)
     if zero:
         problem = _not_finite(tensors) or _problem(lambda: _prepare(partial, tensors), partial)
     _agree(trainer, problem)
@@ -79,7 +81,7 @@ def write_checkpoint(
             raise problem
         trainer.strategy.barrier("checkpoint")
     if zero and problem is None:
-        manifest = _manifest(trainer, module, tensors, data)
+        manifest = _manifest(trainer, module, tensors, data, trained_on)
         problem = _problem(lambda: _finish(partial, final, link, module, tensors, manifest), partial)
     _agree(trainer, problem)
 
@@ -141,7 +143,9 @@ def tensor_table(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, dict[s
     }
 
 
-def _manifest(trainer: Any, module: Any, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> dict[str, Any]:
+def _manifest(
+    trainer: Any, module: Any, tensors: Mapping[str, Tensor], data: Mapping[str, Any], trained_on: TrainedOn
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -156,6 +160,7 @@ def _manifest(trainer: Any, module: Any, tensors: Mapping[str, Tensor], data: Ma
         "vocabulary": facts.vocabulary(module),
         "versions": facts.package_versions(),
         "data": {name: value for name, value in data.items() if isinstance(value, (str, int, float, bool))},
+        "trained_on": trained_on.plain(),
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1},
         "tensors": tensor_table(module, tensors),
     }

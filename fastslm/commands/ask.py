@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -50,6 +51,8 @@ def _run(options: argparse.Namespace) -> int:
     Decoding(options.beam, options.temperature, options.top_p, options.seed)
     for question in options.questions:
         Request("sqqa", question)
+        if os.path.isfile(question):
+            raise ConfigError(f"{question}: is a file, and not a question. Ask about one recording at a time.")
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens: {options.max_new_tokens} must be at least 1.")
     try:

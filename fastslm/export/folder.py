@@ -111,6 +111,7 @@ def _config(run: Run, merged: bool) -> FastSLMConfig:
         stop_ids=list(path.prompter.stop_ids),
         new_tokens_per_second=settings.get("new_tokens_per_second", 4.0),
         context_length=path.llm.context_length,
+        trained_on=run.trained_on.plain(),
         tie_word_embeddings=bool(getattr(llm.config, "tie_word_embeddings", False)),
         architectures=[_MODEL_CLASS],
         dtype=dtype,

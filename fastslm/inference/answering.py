@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.contracts import Task
 from fastslm.errors import DataError
 from fastslm.path.model import SpeechLM
@@ -28,6 +29,7 @@ class AnsweringModel:
         max_new_tokens: most tokens of an answer; None takes 32 and ``new_tokens_per_second`` for each second of audio.
         new_tokens_per_second: see ``max_new_tokens``.
         tasks: what it brings itself, by name; for others the installed ones are taken.
+        trained_on: what it was trained on, as far as that is known.
     """
 
     def __init__(
@@ -37,12 +39,14 @@ class AnsweringModel:
         max_new_tokens: int | None = None,
         new_tokens_per_second: float = 4.0,
         tasks: Mapping[str, Task] | None = None,
+        trained_on: TrainedOn | None = None,
     ) -> None:
         self.path = path
         self.source = source
         self.max_new_tokens = max_new_tokens
         self.new_tokens_per_second = new_tokens_per_second
         self.tasks = tasks or {}
+        self.trained_on = trained_on or TrainedOn()
         self._text_lock = threading.Lock()  # fast tokenizers must not be used by two threads at once
 
     @property
@@ -133,15 +137,32 @@ class AnsweringModel:
         request: Request,
         *,
         seconds: float,
+        signal_seconds: float,
         speech_tokens: int,
         timings: Timings,
         source: str,
         attempts: int,
         temperature: float,
         segments: Sequence[Segment] = (),
+        longest_pass: float | None = None,
     ) -> Answer:
-        """Put an answer together."""
+        """Put an answer together, with what is doubtful about it.
+
+        Args:
+            written: its ids.
+            request: what was asked.
+            seconds: of audio.
+            signal_seconds: those that hold more than silence.
+            speech_tokens: of the audio.
+            timings: where time went.
+            source: name of the audio.
+            attempts: decodings.
+            temperature: of the last one.
+            segments: text by time.
+            longest_pass: seconds of audio that were read together; None is all.
+        """
         text = self.text_of(written.ids)
+        audio = guards.Audio(seconds, signal_seconds, seconds if longest_pass is None else longest_pass)
         return Answer(
             text=text.strip(),
             tokens=tuple(written.ids),
@@ -156,4 +177,5 @@ class AnsweringModel:
             attempts=attempts,
             temperature=temperature,
             segments=tuple(segments),
+            doubts=tuple(guards.doubts(text, request, audio, self.trained_on)),
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError, FastSLMError
 from fastslm.path.request import Request
 
@@ -28,7 +29,7 @@ class _Recording:
         self.source: AudioSource | None = None
         self.error: FastSLMError | None = None
         self.tokens: list[Tensor] = []
-        self.seconds = 0.0
+        self.seconds, self.num_signal_samples = 0.0, 0
         self.limit = 0
         self.name = str(audio) if isinstance(audio, (str, os.PathLike)) else getattr(audio, "name", "audio")
         try:
@@ -94,6 +95,7 @@ def _encode(model: AnsweringModel, recordings: Sequence[_Recording], on_progress
             continue
         recording.tokens.append(part.tokens)
         recording.seconds += part.seconds
+        recording.num_signal_samples += part.num_signal_samples
         if on_progress:
             on_progress("encoded", part.seconds)
 
@@ -163,6 +165,7 @@ def _answer(
         written,
         request,
         seconds=recording.seconds,
+        signal_seconds=recording.num_signal_samples / SAMPLE_RATE_HZ,
         speech_tokens=sum(len(tokens) for tokens in recording.tokens),
         timings=Timings(encode, prefill, time.perf_counter() - read_at),
         source=recording.name,

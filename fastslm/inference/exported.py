@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.contracts import Task
 from fastslm.errors import CheckpointError, ConfigError, FastSLMError, HubError
 from fastslm.path.model import SpeechLM
@@ -25,11 +26,13 @@ class Exported:
         path: with weights, in evaluation mode.
         max_new_tokens: most tokens of an answer; None follows the audio's length.
         new_tokens_per_second: see ``Model``.
+        trained_on: see ``Model``.
     """
 
     path: SpeechLM
     max_new_tokens: int | None
     new_tokens_per_second: float
+    trained_on: TrainedOn
 
 
 def is_exported(folder: Path) -> bool:
@@ -131,4 +134,5 @@ def open_exported(folder: Path) -> Exported:
     path.llm = llm.around(path.llm.causal_lm, tokenizer, config.context_length)
     path.prompter = Prompter(tokenizer, bool(processor["enable_thinking"]))
     path.requires_grad_(False).eval()
-    return Exported(path, model.generation_config.max_new_tokens, config.new_tokens_per_second)
+    trained_on = TrainedOn.of([config.trained_on])
+    return Exported(path, model.generation_config.max_new_tokens, config.new_tokens_per_second, trained_on)

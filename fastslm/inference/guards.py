@@ -1,9 +1,13 @@
-"""Answers that run in circles: found by exact repetition of tokens, and by text that compresses too well."""
+"""Answers that are surely or likely wrong: those that run in circles, and those that cannot be of this audio."""
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+from fastslm.checkpoint.trained_on import TrainedOn, num_characters
+from fastslm.path.request import Request
 
 from .results import Loop
 
@@ -15,6 +19,12 @@ FEWEST_REPEATS, FEWEST_TOKENS = 4, 32
 _TEXT_WINDOW = 2000
 #: zlib makes prose about 2 times smaller over such a window, random digits in words 5 times, a loop 15 times and more.
 _HIGHEST_COMPRESSION = 6.0
+#: Characters a second, spaces left out: speech has 4 (Chinese) to 20; where training tells its own, so many times that.
+_FEWEST_CHARACTERS, _MOST_CHARACTERS, _USUAL = 0.5, 40.0, 3.0
+#: Shorter audio may be a pause, and a short text more than its second allows.
+_ENOUGH_SECONDS, _MANY_CHARACTERS = 10.0, 40
+#: So many times the longest recording of training are a length that was not learnt.
+_LONGER = 1.1
 
 
 def compression_ratio(text: str) -> float:
@@ -80,3 +90,47 @@ def runs_in_circles(ids: Sequence[int]) -> bool:
     if loop is None:  # a long phrase comes less often in the tail
         loop = repeated_phrase(tail, FEWEST_REPEATS, 4 * LONGEST_PHRASE - 8)
     return loop is not None and loop.start + loop.period * (loop.repeats + 1) > len(tail)
+
+
+@dataclass(frozen=True)
+class Audio:
+    """What an answer is about: seconds in all, seconds that hold a signal, and most seconds that were read together."""
+
+    seconds: float
+    signal_seconds: float
+    longest_pass: float
+
+
+def doubts(text: str, request: Request, audio: Audio, trained_on: TrainedOn) -> list[str]:
+    """Return what speaks against an answer, apart from its own shape; a sentence each, whose subject is the text.
+
+    Args:
+        text: the answer.
+        request: what was asked.
+        audio: what it is about.
+        trained_on: what the model was trained on; nothing is said of what is not known.
+    """
+    found = []
+    count, longest = num_characters(text), trained_on.longest_seconds
+    if not audio.signal_seconds:
+        found.append("is of audio that holds no signal" + (": it is made up" if count else ""))
+    elif not count:
+        found.append("is empty, though the audio holds a signal")
+    elif request.definition.timed:
+        usual = trained_on.characters_per_second
+        fewest, most = (usual / _USUAL, usual * _USUAL) if usual else (_FEWEST_CHARACTERS, _MOST_CHARACTERS)
+        amount = f"has {count} characters for {audio.signal_seconds:.0f} s with a signal"
+        if audio.signal_seconds >= _ENOUGH_SECONDS and count < fewest * audio.signal_seconds:
+            found.append(f"{amount}: too few for speech, something is missing")
+        if count > most * audio.signal_seconds + _MANY_CHARACTERS:
+            found.append(f"{amount}: too many for speech, something is made up")
+    if trained_on.tasks and not {request.task, "dialogue"} & trained_on.tasks:
+        learnt = ", ".join(sorted(trained_on.tasks))
+        found.append(f"answers task {request.task}, which the model was not trained on ({learnt})")
+    if longest and audio.longest_pass > _LONGER * longest:
+        found.append(
+            f"comes from {audio.longest_pass:.0f} s read in one pass, and the longest recording of training had"
+            f" {longest:.0f} s: words may be missing"
+            + (f"; try sections (section_minutes {longest / 120:.2g})" if request.definition.timed else "")
+        )
+    return found

@@ -18,6 +18,9 @@ from fastslm.path.windows import Windows
 
 from .audio import AudioSource
 
+#: Between the lowest and the highest of int16 samples that are silence: dither, and the last bit of a converter.
+SILENCE = 8
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -117,12 +120,14 @@ class SpeechPart:
         tokens: ``[K, D_llm]``, of all its windows, padding left out.
         counts: tokens of each window.
         num_samples: samples of the recording in each window.
+        num_signal_samples: those of windows that hold more than silence.
     """
 
     recording: int
     tokens: Tensor
     counts: tuple[int, ...]
     num_samples: tuple[int, ...]
+    num_signal_samples: int
 
     @property
     def seconds(self) -> float:
@@ -150,8 +155,18 @@ def encode_chunks(path: SpeechLM, chunks: Sequence[tuple[int, Chunk, Tensor | No
         num_samples = windows.num_samples[mine]
         num_samples = (*num_samples[:-1], num_samples[-1] - chunk.silence)
         values = tokens[torch.from_numpy(chosen).to(tokens.device)]
-        parts.append(SpeechPart(recording, values, tuple(counts[mine]), num_samples))
+        parts.append(SpeechPart(recording, values, tuple(counts[mine]), num_samples, _signal(chunk, num_samples)))
     return parts
+
+
+def _signal(chunk: Chunk, num_samples: Sequence[int]) -> int:
+    """Return the samples of a chunk's windows that hold a signal; a constant offset is none."""
+    begin = found = 0
+    for num in num_samples:
+        window = chunk.samples[chunk.offset + begin : chunk.offset + begin + num]
+        found += num if len(window) and int(window.max()) - int(window.min()) > SILENCE else 0
+        begin += num
+    return found
 
 
 def _windows(path: SpeechLM, chunks: Sequence[Chunk]) -> tuple[Windows, Tensor]:

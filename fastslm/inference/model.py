@@ -30,6 +30,7 @@ class Model(AnsweringModel):
         max_new_tokens: most tokens of an answer; None takes 32 and ``new_tokens_per_second`` for each second of audio.
         new_tokens_per_second: see ``max_new_tokens``.
         tasks: what it brings itself, by name; for others the installed ones are taken.
+        trained_on: what it was trained on, as far as that is known.
     """
 
     def __repr__(self) -> str:

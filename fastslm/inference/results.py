@@ -75,6 +75,7 @@ class Answer:
         attempts: decodings it took; above 1, earlier ones ran into a loop.
         temperature: that of the attempt which gave this text.
         segments: the text by time, where it was asked for.
+        doubts: what speaks against the text, a sentence each; part of ``warnings``.
     """
 
     text: str
@@ -90,6 +91,7 @@ class Answer:
     attempts: int = 1
     temperature: float = 0.0
     segments: tuple[Segment, ...] = field(default=())
+    doubts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", redacted(self.source))
@@ -116,11 +118,12 @@ class Answer:
                 f"repeats {what} from token {self.loop.start} on, after {self.attempts} attempts;"
                 " shorter sections (section_minutes) often help"
             )
-        return found
+        return [*found, *self.doubts]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values for JSON."""
         values = asdict(self)
+        del values["doubts"]  # they are among the warnings
         values["tokens"] = len(self.tokens)
         values["segments"] = [asdict(segment) for segment in self.segments]
         rounded = {name: round(value, 4) for name, value in asdict(self.timings).items()}

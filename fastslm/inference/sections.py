@@ -48,6 +48,14 @@ class _Section:
     num_rewritten: int = 0
 
 
+@dataclass
+class _Spent:
+    """What encoding came to: seconds of work, and samples of windows with a signal."""
+
+    listening: float = 0.0
+    num_signal_samples: int = 0
+
+
 class _Writer:
     """Writes one section after another."""
 
@@ -67,6 +75,7 @@ class _Writer:
         self.left: list[int] = []  # what the section before left to be written again
         self.done: list[_Section] = []
         self.attempts, self.temperature, self.truncated = 1, decoding.temperature, False
+        self.longest_pass = 0.0  # seconds
 
     def write(self, section: _Section, last: bool) -> None:
         """Write a section; all but the last one leave their last word to the next."""
@@ -96,6 +105,7 @@ class _Writer:
 
     def _attempt(self, section: _Section, start: list[int], decoding: Decoding, more: list[int]) -> Generated:
         model, memory = self.model, self.model.new_memory()
+        self.longest_pass = max(self.longest_pass, section.end - (self.context or [section])[0].start)
         memory.read(memory.embed(self.before, model.device))
         for part in (*self.context, section):
             for tokens in part.tokens:
@@ -157,11 +167,11 @@ def transcribe(
     num_windows = 1 if by_window else max(1, round(seconds / window_seconds))
     writer = _Writer(model, request, decoding, max(seconds, window_seconds), max_new_tokens, on_progress)
     began = time.perf_counter()
-    listening = [0.0]
+    spent = _Spent()
     waiting: _Section | None = None
     num_tokens, end = 0, 0.0
     try:
-        for section in _sections(model, encode(model.path, [source]), num_windows, listening, on_progress):
+        for section in _sections(model, encode(model.path, [source]), num_windows, spent, on_progress):
             num_tokens, end = num_tokens + sum(len(tokens) for tokens in section.tokens), section.end
             if waiting is not None:
                 writer.write(waiting, last=False)
@@ -175,8 +185,10 @@ def transcribe(
         Generated(ids, "limit" if writer.truncated else "stop"),
         request,
         seconds=end,
+        signal_seconds=spent.num_signal_samples / SAMPLE_RATE_HZ,
+        longest_pass=writer.longest_pass,
         speech_tokens=num_tokens,
-        timings=Timings(encode=listening[0], decode=time.perf_counter() - began - listening[0]),
+        timings=Timings(encode=spent.listening, decode=time.perf_counter() - began - spent.listening),
         source=source.name,
         attempts=writer.attempts,
         temperature=writer.temperature,
@@ -188,15 +200,16 @@ def _sections(
     model: AnsweringModel,
     windows: Iterator[SpeechPart],
     num_windows: int,
-    listening: list[float],
+    spent: _Spent,
     on_progress: Progress | None,
 ) -> Iterator[_Section]:
-    """Yield sections of ``num_windows`` windows as they are encoded; adds up the seconds of work in ``listening``."""
+    """Yield sections of ``num_windows`` windows as they are encoded; adds up in ``spent``."""
     tokens: list[Tensor] = []
     start = end = 0.0
     began = time.perf_counter()
     for part in windows:
-        listening[0] += time.perf_counter() - began
+        spent.listening += time.perf_counter() - began
+        spent.num_signal_samples += part.num_signal_samples
         if on_progress:
             on_progress("encoded", part.seconds)
         chunks = part.tokens.split(list(part.counts))

@@ -57,7 +57,7 @@ class AudioStream:
         self._tokens: list[Tensor] | None = [] if keep_tokens else None
         self._before, _ = model.ids_of(request)
         self._memory = self._opened(self._before)
-        self._num_samples, self._num_tokens, self._num_pushed = 0, 0, 0
+        self._num_samples, self._num_tokens, self._num_pushed, self._num_signal = 0, 0, 0, 0
         self._finished = False
         self._lock = threading.RLock()
         self.timings = Timings()
@@ -142,6 +142,7 @@ class AudioStream:
         self._memory.read(part.tokens.to(self._model.dtype))
         self._num_samples += sum(part.num_samples)
         self._num_tokens += len(part.tokens)
+        self._num_signal += part.num_signal_samples
         self.timings += Timings(prefill=time.perf_counter() - begin)
 
     def _listen(self, chunks: Sequence[Chunk]) -> None:
@@ -236,6 +237,7 @@ class AudioStream:
             written,
             request,
             seconds=seconds,
+            signal_seconds=(self._num_signal + (tail.num_signal_samples if tail else 0)) / SAMPLE_RATE_HZ,
             speech_tokens=self._num_tokens + (len(tail.tokens) if tail else 0),
             timings=self.timings + spent,
             source=source,

@@ -30,8 +30,16 @@ class Request:
     brought: Task | None = None
 
     def __post_init__(self) -> None:
+        for name in ("task", "prompt", "language"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ConfigError(f"{name}: {value!r} must be text.")
         if self._needed and not (self.prompt or "").strip():
             raise ConfigError(f"task: {self.task} needs a {' and a '.join(self._needed)}; give one as the prompt.")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ConfigError("prompt: it is empty. Say what to ask, or leave it out for the task's own words.")
+        if self.language is not None and not self.language.strip():
+            raise ConfigError("language: it is empty. Name the language to answer in, or leave it out.")
         if self.language is None and self.definition.translates and not self.definition.default_language:
             raise ConfigError(f"language: task {self.task} translates; name the language to answer in.")
         if self.language is not None and not self.definition.translates:

@@ -22,6 +22,7 @@ from fastslm.checkpoint import (
     load_weights,
     trainable_state,
 )
+from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.contracts import Encoder, LanguageModel
 from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch
@@ -95,6 +96,8 @@ class SpeechLMModule(L.LightningModule):
         self.stop_requested = False
         #: Whether a rank has asked for that.
         self.stop_agreed = False
+        #: What this rank has trained on; the first also knows what the weights it began with were trained on.
+        self.trained_on = TrainedOn()
         #: The resolved configuration as nested plain values; the command sets it, checkpoints carry it.
         self.run_config: dict[str, Any] = {}
         #: Weights that ``configure_model`` brings besides those of the base models, and what for; the command sets it.
@@ -126,6 +129,8 @@ class SpeechLMModule(L.LightningModule):
         """Check the model as the strategy has set it up."""
         assert self.path is not None
         check_model(self.trainer, self.path, self.settings.train_parts)
+        if self.weights is not None and self.global_rank == 0:
+            self.trained_on = TrainedOn.of([self.weights[0].manifest.get("trained_on")])
 
     def on_train_start(self) -> None:
         """Check what training is fed with."""
@@ -218,6 +223,7 @@ class SpeechLMModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return the loss and, for callbacks, what the step processed."""
         assert self.path is not None
+        self.trained_on.add(batch, self.prompter.audio_id)
         agreed = self._agree(batch, asked=self.stop_requested)
         self.stop_agreed |= agreed.asked
         output: Output = self.path(batch, num_groups=agreed.num_groups, classes=agreed.ids)

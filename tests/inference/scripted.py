@@ -16,6 +16,7 @@ from fastslm.path.settings import SpeechSettings
 
 GARBLED = " ninety"
 WORDS = [" one", " two", " three", " four", " five", " six", " seven", " eight"]
+LOUDNESS = 100  # samples of a word's code are so many times it, and no silence
 SHARE = 8000  # samples of a speech token; a window of 2 s has 4
 
 
@@ -50,7 +51,7 @@ class Script(Listener):
 
     def tokens_of_group(self, samples, num_samples, num_frames, *_):
         middles = SHARE // 2 + SHARE * torch.arange(4)
-        levels = samples[:, middles].float()
+        levels = samples[:, middles].float() / LOUDNESS
         return Tokens(torch.stack([levels, torch.ones_like(levels)], -1), self.abstractor.out_lengths(num_frames))
 
 
@@ -146,7 +147,7 @@ def audio_of(words, gaps):
     for word, gap in zip(words, gaps, strict=True):
         code = 2 * (WORDS.index(word) + 1)
         levels += [0] * gap + [code, code + 1]
-    return np.repeat(np.array(levels, np.int16), SHARE)
+    return np.repeat(np.array(levels, np.int16) * LOUDNESS, SHARE)
 
 
 def perfect_model(tokenizer):

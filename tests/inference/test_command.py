@@ -177,6 +177,9 @@ def test_what_is_finished_is_kept_when_interrupted(run, talks, tmp_path, monkeyp
     [
         (["{empty}"], "holds no audio"),
         (["x.wav", "--task", "sqqa"], "give one as the prompt"),
+        (["x.wav", "--prompt", ""], "prompt: it is empty"),
+        (["x.wav", "--prompt", " \n"], "prompt: it is empty"),
+        (["x.wav", "--task", "ast", "--language", ""], "language: it is empty"),
         (["x.wav", "--language", "Korean"], "--language|language: 'Korean'"),
         (["x.wav", "--beam", "0"], "beams: 0"),
         (["x.wav", "--batch-size", "0"], "--batch-size: 0"),
@@ -230,6 +233,9 @@ def test_questions_are_answered(run, model, talks):
     assert out == f"Who?\n  {answers[0].text}\nWhy?\n  {answers[1].text}\n"
     status, out, _ = run("ask", talks / "b.flac", "Who?", "--format", "jsonl", *LIMIT)
     assert json.loads(out)["text"] == answers[0].text
+    status, _, err = run("ask", talks / "b.flac", talks / "c.wav", "Who?")
+    assert status == 2
+    assert "c.wav: is a file, and not a question" in err
     status, _, err = run("ask", talks / "nowhere.wav", "Who?")
     assert status == 2
     assert "nowhere.wav: cannot be opened" in err

@@ -23,6 +23,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         stop_ids: ids that end an answer.
         new_tokens_per_second: most tokens of an answer for each second of audio, when no limit is given.
         context_length: positions of the LLM; None takes its own.
+        trained_on: tasks, lengths and amount of text that it was trained on, as plain values; None is not known.
     """
 
     model_type = "fastslm"
@@ -45,6 +46,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         stop_ids: list[int] | None = None,
         new_tokens_per_second: float = 4.0,
         context_length: int | None = None,
+        trained_on: dict[str, Any] | None = None,
         **others: Any,
     ) -> None:
         self.encoder_config = _config(encoder_config)
@@ -63,6 +65,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         self.stop_ids = stop_ids or []
         self.new_tokens_per_second = new_tokens_per_second
         self.context_length = context_length
+        self.trained_on = trained_on
         super().__init__(**others)
 
 
