@@ -185,7 +185,8 @@ def _plan(surveyed: Survey, listing: Listing, options: BuildOptions, folder: Pat
     """Return the shards to make, whatever is done already; a function of input and options alone."""
     splits: dict[str, list[Utterance]] = {options.name: []}
     for utterance in surveyed.utterances:
-        name = "dev" if listing.dev_voices and voice_of(utterance) in listing.dev_voices else options.name
+        drawn = listing.dev_voices and voice_of(utterance) in listing.dev_voices
+        name = "dev" if drawn else utterance.split or options.name
         splits.setdefault(name, []).append(utterance)
     audio = [audio for utterance in surveyed.utterances for audio in utterance.audio]
     bytes_per_second = 0.0

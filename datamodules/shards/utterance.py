@@ -84,6 +84,7 @@ class Utterance:
         fields: what its JSON will hold.
         where: where the source speaks of it, such as ``train.jsonl line 12``.
         group: chapter or long recording that it is a part of, in whose order utterances are joined.
+        split: the source's own split that it belongs to, such as ``dev``; its shards are called like it.
     """
 
     key: str
@@ -91,6 +92,7 @@ class Utterance:
     fields: dict[str, Any]
     where: str
     group: str | None = None
+    split: str | None = None
 
     @property
     def speaker(self) -> str | None:

@@ -6,7 +6,7 @@ import json
 import os
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from fastslm.errors import DataError
@@ -36,9 +36,14 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
 
 
 def json_lines(path: str) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
-    """Yield where each line stands, and its object or why it is none."""
-    for line_number, line in lines(path):
-        where = f"{path} line {line_number}"
+    """Yield where each line of a file stands, and its object or why it is none."""
+    return json_objects(path, lines(path))
+
+
+def json_objects(name: str, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
+    """Yield where each of numbered lines stands, and its object or why it is none."""
+    for line_number, line in numbered:
+        where = f"{name} line {line_number}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
 """NeMo manifests: JSON lines with ``audio_filepath``, ``offset``, ``duration``, ``text`` and whatever else."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastslm.errors import DataError
@@ -20,7 +20,14 @@ def detect(path: str) -> bool:
 def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
     """Yield the utterances of a manifest; relative paths start from its folder."""
     root = options.audio_root or os.path.dirname(os.path.abspath(path))
-    for where, row in json_lines(path):
+    return from_rows(json_lines(path), root, options)
+
+
+def from_rows(
+    rows: Iterable[tuple[str, dict[str, Any] | Refused]], root: str, options: SourceOptions
+) -> Iterator[Utterance | Refused]:
+    """Yield the utterances of rows, each with the place where it stands; relative paths start from ``root``."""
+    for where, row in rows:
         if isinstance(row, Refused):
             yield row
             continue

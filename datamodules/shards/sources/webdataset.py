@@ -1,4 +1,4 @@
-"""Existing tar shards: audio beside ``.json``, ``.txt`` or both."""
+"""Existing tar shards: audio beside ``.json``, ``.txt`` or both; and tars of a corpus with its manifests."""
 
 import glob
 import os
@@ -11,6 +11,7 @@ from ...index.dialogues import parse_fields
 from ...reading.tar import Members, read_groups, recordings_of
 from ..naming import TIMES, loose_length, renamed, resolve_columns
 from ..utterance import Audio, Noted, Refused, Utterance
+from . import archive
 from .options import SourceOptions
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
@@ -38,6 +39,9 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
                 groups, lost, noted = read_groups(file, shard)
                 yield from (Noted(shard, item.key, item.reason, item.detail) for item in noted)
                 yield from (Refused(shard, item.key, item.reason, item.detail) for item in lost)
+                if archive.manifests(groups):
+                    yield from archive.read(shard, groups, file.fileno(), options)
+                    continue
                 for key, members in groups.items():
                     yield _sample(shard, key, members, file.fileno(), options)
         except OSError as error:
