@@ -71,6 +71,8 @@ def _run(options: argparse.Namespace) -> int:
             max_new_tokens=options.max_new_tokens,
             on_progress=bar,
         )
+    for remark in answers[0].remarks if answers else ():
+        print(f"fastslm: warning: {options.file}: {remark}", file=sys.stderr)
     for answer in answers:
         if options.format == "jsonl":
             print(json.dumps(answer.to_dict(), ensure_ascii=False))

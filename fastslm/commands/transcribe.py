@@ -223,7 +223,9 @@ class _Transcription:
                 bar.say(f"fastslm: failed: {error}")
                 continue
             self.num_done, self.done_seconds = self.num_done + 1, self.done_seconds + answer.seconds
-            self.warned += bool(answer.warnings)
+            self.warned += bool(answer.warnings or answer.remarks)
+            for remark in answer.remarks:
+                bar.say(f"fastslm: warning: {job.audio}: {remark}")
             for warning in answer.warnings:
                 bar.say(f"fastslm: warning: {job.audio}: the text {warning}")
         bar.finish(self.done_seconds)

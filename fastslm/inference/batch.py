@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -161,7 +162,7 @@ def _answer(
 
     written, attempts, temperature = model.guarded(attempt, decoding)
     encode, prefill, read_at = times
-    return model.result(
+    answer = model.result(
         written,
         request,
         seconds=recording.seconds,
@@ -172,3 +173,4 @@ def _answer(
         attempts=attempts,
         temperature=temperature,
     )
+    return replace(answer, remarks=tuple(recording.source.remarks) if recording.source else ())

@@ -1,6 +1,7 @@
 """Model: a trained model in use. It transcribes, answers, embeds and listens; any number of threads may ask at once."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -79,14 +80,16 @@ class Model(AnsweringModel):
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         source = _opened(audio, sample_rate_hz)
         if section_minutes is not None or segments:
-            return sections.transcribe(
+            answer = sections.transcribe(
                 self, source, request, decoding, section_minutes, segments, max_new_tokens, on_progress
             )
-        stream = AudioStream(self, request, keep_tokens=False)
-        stream.add(source, on_progress)
-        return stream.answer(
-            decoding=decoding, max_new_tokens=max_new_tokens, source=source.name, on_progress=on_progress
-        )
+        else:
+            stream = AudioStream(self, request, keep_tokens=False)
+            stream.add(source, on_progress)
+            answer = stream.answer(
+                decoding=decoding, max_new_tokens=max_new_tokens, source=source.name, on_progress=on_progress
+            )
+        return replace(answer, remarks=tuple(source.remarks))
 
     def transcribe_batch(
         self,
@@ -168,7 +171,7 @@ class Model(AnsweringModel):
                 on_progress=on_progress,
                 on_text=on_text,
             )
-            answers.append(answer)
+            answers.append(replace(answer, remarks=tuple(source.remarks)))
             stream.timings = Timings()  # the audio was encoded for the first question
         return answers
 

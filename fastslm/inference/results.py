@@ -76,6 +76,7 @@ class Answer:
         temperature: that of the attempt which gave this text.
         segments: the text by time, where it was asked for.
         doubts: what speaks against the text, a sentence each; part of ``warnings``.
+        remarks: what is doubtful about the audio, each of the form ``reason: detail``.
     """
 
     text: str
@@ -92,6 +93,7 @@ class Answer:
     temperature: float = 0.0
     segments: tuple[Segment, ...] = field(default=())
     doubts: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", redacted(self.source))

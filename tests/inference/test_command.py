@@ -340,3 +340,21 @@ def test_a_batch_that_does_not_fit_in_memory_is_done_one_by_one(run, talks, tmp_
     assert status == 0
     assert "one by one (--batch-size 1)" in err
     assert len(list((tmp_path / "out").rglob("*.txt"))) == 4
+
+
+@pytest.mark.parametrize("options", [(), ("--section-minutes", "1"), ("--batch-size", "2")])
+def test_what_is_doubtful_about_a_file_is_a_warning(run, tmp_path, noise, encoded, write_audio, options):
+    (tmp_path / "joined.flac").write_bytes(encoded(noise(2), "FLAC") + encoded(noise(1), "FLAC"))
+    write_audio(tmp_path / "phase.wav", np.stack([noise(2), -noise(2)], 1))
+    status, out, err = run(
+        "transcribe", tmp_path / "joined.flac", tmp_path / "phase.wav", "--format", "jsonl", *options, *LIMIT
+    )
+    assert status == 0
+    assert "joined.flac: length differs from header: it says 2.00 s, the file holds 3.00 s" in err
+    assert "phase.wav: channels of opposite phase" in err
+    assert "2 of 2 done: 0:00:05 of audio" in err
+    assert "2 with warnings" in err
+    remarks = [json.loads(line)["remarks"] for line in out.splitlines()]
+    assert [len(found) for found in remarks] == [1, 1]
+    status, _, err = run("ask", tmp_path / "joined.flac", "what is said?", *LIMIT)
+    assert (status, err.count("length differs from header")) == (0, 1)
