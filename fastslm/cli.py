@@ -4,6 +4,7 @@ Nothing heavy is imported at the top, so that ``fastslm --help`` answers at once
 """
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -80,6 +81,9 @@ def _load(target: str) -> Callable[[Sequence[str]], int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no UTF-8: it is printed as it is
+            stream.reconfigure(errors="surrogateescape")
     try:
         with ending_in_order():
             status = _run(arguments)

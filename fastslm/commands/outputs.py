@@ -48,8 +48,8 @@ def find_jobs(inputs: Sequence[str], folder: Path | None, form: str) -> list[Job
     folders = [given for given in inputs if given != "-" and "://" not in given and Path(given).is_dir()]
     for given in inputs:
         if given in folders:
-            base = Path(given) if len(folders) == 1 else Path(given).resolve().parent
-            found += [(str(path), path.resolve().relative_to(base.resolve())) for path in find_audio(Path(given))]
+            base = Path() if len(folders) == 1 else Path(Path(given).resolve().name)
+            found += [(str(path), base / path.relative_to(given)) for path in find_audio(Path(given))]
         else:
             name = "stdin" if given == "-" else given.rstrip("/").rpartition("/")[2].partition("?")[0] or "audio"
             found.append((given, Path(name)))
