@@ -5,6 +5,7 @@ Nothing heavy is imported at the top, so that ``fastslm --help`` answers at once
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -85,6 +86,9 @@ def _load(target: str) -> Callable[[Sequence[str]], int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no UTF-8: it is printed as it is
+            stream.reconfigure(errors="surrogateescape")
     try:
         with ending_in_order(), trusted_process(), _without_secrets():
             status = _run(arguments)

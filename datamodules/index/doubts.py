@@ -35,14 +35,14 @@ def doubts(fields: Mapping[str, Any], recordings: Sequence[AudioInfo]) -> Iterat
         yield DataError(f"segments leave the recording: one ends at {last:g} s, of {seconds:.2f} s")
 
 
-def audio_doubts(recordings: Sequence[npt.NDArray[np.int16]]) -> Iterator[DataError]:
-    """Yield what is to be looked at in decoded audio, as errors ``reason: detail``."""
+def audio_doubts(recordings: Sequence[npt.NDArray[np.int16]]) -> Iterator[str]:
+    """Yield what is to be looked at in decoded audio, each of the form ``reason: detail``."""
     for samples in recordings:
         clipped = (np.count_nonzero(samples == 32767) + np.count_nonzero(samples == -32768)) / max(len(samples), 1)
         if clipped > _CLIPPED_SHARE:
-            yield DataError(f"clipped audio: {clipped:.0%} of its samples are at full scale")
+            yield f"clipped audio: {clipped:.0%} of its samples are at full scale"
         elif not samples.any():
-            yield DataError("silent audio: all of its samples are 0")
+            yield "silent audio: all of its samples are 0"
 
 
 def identities_of(rows: ShardRows) -> npt.NDArray[np.uint64]:

@@ -70,16 +70,16 @@ class ShardDataset(PlannedDataset):
         """
         return self._sample(self.entries[index], dialogue, weight)
 
-    def read(self, entry: Entry, weight: float = 1.0) -> Sample:
-        """Return a sample with its audio decoded.
+    def read(self, entry: Entry, weight: float = 1.0, remarks: list[str] | None = None) -> Sample:
+        """Return a sample with its audio decoded; ``remarks`` takes what is doubtful of it, as ``reason: detail``.
 
         Raises:
             DataError: its bytes cannot be read, decoded or understood, or are not those that were indexed.
         """
-        return self._sample(entry, self._dialogue(entry), weight)
+        return self._sample(entry, self._dialogue(entry), weight, remarks)
 
-    def _sample(self, entry: Entry, dialogue: Dialogue, weight: float) -> Sample:
-        audio = [self._recording(entry, *region) for region in entry.audio_regions]
+    def _sample(self, entry: Entry, dialogue: Dialogue, weight: float, remarks: list[str] | None = None) -> Sample:
+        audio = [self._recording(entry, *region, remarks=remarks) for region in entry.audio_regions]
         audio = augmented(audio, self._augmentations, self._seed, self.epoch, entry.key) if weight else audio
         return Sample(entry.key, dialogue, audio, weight)
 
@@ -93,10 +93,12 @@ class ShardDataset(PlannedDataset):
             fields = with_answer(fields, joined(fields, entry.segments))
         return dialogue_of(fields, self.prompter, len(entry.audio_regions), self.needs_answers)
 
-    def _recording(self, entry: Entry, offset: int, size: int, crc32: int) -> "np.typing.NDArray[np.int16]":
+    def _recording(
+        self, entry: Entry, offset: int, size: int, crc32: int, *, remarks: list[str] | None = None
+    ) -> "np.typing.NDArray[np.int16]":
         if entry.span_seconds is not None:  # read without what lies before it, so that no checksum can be taken
             return decode(self._store.open(entry.shard, offset, size), *entry.span_seconds)
         file, found = self._store.fetch(entry.shard, offset, size)
         if found != crc32:
             raise DataError("checksum differs: its audio was modified after indexing")
-        return decode(file)
+        return decode(file, remarks=remarks)

@@ -173,10 +173,12 @@ def _as_training_reads(work: _Work, rows: ShardRows, checked: _Checked) -> Itera
     checked.identities = entries.identities
     dataset = ShardDataset(entries, prompter)
     for index, key in enumerate(checked.keys if work.decode_audio else ()):
+        remarks: list[str] = []
         try:
-            yield from (Broken.of(work.shard, key, doubt) for doubt in audio_doubts(dataset.read(entries[index]).audio))
+            remarks += audio_doubts(dataset.read(entries[index], remarks=remarks).audio)
         except DataError as error:
             yield Broken.of(work.shard, key, error)
+        yield from (Broken.of(work.shard, key, DataError(remark)) for remark in remarks)
 
 
 def _repeated(paths: Sequence[str], results: Sequence[_Checked]) -> list[Broken]:

@@ -10,6 +10,7 @@ from unicodedata import category
 
 from fastslm.errors import DataError
 
+from ..reading.tar import readable
 from .utterance import Noted, Refused, Utterance, answer_field, check_fields
 
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
@@ -210,7 +211,8 @@ def fit_key(name: str) -> str:
 
     A dot would end it in a tar, and ``~`` and ``+`` are kept for numbers behind it.
     """
-    letters = (c if c in "_-" or category(c)[0] in "LMN" else " " for c in unicodedata.normalize("NFC", name))
+    name = unicodedata.normalize("NFC", readable(name))
+    letters = (c if c in "_-" or category(c)[0] in "LMN" else " " for c in name)
     key = "_".join("".join(letters).split()).strip("_") or "sample"
     if len(key) > _LONGEST_KEY:
         key = f"{key[: _LONGEST_KEY - 17]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

@@ -15,6 +15,7 @@ from fastslm.path.batch import Int16Array
 Blocks: TypeAlias = Iterator[tuple[int, npt.NDArray[Any]]]
 
 MAX_RATE_HZ = 768_000
+_LARGEST = 16.0  # of floats; mixes go above 1 by a little, and integers that were only cast by thousands
 _KEPT_ENERGY = 0.01  # of the channels' mean; where a mix keeps less, they are of opposite phase
 
 
@@ -67,7 +68,7 @@ class Resampler:
         """Return what ``block`` (``[N]`` or ``[N, channels]``, floats or int16) makes; the resampler lags behind.
 
         Raises:
-            DataError: it holds values that are not numbers, or there is no such channel.
+            DataError: it holds values that are not numbers or are no samples, or there is no such channel.
         """
         if self._channel is not None:
             num_channels = block.shape[1] if block.ndim == 2 else 1
@@ -78,8 +79,14 @@ class Resampler:
         if self._stream is None and block.dtype == np.int16 and block.ndim == 1:
             return block
         block = block.astype(np.float32) / 32768.0 if block.dtype == np.int16 else block.astype(np.float32, copy=False)
-        if not np.isfinite(block).all():
+        peak = max(float(block.max(initial=0.0)), -float(block.min(initial=0.0)))  # a NaN is the largest of all
+        if not np.isfinite(peak):
             raise DataError("unreadable audio: it holds values that are not numbers")
+        if peak > _LARGEST:
+            raise DataError(
+                f"unscaled audio: its samples reach {peak:g}, and floats lie between -1 and 1; divide them by the full"
+                " scale (32768 for those of 16-bit integers)"
+            )
         mono = self._mixed(block) if block.ndim == 2 else block
         return _to_int16(mono if self._stream is None else self._stream.resample_chunk(mono))
 

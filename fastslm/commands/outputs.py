@@ -49,8 +49,8 @@ def find_jobs(inputs: Sequence[str], folder: Path | None, form: str) -> list[Job
     folders = [given for given in inputs if given != "-" and "://" not in given and Path(given).is_dir()]
     for given in inputs:
         if given in folders:
-            base = Path(given) if len(folders) == 1 else Path(given).resolve().parent
-            found += [(str(path), path.resolve().relative_to(base.resolve())) for path in find_audio(Path(given))]
+            base = Path() if len(folders) == 1 else Path(Path(given).resolve().name)
+            found += [(str(path), base / path.relative_to(given)) for path in find_audio(Path(given))]
         else:
             place = urlsplit(given).path if "://" in given else given  # a query may hold slashes and secrets
             name = "stdin" if given == "-" else place.rstrip("/").rpartition("/")[2] or "audio"

@@ -18,6 +18,7 @@ from fastslm.audio.decoding import BLOCK_SECONDS, decoded, told_seconds
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.audio.resampling import check_rate, resampled
 from fastslm.errors import DataError
+from fastslm.files import walk
 from fastslm.path.batch import Int16Array
 
 #: What a folder is searched for.
@@ -186,12 +187,16 @@ def _request(url: str) -> Any:
 
 
 def find_audio(folder: Path) -> list[Path]:
-    """Return the audio files of a folder and of those below it, by name.
+    """Return the audio files of a folder and of those below it, by name; see ``fastslm.files.walk``.
 
     Raises:
         DataError: there is none.
     """
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    below = list(walk(folder))
+    found = sorted(p for path, names, _ in below for name in names if (p := Path(path, name)).is_file())
+    found = [path for path in found if path.suffix.lower() in EXTENSIONS]
+    if num_companions := sum(count for *_, count in below):
+        print(f"{num_companions} files that macOS added (._*) are left out.", file=sys.stderr)
     if not found:
         raise DataError(f"the folder {folder} holds no audio; looked for {' '.join(sorted(EXTENSIONS))}")
     return found

@@ -258,3 +258,25 @@ def test_a_tar_under_two_spellings_is_refused(tar_of, flac, data_of, tmp_path, s
 def test_a_folder_names_its_tars(tar_of, flac, data_of, keys_of, tmp_path):
     tar_of(("a.flac", flac(0.5)), ("a.json", as_json("one")))
     assert read(data_of(val_shards=str(tmp_path)), keys_of) == ["a"]
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("peak", [20_000, 200, 3e8])
+def test_floats_in_the_range_of_integers_are_refused_and_loud_ones_are_not(
+    tar_of, data_of, keys_of, check, subtype, peak
+):
+    tone = 0.3 * np.sin(np.arange(16_000) / 5)
+    tar = tar_of(
+        ("integers.wav", wav(peak * tone, subtype)), ("integers.json", as_json("one")),
+        ("loud.wav", wav(3.5 * tone, subtype)), ("loud.json", as_json("one")),
+    )  # fmt: skip
+    assert check(tar) == {"integers": "unscaled audio", "loud": "clipped audio"}
+    data = data_of(val_shards=str(tar), max_broken_share=1.0)
+    data.setup("validate")
+    assert keys_of(data.val_dataloader()) == ["loud"]
+
+
+def test_channels_that_cancel_each_other_out_are_a_finding(tar_of, check):
+    tone = 0.3 * np.sin(np.arange(16_000) / 5)
+    tar = tar_of(("a.wav", wav(np.stack([tone, -tone], axis=1))), ("a.json", as_json("one")))
+    assert check(tar) == {"a": "channels of opposite phase"}

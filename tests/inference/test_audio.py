@@ -12,6 +12,7 @@ import soxr
 
 from fastslm.audio import decoding
 from fastslm.audio.ffmpeg import needs_av
+from fastslm.commands.outputs import find_jobs
 from fastslm.errors import DataError, MissingExtraError
 from fastslm.inference import audio
 from fastslm.inference.audio import ArraySource, DownloadedSource, FileSource, find_audio, open_audio
@@ -198,6 +199,22 @@ def test_folders_are_searched_below(tmp_path, noise, write_audio):
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="holds no audio"):
         find_audio(tmp_path / "none")
+
+
+def test_links_are_followed_and_what_macos_adds_is_left_out(tmp_path, noise, write_audio, capsys):
+    write_audio(tmp_path / "disk/1/a.wav", noise(0.2)), write_audio(tmp_path / "store/b.wav", noise(0.2))
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks/linked").symlink_to("../disk/1")
+    (tmp_path / "talks/b.wav").symlink_to("../store/b.wav")
+    (tmp_path / "talks/circle").symlink_to(".")
+    (tmp_path / "disk/1/._a.wav").write_bytes(bytes(300))
+    assert [str(p.relative_to(tmp_path)) for p in find_audio(tmp_path / "talks")] == [
+        "talks/b.wav",
+        "talks/linked/a.wav",
+    ]
+    assert "1 files that macOS added" in capsys.readouterr().err
+    jobs = find_jobs([str(tmp_path / "talks")], tmp_path / "out", "txt")
+    assert [str(job.output.relative_to(tmp_path)) for job in jobs] == ["out/b.txt", "out/linked/a.txt"]
 
 
 def test_containers_are_told_by_their_first_bytes():
