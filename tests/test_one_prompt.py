@@ -181,3 +181,17 @@ def test_words_that_look_like_the_stand_ins_forge_nothing():
 def test_a_question_is_told_as_it_was_asked():
     assert Request("sqqa", f"what is {AUDIO}?").words == f"what is {AUDIO}?"
     assert Request("asr", f"write </s> as {AUDIO}").words.endswith(f"write </s> as {AUDIO}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("asr", "half \ud83d"), "prompt holds half a character at position 5"),
+        (("ast", None, "\udcff"), "language holds half a character at position 0"),
+        (("sqqa", 5), "prompt: 5 must be text"),
+        (("ast", None, ["German"]), "language: .*German.* must be text"),
+    ],
+)
+def test_words_that_are_no_text_are_refused_by_name(arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        Request(*arguments)
