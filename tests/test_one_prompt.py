@@ -106,6 +106,24 @@ def test_several_templates_without_a_default_are_refused_in_words():
         Prompter(tokenizer)
 
 
+@pytest.mark.parametrize("template", ["", {}])
+def test_an_empty_template_is_none(template):
+    bare, empty = make_tokenizer("llama", around="bos"), make_tokenizer("llama", around="bos")
+    empty.chat_template = template
+    messages = [{"role": "user", "content": "hello"}]
+    assert Prompter(empty).prompt_ids(messages).tolist() == Prompter(bare).prompt_ids(messages).tolist()
+
+
+def test_a_tokenizer_that_would_split_every_special_token_still_keeps_those_of_its_template():
+    plain, splitting = (
+        make_tokenizer("byte_level", "chatml", special=True),
+        make_tokenizer("byte_level", "chatml", special=True),
+    )
+    splitting.split_special_tokens = True
+    messages = [{"role": "user", "content": f"{AUDIO} what?"}]
+    assert Prompter(splitting).prompt_ids(messages).tolist() == Prompter(plain).prompt_ids(messages).tolist()
+
+
 # -- the end of a turn ------------------------------------------------------------------------------
 
 ENDS = {
