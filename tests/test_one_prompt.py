@@ -106,6 +106,24 @@ def test_several_templates_without_a_default_are_refused_in_words():
         Prompter(tokenizer)
 
 
+@pytest.mark.parametrize("template", ["", {}])
+def test_an_empty_template_is_none(template):
+    bare, empty = make_tokenizer("llama", around="bos"), make_tokenizer("llama", around="bos")
+    empty.chat_template = template
+    messages = [{"role": "user", "content": "hello"}]
+    assert Prompter(empty).prompt_ids(messages).tolist() == Prompter(bare).prompt_ids(messages).tolist()
+
+
+def test_a_tokenizer_that_would_split_every_special_token_still_keeps_those_of_its_template():
+    plain, splitting = (
+        make_tokenizer("byte_level", "chatml", special=True),
+        make_tokenizer("byte_level", "chatml", special=True),
+    )
+    splitting.split_special_tokens = True
+    messages = [{"role": "user", "content": f"{AUDIO} what?"}]
+    assert Prompter(splitting).prompt_ids(messages).tolist() == Prompter(plain).prompt_ids(messages).tolist()
+
+
 # -- the end of a turn ------------------------------------------------------------------------------
 
 ENDS = {
@@ -181,3 +199,17 @@ def test_words_that_look_like_the_stand_ins_forge_nothing():
 def test_a_question_is_told_as_it_was_asked():
     assert Request("sqqa", f"what is {AUDIO}?").words == f"what is {AUDIO}?"
     assert Request("asr", f"write </s> as {AUDIO}").words.endswith(f"write </s> as {AUDIO}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("asr", "half \ud83d"), "prompt holds half a character at position 5"),
+        (("ast", None, "\udcff"), "language holds half a character at position 0"),
+        (("sqqa", 5), "prompt: 5 must be text"),
+        (("ast", None, ["German"]), "language: .*German.* must be text"),
+    ],
+)
+def test_words_that_are_no_text_are_refused_by_name(arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        Request(*arguments)

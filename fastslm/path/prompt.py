@@ -84,7 +84,9 @@ def asked(task: Task, fields: Mapping[str, Any]) -> str:
         DataError: a field that its prompt names is missing, empty or no text.
     """
     named = {name: as_text(_words(fields, name, task.name)) for name in task.needed_fields}
-    target = as_text(str(fields.get("target_language") or task.default_language))
+    target = as_text(
+        checked_text(fields.get("target_language") or task.default_language, "the field 'target_language'")
+    )
     return task.prompt.format(**({"target_language": target} | named), audio=_CLIP)
 
 
@@ -99,7 +101,7 @@ def _words(fields: Mapping[str, Any], name: str, task: str) -> str:
     value = fields.get(name)
     if _is_blank(value):
         raise DataError(f"task {task!r} needs the field {name!r}, which is missing or empty")
-    return _text(value, f"the field {name!r}").strip()
+    return checked_text(value, f"the field {name!r}").strip()
 
 
 def _is_blank(value: Any) -> bool:
@@ -110,7 +112,7 @@ def _turns(messages: Any, needs_answer: bool) -> list[dict[str, str]]:
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise DataError("'messages' must be a list of turns, each with 'role' and 'content'")
     turns = [
-        {name: _text(message.get(name), f"{name!r} of turn {i} of 'messages'") for name in ("role", "content")}
+        {name: checked_text(message.get(name), f"{name!r} of turn {i} of 'messages'") for name in ("role", "content")}
         for i, message in enumerate(messages, 1)
     ]
     if not needs_answer and turns and turns[-1]["role"] == "user":
@@ -120,7 +122,12 @@ def _turns(messages: Any, needs_answer: bool) -> list[dict[str, str]]:
     return turns
 
 
-def _text(value: Any, what: str) -> str:
+def checked_text(value: Any, what: str) -> str:
+    """Return a value that is text which can be encoded.
+
+    Raises:
+        DataError: it is none.
+    """
     if not isinstance(value, str):
         raise DataError(f"{what} must be text, and is {value!r:.40}")
     if not value.isascii():

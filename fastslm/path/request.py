@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from fastslm.contracts import Task
 from fastslm.errors import ConfigError, DataError
-from fastslm.path.prompt import AUDIO_END, Prompter, as_text, asked, plain
+from fastslm.path.prompt import AUDIO_END, Prompter, as_text, asked, checked_text, plain
 from fastslm.tasks import find_task
 
 
@@ -21,7 +21,8 @@ class Request:
         brought: what the name stands for where a model brings its own tasks; None takes the installed one.
 
     Raises:
-        ConfigError: the task is unknown, lacks its question, or has a language and does not translate.
+        ConfigError: the task is unknown, lacks its question, or has a language and does not translate; or one of the
+            words is no text.
     """
 
     task: str = "asr"
@@ -34,6 +35,10 @@ class Request:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise ConfigError(f"{name}: {value!r} must be text.")
+            try:
+                checked_text(value or "", name)
+            except DataError as error:
+                raise ConfigError(f"{error}.") from error
         if self._needed and not (self.prompt or "").strip():
             raise ConfigError(f"task: {self.task} needs a {' and a '.join(self._needed)}; give one as the prompt.")
         if self.prompt is not None and not self.prompt.strip():

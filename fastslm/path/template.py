@@ -39,13 +39,13 @@ def settle_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         ConfigError: it has several, and none is the default.
     """
     given = tokenizer.chat_template
-    template = given.get("default") if isinstance(given, dict) else given
-    if given and template is None:
+    if isinstance(given, dict) and given and "default" not in given:
         raise ConfigError(
             f"model.llm.pretrained: the tokenizer has the chat templates {', '.join(sorted(given))}, and none is named"
             " 'default'. Keep the one to use as its chat_template.jinja."
         )
-    if template is None:
+    template = given.get("default") if isinstance(given, dict) else given
+    if not template:
         before = _before_a_text(tokenizer)
         template = (f"{{{{ {before!r} }}}}" if before else "") + _PLAIN
     if _CLOCK in template and not template.startswith(_FIXED_CLOCK):

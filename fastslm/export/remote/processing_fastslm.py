@@ -119,7 +119,8 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
             raise ValueError(f"There are {count} recordings and {len(texts)} texts.")
         known = {values["name"]: Task(**values) for values in self.tasks}
         requests = [Request(task, words, language, known.get(task)) for words in texts]
-        rows = [self._prompter.prompt_ids(request.messages()) for request in requests]
+        around = [request.ids(self._prompter) for request in requests]
+        rows = [[*before, self._prompter.audio_id, *after] for before, after in around]
         longest = max(len(row) for row in rows)
         ids = np.full((count, longest), self._prompter.stop_ids[0], np.int64)
         mask = np.zeros((count, longest), np.int64)
