@@ -101,7 +101,7 @@ class IndexBuilder:
         stale = []
         for target in (sidecar_path(shard), str(self._cached(shard))):
             rows = self._read(target)
-            if rows is not None and is_outdated(rows.prompts, rows.broken):
+            if rows is not None and (is_outdated(rows.prompts, rows.broken) or rows.has_stated_lengths):
                 continue
             if rows is not None and is_current(rows, state):
                 return rows

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from ..reading.tar import text_of
 Array = npt.NDArray[Any]
 FORMAT = "fastslm-index"
 FORMAT_VERSION = 1
+LENGTHS = "decoded"
+_OF_DOUBTFUL_LENGTH = ("mp3", "mpeg", "ogg")
 
 #: One row per sample; docs/data.md says what each means.
 SAMPLE_COLUMNS: Mapping[str, str] = {
@@ -62,6 +65,7 @@ class ShardRows:
         tokenizer_digest: 16 hex digits over the tokenizer and the chat template; decides whether counts can be used.
         prompts: prompt and answer field, when it was made, of those tasks of its samples that are not the release's.
         doubtful: what is to be looked at in it, in the form of ``broken``; those samples have their rows.
+        lengths: how the lengths of recordings were found, ``LENGTHS`` where by the bytes they have.
     """
 
     tar: TarState
@@ -72,6 +76,7 @@ class ShardRows:
     tokenizer_digest: str | None = None
     prompts: dict[str, list[str]] = field(default_factory=dict)
     doubtful: list[dict[str, str]] = field(default_factory=list)
+    lengths: str = LENGTHS
 
     def __len__(self) -> int:
         return len(self.columns["key_end"])
@@ -90,6 +95,11 @@ class ShardRows:
     def seconds(self) -> npt.NDArray[np.float64]:
         """Duration of each recording."""
         return self.columns["num_frames"] / self.columns["sample_rate_hz"]
+
+    @property
+    def has_stated_lengths(self) -> bool:
+        """Whether lengths are those of headers, and of codecs whose headers are often wrong."""
+        return self.lengths != LENGTHS and any(name.startswith(_OF_DOUBTFUL_LENGTH) for name in self.names["codec"])
 
     def labels(self, name: str) -> list[str]:
         """Return a coded column as text: ``task``, ``language`` by sample, ``extension``, ``codec`` by recording."""
@@ -156,10 +166,18 @@ def load_arrays(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
         with zipfile.ZipFile(io.BytesIO(data)) as container:
             header = json.loads(container.read("header.json"))
             names = [name.removesuffix(".npy") for name in container.namelist() if name.endswith(".npy")]
-            arrays = {
-                name: np.lib.format.read_array(io.BytesIO(container.read(f"{name}.npy")), allow_pickle=False)
-                for name in names
-            }
+            arrays = {name: _array(container.read(f"{name}.npy")) for name in names}
     except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError, NotImplementedError) as error:
         raise DataError(f"damaged index: {error}") from error
     return header, arrays
+
+
+def _array(data: bytes) -> Array:
+    """Return what a ``.npy`` holds; its header is not believed, for numpy would take as much memory as it says."""
+    file = io.BytesIO(data)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, kind = read_header[np.lib.format.read_magic(file)](file)
+    if math.prod(shape) * kind.itemsize != len(data) - file.tell():
+        raise ValueError(f"{len(data)} bytes do not hold {shape} numbers of type {kind}")
+    file.seek(0)
+    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))

@@ -21,7 +21,8 @@ LEFT_OUT, REPEATED = "members left out", "same sample twice"
 
 
 def doubts(fields: Mapping[str, Any], recordings: Sequence[AudioInfo]) -> Iterator[DataError]:
-    """Yield in what a sample's JSON contradicts the header of its recording, as errors ``reason: detail``."""
+    """Yield what is doubtful in a sample's files, or in its JSON beside them, as errors ``reason: detail``."""
+    yield from (DataError(remark) for recording in recordings for remark in recording.remarks)
     if len(recordings) != 1:
         return
     seconds = recordings[0].num_frames / recordings[0].sample_rate_hz

@@ -49,6 +49,7 @@ class Entry:
         key: the sample's name; chunks of a recording have ``/0``, ``/1``, ... behind it.
         json_region: offset, size and CRC-32 of its JSON in the tar.
         audio_regions: the same of each recording.
+        num_samples: of each recording at 16 kHz, whole.
         segments: first and one past the last segment of a chunk; None for a whole sample.
         span_seconds: begin and end of a chunk in its recording; None for a whole sample.
     """
@@ -57,6 +58,7 @@ class Entry:
     key: str
     json_region: tuple[int, int, int]
     audio_regions: list[tuple[int, int, int]]
+    num_samples: list[int]
     segments: tuple[int, int] | None = None
     span_seconds: tuple[float, float] | None = None
 
@@ -112,14 +114,16 @@ class Entries:
     def __getitem__(self, index: int) -> Entry:
         sample, chunk = int(self.sample[index]), int(self.chunk[index])
         offset, size, crc32 = (int(self.columns[name][sample]) for name in _PER_SAMPLE)
-        columns = [self.columns[name][slice(*_run(self.columns["recording_end"], sample))] for name in _PER_RECORDING]
+        recordings = slice(*_run(self.columns["recording_end"], sample))
+        columns = [self.columns[name][recordings] for name in _PER_RECORDING]
+        num_samples = self.columns["num_samples"][recordings].tolist()
         regions = list(zip(*(column.tolist() for column in columns), strict=True))
         segments = span = None
         if chunk >= 0:
             p = self.chunks
             segments = (int(p.first_segment[chunk]), int(p.last_segment[chunk]))
             span = (float(p.begin_seconds[chunk]), float(p.end_seconds[chunk]))
-        return Entry(self.shard_of(index), self.key(index), (offset, size, crc32), regions, segments, span)
+        return Entry(self.shard_of(index), self.key(index), (offset, size, crc32), regions, num_samples, segments, span)
 
     @property
     def identities(self) -> npt.NDArray[np.uint64]:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fastslm.audio.streams import LONGEST_SECONDS
 from fastslm.errors import DataError
 from fastslm.path.broken import Broken
 from fastslm.redaction import redacted
@@ -78,6 +79,7 @@ def write_sidecar(path: str | os.PathLike[str], rows: ShardRows, target: str | o
         "names": rows.names,
         "broken": rows.broken,
         **({"doubtful": rows.doubtful} if rows.doubtful else {}),
+        "lengths": rows.lengths,
     }
     save_arrays(destination, header, rows.columns)
     return destination
@@ -118,7 +120,7 @@ def parse_sidecar(data: bytes) -> ShardRows:
             for name, kind in kinds.items():
                 if arrays[name].shape != (length,) or arrays[name].dtype != np.dtype(kind):
                     raise DataError(f"damaged index: column {name!r} is not {length} numbers of type {kind}")
-        _check_values(arrays, header["names"], num_recordings)
+        _check_values(arrays, header["names"], num_recordings, int(header["tar"]["size"]))
         rows = ShardRows(
             TarState(**header["tar"]),
             {name: arrays[name] for name in ("key_bytes", *SAMPLE_COLUMNS, *RECORDING_COLUMNS)},
@@ -128,6 +130,7 @@ def parse_sidecar(data: bytes) -> ShardRows:
             header["tokenizer_digest"],
             {name: [str(prompt), str(answer)] for name, (prompt, answer) in dict(header.get("prompts", {})).items()},
             list(header.get("doubtful", [])),
+            str(header.get("lengths", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
@@ -136,7 +139,9 @@ def parse_sidecar(data: bytes) -> ShardRows:
     return rows
 
 
-def _check_values(arrays: Mapping[str, Any], names: Mapping[str, Sequence[str]], num_recordings: int) -> None:
+def _check_values(
+    arrays: Mapping[str, Any], names: Mapping[str, Sequence[str]], num_recordings: int, tar_bytes: int
+) -> None:
     """Raise where columns contradict each other; the index may be of another program.
 
     Raises:
@@ -155,6 +160,11 @@ def _check_values(arrays: Mapping[str, Any], names: Mapping[str, Sequence[str]],
             raise DataError(f"damaged index: column {name!r} holds a number below 0")
     if (arrays["sample_rate_hz"] <= 0).any():
         raise DataError("damaged index: column 'sample_rate_hz' holds a number that is not above 0")
+    for what in ("json", "audio"):  # sizes are read at once, and lengths are planned with
+        if (arrays[f"{what}_size"] > tar_bytes - np.minimum(arrays[f"{what}_offset"], tar_bytes)).any():
+            raise DataError(f"damaged index: column '{what}_size' reaches past the end of the tar")
+    if (arrays["num_frames"] > LONGEST_SECONDS * arrays["sample_rate_hz"]).any():
+        raise DataError("damaged index: column 'num_frames' holds a length that no recording has")
 
 
 # -- rows against tar -------------------------------------------------------------------------------------------------

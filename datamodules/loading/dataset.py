@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
 from fastslm.path.batch import Dialogue, Sample
 from fastslm.path.prompt import Prompter
@@ -17,6 +18,8 @@ from ..plan.sampler import PlanSampler
 from ..reading.audio import decode
 from ..reading.store import Store
 from .planned import PlannedDataset
+
+_MOST_SECONDS_OFF = 0.5  # by which packets of a video codec and what comes of them may differ
 
 
 class ShardDataset(PlannedDataset):
@@ -71,7 +74,7 @@ class ShardDataset(PlannedDataset):
         return self._sample(self.entries[index], dialogue, weight)
 
     def read(self, entry: Entry, weight: float = 1.0, remarks: list[str] | None = None) -> Sample:
-        """Return a sample with its audio decoded; ``remarks`` takes what is doubtful of it, as ``reason: detail``.
+        """Return a sample with its audio decoded; ``remarks`` takes what is doubtful in its files.
 
         Raises:
             DataError: its bytes cannot be read, decoded or understood, or are not those that were indexed.
@@ -79,7 +82,8 @@ class ShardDataset(PlannedDataset):
         return self._sample(entry, self._dialogue(entry), weight, remarks)
 
     def _sample(self, entry: Entry, dialogue: Dialogue, weight: float, remarks: list[str] | None = None) -> Sample:
-        audio = [self._recording(entry, *region, remarks=remarks) for region in entry.audio_regions]
+        regions = zip(entry.audio_regions, entry.num_samples, strict=True)
+        audio = [self._recording(entry, *region, num_samples, remarks) for region, num_samples in regions]
         audio = augmented(audio, self._augmentations, self._seed, self.epoch, entry.key) if weight else audio
         return Sample(entry.key, dialogue, audio, weight)
 
@@ -94,11 +98,18 @@ class ShardDataset(PlannedDataset):
         return dialogue_of(fields, self.prompter, len(entry.audio_regions), self.needs_answers)
 
     def _recording(
-        self, entry: Entry, offset: int, size: int, crc32: int, *, remarks: list[str] | None = None
+        self, entry: Entry, offset: int, size: int, crc32: int, num_samples: int, remarks: list[str] | None
     ) -> "np.typing.NDArray[np.int16]":
         if entry.span_seconds is not None:  # read without what lies before it, so that no checksum can be taken
             return decode(self._store.open(entry.shard, offset, size), *entry.span_seconds)
         file, found = self._store.fetch(entry.shard, offset, size)
         if found != crc32:
             raise DataError("checksum differs: its audio was modified after indexing")
-        return decode(file, remarks=remarks)
+        samples = decode(file, remarks=remarks)
+        if abs(len(samples) - num_samples) > _MOST_SECONDS_OFF * SAMPLE_RATE_HZ:  # batches were planned by it
+            there, known = len(samples) / SAMPLE_RATE_HZ, num_samples / SAMPLE_RATE_HZ
+            raise DataError(
+                f"length differs from index: {there:.2f} s are decoded, the index knows {known:.2f} s; make it anew:"
+                f" fastslm shards index --force {entry.shard}"
+            )
+        return samples

@@ -94,7 +94,11 @@ def _index(work: _Work, report: Report) -> _Indexed:
         indexed.differences = dict(Counter(finding.reason for finding in verify(work.shard, rows)))
         if not indexed.differences:
             index_shard(path, work.tokenizer or rows.tokenizer)
-    elif work.tokenizer not in (None, rows.tokenizer) or is_outdated(rows.prompts, rows.broken):
+    elif (
+        work.tokenizer not in (None, rows.tokenizer)
+        or is_outdated(rows.prompts, rows.broken)
+        or rows.has_stated_lengths
+    ):
         index_shard(path, work.tokenizer or rows.tokenizer)
     rows = read_sidecar(work.shard)
     usable = answered(rows)
