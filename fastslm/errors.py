@@ -1,11 +1,18 @@
 """What goes wrong for a user: each error says what is wrong, where, and what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+#: What torch puts before the text of an error that a loader's worker raised: the whole traceback.
+_WORKERS_TRACEBACK = re.compile(r"Caught \w+ in .+\n(?:\w+\.)+\w+: ", re.DOTALL)
 
 
 class FastSLMError(ValueError):
     """A mistake that a person can mend; the command prints its text alone, without a traceback."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(_WORKERS_TRACEBACK.sub("", text, count=1).rstrip("\n"))
 
 
 class ConfigError(FastSLMError):
