@@ -1,9 +1,13 @@
 """What goes wrong for a user: each error says what is wrong, where, and what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from fastslm.redaction import redacted
+
+#: What torch puts before the text of an error that a loader's worker raised: the whole traceback.
+_WORKERS_TRACEBACK = re.compile(r"Caught \w+ in .+\n(?:\w+\.)+\w+: ", re.DOTALL)
 
 
 class FastSLMError(ValueError):
@@ -13,8 +17,8 @@ class FastSLMError(ValueError):
         text: what is wrong, where, and what to do; passwords and signatures in its URLs are left out.
     """
 
-    def __init__(self, text: str) -> None:
-        super().__init__(redacted(text))
+    def __init__(self, text: str = "") -> None:
+        super().__init__(redacted(_WORKERS_TRACEBACK.sub("", text, count=1).rstrip("\n")))
 
 
 class ConfigError(FastSLMError):
