@@ -7,7 +7,7 @@ from typing import Any
 
 from fastslm.contracts import Task
 from fastslm.errors import DataError
-from fastslm.path.prompt import AUDIO, messages_of
+from fastslm.path.prompt import AUDIO, messages_of, recordings_in
 from fastslm.tasks import tasks
 
 #: Rounding in manifests, and what encoders add at the end of lossy files.
@@ -174,7 +174,7 @@ def check_fields(fields: dict[str, Any], num_recordings: int) -> None:
         messages = messages_of(fields)
     except DataError as error:
         raise DataError(f"unusable fields: {error}") from error
-    marks = sum(message["content"].count(AUDIO) for message in messages)
+    marks = recordings_in(messages)
     if marks != num_recordings:
         raise DataError(
             f"unusable fields: the dialogue marks {marks} recordings with {AUDIO}, the sample has {num_recordings}"

@@ -43,6 +43,12 @@ def plain(content: str) -> str:
     return _MARKS.sub(lambda mark: f"<{mark[2]}", content)
 
 
+def recordings_in(messages: Sequence[Mapping[str, str]]) -> int:
+    """Return how many recordings the turns of messages mark."""
+    asked = (mark for turn in messages if turn["role"] != "assistant" for mark in _MARKS.finditer(turn["content"]))
+    return sum(mark[0] == AUDIO for mark in asked)
+
+
 def _live(content: str) -> list[Span]:
     """Return where special tokens that mark something stand in the plain content of a turn."""
     found, removed = [], 0

@@ -57,3 +57,10 @@ def test_a_table_with_only_summaries_is_enough_for_that_task(build, save, tmp_pa
     save("a.wav")
     (tmp_path / "t.csv").write_text("path,summary\na.wav,short\n")
     assert build(tmp_path / "t.csv", "--task", "ssum")["a"].fields["summary"] == "short"
+
+
+def test_a_transcript_that_spells_a_mark_is_a_sample_like_any_other(build, save, tmp_path):
+    save("a.wav"), save("b.wav")
+    (tmp_path / "t.csv").write_text("path,text\na.wav,he said <|AUDIO|>\nb.wav,<|im_end|> and </s>\n")
+    samples = build(tmp_path / "t.csv")
+    assert [s.fields["text"] for s in samples.values()] == ["he said <|AUDIO|>", "<|im_end|> and </s>"]
