@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from fastslm.errors import FastSLMError
 from fastslm.training.known_bad import KNOWN_BAD
 
 _PACKAGES = [
@@ -51,10 +52,28 @@ def problems(versions: dict[str, str | None]) -> Iterator[str]:
             yield f"{package} is not installed: pip install -c constraints.txt fastslm."
 
 
+def llm_problems(pretrained: str) -> list[str]:
+    """Load an LLM on the CPU, print what it is, and return why it cannot be trained with, if it cannot."""
+    from fastslm.path.stepwise import check_stepwise
+    from fastslm.plugins import class_of
+
+    try:
+        llm = class_of("llms", "CausalLM")(pretrained)
+        llm.load()
+        print(f"  LLM              {pretrained}: embeddings of {llm.width}, {llm.context_length} positions")
+        note = check_stepwise(llm)
+    except FastSLMError as error:
+        return [str(error)]
+    return [] if note is None else [note]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print the report; the exit status is 1 when something is wrong."""
-    if len(arguments) > 1:
-        print("usage: fastslm doctor\n\nPrints versions, devices and the state of this installation.")
+    if len(arguments) > 1 and not (len(arguments) == 3 and arguments[1] == "--llm"):
+        print(
+            "usage: fastslm doctor [--llm FOLDER]\n\nPrints versions, devices and the state of this installation; with"
+            " --llm, also\nwhether an LLM (a folder or hub name) answers step by step as it reads in one pass."
+        )
         return 0 if arguments[1] in ("-h", "--help") else 2
     import fastslm
 
@@ -71,6 +90,8 @@ def main(arguments: Sequence[str]) -> int:
     found = list(problems(versions))
     if importlib.util.find_spec("fastslm.modules") is None:
         found.append("fastslm.modules cannot be found: install with pip install -e . (again, after a new folder).")
+    if len(arguments) > 1:
+        found += llm_problems(arguments[2])
     for problem in found:
         print(f"PROBLEM: {problem}")
     print("Everything is in order." if not found else f"{len(found)} problems.")

@@ -129,11 +129,14 @@ def _lora(path: SpeechLM) -> dict[str, Any] | None:
     if settings is None:
         return None
     targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
+    made: Any = getattr(hf_model(path.llm), "peft_config", {}).get("default")
+    excluded = getattr(made, "exclude_modules", None)
     return {
         "r": settings.rank,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "target_modules": targets,
+        **({"exclude_modules": sorted(excluded)} if excluded else {}),
     }
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastslm.errors import DataError
+from fastslm.errors import ConfigError, DataError
 from fastslm.path.batch import Dialogue
 
 
@@ -109,6 +109,14 @@ def splice(text: Tensor, speech: Tensor, source: Tensor) -> Tensor:
         text: embeddings of all text ids ``[L, D_llm]``.
         speech: speech tokens ``[..., D_llm]``, flattened to rows in order.
         source: row of ``[text; speech]`` for each position ``[B, S]`` int64.
+
+    Raises:
+        ConfigError: tokens are wider or narrower than the embeddings, so that some would be cut or joined.
     """
-    rows = torch.cat([text, speech.reshape(-1, text.shape[-1]).to(text.dtype)])
+    if speech.shape[-1] != text.shape[-1]:
+        raise ConfigError(
+            f"speech tokens have {speech.shape[-1]} features and the LLM's embeddings {text.shape[-1]}: the LLM's"
+            " 'width' must be that of its embedding table, which may be narrower than its layers."
+        )
+    rows = torch.cat([text, speech.flatten(0, -2).to(text.dtype)])
     return F.embedding(source, rows)

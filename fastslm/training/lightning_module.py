@@ -1,6 +1,7 @@
 """Training around the path: builds it, steps, validates by generating, logs, saves what trains."""
 
 import contextlib
+import sys
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,9 @@ from fastslm.path.build import AbstractorFactory, build
 from fastslm.path.model import Output, SpeechLM
 from fastslm.path.parts import settle_parts
 from fastslm.path.prompt import Prompter
+from fastslm.path.stepwise import check_stepwise
 from fastslm.strategies.support import cast_trainable, replicated, shard, shards_parameters
+from fastslm.training.adapter_gaps import adapter_gaps
 from fastslm.training.additions import TrainingAdditions
 from fastslm.training.data_source import ModelFacts, source_of, train_from
 from fastslm.training.evaluation import Evaluation, check_monitors, chosen_keys, write_answers
@@ -131,6 +134,12 @@ class SpeechLMModule(L.LightningModule):
         check_model(self.trainer, self.path, self.settings.train_parts)
         if self.weights is not None and self.global_rank == 0:
             self.trained_on = TrainedOn.of([self.weights[0].manifest.get("trained_on")])
+        notes = adapter_gaps(self.path.llm) if "lora" in self.settings.train_parts else []
+        if not shards_parameters(self.trainer.strategy):  # elsewhere no rank has the LLM whole
+            with self.trainer.precision_plugin.forward_context():
+                notes += filter(None, [check_stepwise(self.path.llm)])
+        if self.global_rank == 0:
+            print("".join(f"fastslm: {note}\n" for note in notes), end="", file=sys.stderr)
 
     def on_train_start(self) -> None:
         """Check what training is fed with."""

@@ -16,6 +16,11 @@ from fastslm.settings import Change, setting
 from ._new_rows import enlarge
 
 _KEY = "model.llm.pretrained"
+#: Model types that forget their convolution's state when they read on by several positions at once.
+_ONE_BY_ONE = ("recurrent_gemma",)
+#: Linear layers (of Jamba, of Gemma 3n) whose weights are read without a call: an adapter there would have no effect,
+#: and a data-parallel step would wait for its gradient.
+_NEVER_CALLED = ("dt_proj", "correction_coefs")
 
 
 @dataclass
@@ -136,7 +141,8 @@ class CausalLM(LanguageModel):
     def _describe(self, config: Any, context_length: int | None) -> None:
         self.config = config
         text_config = config.get_text_config()
-        self.width = int(text_config.hidden_size)
+        # OPT-350m embeds in 512 features and has layers of 1024; `_hold` knows from the table itself.
+        self.width = int(getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size)
         own_length = int(getattr(text_config, "max_position_embeddings", 0)) or None
         self.context_length = context_length or own_length or 1 << 30
 
@@ -149,6 +155,8 @@ class CausalLM(LanguageModel):
         # tensor of the step. A hook, so that scaling and capping after the head stay the model's own.
         causal_lm.get_output_embeddings().register_forward_pre_hook(self._select_positions)
         self.causal_lm = causal_lm
+        table = causal_lm.get_input_embeddings().weight
+        self.width = int(getattr(table, "ds_shape", table.shape)[-1])  # ZeRO-3 leaves an empty tensor here
 
     def settle(self, device: torch.device) -> None:
         """Choose the dtype."""
@@ -235,6 +243,7 @@ class CausalLM(LanguageModel):
         from peft import LoraConfig, inject_adapter_in_model
 
         targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+        present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         try:
             inject_adapter_in_model(
                 LoraConfig(
@@ -242,11 +251,17 @@ class CausalLM(LanguageModel):
                     lora_alpha=lora.alpha,  # type: ignore[arg-type]
                     lora_dropout=lora.dropout,
                     target_modules=targets,
+                    exclude_modules=[name for name in _NEVER_CALLED if name in present] or None,
                     task_type="CAUSAL_LM",
                 ),
                 model,
             )
         except ValueError as error:
+            if "lora_dropout" in str(error):  # PEFT adapts stacked experts, and has no dropout for them
+                raise ConfigError(
+                    f"model.llm.lora.dropout: {lora.dropout:g} cannot be had for the experts of this LLM, whose weights"
+                    " are stacked in one tensor. Set it to 0, or name the layers to adapt in model.llm.lora.targets."
+                ) from error
             raise ConfigError(f"model.llm.lora.targets: {reason(error)}") from error
 
     def _select_positions(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -298,6 +313,11 @@ class CausalLM(LanguageModel):
 
         assert isinstance(cache, HFCache)
         num_new = embeddings.shape[1]
+        if num_new > 1 and cache.num_positions and self.config.model_type in _ONE_BY_ONE:
+            for end in range(1, num_new + 1):
+                seen = None if attention_mask is None else attention_mask[:, : cache.num_positions + 1]
+                logits = self.extend(embeddings[:, end - 1 : end], seen, cache)
+            return logits
         output = self.causal_lm(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,

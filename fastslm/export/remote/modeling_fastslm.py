@@ -23,8 +23,8 @@ class _TextModel(LanguageModel):
 
     def __init__(self, config: Any, lora: dict[str, Any] | None) -> None:
         super().__init__()
-        self.width = config.get_text_config().hidden_size
         self.causal_lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        self.width = self.causal_lm.get_input_embeddings().weight.shape[-1]  # may be narrower than the layers
         if lora is not None:
             try:
                 from peft import LoraConfig, inject_adapter_in_model

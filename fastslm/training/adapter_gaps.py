@@ -1,0 +1,55 @@
+"""What of an LLM's layers has no adapter, in words: a mixture of experts or a hybrid may train less than one thinks."""
+
+import re
+from collections.abc import Iterable
+
+from torch import nn
+
+_SHOWN = 6
+#: What adapters are made for, where the targets name it; left out by choice then.
+_LINEAR = ("Linear", "Conv1D", "Linear4bit", "Embedding")
+
+
+def adapter_gaps(llm: nn.Module) -> list[str]:
+    """Return a line for the layers without any adapter, and one for weights that are in no linear layer.
+
+    Args:
+        llm: with adapters of PEFT, whose parameters have ``lora_`` in their names.
+    """
+    sizes: dict[str, int] = {}  # of the matrices of each layer
+    adapted: set[str] = set()
+    loose: dict[str, int] = {}
+    for owner, module in llm.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            name = f"{owner}.{own}"
+            found = re.match(r"(.+?\.\d+)\.(.+)", name)
+            if found is None or own.endswith("bias") or len(getattr(parameter, "ds_shape", parameter.shape)) < 2:
+                continue
+            layer, inner = found.groups()
+            if ".lora_" in name:
+                adapted.add(layer)
+                continue
+            size = int(getattr(parameter, "ds_numel", parameter.numel()))
+            sizes[layer] = sizes.get(layer, 0) + size
+            if ".base_layer." not in name and not type(module).__name__.endswith(_LINEAR):
+                inner = re.sub(r"\.\d+\.", ".*.", inner)
+                loose[inner] = loose.get(inner, 0) + size
+    lines = []
+    if bare := [layer for layer in sizes if layer not in adapted]:
+        lines.append(
+            f"model.llm.lora: no adapter in {len(bare)} of the LLM's {len(sizes)} layers: {_some(bare)}."
+            " model.llm.lora.targets chooses others."
+        )
+    if loose:
+        share = sum(loose.values()) / sum(sizes.values())
+        largest = sorted(loose, key=lambda name: -loose[name])
+        lines.append(
+            f"model.llm.lora: no adapter on {_some(largest)}: {share:.1%} of the weights in the LLM's layers, which no"
+            " linear layer holds."
+        )
+    return lines
+
+
+def _some(names: Iterable[str]) -> str:
+    names = [name.removeprefix("causal_lm.") for name in names]
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,110 @@
+"""The table of LLM families in the documentation is true: each trains, answers and reads as it says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, REFUSED
+
+import fastslm
+from fastslm.cli import main
+from fastslm.errors import ConfigError
+from fastslm.modules.llms.causal_lm import CausalLM, LoRA
+from fastslm.path.stepwise import check_stepwise
+from fastslm.training.adapter_gaps import adapter_gaps
+
+PAGE = Path(__file__).parents[2] / "docs" / "llms.md"
+CHUNKS = ([24], [20, 4], [12, 12], [23, 1], [8, 8, 8])
+
+
+def rows():
+    """Return the rows of the table by family: class, what has no adapter, what to set."""
+    found = [line.strip("|").split("|") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    return {cells[0].strip(): tuple(cell.strip() for cell in cells[1:]) for cells in found[1:]}
+
+
+def loaded(folder):
+    """Return the LLM as the shipped configuration loads it, or without dropout where it cannot have it; and which."""
+    llm = CausalLM(str(folder), lora=LoRA(rank=2, dropout=0.01))
+    try:
+        llm.load()
+    except ConfigError:
+        llm = CausalLM(str(folder), lora=LoRA(rank=2, dropout=0.0))
+        llm.load()
+    return llm, llm.lora.dropout
+
+
+def described(llm, dropout, padding):
+    """Return what the table should say."""
+    gaps = [re.search(r"no adapter on (.+): [\d.]+% of", line)[1] for line in adapter_gaps(llm)]
+    to_set = ["`lora.dropout: 0`"] * (dropout == 0.0) + ["`eval_batch_samples: 1`"] * (padding is not None)
+    return f"`{type(llm.causal_lm).__name__}`", "; ".join(f"`{gap}`" for gap in gaps) or "-", ", ".join(to_set) or "-"
+
+
+def trained(llm):
+    """Return the losses of a few steps of its adapters, all of which must take part."""
+    adapters = {name: parameter for name, parameter in llm.named_parameters() if ".lora_" in name}
+    optimizer = torch.optim.AdamW(adapters.values(), lr=3e-3)
+    ids, losses = torch.randint(5, 600, (2, 12)), []
+    for _ in range(4):
+        optimizer.zero_grad()
+        logits = llm(llm.embed(ids).detach(), None, torch.arange(24))
+        loss = torch.nn.functional.cross_entropy(logits, ids.roll(1, 1).flatten())
+        loss.backward()
+        assert not [name for name, parameter in adapters.items() if parameter.grad is None]
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@torch.no_grad()
+def check_reading(llm):
+    """Compare reading in chunks, and generation, with whole passes, beyond the length of a sliding window."""
+    embeddings = llm.embed(torch.randint(5, 600, (1, 24)))
+    whole = llm(embeddings, None, torch.arange(24))
+    for chunks in CHUNKS:
+        cache, end = llm.new_cache(), 0
+        for length in chunks:
+            logits = llm.extend(embeddings[:, end : end + length], None, cache)
+            end += length
+            torch.testing.assert_close(logits[0], whole[end - 1], rtol=2e-3, atol=2e-3)
+    expected, known = [], embeddings
+    for _ in range(4):
+        expected.append(int(llm(known, None, torch.tensor([known.shape[1] - 1])).argmax()))
+        known = torch.cat([known, llm.embed(torch.tensor([[expected[-1]]]))], 1)
+    stop = next(i for i in range(5, 100) if i not in expected)
+    answer = llm.generate(embeddings, torch.ones(1, 24, dtype=torch.int64), 4, [stop])
+    assert answer[0].tolist() == expected
+
+
+def test_the_table_has_all_families_and_no_other():
+    assert list(rows()) == list(FAMILIES)
+
+
+def test_families_that_are_refused_are_named():
+    text = PAGE.read_text()
+    assert all(name in text for name in REFUSED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_a_family_of_the_table_trains_answers_and_reads_as_it_says(family, name):
+    llm, dropout = loaded(family(name))
+    assert rows()[name] == described(llm, dropout, check_stepwise(llm))
+    losses = trained(llm)
+    assert all(torch.isfinite(torch.tensor(losses)))
+    assert losses[-1] < losses[0]
+    check_reading(llm.eval())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["OPT-350m", "Gemma 2", "GPT-2", "Qwen3-MoE", "Jamba"])
+def test_a_run_of_a_family_says_the_same_when_it_is_exported(family, run_config, tmp_path, name):
+    flags = ["--model.llm.pretrained", str(family(name)), "--model.llm.lora.dropout", "0"]
+    steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
+    assert main(["fit", "--config", str(run_config), *flags, *steps]) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    sample = tmp_path / "run" / "sample.flac"
+    ours, exported = (fastslm.load(tmp_path / folder).transcribe(sample).text for folder in ("run", "out"))
+    assert ours == exported
