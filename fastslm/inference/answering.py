@@ -1,5 +1,6 @@
 """A path with its text side: prompts to ids, ids to text, limits, and attempts that do not run in circles."""
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.contracts import Task
-from fastslm.errors import DataError
+from fastslm.errors import ConfigError, DataError
 from fastslm.path.model import SpeechLM
 from fastslm.path.request import Request
 
@@ -47,7 +48,33 @@ class AnsweringModel:
         self.new_tokens_per_second = new_tokens_per_second
         self.tasks = tasks or {}
         self.trained_on = trained_on or TrainedOn()
+        self._begin_in_process()
+
+    def _begin_in_process(self) -> None:
         self._text_lock = threading.Lock()  # fast tokenizers must not be used by two threads at once
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_text_lock", "_process")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin_in_process()
+
+    def _note_fork(self) -> None:
+        """Go on in a forked process, which has none of its parent's threads and would wait for them for ever.
+
+        Raises:
+            ConfigError: the model is on a GPU, which no forked process can use.
+        """
+        if self._process == os.getpid():
+            return
+        if self.device.type == "cuda":
+            raise ConfigError(
+                "device: a forked process cannot use its parent's GPU. Start it by spawn, and load there."
+            )
+        torch.set_num_threads(1)
+        self._begin_in_process()
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +93,8 @@ class AnsweringModel:
         Raises:
             ConfigError: the request makes no sense, or the task is known neither to the model nor here.
         """
-        return Request(task, prompt, language, self.tasks.get(task))
+        self._note_fork()
+        return Request(task, prompt, language, self.tasks.get(task) if isinstance(task, str) else None)
 
     def new_memory(self) -> Memory:
         """Return an empty memory of the LLM."""

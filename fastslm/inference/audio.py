@@ -7,19 +7,18 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-import numpy as np
-import numpy.typing as npt
-
 from fastslm.audio.decoding import BLOCK_SECONDS, decoded, told_seconds
-from fastslm.audio.rate import SAMPLE_RATE_HZ
-from fastslm.audio.resampling import check_rate, resampled
+from fastslm.audio.resampling import resampled
 from fastslm.errors import DataError
 from fastslm.files import walk
 from fastslm.path.batch import Int16Array
+
+from .samples import checked_rate, encoded_stream, is_encoded, samples_of, unpacked
 
 #: What a folder is searched for.
 EXTENSIONS = frozenset(
@@ -54,25 +53,25 @@ class ArraySource(AudioSource):
     """Samples that are in memory already.
 
     Args:
-        samples: ``[N]`` or ``[N, channels]``; floats in -1..1, or int16.
-        sample_rate_hz: samples per second.
+        samples: see ``samples_of``.
+        sample_rate_hz: samples per second; None means 16 kHz.
         name: what to call it.
 
     Attributes:
-        samples: ``[N]`` or ``[N, channels]``.
+        samples: what was given, and what its values mean.
     """
 
-    def __init__(self, samples: Any, sample_rate_hz: int = SAMPLE_RATE_HZ, name: str = "audio") -> None:
-        self.samples, self._rate_hz = _as_array(samples), sample_rate_hz
-        check_rate(sample_rate_hz)
-        self.name, self.seconds = name, len(self.samples) / sample_rate_hz
+    def __init__(self, samples: Any, sample_rate_hz: Any = None, name: str = "audio") -> None:
+        self.samples = samples_of(samples, sample_rate_hz)
+        self.name, self.seconds = name, len(self.samples) / self.samples.rate_hz
 
     def blocks(self) -> Iterator[Int16Array]:
         """Return its samples in blocks."""
-        if not len(self.samples):
+        samples, rate = self.samples, self.samples.rate_hz
+        if not len(samples):
             raise DataError("the audio holds no samples")
-        size = BLOCK_SECONDS * self._rate_hz
-        blocks = ((self._rate_hz, self.samples[begin : begin + size]) for begin in range(0, len(self.samples), size))
+        size = BLOCK_SECONDS * rate
+        blocks = ((rate, samples.block(begin, begin + size)) for begin in range(0, len(samples), size))
         remarks: list[str] = []
         yield from resampled(blocks, remarks=remarks)
         self.remarks = remarks
@@ -96,12 +95,14 @@ class FileSource(AudioSource):
             self.seconds = told_seconds(file)
 
     def _open(self) -> BinaryIO:
-        if self.path.is_dir():
-            raise DataError("it is a folder")
         try:
+            if self.path.is_dir():
+                raise DataError("it is a folder")
             file = self.path.open("rb")
         except OSError as error:
             raise DataError(f"cannot be opened: {error.strerror}") from error
+        except UnicodeError as error:
+            raise DataError("cannot be opened: no file system has such a name") from error
         if not os.fstat(file.fileno()).st_size:
             file.close()
             raise DataError("the file is empty")
@@ -130,12 +131,13 @@ class DownloadedSource(FileSource):
         super().__init__(Path(f"/dev/fd/{self._file.fileno()}"), name)
 
 
-def open_audio(audio: Any, sample_rate_hz: int | None = None) -> AudioSource:
+def open_audio(audio: Any, sample_rate_hz: Any = None) -> AudioSource:
     """Return audio in whatever form it comes.
 
     Args:
-        audio: a path, a URL, ``-`` for standard input, an ``AudioSource``, or samples (NumPy, torch or a list).
-        sample_rate_hz: of samples; None means 16 kHz.
+        audio: a path, a URL, ``-`` for standard input, an ``AudioSource``, the bytes of a file or an open one, samples
+            (NumPy, torch or a list), a pair of samples and rate, what datasets or torchcodec give.
+        sample_rate_hz: of samples that do not bring it; None means 16 kHz.
 
     Raises:
         DataError: it is not there, or no audio.
@@ -143,15 +145,37 @@ def open_audio(audio: Any, sample_rate_hz: int | None = None) -> AudioSource:
     """
     if isinstance(audio, AudioSource):
         return audio
+    if sample_rate_hz is not None:
+        checked_rate(sample_rate_hz)
     if not isinstance(audio, (str, os.PathLike)):
-        return ArraySource(audio, sample_rate_hz or SAMPLE_RATE_HZ)
+        audio, sample_rate_hz = unpacked(audio, sample_rate_hz)
+    if is_encoded(audio):
+        return _read_whole(audio)
+    if not isinstance(audio, (str, os.PathLike)):
+        return ArraySource(audio, sample_rate_hz)
     name = os.fspath(audio)
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    if "\0" in name:
+        raise DataError("no path holds a zero byte")
     if name == "-":
         return DownloadedSource(sys.stdin.buffer, "standard input")
     if "://" in name:
         with _open_url(name) as stream:
             return DownloadedSource(stream, name)
     return FileSource(Path(name))
+
+
+def _read_whole(audio: Any) -> DownloadedSource:
+    """Return a file in memory, or an open one, which stays where its owner has read it to."""
+    place = audio.tell() if getattr(audio, "seekable", lambda: False)() else None
+    try:
+        return DownloadedSource(encoded_stream(audio), "audio")
+    except OSError as error:
+        raise DataError(f"an open file cannot be read: {error.strerror or error}") from error
+    finally:
+        if place is not None:
+            audio.seek(place)
 
 
 @contextlib.contextmanager
@@ -169,7 +193,7 @@ def _open_url(url: str) -> Iterator[Any]:
                 yield stream
     except DataError:
         raise
-    except (OSError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError, HTTPException) as error:
         raise DataError(f"cannot be fetched: {error}") from error
 
 
@@ -200,14 +224,3 @@ def find_audio(folder: Path) -> list[Path]:
     if not found:
         raise DataError(f"the folder {folder} holds no audio; looked for {' '.join(sorted(EXTENSIONS))}")
     return found
-
-
-def _as_array(samples: Any) -> npt.NDArray[Any]:
-    array = samples.detach().cpu().numpy() if hasattr(samples, "detach") else np.asarray(samples)
-    if array.ndim == 2 and array.shape[0] <= 16 < array.shape[1]:
-        array = array.T  # channels first, as torchaudio gives them
-    if array.ndim not in (1, 2) or not (array.dtype == np.int16 or np.issubdtype(array.dtype, np.floating)):
-        raise DataError(
-            f"audio must be [N] or [N, channels] of floats in -1..1 or int16, and is {array.dtype} {list(array.shape)}"
-        )
-    return array

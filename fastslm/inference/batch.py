@@ -32,7 +32,8 @@ class _Recording:
         self.tokens: list[Tensor] = []
         self.seconds, self.num_signal_samples = 0.0, 0
         self.limit = 0
-        self.name = str(audio) if isinstance(audio, (str, os.PathLike)) else getattr(audio, "name", "audio")
+        self.name = str(audio) if isinstance(audio, (str, os.PathLike)) else "audio"
+        self.name = audio.name if isinstance(audio, AudioSource) else self.name
         try:
             self.source = open_audio(audio, sample_rate_hz)
         except FastSLMError as error:

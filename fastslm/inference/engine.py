@@ -9,6 +9,7 @@ from torch import Tensor
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError
 
+from .arguments import real_number, whole_number
 from .beam import beam_search
 from .generated import Generated
 from .guards import runs_in_circles
@@ -19,6 +20,7 @@ _CHUNK_POSITIONS = 512
 _CHUNK_ELEMENTS = 1 << 21
 _LEAST_CHUNK = 16
 _WATCH_EVERY = 32
+_MOST_BEAMS = 256  # each is a row of the cache
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,10 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.beams < 1:
-            raise ConfigError(f"beams: {self.beams} must be at least 1.")
+        whole_number("beams", self.beams, 1, _MOST_BEAMS)
+        whole_number("seed", self.seed, -(2**63), 2**63 - 1)
+        real_number("temperature", self.temperature)
+        real_number("top_p", self.top_p)
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ConfigError(
                 f"temperature {self.temperature:g} and top_p {self.top_p:g}: the first must not be below 0, the second"
@@ -92,7 +96,9 @@ class _Draw:
     def __call__(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
         if not self.decoding.temperature:
             return logits.argmax(-1).tolist()
-        shares, ids = torch.softmax(logits.float() / self.decoding.temperature, -1).sort(-1, descending=True)
+        # Below 0 before the division, so that no temperature is too low for a float.
+        below = logits.float() - logits.float().amax(-1, keepdim=True)
+        shares, ids = torch.softmax(below / self.decoding.temperature, -1).sort(-1, descending=True)
         if self.decoding.top_p < 1:
             shares = shares.masked_fill(shares.cumsum(-1) - shares >= self.decoding.top_p, 0.0)
         places = [torch.multinomial(s, 1, generator=self.generators[r]) for s, r in zip(shares, rows, strict=True)]

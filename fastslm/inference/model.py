@@ -12,6 +12,7 @@ from fastslm.errors import DataError, FastSLMError
 
 from . import batch, sections
 from .answering import AnsweringModel
+from .arguments import check_limits, list_of_questions, list_of_recordings
 from .audio import AudioSource, open_audio
 from .engine import Decoding
 from .listening import encode
@@ -59,7 +60,9 @@ class Model(AnsweringModel):
         """Return the transcript of a recording of any length, or what another task makes of it.
 
         Args:
-            audio: a path, a URL, ``-`` for standard input, or samples (NumPy or torch; floats in -1..1 or int16).
+            audio: a path, a URL, ``-`` for standard input, the bytes of a file or an open one, samples (NumPy, torch
+                or a list; floats in -1..1, int16, int32 or uint8), a pair of samples and rate, or what datasets or
+                torchcodec give.
             task: ``asr``, ``ast`` (translation), ``ssum`` (summary) or ``sqqa`` (a question, as the prompt).
             prompt: words in place of the task's own.
             language: what ``ast`` translates into; English if None.
@@ -78,6 +81,7 @@ class Model(AnsweringModel):
             ConfigError: the request makes no sense.
         """
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
+        check_limits(max_new_tokens, section_minutes, on_progress)
         source = _opened(audio, sample_rate_hz)
         if section_minutes is not None or segments:
             answer = sections.transcribe(
@@ -111,6 +115,8 @@ class Model(AnsweringModel):
         All of them are in the encoder and in the LLM together.
         """
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
+        check_limits(max_new_tokens, None, on_progress)
+        audios = list_of_recordings(audios)
         return batch.transcribe(self, audios, request, decoding, max_new_tokens, sample_rate_hz, on_progress)
 
     @overload
@@ -155,7 +161,8 @@ class Model(AnsweringModel):
                 written anew, that is not shown again: what is returned counts.
         """
         decoding = Decoding(beams, temperature, top_p, seed)
-        requests = [self.request("sqqa", question) for question in questions]
+        check_limits(max_new_tokens, None, on_progress)
+        requests = [self.request("sqqa", question) for question in list_of_questions(questions)]
         if not requests:
             return []
         source = _opened(audio, sample_rate_hz)

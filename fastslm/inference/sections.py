@@ -160,8 +160,6 @@ def transcribe(
             f"task {request.task} answers about the whole audio and cannot be written section by section, nor by time,"
             " as transcripts can."
         )
-    if section_minutes is not None and section_minutes <= 0:
-        raise ConfigError(f"section_minutes: {section_minutes:g} must be above 0.")
     seconds = 60 * section_minutes if section_minutes is not None else _CONTEXT_SECONDS
     window_seconds = model.path.listener.window_samples / SAMPLE_RATE_HZ
     num_windows = 1 if by_window else max(1, round(seconds / window_seconds))

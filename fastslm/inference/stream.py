@@ -14,11 +14,12 @@ from fastslm.errors import ConfigError, DataError
 from fastslm.path.request import Request
 
 from .answering import AnsweringModel
-from .audio import ArraySource, AudioSource
+from .audio import AudioSource
 from .engine import Decoding, Memory
 from .generated import Generated
 from .listening import Chunk, Cutter, SpeechPart, encode, encode_chunks
 from .results import Answer, Timings
+from .samples import MOST_CHANNELS, checked_rate, samples_of
 from .text import TextChunks
 
 
@@ -52,7 +53,8 @@ class AudioStream:
         keep_tokens: bool = True,
     ) -> None:
         self._model, self._request, self._chunks = model, request, chunks
-        self._resampler = Resampler(sample_rate_hz)
+        self._resampler = Resampler(checked_rate(sample_rate_hz))
+        self._channels_first: bool | None = None
         self._cutter = Cutter(model.path, 1)
         self._tokens: list[Tensor] | None = [] if keep_tokens else None
         self._before, _ = model.ids_of(request)
@@ -97,7 +99,12 @@ class AudioStream:
                 " recording), and a stream does not know it before its end. Collect the audio and transcribe it whole."
             )
         with self._lock:
-            samples = self._resampler.push(ArraySource(chunk).samples)
+            given = samples_of(chunk, channels_first=self._channels_first)
+            if given.array.dtype.kind in "iu" and given.array.dtype.itemsize > 2:
+                raise DataError(f"a stream takes floats, int16 or uint8; a chunk of {given.array.dtype} has no scale")
+            if len(given) > MOST_CHANNELS:  # a shorter chunk does not tell
+                self._channels_first = given.channels_first
+            samples = self._resampler.push(given.block(0, len(given)))
             self._num_pushed += len(samples)
             self._listen(list(self._cutter.push(samples)))
 

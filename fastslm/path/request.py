@@ -33,7 +33,7 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("task", "prompt", "language"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
+            if not isinstance(value, str) and (value is not None or name == "task"):
                 raise ConfigError(f"{name}: {value!r} must be text.")
             try:
                 checked_text(value or "", name)

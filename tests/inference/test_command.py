@@ -120,6 +120,13 @@ def test_cues_are_well_formed_whatever_the_text():
     assert render(answer, "vtt").count("-->") == 2
 
 
+def test_text_is_never_markup_for_a_player():
+    text = "x < y and AT&T </i> <inaudible> z\0 &amp;"
+    answer = Answer("x", (), 1.0, 1, Timings(), segments=(Segment(0, 1, text),))
+    assert "\nx &lt; y and AT&amp;T &lt;/i&gt; &lt;inaudible&gt; z &amp;amp;\n" in render(answer, "vtt")
+    assert "\nx < y and AT&T \u2039/i\u203a \u2039inaudible\u203a z &amp;\n" in render(answer, "srt")
+
+
 def test_recordings_that_share_a_name_keep_their_endings(run, tmp_path, noise, write_audio):
     for name in ("x/talk.wav", "x/talk.flac", "x/other.wav"):
         write_audio(tmp_path / name, noise(0.5))
