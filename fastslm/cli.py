@@ -45,7 +45,7 @@ Take in, take out:
 Look:
   plan       parameters, tokens and memory of a configuration, before any weight is loaded
   attention  draw where a compressor looks in a recording, as PNG
-  doctor     versions, devices and the state of this installation
+  doctor     versions and devices; with --config, a configuration tried on ten recordings before it costs hours
   plugins    encoders, compressors, LLMs and data modules that can be named in a config
 
 Configs stack from left to right, and flags win:

@@ -26,6 +26,15 @@ _PACKAGES = [
     "rapidfuzz",
     "espeakng-loader",
 ]
+_USAGE = """\
+usage: fastslm doctor
+       fastslm doctor --llm FOLDER
+       fastslm doctor --config CONFIG [--config CONFIG ...] [options of fit]
+
+Prints versions, devices and the state of this installation. With --llm, also whether an LLM (a folder or hub name)
+answers step by step as it reads in one pass. With --config, what fit would do is tried on ten of its own recordings, in
+about a minute: prompt and labels as text, tokens a second, loss before training, whether one batch can be overfitted,
+and whether answers end; 'fastslm doctor --config configs/hta.yaml --help' shows more."""
 _OPTIONAL = {"espeakng-loader": "pip install 'fastslm[demo]' to synthesise the embedded corpus"}
 
 
@@ -69,11 +78,12 @@ def llm_problems(pretrained: str) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the report; the exit status is 1 when something is wrong."""
+    if any(argument.partition("=")[0] in ("--config", "-c") for argument in arguments):
+        from fastslm.sanity.command import main as check_configuration
+
+        return check_configuration(arguments[1:])
     if len(arguments) > 1 and not (len(arguments) == 3 and arguments[1] == "--llm"):
-        print(
-            "usage: fastslm doctor [--llm FOLDER]\n\nPrints versions, devices and the state of this installation; with"
-            " --llm, also\nwhether an LLM (a folder or hub name) answers step by step as it reads in one pass."
-        )
+        print(_USAGE)
         return 0 if arguments[1] in ("-h", "--help") else 2
     import fastslm
 
