@@ -211,12 +211,13 @@ class WebDatasetModule(PlannedSource):
         sizes = np.bincount(of_entry, minlength=len(sources)).tolist()
         weights = [source.weight for source in sources if source.weight is not None]
         mixture = Mixture.of(sizes, weights or None, self.temperature)
-        for source, size, count in zip(sources, sizes, mixture.counts, strict=True):
-            if not count:
-                raise ConfigError(
-                    f"data.train_shards: source {source.name!r} gives none of its {size} samples to an epoch. Raise its"
-                    " weight or leave it out."
-                )
+        idle = [source.name for source, count in zip(sources, mixture.counts, strict=True) if not count]
+        if idle:
+            raise ConfigError(
+                f"data.train_shards: by their weights {len(idle)} of {len(sources)} sources (first {idle[0]!r}) give no"
+                f" sample to an epoch of {sum(mixture.counts)}. Raise their weights, or data.temperature, which brings"
+                " all weights nearer to each other, or leave them out."
+            )
         return None if mixture.takes_each_once else mixture
 
     def _check_broken(self, split: str, total: int) -> None:

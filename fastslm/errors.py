@@ -1,9 +1,13 @@
 """What goes wrong for a user: each error says what is wrong, where, and what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from fastslm.redaction import redacted
+
+#: What torch puts before the text of an error that a loader's worker raised: the whole traceback.
+_WORKERS_TRACEBACK = re.compile(r"Caught \w+ in .+\n(?:\w+\.)+\w+: ", re.DOTALL)
 
 
 class FastSLMError(ValueError):
@@ -14,7 +18,7 @@ class FastSLMError(ValueError):
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__(redacted(text))
+        super().__init__(redacted(_WORKERS_TRACEBACK.sub("", text, count=1).rstrip("\n")))
 
 
 class ConfigError(FastSLMError):

@@ -4,6 +4,7 @@ Shards are drawn at random with replacement, so that no rank ever runs out; noth
 """
 
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -87,7 +88,7 @@ class _Reader:
     def __init__(self, stream: StreamDataset, rng: np.random.Generator) -> None:
         self.stream, self.rng = stream, rng
         self.broken: list[Broken] = []
-        self.unread = self.undecoded = 0  # failures in a row
+        self.unread = self.undecoded = self.empty = 0  # failures in a row, and shards without a sample
         self.held: list[_Raw] = []
         self.samples = self._endless()
 
@@ -95,11 +96,13 @@ class _Reader:
         """Count a failure; WebDataset goes on with the next shard or sample when this returns True."""
         if not isinstance(error, DataError):
             what = " ".join(str(error.args[0] if error.args else "").split()) or type(error).__name__
+            if status := re.search(r"exit (-?\d+) \(read\)", what):  # WebDataset shows how it called the command
+                what = f"its command ended with status {status[1]}"
             error = DataError(f"unreadable shard: {what}")
         self.broken.append(Broken.of(shard, key, error))
         self.unread += 1
         if max(self.unread, self.undecoded) >= _MAX_FAILURES_IN_A_ROW:
-            raise DataError(f"streaming: {_MAX_FAILURES_IN_A_ROW} failures in a row, the last one in {shard}: {error}")
+            raise DataError(f"streaming: {_MAX_FAILURES_IN_A_ROW} failures in a row, the last one in {shard}: {error}.")
         return True
 
     def _endless(self) -> Iterator[_Raw]:
@@ -109,7 +112,8 @@ class _Reader:
             list(self.stream.shards), seed=int(self.rng.integers(1 << 62)), worker_seed=_no_seed, deterministic=True
         )
         opened = webdataset.tarfile_to_samples(handler=_Handler(self._fail))
-        for sample in webdataset.DataPipeline(shards, opened):
+        for sample in webdataset.DataPipeline(shards, self._counted, opened):
+            self.empty = 0
             found = {name: value for name, value in sample.items() if not name.startswith("__")}
             for stem, members in split_dotted(found).items():
                 key, shard = f"{sample['__key__']}.{stem}" if stem else sample["__key__"], sample["__url__"]
@@ -120,6 +124,14 @@ class _Reader:
                 else:
                     self.unread = 0
                     yield raw
+
+    def _counted(self, shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Pass shards on, and raise where many in a row gave no sample, not even a broken one."""
+        for shard in shards:
+            if self.empty == _MAX_FAILURES_IN_A_ROW:
+                raise DataError(f"streaming: {self.empty} shards in a row hold no sample, the last one {shard['url']}.")
+            self.empty += 1
+            yield shard
 
     def _raw(self, key: str, shard: str, members: dict[str, Any]) -> _Raw:
         if "json" not in members:

@@ -100,7 +100,10 @@ class RemoteRegion(Region):
         def fetch() -> bytes:
             data = self._system.cat_file(self._url, start=begin, end=begin + count)
             if len(data) > count:
-                raise DataError(f"unreadable shard: the server of {self._url} knows no byte ranges")
+                raise DataError(
+                    f"unreadable shard: the server of {self._url} knows no byte ranges, by which samples are read. Copy"
+                    f" the shard to disk, or stream it for training: 'pipe:curl -sf {self._url}'"
+                )
             if len(data) < count:
                 raise OSError(f"{len(data)} of {count} bytes came")
             return bytes(data)

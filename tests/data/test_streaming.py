@@ -107,3 +107,22 @@ def test_a_stream_of_which_nothing_can_be_read_stops_the_run(tmp_path, streamed)
 def test_what_a_stream_cannot_do_is_refused(streamed, settings, words):
     with pytest.raises(ConfigError, match=words):
         streamed(**settings)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (
+            "cat missing.tar",
+            "200 failures in a row, the last one in pipe:cat missing.tar: unreadable shard: ",
+        ),
+        ("true", "200 failures in a row, the last one in pipe:true: unreadable shard: empty file"),
+        ("head -c 10240 /dev/zero", "200 shards in a row hold no sample, the last one pipe:head"),
+    ],
+)
+def test_a_command_that_gives_nothing_ends_in_one_sentence(streamed, num_workers, command, words):
+    with pytest.raises(DataError) as raised:
+        list(streamed(train_shards=f"pipe:{command}", num_workers=num_workers).train_dataloader())
+    assert str(raised.value).startswith(f"streaming: {words}")
+    assert "Traceback" not in str(raised.value)

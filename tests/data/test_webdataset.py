@@ -447,7 +447,7 @@ def test_temperature_brings_sources_closer(tmp_path, make_shards, data_of):
     [
         ((1.0, None), "source 'small' has no weight"),
         ((1.0, -1.0), "must be above 0"),
-        ((1.0, 1e-9), "gives none of its 3"),
+        ((1.0, 1e-9), "1 of 2 sources \\(first"),
     ],
 )
 def test_weights_that_make_no_sense_are_refused(tmp_path, make_shards, data_of, weights, words):
