@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import tarfile
 import unicodedata
 
 import numpy as np
@@ -303,3 +304,23 @@ def test_a_path_without_its_ending_is_told_what_is_there(build, recordings, tmp_
     (tmp_path / "t.csv").write_text("path,text\nu0,one\n")
     build(tmp_path / "t.csv", status=2)
     assert f"{tmp_path}/u0.wav is there" in capsys.readouterr().err
+
+
+def test_a_tarred_data_set_is_told_to_be_unpacked(build, recordings, json_lines, tmp_path, reasons):
+    with tarfile.open(tmp_path / "audio_0.tar", "w") as tar:
+        tar.add(tmp_path / "u0.wav", "in_tar.wav")
+    rows = [{"audio_filepath": "in_tar.wav", "duration": 0.2, "text": "one", "shard_id": 0}]
+    build(json_lines(tmp_path / "m.json", rows), status=2)
+    assert reasons() == {"audio in a tar": 1}
+    build(tmp_path / "audio_0.tar", status=2, out="other")
+    assert reasons("other") == {"missing text": 1}
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_decoded_samples_in_a_data_set_are_refused_as_such(build, tmp_path, capsys, nested):
+    pyarrow = pytest.importorskip("pyarrow")
+    samples = [0.1, 0.2]
+    row = {"audio": {"array": samples, "sampling_rate": 16_000} if nested else samples, "text": "one"}
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist([row]), tmp_path / "d.parquet")
+    build(tmp_path / "d.parquet", status=2)
+    assert "holds decoded samples" in capsys.readouterr().err

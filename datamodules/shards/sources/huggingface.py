@@ -15,6 +15,7 @@ from ..utterance import Audio, Refused, Utterance, stem
 from ._lines import located
 from .options import SourceOptions
 
+_DECODED = re.compile(r"(large_|fixed_size_)?list<|struct<(.*, )?array: ")  # types of Arrow
 _SPLIT_NAME = re.compile(r"(?P<split>[A-Za-z_.]+?)-\d+-of-\d+")
 
 
@@ -63,6 +64,11 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
     if "audio" not in options.columns and described.audio is not None:
         resolved["audio"] = described.audio
     check_columns(resolved, names, path)
+    if resolved.get("audio") and _DECODED.match(str(table.schema.field(resolved["audio"]).type)):
+        raise DataError(
+            f"{path}: column {resolved['audio']!r} holds decoded samples, and encoded audio (bytes or paths) is read."
+            " Write it with an Audio column, such as by dataset.cast_column('audio', datasets.Audio())."
+        )
     folder = os.path.dirname(os.path.abspath(path))
     roots, column = [options.audio_root or folder, os.path.dirname(folder)], resolved.get("audio", "")
     for i, (group, row, values, inside) in enumerate(table.rows(column, described.binary)):

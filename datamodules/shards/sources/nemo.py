@@ -34,6 +34,9 @@ def from_rows(
         resolved = {name: next((c for c in names if c in row), "") for name, names in USUAL_NAMES.items()}
         fields = renamed(row, {name: c for name, c in {**resolved, **options.columns}.items() if c in row})
         try:
+            path = fields.get("audio")
+            if "shard_id" in row and isinstance(path, str) and not os.path.exists(located(path, [root])):
+                raise DataError(f"audio in a tar: the data set is tarred; unpack its tars so that {path} is there")
             yield from_row(fields, where, [root])
         except DataError as error:
             reason, _, detail = str(error).partition(": ")

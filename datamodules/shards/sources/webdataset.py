@@ -54,6 +54,9 @@ def _tars(folder: str) -> list[str]:
 
 def _sample(shard: str, key: str, members: Members, descriptor: int, options: SourceOptions) -> Utterance | Refused:
     fields: dict[str, Any] = {}
+    if not {"json", "txt"} & members.keys():
+        detail = "no .json or .txt lies beside it; where a manifest has the texts, unpack the tars and build from it"
+        return Refused(shard, key, "missing text", detail)
     try:
         if "json" in members:
             fields = parse_fields(os.pread(descriptor, members["json"].size, members["json"].offset))
