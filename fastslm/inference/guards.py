@@ -126,7 +126,7 @@ def doubts(text: str, request: Request, audio: Audio, trained_on: TrainedOn) -> 
             found.append(f"{amount}: too many for speech, something is made up")
     if trained_on.tasks and not {request.task, "dialogue"} & trained_on.tasks:
         learnt = ", ".join(sorted(trained_on.tasks))
-        found.append(f"answers task {request.task}, which the model was not trained on ({learnt})")
+        found.append(f"is for task {request.task}, which the model was not trained on ({learnt})")
     if longest and audio.longest_pass > _LONGER * longest:
         found.append(
             f"comes from {audio.longest_pass:.0f} s read in one pass, and the longest recording of training had"

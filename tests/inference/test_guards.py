@@ -130,7 +130,7 @@ def test_an_answer_that_fits_its_audio_raises_no_doubt(task):
         (
             SPEECH,
             {"task": "sqqa", "trained_on": READING},
-            "answers task sqqa, which the model was not trained on (asr)",
+            "is for task sqqa, which the model was not trained on (asr)",
         ),
         (SPEECH * 3, {"seconds": 180.0, "trained_on": READING}, "the longest recording of training had 120 s"),
     ],
