@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import soundfile
 
+from fastslm.audio.big_endian import stale_stream
 from fastslm.audio.ffmpeg import av_blocks, av_info, av_track, has_av, needs_av
 from fastslm.audio.flac import flac_streams, is_flac
 from fastslm.audio.mp3 import mp3_stream
@@ -72,7 +73,7 @@ def streams_of(file: BinaryIO, thorough: bool = True) -> list[Stream]:
             return list(ogg_streams(file, thorough))
         if is_flac(file):
             return list(flac_streams(file, thorough))
-        return [mp3_stream(file) or _other(file)]
+        return [stale_stream(file) or mp3_stream(file) or _other(file)]
     finally:
         file.seek(0)
 

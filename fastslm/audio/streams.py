@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
 _BLOCK_BYTES = 1 << 20
+_MOST_TAGS = 100
 #: By which a claim may be off before it is told, in seconds: encoders add a frame at the end of lossy files.
 SLACK_SECONDS = 0.1
 #: No recording is this long; numbers above are taken for nonsense, and never sized anything by.
@@ -116,7 +117,10 @@ def find_all(file: BinaryIO, pattern: "re.Pattern[bytes]", longest: int) -> Iter
 def after_id3(file: BinaryIO) -> int:
     """Return where a file begins behind its ID3v2 tags."""
     position = 0
-    while (head := read_at(file, position, 10))[:3] == b"ID3" and len(head) == 10:
+    for _ in range(_MOST_TAGS):
+        head = read_at(file, position, 10)
+        if head[:3] != b"ID3" or len(head) < 10:
+            break
         size = 0
         for byte in head[6:]:
             size = size << 7 | byte & 0x7F

@@ -11,6 +11,7 @@ from .streams import SLACK_SECONDS, Stream, excerpt, read_at, size_of
 
 _FORMS = (b"RIFF", b"RF64", b"BW64")
 _UNKNOWN_BYTES = 0x7FFF0000  # from here on, what programs write that did not know the length (ffmpeg, sox to a pipe)
+_MOST_CHUNKS = 1000  # that are gone through; zeros, too, are chunks without end
 _PADDING_BYTES = 4096  # zeros at the end: some programs fill a block of the disk
 
 
@@ -66,7 +67,9 @@ def wav_streams(file: BinaryIO) -> Iterator[Stream]:
 def _find_data(file: BinaryIO, begin: int, end: int) -> _Data | None:
     """Return where the samples of the WAV at ``begin`` are, None where it has no proper header."""
     position, fmt, long_size = begin + 12, b"", None
-    while position + 8 <= end:
+    for _ in range(_MOST_CHUNKS):
+        if position + 8 > end:
+            break
         name, size = struct.unpack("<4sI", read_at(file, position, 8))
         if name == b"fmt " and 14 <= size < 1 << 16:
             fmt = read_at(file, position, 8 + size)
@@ -86,7 +89,9 @@ def _following(file: BinaryIO, position: int, end: int) -> int | None:
     """Return where chunks behind the samples end: at the next WAV or the end of the file; None where none are there."""
     for start in {position + position % 2, position}:
         place = start
-        while end - place >= 8:
+        for _ in range(_MOST_CHUNKS):
+            if end - place < 8:
+                return end
             head = read_at(file, place, 12)
             if is_wav(head):
                 return place
@@ -97,8 +102,6 @@ def _following(file: BinaryIO, position: int, end: int) -> int | None:
             if not all(32 <= byte < 127 for byte in head[:4]) or place + 8 + size > end:
                 break
             place += 8 + size + size % 2
-        else:
-            return end
     return None
 
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -135,6 +136,50 @@ def test_a_wav_past_4_gib_is_as_long_as_its_bytes(tmp_path):
 def test_an_empty_wav_with_a_note_is_empty():
     with pytest.raises(DataError, match="no samples"):
         decode(io.BytesIO(wav(tone(0), 36 + 22, 0, behind=NOTE)))
+
+
+def test_a_wav_of_nothing_but_zeros_is_refused_at_once():
+    began = time.process_time()
+    with pytest.raises(DataError, match="unreadable audio"):
+        read_info(io.BytesIO(b"RIFF\0\0\0\0WAVE" + bytes(20_000_000)))
+    assert time.process_time() - began < 2
+
+
+# -- AIFF, AU, CAF ------------------------------------------------------------------------------------
+
+
+def changed(data, changes):
+    data = bytearray(data)
+    for place, new in changes.items():
+        data[place : place + len(new)] = new
+    return bytes(data)
+
+
+def stale(container, subtype, seconds, rate=RATE):
+    """Return a file of 3 s whose header says another length, as recorders that died leave it; None: unknown."""
+    data = encode(tone(3, rate=rate), container, subtype, rate)
+    frame_bytes = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}[subtype]
+    num_bytes = -1 if seconds is None else round(seconds * rate) * frame_bytes
+    if container == "AU":
+        return changed(data, {8: (num_bytes & 0xFFFFFFFF).to_bytes(4, "big")})
+    if container == "CAF":
+        return changed(data, {data.find(b"data") + 4: struct.pack(">q", num_bytes + 4 if num_bytes > 0 else num_bytes)})
+    places = {data.find(b"COMM") + 10: num_bytes // frame_bytes, data.find(b"SSND") + 4: num_bytes + 8}
+    return changed(data, {place: value.to_bytes(4, "big") for place, value in places.items()})
+
+
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+@pytest.mark.parametrize("container", ["AIFF", "AU", "CAF"])
+def test_other_containers_are_as_long_as_their_bytes(container, subtype, rate):
+    for seconds in (1.0, 0.0) if container == "AIFF" else (1.0, None):
+        data = stale(container, subtype, seconds, rate)
+        check_length(data, 3.0)
+        if seconds == 1.0:
+            assert remarks_of(data)[0].startswith("length differs from header: it says 1.00 s, the file holds 3.00 s")
+    whole = encode(tone(3, rate=rate), container, subtype, rate)
+    check_length(whole, 3.0)
+    assert not remarks_of(whole)
 
 
 # -- FLAC ---------------------------------------------------------------------------------------------
