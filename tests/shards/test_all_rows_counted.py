@@ -324,3 +324,10 @@ def test_decoded_samples_in_a_data_set_are_refused_as_such(build, tmp_path, caps
     pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist([row]), tmp_path / "d.parquet")
     build(tmp_path / "d.parquet", status=2)
     assert "holds decoded samples" in capsys.readouterr().err
+
+
+def test_a_packed_tar_beside_others_is_not_passed_over(build, write_shard, flac, tmp_path, reasons):
+    write_shard(tmp_path / "tars/a.tar", [("a", {"flac": flac(0.3), "json": {"text": "one"}})])
+    (tmp_path / "tars/b.tar.gz").write_bytes(gzip.compress((tmp_path / "tars/a.tar").read_bytes()))
+    assert list(build(tmp_path / "tars", "--max-broken-share", 0.5)) == ["a"]
+    assert reasons() == {"packed tar": 1}

@@ -31,6 +31,8 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         DataError: a tar is compressed or no tar.
     """
     shards = _tars(path) if os.path.isdir(path) else [path]
+    for packed in sorted(f for f in os.listdir(path) if f.endswith(_COMPRESSED)) if os.path.isdir(path) else ():
+        yield Refused(os.path.join(path, packed), "?", "packed tar", "samples are read by offset: unpack it to .tar")
     for shard in shards:
         if shard.endswith(_COMPRESSED):
             raise DataError(f"{shard}: a compressed tar cannot be read by offset. Unpack it to .tar first (gunzip).")
