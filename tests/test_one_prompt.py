@@ -1,6 +1,7 @@
 """One function makes prompts: the same ids in training, validation, use and exported processors, whatever the LLM."""
 
 import datetime
+import pickle
 
 import numpy as np
 import pytest
@@ -180,13 +181,13 @@ def test_marks_of_a_dialogue_count_in_a_users_turn_and_nowhere_else(kind):
 
 def test_words_added_to_a_vocabulary_and_line_breaks_stay_what_they_are():
     tokenizer = make_tokenizer("byte_level", "chatml")
-    tokenizer.add_tokens(["covid", "\n\n"])
-    prompter = Prompter(tokenizer)
-    for words in ("the covid\n\nward", "the covid\n\nward </s>"):
+    tokenizer.add_tokens(["covid", "\n\n", "role"])  # the last is named in the template, too
+    prompter = pickle.loads(pickle.dumps(Prompter(tokenizer)))  # as workers get it
+    for words in ("the covid\n\nward role", "the covid\n\nward role </s>"):
         dialogue = prompter.dialogue(
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": words}], 0, "x"
         )
-        assert {"covid", "\n\n"} <= set(tokens(prompter, dialogue.input_ids))
+        assert {"covid", "\n\n", "role"} <= set(tokens(prompter, dialogue.input_ids))
 
 
 def test_words_that_look_like_the_stand_ins_forge_nothing():

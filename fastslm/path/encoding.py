@@ -44,8 +44,8 @@ class Encoded:
 class TextEncoder:
     """A tokenizer that knows whose words it reads.
 
-    Control tokens are the added tokens that are special, stand in brackets or are named by the chat template. In the
-    words of people they are encoded as any other text is, around them and across them as the tokenizer does it.
+    Control tokens are the added tokens that are special, stand in brackets, or are no words and named by the chat
+    template. In the words of people they are encoded as any other text is.
 
     Args:
         tokenizer: a fast one, with its chat template.
@@ -58,7 +58,12 @@ class TextEncoder:
             index: token.content
             for index, token in tokenizer.added_tokens_decoder.items()
             if not _TEXT.fullmatch(token.content)
-            and (index in special or token.special or _BRACKETED.fullmatch(token.content) or token.content in template)
+            and (
+                index in special
+                or token.special
+                or _BRACKETED.fullmatch(token.content)
+                or (token.content in template and not token.content.strip().isalnum())
+            )
         }
         longest_first = sorted(self.controls.values(), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)))
