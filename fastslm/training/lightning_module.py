@@ -38,7 +38,7 @@ from fastslm.training.additions import TrainingAdditions
 from fastslm.training.data_source import ModelFacts, source_of, train_from
 from fastslm.training.evaluation import Evaluation, check_monitors, chosen_keys, write_answers
 from fastslm.training.finite import check_losses
-from fastslm.training.optim import OptimizerSettings, build_optimizer, build_schedule
+from fastslm.training.optim import OptimizerSettings, build_optimizer, build_schedule, early_end
 from fastslm.training.seed import run_seed
 from fastslm.training.settings import ModelSettings
 from fastslm.training.startup_checks import check_batch, check_groups, check_loader, check_model, check_request
@@ -144,6 +144,8 @@ class SpeechLMModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Check what training is fed with."""
         check_loader(self.trainer)
+        if self.global_rank == 0 and (note := early_end(self.trainer, self.optimizer_settings)):
+            print(f"fastslm: {note}", file=sys.stderr)
 
     # -- building ------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -83,6 +83,25 @@ def build_schedule(
         return warm * (left if settings.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def early_end(trainer: Any, settings: OptimizerSettings) -> str | None:
+    """Return what to tell people whose run ends by its epochs, long before the rate is at zero; None elsewhere.
+
+    Args:
+        trainer: whose training loader is made.
+        settings: of the schedule.
+    """
+    total = settings.total_steps or trainer.max_steps
+    if settings.schedule == "constant" or (trainer.max_epochs or -1) < 0:
+        return None
+    steps = trainer.max_epochs * (trainer.num_training_batches // trainer.accumulate_grad_batches)
+    if steps >= total:
+        return None
+    return (
+        f"trainer.max_epochs {trainer.max_epochs} ends the run after {steps} steps, and the learning rate falls to zero"
+        f" at step {total}. For a whole schedule set model.optimizer.total_steps to {steps}."
+    )
 
 
 def _warmup_steps(given: int | float, total: int) -> int:

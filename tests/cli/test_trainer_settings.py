@@ -119,6 +119,15 @@ def test_one_of_them_that_the_user_names_is_the_users(fit, tmp_path):
     assert not list(tmp_path.glob("run/checkpoints/best*"))
 
 
+def test_epochs_that_end_before_the_schedule_are_told(fit):
+    epochs = ("--trainer.max_epochs", "1", "--trainer.max_steps", "100")
+    status, said = fit(*epochs)
+    assert status == 0, said
+    assert "ends the run after 6 steps" in said
+    assert "model.optimizer.total_steps to 6" in said
+    assert "ends the run" not in fit(*epochs, "--model.optimizer.total_steps", "6")[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "kept"),
     [
