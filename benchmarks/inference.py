@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60, help="length of the long recording")
     parser.add_argument("--files", type=int, default=16, help="files of the batch")
-    parser.add_argument("--new-tokens", type=int, default=256, help="tokens written for the long recording")
+    parser.add_argument("--new-tokens", type=int, default=256, help="tokens generated for the long recording")
     options = parser.parse_args()
     path = build(encoder_batch_windows=32).requires_grad_(False).eval()
     path.llm.context_length = 1 << 20

@@ -155,13 +155,13 @@ class AnsweringModel:
                 return again, attempts, hotter
         return best, attempts, temperature
 
-    def loop_of(self, written: Generated) -> Any:
+    def loop_of(self, generated: Generated) -> Any:
         """Return the loop in an answer, or None."""
-        return guards.find_loop(written.ids, self.text_of(written.ids))
+        return guards.find_loop(generated.ids, self.text_of(generated.ids))
 
     def result(
         self,
-        written: Generated,
+        generated: Generated,
         request: Request,
         *,
         seconds: float,
@@ -177,7 +177,7 @@ class AnsweringModel:
         """Put an answer together, with what is doubtful about it.
 
         Args:
-            written: its ids.
+            generated: its ids.
             request: what was asked.
             seconds: of audio.
             signal_seconds: those that hold more than silence.
@@ -189,19 +189,19 @@ class AnsweringModel:
             segments: text by time.
             longest_pass: seconds of audio that were read together; None is all.
         """
-        text = self.text_of(written.ids)
+        text = self.text_of(generated.ids)
         audio = guards.Audio(seconds, signal_seconds, seconds if longest_pass is None else longest_pass)
         return Answer(
             text=text.strip(),
-            tokens=tuple(written.ids),
+            tokens=tuple(generated.ids),
             seconds=seconds,
             speech_tokens=speech_tokens,
             timings=timings,
             task=request.task,
             prompt=request.words,
             source=source,
-            truncated=written.end == "limit",
-            loop=guards.find_loop(written.ids, text),
+            truncated=generated.end == "limit",
+            loop=guards.find_loop(generated.ids, text),
             attempts=attempts,
             temperature=temperature,
             segments=tuple(segments),

@@ -73,12 +73,12 @@ def transcribe(
     prompts = _prompts(model, good, before, after)
     if decoding.beams > 1:  # beams are rows already
         read_at = encoded_at
-        written = [_alone(model, p, r.limit, decoding, []) for p, r in zip(prompts, good, strict=True)]
+        generated = [_alone(model, p, r.limit, decoding, []) for p, r in zip(prompts, good, strict=True)]
     else:
-        written, read_at = _write(model, prompts, [r.limit for r in good], decoding, on_progress)
+        generated, read_at = _write(model, prompts, [r.limit for r in good], decoding, on_progress)
     total = sum(r.seconds for r in good)
     answers = {}
-    for recording, prompt, first in zip(good, prompts, written, strict=True):
+    for recording, prompt, first in zip(good, prompts, generated, strict=True):
         share = recording.seconds / total
         answers[id(recording)] = _answer(
             model, recording, prompt, first, request, decoding,
@@ -131,13 +131,13 @@ def _write(
     cache = llm.new_cache()
     logits = read(llm, embeddings, cache, padded)
     read_at = time.perf_counter()
-    written = [Generated() for _ in prompts]
+    generated = [Generated() for _ in prompts]
     for step, _ in enumerate(
-        write(llm, cache, logits, limits, model.path.prompter.stop_ids, decoding, padded, written)
+        write(llm, cache, logits, limits, model.path.prompter.stop_ids, decoding, padded, generated)
     ):
         if on_progress and step % 8 == 0:
-            on_progress("generated", sum(len(answer.ids) for answer in written))
-    return written, read_at
+            on_progress("generated", sum(len(answer.ids) for answer in generated))
+    return generated, read_at
 
 
 def _alone(model: AnsweringModel, prompt: Tensor, limit: int, decoding: Decoding, start: list[int]) -> Generated:
@@ -145,8 +145,8 @@ def _alone(model: AnsweringModel, prompt: Tensor, limit: int, decoding: Decoding
     memory = model.new_memory()
     with torch.inference_mode():
         embeddings = torch.cat([prompt, memory.embed(start, model.device)]) if start else prompt
-    written = memory.answer(embeddings, limit - len(start), decoding)
-    return Generated([*start, *written.ids], written.end)
+    generated = memory.answer(embeddings, limit - len(start), decoding)
+    return Generated([*start, *generated.ids], generated.end)
 
 
 def _answer(
@@ -161,10 +161,10 @@ def _answer(
     def attempt(how: Decoding, start: list[int]) -> Generated:
         return first if how is decoding else _alone(model, prompt, recording.limit, how, start)
 
-    written, attempts, temperature = model.guarded(attempt, decoding)
+    generated, attempts, temperature = model.guarded(attempt, decoding)
     encode, prefill, read_at = times
     answer = model.result(
-        written,
+        generated,
         request,
         seconds=recording.seconds,
         signal_seconds=recording.num_signal_samples / SAMPLE_RATE_HZ,

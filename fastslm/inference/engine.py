@@ -25,7 +25,7 @@ _MOST_BEAMS = 256  # each is a row of the cache
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are written.
+    """How answers are generated.
 
     Attributes:
         beams: hypotheses of beam search; 1 is greedy, or sampling.
@@ -113,7 +113,7 @@ def write(
     stop_ids: Sequence[int],
     decoding: Decoding,
     attention_mask: Tensor | None = None,
-    written: Sequence[Generated] | None = None,
+    generated: Sequence[Generated] | None = None,
 ) -> Iterator[list[Generated]]:
     """Write answers token by token; gives the answers so far, the same objects, after each token.
 
@@ -127,9 +127,9 @@ def write(
         stop_ids: ids that end an answer; they are not part of it.
         decoding: how tokens are chosen.
         attention_mask: of the prompts ``[B, S]``; None when nothing is padded.
-        written: where to write; new ones if None.
+        generated: where to write; new ones if None.
     """
-    answers = list(written or (Generated() for _ in limits))
+    answers = list(generated or (Generated() for _ in limits))
     draw = _Draw(decoding, len(answers), logits.device)
     rows = list(range(len(answers)))  # which answer each row of the cache writes
     alive = [limit > 0 for limit in limits]
@@ -166,7 +166,7 @@ def _take(answer: Generated, token: int, limit: int, stop_ids: Sequence[int]) ->
 
 
 class Memory:
-    """One dialogue as the LLM has read it so far; answers are written from it and forgotten again.
+    """One dialogue as the LLM has read it so far; answers are generated from it and forgotten again.
 
     Args:
         llm: the model.
@@ -211,7 +211,7 @@ class Memory:
                     on_ids(answer.ids)
                 return answer
             answer = Generated()
-            for _ in write(self.llm, cache, logits, [limit], self.stop_ids, decoding, written=[answer]):
+            for _ in write(self.llm, cache, logits, [limit], self.stop_ids, decoding, generated=[answer]):
                 if on_ids:
                     on_ids(answer.ids)
             return answer

@@ -157,8 +157,8 @@ class Model(AnsweringModel):
             max_new_tokens: see ``transcribe``.
             sample_rate_hz: see ``transcribe``.
             on_progress: see ``transcribe``.
-            on_text: called with each chunk of an answer as it is written. Where an answer runs in circles and is
-                written anew, that is not shown again: what is returned counts.
+            on_text: called with each chunk of an answer as it is generated. Where an answer runs in circles and is
+                generated anew, that is not shown again: what is returned counts.
         """
         decoding = Decoding(beams, temperature, top_p, seed)
         check_limits(max_new_tokens, None, on_progress)

@@ -1,4 +1,4 @@
-"""Long transcripts section by section: each is written with the audio and the text of the one before as context.
+"""Long transcripts section by section: each is generated with the audio and the text of the one before as context.
 
 One pass over hours rarely reads to the end. A section's prompt is the audio of the section before and its own, and the
 answer begins with the text of the section before: to the model it is one recording, transcribed up to there. A word
@@ -24,14 +24,14 @@ from .listening import SpeechPart, encode
 from .results import Answer, Segment, Timings
 
 Progress = Callable[[str, float], None]
-#: Audio that a window of its own is written with as context, where text by window is wanted.
+#: Audio that a window of its own is generated with as context, where text by window is wanted.
 _CONTEXT_SECONDS = 60.0
 _LONGEST_WORD = 12  # tokens
 
 
 @dataclass
 class _Section:
-    """Windows that are written together.
+    """Windows that are generated together.
 
     Attributes:
         tokens: speech tokens ``[K, D_llm]``, one chunk for each window.
@@ -71,8 +71,8 @@ class _Writer:
         self.model, self.decoding, self.max_new_tokens = model, decoding, max_new_tokens
         self.context_seconds, self.on_progress = context_seconds, on_progress
         self.before, self.after = model.ids_of(request)
-        self.context: list[_Section] = []  # what the next section is written with
-        self.left: list[int] = []  # what the section before left to be written again
+        self.context: list[_Section] = []  # what the next section is generated with
+        self.left: list[int] = []  # what the section before left to be generated again
         self.done: list[_Section] = []
         self.attempts, self.temperature, self.truncated = 1, decoding.temperature, False
         self.longest_pass = 0.0  # seconds
@@ -81,20 +81,20 @@ class _Writer:
         """Write a section; all but the last one leave their last word to the next."""
         start = [token for earlier in self.context for token in earlier.ids]
         start = start[self.context[0].num_rewritten :] if self.context else []
-        written, attempts, temperature = self.model.guarded(
+        generated, attempts, temperature = self.model.guarded(
             lambda how, more: self._attempt(section, start, how, more), self.decoding
         )
         self.attempts, self.temperature = max(self.attempts, attempts), max(self.temperature, temperature)
-        self.truncated |= written.end == "limit"
-        if not written.ids and self.done:  # it did not write the word that was left to it
+        self.truncated |= generated.end == "limit"
+        if not generated.ids and self.done:  # it did not write the word that was left to it
             self.done[-1].ids += self.left
         elif self.left:
-            section.num_rewritten = self._first_word(written.ids)
-        looping = self.model.loop_of(written) is not None
-        keep = len(written.ids)
-        if not last and written.end == "stop" and not looping:
-            keep -= self._last_word(written.ids)
-        section.ids, self.left = written.ids[:keep], written.ids[keep:]
+            section.num_rewritten = self._first_word(generated.ids)
+        looping = self.model.loop_of(generated) is not None
+        keep = len(generated.ids)
+        if not last and generated.end == "stop" and not looping:
+            keep -= self._last_word(generated.ids)
+        section.ids, self.left = generated.ids[:keep], generated.ids[keep:]
         self.done.append(section)
         # After a loop the next section starts afresh: its own audio and no text to go on repeating.
         self.context = [] if looping else [*self.context, section]
@@ -113,8 +113,8 @@ class _Writer:
         rest = memory.embed([*self.after, *start, *more], model.device)
         seconds = section.end - section.start
         limit = model.limit(seconds, self.max_new_tokens, memory.cache.num_positions + len(rest))
-        written = memory.answer(rest, limit, decoding, self._wrote)
-        return Generated([*more, *written.ids], written.end)
+        generated = memory.answer(rest, limit, decoding, self._wrote)
+        return Generated([*more, *generated.ids], generated.end)
 
     def _wrote(self, ids: list[int]) -> None:
         if self.on_progress:
@@ -157,7 +157,7 @@ def transcribe(
     """
     if not request.definition.timed:
         raise ConfigError(
-            f"task {request.task} answers about the whole audio and cannot be written section by section, nor by time,"
+            f"task {request.task} answers about the whole audio, which cannot be done section by section, nor by time,"
             " as transcripts can."
         )
     seconds = 60 * section_minutes if section_minutes is not None else _CONTEXT_SECONDS

@@ -183,7 +183,7 @@ class AudioStream:
             max_new_tokens: see ``Model.transcribe``.
             source: name of the audio.
             on_progress: see ``Model.transcribe``.
-            on_text: called with each chunk of the answer as it is written.
+            on_text: called with each chunk of the answer as it is generated.
 
         Raises:
             DataError: nothing was pushed yet, or the LLM's context is full.
@@ -233,15 +233,15 @@ class AudioStream:
                     shown.update(start + ids)
 
             embeddings = torch.cat([rest, memory.embed(start, model.device)]) if start else rest
-            written = memory.answer(embeddings, limit - len(start), how, on_ids)
-            return Generated([*start, *written.ids], written.end)
+            generated = memory.answer(embeddings, limit - len(start), how, on_ids)
+            return Generated([*start, *generated.ids], generated.end)
 
-        written, attempts, temperature = model.guarded(attempt, decoding)
+        generated, attempts, temperature = model.guarded(attempt, decoding)
         if shown:
-            shown.finish(written.ids)
+            shown.finish(generated.ids)
         spent = Timings(encode=encode, decode=time.perf_counter() - begin - encode)
         return model.result(
-            written,
+            generated,
             request,
             seconds=seconds,
             signal_seconds=(self._num_signal + (tail.num_signal_samples if tail else 0)) / SAMPLE_RATE_HZ,

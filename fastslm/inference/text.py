@@ -1,4 +1,4 @@
-"""Text shown while it is written, without half characters."""
+"""Text shown while it is generated, without half characters."""
 
 from collections.abc import Callable, Sequence
 

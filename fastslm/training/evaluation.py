@@ -114,8 +114,8 @@ def write_answers(
     if not chosen:
         return []
     stops = path.prompter.stop_ids
-    written = [_until_stop(answer[: limits[i]].tolist(), stops) for i, answer in zip(chosen, answers, strict=True)]
-    kept = [first_round(ids) for ids in written]
+    generated = [_until_stop(answer[: limits[i]].tolist(), stops) for i, answer in zip(chosen, answers, strict=True)]
+    kept = [first_round(ids) for ids in generated]
     texts = path.prompter.tokenizer.batch_decode(kept, skip_special_tokens=True)
     return [
         {
@@ -128,7 +128,7 @@ def write_answers(
             "weight": batch.weights[i],
             **({"loop": True} if len(ids) < len(whole) else {}),
         }
-        for i, text, ids, whole in zip(chosen, texts, kept, written, strict=True)
+        for i, text, ids, whole in zip(chosen, texts, kept, generated, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Answers written in validation: each recording once, scored the same on one process and on two."""
+"""Answers generated in validation: each recording once, scored the same on one process and on two."""
 
 import json
 
