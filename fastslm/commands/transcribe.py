@@ -137,6 +137,7 @@ def _run(options: argparse.Namespace) -> int:
 def request_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what changes the text, checked before any model is loaded."""
     from fastslm.inference.engine import Decoding
+    from fastslm.inference.sections import check_section_minutes
     from fastslm.path.request import Request
 
     request = Request(options.task, options.prompt, options.language, _brought(options))
@@ -145,6 +146,7 @@ def request_settings(options: argparse.Namespace) -> dict[str, Any]:
     if by_section and not request.definition.timed:
         which = f"--format {options.format}" if options.format in TIMED else "--section-minutes"
         raise ConfigError(f"{which}: task {options.task} answers about the whole audio, not by time as asr does.")
+    check_section_minutes(options.section_minutes)
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens: {options.max_new_tokens} must be at least 1.")
     names = ("task", "prompt", "language", "temperature", "top_p", "seed", "max_new_tokens", "section_minutes")

@@ -145,6 +145,8 @@ def open_audio(audio: Any, sample_rate_hz: int | None = None) -> AudioSource:
     if not isinstance(audio, (str, os.PathLike)):
         return ArraySource(audio, sample_rate_hz or SAMPLE_RATE_HZ)
     name = os.fspath(audio)
+    if name == "-" and sys.stdin is None:
+        raise DataError("standard input is closed: pipe a recording into the command, or give a file")
     if name == "-":
         return DownloadedSource(sys.stdin.buffer, "standard input")
     if "://" in name:

@@ -1,5 +1,6 @@
 """The LLM at work: reading in chunks into a KV cache, and writing greedily or by sampling, one token at a time."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,11 +44,13 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.beams < 1:
             raise ConfigError(f"beams: {self.beams} must be at least 1.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ConfigError(
-                f"temperature {self.temperature:g} and top_p {self.top_p:g}: the first must not be below 0, the second"
-                " in 0..1 and above 0."
+                f"temperature {self.temperature:g} and top_p {self.top_p:g}: the first must be a number that is not"
+                " below 0, the second in 0..1 and above 0."
             )
+        if not -(2**63) <= self.seed < 2**63:
+            raise ConfigError(f"seed: {self.seed} has more than 64 bits. Take a smaller number.")
         if self.beams > 1 and self.temperature > 0:
             raise ConfigError("beams and temperature: beam search draws nothing. Choose one of them.")
 

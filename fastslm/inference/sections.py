@@ -6,6 +6,7 @@ that lies across the seam was cut in half for the section before, so the last wo
 by the next one, which has all of it.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -150,8 +151,7 @@ def transcribe(
             f"task {request.task} answers about the whole audio and cannot be written section by section, nor by time,"
             " as transcripts can."
         )
-    if section_minutes is not None and section_minutes <= 0:
-        raise ConfigError(f"section_minutes: {section_minutes:g} must be above 0.")
+    check_section_minutes(section_minutes)
     seconds = 60 * section_minutes if section_minutes is not None else _CONTEXT_SECONDS
     window_seconds = model.path.listener.window_samples / SAMPLE_RATE_HZ
     num_windows = 1 if by_window else max(1, round(seconds / window_seconds))
@@ -221,3 +221,13 @@ def _segments(model: AnsweringModel, done: Sequence[_Section]) -> list[Segment]:
             segments.append(Segment(round(section.start, 3), round(section.end, 3), text))
         context = [*context, *section.ids][-_LONGEST_WORD:]
     return segments
+
+
+def check_section_minutes(minutes: float | None) -> None:
+    """Refuse lengths of sections that are none; None is no sections.
+
+    Raises:
+        ConfigError: it is not above 0, or no number.
+    """
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ConfigError(f"section_minutes: {minutes:g} must be a number above 0.")

@@ -30,6 +30,11 @@ class Request:
     brought: Task | None = None
 
     def __post_init__(self) -> None:
+        for name in ("prompt", "language"):
+            try:
+                (getattr(self, name) or "").encode()
+            except UnicodeEncodeError as error:  # bytes of a command line that are no text
+                raise ConfigError(f"{name}: it holds bytes that are not UTF-8. Type it in a UTF-8 terminal.") from error
         if self._needed and not (self.prompt or "").strip():
             raise ConfigError(f"task: {self.task} needs a {' and a '.join(self._needed)}; give one as the prompt.")
         if self.language is None and self.definition.translates and not self.definition.default_language:
