@@ -12,8 +12,9 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
+from fastslm.commands.streams import OutputError, PrintedStream
 from fastslm.processes.signals import EXIT_STATUS, Terminated, ending_in_order
-from fastslm.redaction import RedactedStream, redacted
+from fastslm.redaction import redacted
 from fastslm.trust import trusted_process
 
 _HELP = """\
@@ -92,14 +93,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with ending_in_order(), trusted_process(), _without_secrets():
             status = _run(arguments)
-        sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except Terminated as ended:
         print(f"fastslm: {ended.text}.", file=sys.stderr)
         return EXIT_STATUS
     except BrokenPipeError:  # the reader has seen enough: fastslm doctor | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails, too
+        _give_up_output()
         return 141  # as a shell reports a program that SIGPIPE ended
+    except OutputError as error:
+        _give_up_output()
+        print(f"fastslm: error: {error}", file=sys.stderr)
+        return 1
     return status
+
+
+def _give_up_output() -> None:
+    """Let what still waits to be printed go nowhere, or the interpreter's last flush fails, too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -109,7 +120,7 @@ def _without_secrets() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for redirect, stream in ((contextlib.redirect_stdout, sys.stdout), (contextlib.redirect_stderr, sys.stderr)):
             if stream is not None:  # it is closed: fastslm doctor >&-
-                stack.enter_context(redirect(RedactedStream(stream)))
+                stack.enter_context(redirect(PrintedStream(stream)))
         yield
 
 

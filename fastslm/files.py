@@ -36,7 +36,8 @@ def whole_file(path: Path, *, folder: Path | None = None, sync: bool = True) -> 
         folder: where it lies until then, on the same file system; None takes the folder of ``path``.
         sync: have it on the disk before it takes its name, so that a crash of the machine leaves it whole, too.
     """
-    descriptor, name = tempfile.mkstemp(dir=folder or path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+    start = path.name if len(os.fsencode(path.name)) < 200 else path.name[:40]  # this name gets more letters
+    descriptor, name = tempfile.mkstemp(dir=folder or path.parent, prefix=f".{start}.", suffix=PARTIAL)
     partial = Path(name)
     try:
         with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
@@ -93,8 +94,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty. Give a new folder.")
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            inside = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
+        except OSError as error:
+            raise CheckpointError(f"{folder}: no folder can be made there: {error.strerror}.") from error
+        name = stack.enter_context(inside)
         partial = Path(name) / "whole"
         partial.mkdir()
         yield partial

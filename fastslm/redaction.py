@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 _HIDDEN = "***"
 _SECRETS = "sig|token|secret|passw|pwd|credential|key|auth|session|policy"
@@ -48,22 +48,3 @@ def redacted_values(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: redacted_values(item) for key, item in value.items()}
     return [redacted_values(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-class RedactedStream:
-    """A stream for people: what is printed to it goes on without secrets, whichever library prints it.
-
-    Args:
-        stream: where it goes on to.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write a text."""
-        self._stream.write(redacted(text))
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)

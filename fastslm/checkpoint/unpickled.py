@@ -15,6 +15,17 @@ import torch
 from fastslm.errors import CheckpointError
 from fastslm.trust import tensors_only
 
+_KINDS = {
+    b"GGUF": "a model of llama.cpp (GGUF)",
+    b"RIFF": "a recording",
+    b"fLaC": "a recording",
+    b"OggS": "a recording",
+    b"ID3": "a recording",
+    b"\x7fELF": "a program",
+    b"\x1f\x8b": "an archive of gzip",
+    b"\x89HDF": "a file of HDF5",
+}
+
 
 @contextlib.contextmanager
 def deepspeed_objects() -> Iterator[None]:
@@ -38,6 +49,10 @@ def read_tensors(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is damaged, or would run code when loaded.
     """
+    if other := _other_kind(file):
+        raise CheckpointError(
+            f"{file} is {other}, no checkpoint. Give a run folder, a checkpoint in it, or what 'fastslm export' wrote."
+        )
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises whatever the bytes make it stumble over
@@ -45,6 +60,23 @@ def read_tensors(file: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not a dictionary of tensors.")
     return loaded
+
+
+def _other_kind(file: Path) -> str:
+    """Return what a file is by its first bytes, where that is nothing that ``torch.save`` writes; else nothing."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from error
+    if head.startswith((b"PK", b"\x80")):
+        return ""
+    if head[8:9] == b"{" and file.suffix == ".safetensors":
+        return "a file of weights without a configuration"
+    found = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), "")
+    if found or not head:
+        return found or "an empty file"
+    return "a text file" if head.isascii() and b"\0" not in head else "a file of another kind"
 
 
 def unreadable(file: Path, error: Exception) -> CheckpointError:

@@ -136,6 +136,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def request_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what changes the text, checked before any model is loaded."""
+    from fastslm.inference.arguments import check_limits
     from fastslm.inference.engine import Decoding
     from fastslm.path.request import Request
 
@@ -145,8 +146,7 @@ def request_settings(options: argparse.Namespace) -> dict[str, Any]:
     if by_section and not request.definition.timed:
         which = f"--format {options.format}" if options.format in TIMED else "--section-minutes"
         raise ConfigError(f"{which}: task {options.task} answers about the whole audio, not by time as asr does.")
-    if options.max_new_tokens is not None and options.max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens: {options.max_new_tokens} must be at least 1.")
+    check_limits(options.max_new_tokens, options.section_minutes)
     names = ("task", "prompt", "language", "temperature", "top_p", "seed", "max_new_tokens", "section_minutes")
     return {"beams": options.beam, **{name: getattr(options, name) for name in names}}
 

@@ -158,6 +158,8 @@ def open_audio(audio: Any, sample_rate_hz: Any = None) -> AudioSource:
         name = os.fsdecode(name)
     if "\0" in name:
         raise DataError("no path holds a zero byte")
+    if name == "-" and sys.stdin is None:
+        raise DataError("standard input is closed: pipe a recording into the command, or give a file")
     if name == "-":
         return DownloadedSource(sys.stdin.buffer, "standard input")
     if "://" in name:

@@ -141,7 +141,7 @@ def test_nothing_that_is_planted_in_a_model_runs_in_any_command(given, which, pl
 @pytest.mark.parametrize("plant", PLANTS)
 def test_nothing_that_is_planted_beside_shards_runs(plant, make_shards, tmp_path, monkeypatch):
     mark = tmp_path / "code-ran"
-    folder = make_shards(tmp_path / "shards", "train", 1, 4)
+    folder = make_shards(tmp_path / "shards", 3)
     shard = sorted((tmp_path / "shards").rglob("*.tar"))[0]
     assert folder
     assert main(["shards", "index", str(shard)]) == 0

@@ -1,0 +1,58 @@
+"""Standard output and standard error as commands have them: without secrets, in any encoding, full or closed."""
+
+from typing import Any, TextIO
+
+from fastslm.errors import FastSLMError
+from fastslm.redaction import redacted
+
+
+class OutputError(FastSLMError):
+    """What a command prints has nowhere to go."""
+
+
+class PrintedStream:
+    """A stream for people: what is printed to it goes on without secrets, whichever library prints it.
+
+    Characters that its encoding lacks, and bytes in names of files that are no text, are written as escapes.
+
+    Args:
+        stream: where it goes on to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text.
+
+        Raises:
+            OutputError: the disk is full, or the like.
+        """
+        shown = redacted(text)
+        try:
+            try:
+                self._stream.write(shown)
+            except UnicodeEncodeError:
+                encoding = self._stream.encoding or "utf-8"
+                self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"what is printed cannot be written: {error.strerror}.") from error
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            OutputError: the disk is full, or the like.
+        """
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"what is printed cannot be written: {error.strerror}.") from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,0 +1,68 @@
+"""What is wrong on a command line is one sentence with its cause, before a model is loaded, and no traceback."""
+
+import errno
+import io
+
+import pytest
+
+from fastslm.checkpoint.unpickled import read_tensors
+from fastslm.commands.streams import OutputError, PrintedStream
+from fastslm.errors import CheckpointError, ConfigError
+from fastslm.files import whole_folder, write_atomically
+from fastslm.inference.arguments import check_limits
+from fastslm.inference.engine import Decoding
+from fastslm.path.request import Request
+
+
+class Full(io.StringIO):
+    """A stream on a disk without room."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        self.write("")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0])
+def test_numbers_that_are_none_are_refused(number):
+    with pytest.raises(ConfigError):
+        Decoding(temperature=number)
+    with pytest.raises(ConfigError):
+        Decoding(top_p=number, temperature=1.0)
+    with pytest.raises(ConfigError):
+        check_limits(None, number)
+
+
+def test_a_seed_and_words_that_no_library_takes_are_refused():
+    with pytest.raises(ConfigError, match="64 bits"):
+        Decoding(seed=10**30)
+    with pytest.raises(ConfigError, match=r"prompt.*not UTF-8"):
+        Request("asr", "a\udcff")
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"), [(b"GGUF\3\0", "GGUF"), (b"RIFF\0\0", "a recording"), (b"a: 1\n", "text"), (b"", "an empty file")]
+)
+def test_a_file_that_is_no_checkpoint_is_named(head, kind, tmp_path):
+    (tmp_path / "m").write_bytes(head)
+    with pytest.raises(CheckpointError, match=f"{kind}.*Give a run folder"):
+        read_tensors(tmp_path / "m")
+
+
+def test_a_stream_takes_any_character_and_says_when_it_is_full():
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    stream = PrintedStream(ascii_only)
+    stream.write("für \udce9\n")
+    stream.flush()
+    assert ascii_only.buffer.getvalue() == b"f\\xfcr \\udce9\n"
+    full = PrintedStream(Full())
+    for action in (full.flush, lambda: full.write("x")):
+        with pytest.raises(OutputError, match="No space left"):
+            action()
+
+
+def test_long_names_are_written_and_impossible_folders_are_one_error(tmp_path):
+    write_atomically(tmp_path / ("x" * 251 + ".txt"), "a")
+    with pytest.raises(CheckpointError, match="no folder can be made"), whole_folder(tmp_path / "f" / ("y" * 300)):
+        pass
