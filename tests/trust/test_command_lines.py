@@ -35,9 +35,9 @@ def test_numbers_that_are_none_are_refused(number):
 
 
 def test_a_seed_and_words_that_no_library_takes_are_refused():
-    with pytest.raises(ConfigError, match="64 bits"):
+    with pytest.raises(ConfigError, match="at most"):
         Decoding(seed=10**30)
-    with pytest.raises(ConfigError, match=r"prompt.*not UTF-8"):
+    with pytest.raises(ConfigError, match=r"prompt holds half a character"):
         Request("asr", "a\udcff")
 
 
