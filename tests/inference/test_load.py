@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_refused_with_what_is_wrong(run_folder, tmp_path, h
 def test_a_cut_checkpoint_is_refused(run_folder, tmp_path, share):
     whole = (run_folder / "checkpoints" / "last.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: round(share * len(whole))])
-    with pytest.raises(CheckpointError, match=r"cut\.ckpt cannot be read as a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"cut\.ckpt (cannot be read as a|is an empty file, no) checkpoint"):
         fastslm.load(tmp_path / "cut.ckpt")
 
 
