@@ -87,19 +87,19 @@ CASES = [
 
 @pytest.mark.parametrize("num_channels", [1, 2])
 @pytest.mark.parametrize(("extension", "rate"), CASES)
-def test_speech_of_any_format_is_heard_as_it_was_spoken(speech, extension, rate, num_channels):
+def test_speech_of_any_format_is_decoded_as_it_was_spoken(speech, extension, rate, num_channels):
     spoken = at(speech, rate, num_channels=num_channels)
     data = encode(spoken, rate, extension)
     info = read_info(io.BytesIO(data))
-    heard = decode(io.BytesIO(data))
+    decoded = decode(io.BytesIO(data))
     seconds = len(spoken) / rate
-    assert len(heard) == pytest.approx(seconds * RATE, abs=0.15 * RATE)
-    assert info.num_samples == pytest.approx(len(heard), abs=0.05 * RATE)
+    assert len(decoded) == pytest.approx(seconds * RATE, abs=0.15 * RATE)
+    assert info.num_samples == pytest.approx(len(decoded), abs=0.05 * RATE)
     assert info.num_channels == num_channels
     expected = soxr.resample(spoken.mean(axis=1), rate, RATE)
     lossless = extension in ("wav", "flac")
-    assert likeness(heard, expected) > (0.9999 if lossless else 0.9)
-    assert np.abs(heard).max() == pytest.approx(np.abs(expected).max() * 32768, rel=0.02 if lossless else 0.35)
+    assert likeness(decoded, expected) > (0.9999 if lossless else 0.9)
+    assert np.abs(decoded).max() == pytest.approx(np.abs(expected).max() * 32768, rel=0.02 if lossless else 0.35)
 
 
 @pytest.mark.parametrize("extension", ["wav", "flac", "mp3", "opus", "m4a", "webm"])
@@ -107,9 +107,9 @@ def test_speech_of_any_format_is_heard_as_it_was_spoken(speech, extension, rate,
 def test_short_recordings_are_whole(speech, extension, seconds):
     rate = 48_000
     data = encode(at(speech, rate, seconds), rate, extension)
-    heard = decode(io.BytesIO(data))
-    assert seconds * RATE - 1 <= len(heard) <= (seconds + 0.15) * RATE
-    assert read_info(io.BytesIO(data)).num_samples == pytest.approx(len(heard), abs=0.05 * RATE)
+    decoded = decode(io.BytesIO(data))
+    assert seconds * RATE - 1 <= len(decoded) <= (seconds + 0.15) * RATE
+    assert read_info(io.BytesIO(data)).num_samples == pytest.approx(len(decoded), abs=0.05 * RATE)
 
 
 @pytest.mark.parametrize("extension", ["m4a", "webm"])
@@ -148,11 +148,11 @@ def test_twenty_minutes_arrive_whole(speech, extension, rate, tmp_path, write_sh
     data.setup("validate")
     (batch,) = data.val_dataloader()
     assert not batch.broken
-    heard = batch.audio.numpy()
-    assert len(heard) == pytest.approx(1200 * RATE, abs=0.15 * RATE)
+    decoded = batch.audio.numpy()
+    assert len(decoded) == pytest.approx(1200 * RATE, abs=0.15 * RATE)
     for begin in (0, 600, 1190):  # in the beginning, the middle and at the end
         part = soxr.resample(spoken[begin * rate : (begin + 8) * rate, 0], rate, RATE)
-        assert likeness(heard[begin * RATE : (begin + 8) * RATE], part) > 0.9
+        assert likeness(decoded[begin * RATE : (begin + 8) * RATE], part) > 0.9
 
 
 def test_a_corpus_of_mixed_formats_makes_one_batch(speech, tmp_path, write_shard, data_of):

@@ -238,8 +238,8 @@ def test_a_stream_ends_with_the_answer_of_the_whole_recording(model, noise, size
     samples = noise(13.3)
     chunks = [samples[i : i + size] for i in range(0, len(samples), size)]
     stream = model.stream(chunks)
-    heard = list(stream)
-    assert heard == sorted(heard)
+    tokens = list(stream)
+    assert tokens == sorted(tokens)
     answer, whole = stream.answer(max_new_tokens=12), model.transcribe(samples, max_new_tokens=12)
     assert answer.tokens == whole.tokens
     assert (answer.seconds, answer.speech_tokens) == (whole.seconds, whole.speech_tokens)
