@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fastslm.errors import ConfigError, DataError, FastSLMError
 
 from .progress import AudioBar
+from .streams import needs_output
 from .transcribe import add_decoding_options, add_model_options
 
 _EPILOG = """\
@@ -48,6 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     from fastslm.inference.load import load
     from fastslm.path.request import Request
 
+    needs_output()
     Decoding(options.beam, options.temperature, options.top_p, options.seed)
     for question in options.questions:
         Request("sqqa", question)

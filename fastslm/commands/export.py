@@ -36,10 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     from fastslm.checkpoint.run import open_run
     from fastslm.errors import FastSLMError
     from fastslm.export.folder import export_llm, export_model
-    from fastslm.inference.load import default_device
+    from fastslm.inference.load import usable_device
 
     try:
-        run = open_run(given.run, given.checkpoint, default_device())
+        run = open_run(given.run, given.checkpoint, usable_device(None))
         if given.llm_only:
             export_llm(run, given.out)
         else:

@@ -1,5 +1,6 @@
 """Standard output and standard error as commands have them: without secrets, in any encoding, full or closed."""
 
+import sys
 from typing import Any, TextIO
 
 from fastslm.errors import FastSLMError
@@ -8,6 +9,19 @@ from fastslm.redaction import redacted
 
 class OutputError(FastSLMError):
     """What a command prints has nowhere to go."""
+
+
+def needs_output(way_out: str = "") -> None:
+    """Refuse to work for an answer that cannot be printed.
+
+    Args:
+        way_out: where else the answer could go.
+
+    Raises:
+        OutputError: standard output is closed.
+    """
+    if sys.stdout is None:
+        raise OutputError(f"standard output is closed, and the answer would be lost.{way_out}")
 
 
 class PrintedStream:

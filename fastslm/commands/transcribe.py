@@ -16,6 +16,7 @@ from fastslm.plugins import names_of
 from .notes import Notes, Recording
 from .outputs import Job, find_jobs, identity, save, unfinished
 from .progress import AudioBar
+from .streams import needs_output
 
 if TYPE_CHECKING:
     from fastslm.contracts import Task
@@ -107,6 +108,8 @@ def _run(options: argparse.Namespace) -> int:
     folder = None if options.output in (None, "-") else Path(options.output).expanduser()
     if options.batch_size < 1:
         raise ConfigError(f"--batch-size: {options.batch_size} must be at least 1.")
+    if folder is None:
+        needs_output(" Give --output DIR.")
     settings = request_settings(options)
     jobs = find_jobs(options.files, folder, options.format)
     if options.format in TIMED and folder is None and len(jobs) > 1:

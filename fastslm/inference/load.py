@@ -33,10 +33,7 @@ def load(path: Any = None, *, device: str | torch.device | None = None) -> Model
         HubError: the hub does not give it.
     """
     found = find_model(path)
-    try:
-        target = torch.device(device) if device is not None else default_device()
-    except RuntimeError as error:
-        raise ConfigError(f"device: {device}: {str(error).splitlines()[0]}") from error
+    target = usable_device(device)
     with _quietly():
         if is_exported(found):
             opened = open_exported(found)
@@ -96,6 +93,19 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def default_device() -> torch.device:
-    """Return where a model goes when nobody says where: the first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def usable_device(given: str | torch.device | None) -> torch.device:
+    """Return a device that can be computed on; None means the first GPU if there is one, else the CPU.
+
+    Raises:
+        ConfigError: it is not there, or holds no values (``meta``).
+    """
+    if given is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(given)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # whatever the backend of a device raises
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise ConfigError(f"device: {given} cannot be used here; there is {', '.join(there)}.") from error
+    return device

@@ -195,9 +195,10 @@ def test_paths_without_a_model_are_named(tmp_path):
         fastslm.load(tmp_path)
 
 
-def test_a_device_that_is_not_there_is_named(run_folder):
-    with pytest.raises(ConfigError, match="device: cuda:99"):
-        fastslm.load(run_folder, device="cuda:99")
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", "-1", 7])
+def test_a_device_that_is_not_there_is_named_with_those_that_are(run_folder, device):
+    with pytest.raises(ConfigError, match=rf"device: {device} cannot be used here; there is cpu"):
+        fastslm.load(run_folder, device=device)
 
 
 def test_using_a_model_takes_all_settings_of_the_path_but_those_of_training():

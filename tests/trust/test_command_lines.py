@@ -6,6 +6,7 @@ import io
 import pytest
 
 from fastslm.checkpoint.unpickled import read_tensors
+from fastslm.cli import main
 from fastslm.commands.streams import OutputError, PrintedStream
 from fastslm.errors import CheckpointError, ConfigError
 from fastslm.files import whole_folder, write_atomically
@@ -60,6 +61,13 @@ def test_a_stream_takes_any_character_and_says_when_it_is_full():
     for action in (full.flush, lambda: full.write("x")):
         with pytest.raises(OutputError, match="No space left"):
             action()
+
+
+def test_a_closed_standard_output_is_told_before_any_work(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["transcribe", "a.wav"]) == 2
+    assert main(["ask", "a.wav", "Who?"]) == 2
+    assert capsys.readouterr().err.count("standard output is closed, and the answer would be lost") == 2
 
 
 def test_long_names_are_written_and_impossible_folders_are_one_error(tmp_path):
