@@ -12,6 +12,7 @@ third. Memory is the most that torch's allocator held; planned is what `fastslm 
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -106,8 +107,16 @@ def measure(flags: Sequence[str], steps: int, folder: Path) -> dict[str, float]:
         "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",
         "--trainer.callbacks+=benchmarks.full_size.Steps", f"--trainer.callbacks.path={path}",
     ]  # fmt: skip
+    root = str(Path(__file__).resolve().parents[1])  # `Steps` is not imported from where one stands
     with log.open("w") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": root},
+        )
     if done.returncode:
         raise SystemExit(f"full_size: fit ended with {done.returncode}:\n{log.read_text()[-3000:]}")
     seen = json.loads(path.read_text())

@@ -122,6 +122,13 @@ class AnsweringModel:
             DataError: the prompt leaves no room in the LLM's context.
         """
         room = self.path.llm.context_length - num_positions
+        settings = self.path.listener.settings
+        speech = seconds * self.path.abstractor.budget.tokens_per_window / settings.window_seconds
+        if room < 1 and speech < num_positions / 2:
+            raise DataError(
+                f"the prompt makes {num_positions} positions, {speech:.0f} of them of audio, and the LLM has"
+                f" {self.path.llm.context_length}. Ask in fewer words."
+            )
         if room < 1:
             raise DataError(
                 f"{seconds / 60:.1f} minutes of audio make {num_positions} positions, and the LLM has"

@@ -318,3 +318,8 @@ def test_one_thread_may_push_while_another_asks(model, noise):
     stream.finish()
     assert lengths == sorted(lengths)
     assert stream.answer(max_new_tokens=12).tokens == model.transcribe(samples, max_new_tokens=12).tokens
+
+
+def test_a_question_that_fills_the_context_is_named_rather_than_the_audio(model, noise):
+    with pytest.raises(DataError, match=r"positions, 4 of them of audio, and the LLM has 4096. Ask in fewer words"):
+        model.ask(noise(2), "word " * 9000)
