@@ -107,6 +107,7 @@ def test_variants_and_seeds_become_rows_a_table_and_plots(ablate, tmp_path):
     assert "trainer.max_steps was 2, is 3" in refused
 
 
+@pytest.mark.slow
 def test_a_repetition_skips_what_has_finished_and_a_job_runs_its_share(ablate, tmp_path):
     flags = (*POOLING, "--seeds", "3", "4", "--job", "1/2")
     assert "AvgPool seed 3: WER" in ablate(*flags)

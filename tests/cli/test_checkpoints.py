@@ -38,6 +38,7 @@ def saving(*steps):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_is_inspected_converted_continued_and_refused_when_damaged(fastslm, run_config, tmp_path):
     fit = ["fit", "--config", str(run_config), *SHORT]
     fastslm(*fit)

@@ -124,6 +124,7 @@ def check_kill(fastslm, run_config, tmp_path, batch, when, flags):
         torch.testing.assert_close(weights(parts)[name], value, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused_with_what_differs(fastslm, run_config):
     fastslm("fit", "--config", str(run_config), "--trainer.max_steps", "1", "--trainer.val_check_interval", "1")
     swapped = fastslm("validate", "--config", str(run_config), "--model.abstractor", "AvgPool", check=False)
@@ -136,6 +137,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_what_differs(fastslm, run
     assert "of another shape" in other_rank.stderr
 
 
+@pytest.mark.slow
 def test_resuming_on_other_data_is_refused_with_the_way_out(fastslm, run_config):
     steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
     fastslm("fit", "--config", str(run_config), *steps)

@@ -19,6 +19,7 @@ def rates_of(folder):
     return [float(rate) for rate in rows if rate]
 
 
+@pytest.mark.slow
 def test_a_list_trains_at_all_rates_and_a_flag_chooses_one(fastslm, run_config, tmp_path):
     train_at(run_config, 4, 2, 10)
     fastslm("fit", "--config", str(run_config))
