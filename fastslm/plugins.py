@@ -1,16 +1,17 @@
 """Installed parts by short name: entry points in the groups ``fastslm.*``, which the built-in parts use too."""
 
 import importlib
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions
 from typing import Any
 
 from fastslm.errors import ConfigError, nearest
-from fastslm.trust import installed_only, is_local, refusal
+from fastslm.trust import installed_only, local_entries, refusal
 
 GROUPS = ("encoders", "abstractors", "llms", "tasks", "datamodules", "callbacks")
 
@@ -83,9 +84,7 @@ def names_of(kind: str) -> list[str]:
 
 def _unique(kind: str) -> Iterator[EntryPoint]:
     seen: dict[str, EntryPoint] = {}
-    for point in entry_points(group=f"fastslm.{kind}"):
-        if point.dist is not None and is_local(point.dist.locate_file("")):
-            continue
+    for point in _points(kind):
         other = seen.get(point.name)
         if other is None:
             seen[point.name] = point
@@ -95,6 +94,21 @@ def _unique(kind: str) -> Iterator[EntryPoint]:
                 f"two plug-ins are called {point.name!r}: {other.value} of {_distribution(other)} and {point.value} of"
                 f" {_distribution(point)}. Uninstall one{'' if kind == 'tasks' else ', or select by class_path'}."
             )
+
+
+def _points(kind: str) -> Iterator[EntryPoint]:
+    """Yield the entry points of installed distributions, each once; what lies in the working directory is none.
+
+    ``importlib.metadata.entry_points`` would take the egg-info of a checkout that one stands in for the distribution
+    that is installed from it.
+    """
+    local, seen = local_entries(), set()
+    for distribution in distributions(path=[entry for entry in sys.path if entry not in local]):
+        points = distribution.entry_points.select(group=f"fastslm.{kind}")
+        name = re.sub(r"[-_.]+", "-", distribution.name).lower() if points else ""
+        if points and name not in seen:
+            seen.add(name)
+            yield from points
 
 
 def _distribution(point: EntryPoint) -> str:

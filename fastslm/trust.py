@@ -46,11 +46,6 @@ def _installed() -> set[str]:
     return {os.path.realpath(folder) for folder in folders}
 
 
-def is_local(folder: object) -> bool:
-    """Say whether an entry of ``sys.path``, such as the one a distribution was found in, is a local one."""
-    return os.path.realpath(str(folder)) in _local_folders()
-
-
 def refusal(module: str) -> str:
     """Return why a module is not imported, where it lies in the working directory; else an empty text."""
     top = module.partition(".")[0]

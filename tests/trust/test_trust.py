@@ -172,6 +172,16 @@ def test_a_part_that_lies_in_the_working_directory_is_not_imported(strange, entr
     assert "Part" not in names_of("abstractors")
 
 
+def test_the_egg_info_of_a_checkout_that_one_stands_in_hides_no_installed_part(strange):
+    (strange / "strange.egg-info").rename(strange / "fastslm.egg-info")
+    (strange / "fastslm.egg-info" / "PKG-INFO").write_text("Name: fastslm\nVersion: 1\n")
+    code = "from fastslm.plugins import names_of; print(names_of('abstractors'), names_of('tasks'))"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=strange, capture_output=True, text=True, check=True).stdout
+    assert "'HTA'" in shown
+    assert "'asr'" in shown
+    assert "Part" not in shown
+
+
 @pytest.mark.parametrize("path", [".", "", os.pathsep + "/nowhere", "src"])
 def test_what_the_environment_names_relatively_is_the_working_directory_too(tmp_path, path, monkeypatch):
     (tmp_path / "src").mkdir()
