@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,6 @@ from .recordings import EvaluationSet, Recording
 if TYPE_CHECKING:
     from fastslm.inference.model import Model
     from fastslm.inference.results import Answer
-
-#: Recordings of a batch are padded to the longest: seconds of that, times their number.
-_BATCH_SECONDS = 1800.0
 
 
 @dataclass
@@ -50,18 +47,18 @@ class Answering:
         Raises:
             ConfigError: an option makes no sense, or the model cannot be used.
         """
+        from fastslm.commands.outputs import identity
+        from fastslm.inference.arguments import check_limits, whole_number
         from fastslm.inference.engine import Decoding
         from fastslm.inference.load import find_model, load
 
-        for name in ("batch_size", "max_new_tokens"):
-            if (value := getattr(options, name)) is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')}: {value} must be at least 1.")
+        whole_number("--batch-size", options.batch_size, 1, 1 << 20)
+        check_limits(options.max_new_tokens, options.section_minutes)
         Decoding(options.beam)
         settings = {"beams": options.beam, "max_new_tokens": options.max_new_tokens}
         sections = {"section_minutes": options.section_minutes} if options.section_minutes is not None else {}
         checkpoint = find_model(options.system)
-        status = checkpoint.stat()
-        made_with = {"model": str(checkpoint.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        made_with = {"model": str(checkpoint.resolve()), "identity": identity(checkpoint)}
         return cls(
             load(options.system, device=options.device),
             settings | sections,
@@ -83,6 +80,8 @@ def transcribe_set(answering: Answering, data: EvaluationSet, kept: Path) -> tup
         ConfigError: the answers kept there were made with something else.
         DataError: they cannot be read or written.
     """
+    from fastslm.inference.batch import side_by_side
+
     done = _read(kept, answering)
     waiting = sorted((r for r in data.recordings if r.key not in done), key=lambda r: r.seconds)
     if done:
@@ -95,7 +94,7 @@ def transcribe_set(answering: Answering, data: EvaluationSet, kept: Path) -> tup
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio, {remaining} left",
     )
     with bar, kept.open("a", encoding="utf-8") as file:
-        for group in _batches(waiting, answering.batch_size):
+        for group in side_by_side([(r, r.seconds) for r in waiting], answering.batch_size):
             began = time.perf_counter()
             answers = _answers(answering, group)
             spent, audio = time.perf_counter() - began, sum(r.seconds for r in group) or 1.0
@@ -125,7 +124,7 @@ def _answers(answering: Answering, group: Sequence[Recording]) -> "list[Answer |
         return answering.model.transcribe_batch(audios, **answering.settings)
     try:
         return [answering.model.transcribe(audios[0], **answering.settings)]
-    except FastSLMError as error:
+    except DataError as error:  # of this recording; what is wrong with the request or the model ends the evaluation
         return [error]
 
 
@@ -134,18 +133,6 @@ def _row(recording: Recording, answer: "Answer | FastSLMError", work_seconds: fl
     if isinstance(answer, FastSLMError):
         return {**row, "warnings": [], "error": str(answer)}
     return {**row, "text": answer.text, "warnings": answer.warnings, "error": ""}
-
-
-def _batches(recordings: Sequence[Recording], size: int) -> Iterator[list[Recording]]:
-    """Yield neighbours, at most ``size``, whose audio, padded to the longest, stays within ``_BATCH_SECONDS``."""
-    group: list[Recording] = []
-    for recording in recordings:  # the shortest first, so that the last of a group is its longest
-        if group and (len(group) == size or recording.seconds * (len(group) + 1) > _BATCH_SECONDS):
-            yield group
-            group = []
-        group.append(recording)
-    if group:
-        yield group
 
 
 def _read(kept: Path, answering: Answering) -> dict[str, dict[str, Any]]:

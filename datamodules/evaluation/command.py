@@ -8,7 +8,7 @@ from pathlib import Path
 from fastslm.errors import ConfigError, FastSLMError
 from fastslm.evaluation.normalise import NORMALISERS
 from fastslm.evaluation.report import SetResult, markdown, write
-from fastslm.evaluation.score import Transcript, compare
+from fastslm.evaluation.score import Transcript, check_installed, compare
 from fastslm.evaluation.transcripts import are_transcripts, matched, read_transcripts
 
 from ..reading.store import Store
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    check_installed()
     sets = parse_sets(options.data)
     card = {name: _hub_task(value) for name, value in _named(options.hub_dataset, "--hub-dataset", sets).items()}
     beside = {name: read_transcripts(Path(path)) for name, path in _named(options.beside, "--beside").items()}

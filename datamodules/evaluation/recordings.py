@@ -13,8 +13,7 @@ from fastslm.tasks import tasks
 
 from ..index.columns import ShardRows
 from ..index.dialogues import parse_fields
-from ..index.scan import scan_tar
-from ..index.sidecar import is_current, read_sidecar, tar_state
+from ..index.sidecar import current_rows
 from ..reading.store import Store
 from ..shards.paths import shard_paths
 
@@ -27,14 +26,15 @@ class RegionSource(FileSource):
         shard: path of the tar.
         region: first byte and number of bytes.
         name: what to call it.
+        seconds: its length, as the index has it; nothing is opened to find out.
     """
 
-    def __init__(self, store: Store, shard: str, region: tuple[int, int], name: str) -> None:
-        self._store, self._shard, self._region = store, shard, region
-        super().__init__(Path(shard), name)
+    def __init__(self, store: Store, shard: str, region: tuple[int, int], name: str, seconds: float) -> None:
+        self.path, self.name, self.seconds = Path(shard), name, seconds
+        self._store, self._region = store, region
 
     def _open(self) -> BinaryIO:
-        return self._store.open(self._shard, *self._region)
+        return self._store.open(str(self.path), *self._region)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def read_set(name: str, patterns: Sequence[str], store: Store, language: str, no
     recordings: dict[str, Recording] = {}
     left_out: Counter[str] = Counter()
     for shard in shard_paths(patterns):
-        rows = _rows(shard)
+        rows = current_rows(shard)
         left_out.update(finding["reason"] for finding in rows.broken)
         for row, key in enumerate(rows.keys):
             found = _recording(store, shard, rows, row, key, language, normaliser)
@@ -138,14 +138,6 @@ def read_set(name: str, patterns: Sequence[str], store: Store, language: str, no
     return EvaluationSet(name, list(recordings.values()), left_out)
 
 
-def _rows(shard: str) -> ShardRows:
-    try:
-        rows = read_sidecar(shard)
-        return rows if is_current(rows, tar_state(shard)) else scan_tar(shard)
-    except (FileNotFoundError, DataError):  # none, or damaged: read the tar, which says so if it is damaged too
-        return scan_tar(shard)
-
-
 def _recording(
     store: Store, shard: str, rows: ShardRows, row: int, key: str, language: str, normaliser: str | None
 ) -> Recording | str:
@@ -161,6 +153,8 @@ def _recording(
     if not isinstance(text, str):
         return "no transcript"
     place = places[0]
-    audio = RegionSource(store, shard, (int(rows["audio_offset"][place]), int(rows["audio_size"][place])), key)
+    seconds = float(rows.seconds[place])
+    region = int(rows["audio_offset"][place]), int(rows["audio_size"][place])
+    audio = RegionSource(store, shard, region, key, seconds)
     normaliser = normaliser or normaliser_of(str(fields.get("language") or language))
-    return Recording(key, text, normaliser, float(rows.seconds[place]), audio)
+    return Recording(key, text, normaliser, seconds, audio)

@@ -28,7 +28,7 @@ from .columns import (
     load_arrays,
     save_arrays,
 )
-from .scan import crc32_of
+from .scan import crc32_of, scan_tar
 
 SUFFIX = ".index.npz"
 
@@ -176,6 +176,21 @@ def is_current(rows: ShardRows, state: TarState) -> bool:
         return False
     pairs = ((rows.tar.etag, state.etag), (rows.tar.mtime_ns, state.mtime_ns))
     return all(known is None or found is None or known == found for known, found in pairs)
+
+
+def current_rows(path: str) -> ShardRows:
+    """Return the rows of a shard: its index where there is one of this very tar, else the tar itself is read.
+
+    Raises:
+        DataError: the tar is missing or damaged.
+    """
+    try:
+        rows = read_sidecar(path)
+        if is_current(rows, tar_state(path)):
+            return rows
+    except (FileNotFoundError, DataError):  # none, or damaged: read the tar, which says so if it is damaged too
+        pass
+    return scan_tar(path)
 
 
 def verify(path: str | os.PathLike[str], rows: ShardRows) -> Iterator[Broken]:

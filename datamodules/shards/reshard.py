@@ -11,8 +11,7 @@ from pathlib import Path
 
 from fastslm.errors import ConfigError, DataError
 
-from ..index.scan import scan_tar
-from ..index.sidecar import is_current, read_sidecar, tar_state
+from ..index.sidecar import current_rows, tar_state
 from ..reading.audio import open_region
 from ..reading.tar import read_groups
 from .build import ShardSize, divide
@@ -147,12 +146,7 @@ def _ordered(samples: list[_Sample], order: str, seed: int) -> list[_Sample]:
 def _seconds_by_key(paths: Sequence[str]) -> dict[str, float]:
     seconds = {}
     for path in paths:
-        try:
-            rows = read_sidecar(path)
-        except (FileNotFoundError, DataError):  # none, or damaged: the tar itself is read
-            rows = scan_tar(path)
-        if not is_current(rows, tar_state(path)):
-            rows = scan_tar(path)
+        rows = current_rows(path)
         lengths = rows.seconds
         for row, key in enumerate(rows.keys):
             seconds[key] = float(sum(lengths[recording] for recording in rows.recordings(row)))

@@ -9,12 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fastslm.errors import DataError
-
 from ..index.build import answered
 from ..index.columns import ShardRows
-from ..index.scan import scan_tar
-from ..index.sidecar import is_current, read_sidecar, tar_state
+from ..index.sidecar import current_rows
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .shard_file import guarded
@@ -95,14 +92,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _numbers(path: str, report: Report) -> ShardNumbers:
-    try:
-        rows = read_sidecar(path)
-        if not is_current(rows, tar_state(path)):
-            rows = scan_tar(path)
-    except (FileNotFoundError, DataError):  # none, or damaged: read the tar, which says so if it is damaged too
-        rows = scan_tar(path)
+    rows = answered(current_rows(path))
     report(1)
-    rows = answered(rows)
     kinds = list(zip(rows.labels("task"), (name or "-" for name in rows.labels("language")), strict=True))
     text = rows["text_characters"].astype(np.float64), rows["text_tokens"].astype(np.float64)
     return ShardNumbers(kinds, _seconds(rows), *text, rows.tokenizer, len(rows.broken))

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from fastslm.inference.arguments import check_limits
     from fastslm.inference.audio import open_audio
     from fastslm.inference.engine import Decoding
     from fastslm.inference.load import load
@@ -55,8 +56,7 @@ def _run(options: argparse.Namespace) -> int:
         Request("sqqa", question)
         if os.path.isfile(question):
             raise ConfigError(f"{question}: is a file, and not a question. Ask about one recording at a time.")
-    if options.max_new_tokens is not None and options.max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens: {options.max_new_tokens} must be at least 1.")
+    check_limits(options.max_new_tokens)
     try:
         source = open_audio(options.file)
     except DataError as error:

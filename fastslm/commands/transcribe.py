@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from fastslm.inference.model import Model
     from fastslm.inference.results import Answer
 
-#: Files of a batch wait in memory together, so that long ones must not: seconds of audio, the longest times the files.
-_BATCH_SECONDS = 3600.0
-
 _DESCRIPTION = """\
 Transcribe recordings of any length. FILES are audio or video files, folders (searched below), URLs, or - for standard
 input. Reads what soundfile reads (WAV, FLAC, MP3, OGG, ...), and after pip install 'fastslm[av]' m4a, aac, webm,
@@ -36,7 +33,7 @@ examples:
   fastslm transcribe talk.mp3                                   text to the terminal, by the model in runs/hta
   fastslm transcribe talks/ --model runs/mine --output texts/   a folder; run it again to go on where it stopped
   fastslm transcribe talk.mp3 --format srt --output .           subtitles by window
-  fastslm transcribe day.flac --section-minutes 5               hours of audio, five minutes at a time
+  fastslm transcribe day.flac --model runs/mine --section-minutes 5    hours of audio, five minutes at a time
   fastslm transcribe talk.mp3 --task ast --language Korean      translation
   curl -s https://example.org/talk.mp3 | fastslm transcribe -
 
@@ -192,12 +189,14 @@ class _Transcription:
 
     def run(self, jobs: Sequence[Job], headed: bool) -> int:
         """Transcribe and return the exit status."""
+        from fastslm.inference.batch import side_by_side
+
         began = time.perf_counter()
         lengths = [_seconds(job.audio) for job in jobs]
         total = sum(length or 0.0 for length in lengths)
         with AudioBar(total or None) as bar:
             try:
-                for group in _batches(
+                for group in side_by_side(
                     list(zip(jobs, lengths, strict=True)), 1 if self.alone else self.options.batch_size
                 ):
                     self._group(group, bar, headed)
@@ -271,17 +270,3 @@ def _seconds(audio: str) -> float | None:
         return FileSource(Path(audio)).seconds
     except FastSLMError:
         return None
-
-
-def _batches(jobs: Sequence[tuple[Job, float | None]], size: int) -> Iterator[list[Job]]:
-    """Yield neighbours, at most ``size``, whose audio, padded to the longest, stays within ``_BATCH_SECONDS``."""
-    group: list[Job] = []
-    longest = 0.0
-    for job, seconds in jobs:
-        length = _BATCH_SECONDS if seconds is None else seconds
-        if group and (len(group) == size or max(longest, length) * (len(group) + 1) > _BATCH_SECONDS):
-            yield group
-            group, longest = [], 0.0
-        group, longest = [*group, job], max(longest, length)
-    if group:
-        yield group

@@ -120,6 +120,15 @@ class Score:
         return errors / self.num_words if self.num_words else None
 
 
+def check_installed() -> None:
+    """Refuse to begin what could not be scored in the end.
+
+    Raises:
+        MissingExtraError: the extra ``evaluate`` is not installed.
+    """
+    compare(Transcript("", "", "", 0.0))
+
+
 def compare(transcript: Transcript) -> Counts:
     """Count the errors of a transcript as the Open ASR Leaderboard does.
 

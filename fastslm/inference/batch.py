@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,29 @@ from .listening import encode
 from .results import Answer, Timings
 
 Progress = Callable[[str, float], None]
+Item = TypeVar("Item")
+
+#: Recordings of a batch wait in memory together, so long ones must not: seconds of the longest, times their number.
+_BATCH_SECONDS = 3600.0
+
+
+def side_by_side(items: Sequence[tuple[Item, float | None]], size: int) -> Iterator[list[Item]]:
+    """Yield neighbours, at most ``size``, whose audio, padded to the longest, stays within ``_BATCH_SECONDS``.
+
+    Args:
+        items: each with its seconds of audio; None, where they are not known, counts as long.
+        size: most of them together.
+    """
+    group: list[Item] = []
+    longest = 0.0
+    for item, seconds in items:
+        length = _BATCH_SECONDS if seconds is None else seconds
+        if group and (len(group) == size or max(longest, length) * (len(group) + 1) > _BATCH_SECONDS):
+            yield group
+            group, longest = [], 0.0
+        group, longest = [*group, item], max(longest, length)
+    if group:
+        yield group
 
 
 class _Recording:

@@ -11,6 +11,7 @@ import torch
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.path.batch import Batch, Dialogue, Sample
+from fastslm.path.loss import label_loss
 from fastslm.path.model import Output, SpeechLM
 from fastslm.path.stepwise import check_stepwise
 from fastslm.training.lightning_module import SpeechLMModule
@@ -165,7 +166,7 @@ def loss_before_training(subject: Subject, batch: Batch) -> Check:
         embeddings = path.text.embed(silent, tokens)
         mask, targets, positions = path.text.labels(silent, embeddings.device)
         logits = path.llm(embeddings, mask, positions)
-        alone = float(torch.nn.functional.cross_entropy(logits.float(), targets))
+        alone = float(label_loss(logits, targets)) / len(targets)
     return Check(
         "loss before training",
         math.isfinite(with_audio) and with_audio <= alone + _HIGHEST_RISE,

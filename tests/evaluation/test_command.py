@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from fastslm.cli import main
+from fastslm.datamodules.evaluation.recordings import RegionSource
 from fastslm.evaluation.transcripts import read_transcripts
 from tests.inference.tiny_run import settings_of, write_run
 
@@ -150,6 +151,19 @@ def test_numbers_in_words_are_compared_as_words_where_that_is_asked(capsys, tmp_
         run(capsys, system, tmp_path / "s", "--out", tmp_path / "out", *more)
         rates.append(json.loads((tmp_path / "out" / "results.json").read_text())["results"][0]["overall"]["wer"])
     assert rates == [1.0, 0.25]
+
+
+def test_no_audio_is_opened_for_transcripts_that_are_there(capsys, tmp_path, shards, monkeypatch):
+    monkeypatch.setattr(RegionSource, "_open", lambda self: pytest.fail(f"{self.name} was opened"))
+    assert run(capsys, texts(tmp_path / "t", **GOOD), shards, "--out", tmp_path / "out")[0] == 0
+
+
+@pytest.mark.parametrize("more", [["--section-minutes", "nan"], ["--max-new-tokens", "0"], ["--batch-size", "0"]])
+def test_a_number_that_cannot_be_is_refused_before_anything_is_transcribed(capsys, tmp_path, shards, model, more):
+    status, shown = run(capsys, model, shards, "--out", tmp_path / "out", *more)
+    assert status == 2
+    assert more[0].strip("-").replace("-", "_") in shown.err.replace("-", "_")
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_name_in_two_shards_of_a_set_is_refused(capsys, tmp_path, write_shard, flac):

@@ -18,8 +18,8 @@ from tiny_run import settings_of
 from fastslm import cli
 from fastslm.commands.notes import NOTES
 from fastslm.commands.progress import AudioBar
-from fastslm.commands.transcribe import _batches
 from fastslm.inference import load as load_module
+from fastslm.inference.batch import side_by_side
 from fastslm.inference.formats import render
 from fastslm.inference.model import Model
 from fastslm.inference.results import Answer, Segment, Timings
@@ -260,7 +260,7 @@ def test_help_teaches_with_examples(command, capsys):
 
 def test_batches_stay_within_an_hour_of_padded_audio():
     lengths = [100.0] * 5 + [3000.0, 400.0, 9000.0, None, 10.0]
-    groups = list(_batches([(i, length) for i, length in enumerate(lengths)], 4))
+    groups = list(side_by_side([(i, length) for i, length in enumerate(lengths)], 4))
     assert groups == [[0, 1, 2, 3], [4], [5], [6], [7], [8], [9]]
 
 
