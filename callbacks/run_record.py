@@ -1,5 +1,6 @@
 """RunRecord: what a comparison of runs needs to know of one, as two JSON files in its run folder."""
 
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 from fastslm.files import write_atomically
 from fastslm.path.batch import Batch
 from fastslm.path.flops import count_flops
+from fastslm.processes.ranks import gathered
 from fastslm.tasks import tasks
 from fastslm.training.lightning_module import SpeechLMModule
 
@@ -120,7 +122,7 @@ class RunRecord(L.Callback):
 
     def _write_validation(self, trainer: L.Trainer) -> None:
         seconds, tokens = reduce_over_ranks(trainer, torch.tensor(self._seen, dtype=torch.float64), "sum").tolist()
-        recordings = sorted(_gathered(trainer, self._recordings), key=lambda row: row["key"])
+        recordings = sorted(itertools.chain(*gathered(self._recordings)), key=lambda row: row["key"])
         errors, words = (sum(row[name] for row in recordings) for name in ("errors", "words"))
         loss = trainer.callback_metrics.get("val/loss")
         record = {
@@ -139,16 +141,6 @@ def _numel(parameter: torch.nn.Parameter) -> int:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _gathered(trainer: L.Trainer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if trainer.world_size == 1:
-        return rows
-    import torch.distributed as dist
-
-    parts: list[list[dict[str, Any]]] = [[] for _ in range(trainer.world_size)]
-    dist.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]
 
 
 def _write(trainer: L.Trainer, name: str, record: Mapping[str, Any]) -> None:

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import CheckpointError
 from fastslm.path.batch import Batch
@@ -88,12 +86,3 @@ class TrainedOn:
 def num_characters(text: str) -> int:
     """Return the characters of a text, spaces left out: words are not told apart in all scripts."""
     return len("".join(text.split()))
-
-
-def gathered(trainer: Any, mine: TrainedOn) -> TrainedOn:
-    """Return what all ranks have trained on; each of them calls this."""
-    parts: list[Any] = [mine.plain()]
-    if trainer.world_size > 1 and torch.distributed.is_initialized():
-        parts *= trainer.world_size
-        torch.distributed.all_gather_object(parts, mine.plain())
-    return TrainedOn.of(parts)

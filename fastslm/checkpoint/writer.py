@@ -34,8 +34,9 @@ from fastslm.checkpoint.folder import (
 )
 from fastslm.checkpoint.gather import stored_tensors
 from fastslm.checkpoint.state import part_of_tensor, some
-from fastslm.checkpoint.trained_on import TrainedOn, gathered
+from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.errors import CheckpointError
+from fastslm.processes.ranks import gathered
 
 FORMAT = 1
 WEIGHTS = "adapter.safetensors"
@@ -70,7 +71,7 @@ def write_checkpoint(
     partial = partial_of(final)
     tensors = stored_tensors(module, keep=zero)
     problem: CheckpointError | None = None
-    trained_on = gathered(trainer, module.trained_on)
+    trained_on = TrainedOn.of(gathered(module.trained_on.plain()))
     if zero:
         problem = _not_finite(tensors) or _problem(lambda: _prepare(partial, tensors), partial)
     _agree(trainer, problem)

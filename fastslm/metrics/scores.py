@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from fastslm.contracts import Metric
+from fastslm.processes.ranks import gathered
 from fastslm.tasks import tasks
 
 #: By name of a metric and language of the answers, "" for those that name none.
@@ -38,7 +37,7 @@ class Scores:
         All ranks call this, and get the same.
         """
         sums: _Sums = {}
-        for part in _of_all_ranks(self._sums):
+        for part in gathered(self._sums):
             _add(sums, part)
         metrics: dict[str, Metric] = {}
         for task in tasks().values():
@@ -59,11 +58,3 @@ def _add(sums: _Sums, more: Mapping[tuple[str, str], Sequence[float]]) -> None:
     for name, counts in more.items():
         before = sums.get(name) or [0] * len(counts)
         sums[name] = [a + b for a, b in zip(before, counts, strict=True)]
-
-
-def _of_all_ranks(sums: _Sums) -> list[_Sums]:
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return [sums]
-    gathered: list[_Sums] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, sums)
-    return gathered

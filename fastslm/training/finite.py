@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastslm.errors import TrainingError
-from fastslm.training.rank_agreement import gathered
+from fastslm.processes.ranks import gathered
 
 _SHOWN = 8
 

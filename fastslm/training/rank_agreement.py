@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from fastslm.errors import ConfigError
+from fastslm.processes.ranks import gathered
 
 _PACKAGES = (
     "torch", "lightning", "deepspeed", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy",
@@ -19,15 +19,6 @@ _PACKAGES = (
 )  # fmt: skip
 _SHOWN = 8
 _ABSENT = "nothing"
-
-
-def gathered(facts: Any) -> list[Any]:
-    """Return what each rank gives, in the order of ranks; every rank must call this."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return [facts]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, facts)
-    return parts
 
 
 def check_agreement(facts: Mapping[str, Any], what_to_do: str) -> None:

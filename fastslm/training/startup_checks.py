@@ -13,11 +13,12 @@ from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import part_of
+from fastslm.processes.ranks import gathered
 from fastslm.strategies.support import refuse_unsupported
 from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.data_source import source_of
 from fastslm.training.known_bad import KNOWN_BAD
-from fastslm.training.rank_agreement import check_agreement, gathered, installed, versions, weights_digest
+from fastslm.training.rank_agreement import check_agreement, installed, versions, weights_digest
 
 _FREQUENCIES = ("inv_freq", "original_inv_freq")
 
