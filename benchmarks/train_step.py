@@ -89,16 +89,15 @@ class Clock:
         return result
 
 
-def measure_step(repeats: int) -> dict[str, float]:
+def measure_step(path: SpeechLM, batch: Batch, repeats: int) -> dict[str, float]:
     """Return seconds per step of each station, and of the whole step."""
-    path = build().train()
+    path.train()
     clock = Clock()
     for module, station in (
         (path.encoder.mel, "mel"), (path.encoder, "encoder"), (path.abstractor, "abstractor"), (path.llm, "llm forward")
     ):  # fmt: skip
         clock.wrap(module, station)
     optimizer = torch.optim.AdamW([p for p in path.parameters() if p.requires_grad], 1e-4)
-    batch = batch_of(path, list(np.linspace(5, 60, 8)))
     whole = 0.0
     for i in range(repeats + 1):
         if i == 1:  # the first step warms up
@@ -131,17 +130,22 @@ def measure_memory(minutes: float) -> float:
     return float(held.max() - tokens.nbytes) / 2**20
 
 
-def main() -> None:
-    """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=10, help="steps to average over")
-    options = parser.parse_args()
-    step = measure_step(options.repeats)
+def print_step(step: dict[str, float]) -> None:
+    """Print what ``measure_step`` found."""
     whole, audio = step.pop("whole step"), step.pop("audio seconds")
     print(f"training step: {audio:.0f} s of audio in {whole:.2f} s, {audio / whole:.0f} audio seconds per second")
     for station, seconds in step.items():
         print(f"  {station:12} {seconds:7.3f} s  {seconds / whole:6.1%}")
     print(f"  {'rest':12} {whole - sum(step.values()):7.3f} s  {1 - sum(step.values()) / whole:6.1%}")
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=10, help="steps to average over")
+    options = parser.parse_args()
+    path = build()
+    print_step(measure_step(path, batch_of(path, list(np.linspace(5, 60, 8))), options.repeats))
     print("peak memory from audio to tokens, beyond model, audio and tokens:")
     figures = {}
     for minutes in (1, 10, 60):

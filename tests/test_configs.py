@@ -213,6 +213,13 @@ def test_a_stage_says_what_trains_at_which_rate_on_which_audio(capsys, name):
         assert config["data"]["init_args"]["max_audio_seconds"] == longest
 
 
+def test_before_the_stages_the_compressor_trains_alone_by_letters(capsys):
+    for parts in ((), LARGE.values()):
+        model = parsed(capsys, "hta.yaml", *parts, "stage/0_letters.yaml")["model"]
+        assert model["train_parts"] == ["abstractor", "projector"]
+        assert (model["answer_weight"], model["alignment_weight"], model["letters_per_token"]) == (0.0, 1.0, 16)
+
+
 def test_each_stage_starts_where_the_former_one_ends(capsys):
     folder = None
     for name in ("1_short_asr", "2_long_asr", "3_instruct"):

@@ -15,9 +15,11 @@ class Additions:
 
     Attributes:
         alignment: the part of it that has weights; a part of the model while it trains.
+        reads_answers: the LLM reads the answers; else the alignment loss trains alone.
     """
 
     alignment: nn.Module | None = None
+    reads_answers: bool = True
 
     def masks(self, batch: Batch, windows: Windows, encoder: Encoder, context_samples: int) -> FeatureMasks | None:
         """Return what is hidden of each window's features in the batch's epoch; None where nothing is."""

@@ -122,12 +122,15 @@ class SpeechLM(nn.Module):
         additions = self.additions if self.training else NOTHING
         speech = speech or self.listen(batch, num_groups)  # [W, K, D_llm]
         layout = self.text.layout(additions.dialogues(batch), speech.rows, batch.weights)
-        embeddings = self.text.embed(layout, additions.tokens(speech.tokens))  # [B, S, D_llm]
-        mask, labels, positions = self.text.labels(layout, embeddings.device)
-        logits = self.llm(embeddings, mask, positions)  # [N, V]
+        loss_sum = speech.tokens.new_zeros(())
+        if additions.reads_answers:
+            embeddings = self.text.embed(layout, additions.tokens(speech.tokens))  # [B, S, D_llm]
+            mask, labels, positions = self.text.labels(layout, embeddings.device)
+            logits = self.llm(embeddings, mask, positions)  # [N, V]
+            loss_sum = label_loss(logits, labels)
         alignment_sum, num_aligned = additions.align(batch, speech.rows, speech.tokens, self.llm.embed, classes)
         return Output(
-            loss_sum=label_loss(logits, labels),
+            loss_sum=loss_sum,
             num_labels=len(layout.labels),
             alignment_sum=alignment_sum,
             num_aligned=num_aligned,

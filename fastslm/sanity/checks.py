@@ -185,7 +185,7 @@ def overfitting(subject: Subject, batch: Batch) -> Check:
     while len(losses) < subject.num_steps and (not losses or losses[-1] > _HIGHEST_SHARE / 2 * losses[0]):
         with subject.precision():
             output = path(batch)
-            loss = output.loss_sum / output.num_labels
+            loss = module.settings.answer_weight * output.loss_sum / output.num_labels
             if output.alignment_sum is not None:
                 loss = loss + module.settings.alignment_weight * output.alignment_sum / max(output.num_aligned, 1)
         loss.backward()

@@ -15,6 +15,7 @@ from fastslm.training.alignment import AlignmentLoss, transcripts_of
 from fastslm.training.answer_noise import disturbed
 from fastslm.training.mix_style import mix_style
 from fastslm.training.settings import TrainingSettings
+from fastslm.training.spelling import SpellingLoss
 
 
 class TrainingAdditions(Additions):
@@ -29,7 +30,11 @@ class TrainingAdditions(Additions):
 
     def __init__(self, settings: TrainingSettings, prompter: Prompter, width: int, seed: int) -> None:
         self.settings, self.prompter, self.seed = settings, prompter, seed
-        self.alignment = AlignmentLoss(width) if settings.alignment_weight > 0 else None
+        self.reads_answers = settings.answer_weight > 0
+        if settings.letters_per_token:
+            self.alignment = SpellingLoss(width, settings.letters_per_token, prompter.tokenizer.decode)
+        elif settings.alignment_weight > 0:
+            self.alignment = AlignmentLoss(width)
 
     def masks(self, batch: Batch, windows: Windows, encoder: Encoder, context_samples: int) -> FeatureMasks | None:
         """Return what SpecAugment hides of each window in the batch's epoch."""

@@ -238,10 +238,13 @@ class SpeechLMModule(L.LightningModule):
         agreed = self._agree(batch, asked=self.stop_requested)
         self.stop_agreed |= agreed.asked
         output: Output = self.path(batch, num_groups=agreed.num_groups, classes=agreed.ids)
-        objective = loss = self._share(batch, agreed, output.loss_sum, agreed.labels, "train/loss", prog_bar=True)
+        weight, objective = self.settings.answer_weight, output.loss_sum
+        if weight:
+            objective = weight * self._share(batch, agreed, output.loss_sum, agreed.labels, "train/loss", prog_bar=True)
         if output.alignment_sum is not None:
-            alignment = self._share(batch, agreed, output.alignment_sum, agreed.aligned, "train/alignment_loss")
-            objective = loss + self.settings.alignment_weight * alignment
+            name, alone = "train/alignment_loss", not weight
+            alignment = self._share(batch, agreed, output.alignment_sum, agreed.aligned, name, prog_bar=alone)
+            objective = objective + self.settings.alignment_weight * alignment
         self._unchecked = [(batch.keys, objective)]
         counts = float(any(batch.weights))  # what only fills up a step is no work done
         return {

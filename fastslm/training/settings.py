@@ -21,7 +21,12 @@ class TrainingSettings:
     Attributes:
         train_parts: what trains, of encoder, abstractor, projector, lora and llm.
         alignment_weight: weight of an auxiliary CTC loss between speech tokens and transcript; 0 leaves it out. It
-            needs at least as many speech tokens as the transcript has ids, and is of no use beyond that.
+            needs at least as many speech tokens as the transcript has ids, and is of no use beyond that; at lower
+            rates set ``letters_per_token``.
+        letters_per_token: most letters that a speech token is asked to spell in the alignment loss, which then compares
+            letters and not the LLM's ids: 16 for 1.67 tokens per second. 0 compares ids.
+        answer_weight: weight of the loss of the answers. 0 trains the compressor by the alignment loss alone, and the
+            LLM does not run in training: many times faster, and a good start for a training with the LLM.
         frame_cache: keep the frozen encoder's frames on disk, so that each window of the corpus is encoded once: true
             for the user's cache folder, or a folder. Of no use with augmentation, where no window comes twice.
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations.
@@ -42,6 +47,8 @@ class TrainingSettings:
 
     train_parts: Sequence[str] = setting(("abstractor", "projector", "lora"), changes="run")
     alignment_weight: float = setting(0.0, changes="nothing")
+    letters_per_token: int = setting(0, changes="nothing")
+    answer_weight: float = setting(1.0, changes="nothing")
     frame_cache: bool | str = setting(False, changes="nothing")
     recompute: bool = setting(False, changes="nothing")
     spec_augment: SpecAugment | None = setting(None, changes="nothing")
@@ -53,6 +60,13 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.alignment_weight < 0:
             raise ConfigError(f"model.alignment_weight: {self.alignment_weight:g} must not be below 0.")
+        if not 0 <= self.letters_per_token <= 256:
+            raise ConfigError(f"model.letters_per_token: {self.letters_per_token} is outside 0 to 256.")
+        if self.letters_per_token and not self.alignment_weight:
+            raise ConfigError(
+                "model.letters_per_token: the alignment loss that compares letters is off. Set model.alignment_weight."
+            )
+        self._check_answer_weight()
         for name, most in (("answer_noise", 0.5), ("mix_style", 1.0), ("token_noise", 1.0)):
             if not 0.0 <= getattr(self, name) <= most:
                 raise ConfigError(f"model.{name}: {getattr(self, name):g} is outside 0 to {most:g}.")
@@ -67,6 +81,23 @@ class TrainingSettings:
                 " frames of the first. Set model.frame_cache to false, or model.spec_augment to null."
             )
         check_compilable(self.compile_parts)
+
+    def _check_answer_weight(self) -> None:
+        if self.answer_weight < 0:
+            raise ConfigError(f"model.answer_weight: {self.answer_weight:g} must not be below 0.")
+        if self.answer_weight:
+            return
+        if not self.alignment_weight:
+            raise ConfigError(
+                "model.answer_weight: with 0 the alignment loss trains alone, and model.alignment_weight is 0, so that"
+                " nothing would. Set one of them."
+            )
+        unread = [part for part in self.train_parts if part in ("lora", "llm")]
+        if unread:
+            raise ConfigError(
+                f"model.answer_weight: with 0 the LLM does not run in training, and model.train_parts names"
+                f" {' and '.join(unread)}. Take that out, or raise model.answer_weight."
+            )
 
     @property
     def trains_encoder(self) -> bool:

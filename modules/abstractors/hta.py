@@ -44,19 +44,23 @@ class _Downsampler(nn.Module):
         return self.norm(hidden.transpose(1, 2)) * valid_after[..., None]  # type: ignore[no-any-return]
 
 
+def _bias(num_heads: int, kind: bool | str) -> DistanceBias | None:
+    return DistanceBias(num_heads, spread=kind == "spread") if kind else None
+
+
 class _Compressor(nn.Module):
     """Learnable queries read a sequence once: no q/k/v matrices, no residual, positions on queries and keys only."""
 
     query_positions: Tensor
     key_positions: Tensor
 
-    def __init__(self, width: int, num_heads: int, num_queries: int, distance_bias: bool) -> None:
+    def __init__(self, width: int, num_heads: int, num_queries: int, distance_bias: bool | str) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Parameter(torch.randn(num_queries, width) * 0.02)
         self.query_norm = nn.LayerNorm(width)
         self.context_norm = nn.LayerNorm(width)
-        self.bias = DistanceBias(num_heads) if distance_bias else None
+        self.bias = _bias(num_heads, distance_bias)
         self.out = nn.Linear(width, width)
 
     def place(self, query_times: Tensor, key_times: Tensor, extent: float, by_index: bool) -> None:
@@ -86,9 +90,9 @@ class _Compressor(nn.Module):
 class _Refinement(nn.Module):
     """The tokens read each other, then all scales; residual, with a feed-forward part where it has a width."""
 
-    def __init__(self, width: int, num_heads: int, ffn_width: int, bias: bool) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_width: int, distance_bias: bool | str) -> None:
         super().__init__()
-        self.bias = DistanceBias(num_heads) if bias else None
+        self.bias = _bias(num_heads, distance_bias)
         self.self_norm = nn.LayerNorm(width)
         self.self_attention = Attention(width, num_heads)
         self.cross_norm = nn.LayerNorm(width)
@@ -135,7 +139,9 @@ class HTA(AnyRateAbstractor):
         pooled_residual: add to each token, before refinement, the ``mean`` of the frames of its share of the window, so
             that what attention has not learned to find is there from the start; or with ``attention`` a mean whose
             weights within a share are learned, the plain one to begin with. Null is the release.
-        distance_bias: every query prefers what is near in time, by a learned amount for each head. Off in the release.
+        distance_bias: every query prefers what is near in time, by a learned amount for each head; with ``spread`` each
+            head prefers a place of its own within a token's share of the window, so that the order of what is said is
+            there from the start. Off in the release.
         head_width: features of an attention head; null takes 64 (the release), in encoders below 256 a quarter.
 
     Raises:
@@ -160,7 +166,7 @@ class HTA(AnyRateAbstractor):
         refinement_scales: Sequence[int] | None = None,
         refinement_ffn_ratio: int = 0,
         pooled_residual: Literal["mean", "attention"] | None = None,
-        distance_bias: bool = False,
+        distance_bias: bool | Literal["spread"] = False,
         head_width: int | None = None,
     ) -> None:
         super().__init__(in_width, out_width, budget)

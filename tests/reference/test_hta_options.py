@@ -86,6 +86,27 @@ def test_with_a_steep_bias_a_token_follows_what_is_near_and_not_what_is_far():
     assert change(build(**options)) > 0.1
 
 
+def test_spread_heads_divide_the_share_of_a_token_among_them():
+    bias = DistanceBias(4, spread=True)
+    bias.place(torch.tensor([7.5, 23.5]), [torch.arange(32.0)], 32.0)  # two tokens of 16 frames
+    found = bias([32]).softmax(-1)  # what equal scores see
+    middles = (found * torch.arange(32.0)).sum(-1)
+    expected = torch.tensor([[1.5, 17.5], [5.5, 21.5], [9.5, 25.5], [13.5, 29.5]])
+    torch.testing.assert_close(middles, expected, atol=0.5, rtol=0.0)  # the window's ends cut off a tail
+    assert found[1:3, :, :].amax(-1).min() > 0.2  # each sees a few frames, not all 16
+
+
+def test_with_spread_heads_an_untrained_compressor_tells_early_from_late():
+    def change(**options):
+        hta = build(downsampling=[], pooled_residual="mean", **options)
+        frames = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(1))
+        swapped = frames.flip(1).unflatten(1, (-1, 4)).flip(1).flatten(1, 2)  # frames of each share in reverse order
+        before, after = tokens_of(hta, frames, [12]), tokens_of(hta, swapped, [12])
+        return float((after - before).norm() / before.norm())
+
+    assert change(distance_bias="spread") > 2 * change(distance_bias=True)
+
+
 def attended_with_bias():
     """Return attention of two heads with a bias and padding, the same by hand, and the leaves of both."""
     generator = torch.Generator().manual_seed(0)

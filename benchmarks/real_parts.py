@@ -1,0 +1,129 @@
+"""Pretrained parts with a compressor between them: a training step by station, and transcription beside Whisper's own.
+
+    python -m benchmarks.real_parts --encoder WHISPER --llm LLM RECORDING [RECORDING ...]
+
+The training step is of the given recordings, one batch, with some three words a second as text: its audio seconds per
+second, and the share of each station. Then the same recordings are transcribed one by one, each 30 s at a time by
+transformers' own Whisper (greedy, with the decoder of the same weights), and by encoder, compressor and LLM, which
+generate as many tokens as Whisper did: seconds of both by turns, and their ratio. Compressor and LoRA are untrained:
+what is measured is the work, not the text. Words, errors and all that follows from training: ``fastslm evaluate``.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoProcessor, WhisperForConditionalGeneration
+
+from benchmarks.train_step import RATE, batch_of, measure_step, print_step
+from fastslm.inference.audio import FileSource
+from fastslm.inference.engine import read
+from fastslm.inference.listening import encode
+from fastslm.inference.model import Model
+from fastslm.modules.abstractors.hta import HTA
+from fastslm.modules.encoders.whisper import WhisperEncoder
+from fastslm.modules.llms.causal_lm import CausalLM, LoRA
+from fastslm.path.build import build as build_path
+from fastslm.path.model import SpeechLM
+from fastslm.path.prompt import Prompter
+from fastslm.path.request import Request
+from fastslm.path.settings import SpeechSettings
+
+#: configs/hta.yaml
+HTA_OPTIONS: dict[str, Any] = {"pooled_residual": "attention", "distance_bias": True}
+
+
+def build(encoder_folder: str, llm_folder: str) -> SpeechLM:
+    """Return encoder, HTA as configured and LLM with LoRA, at 1.67 tokens per second."""
+    torch.manual_seed(0)
+    encoder, llm = WhisperEncoder(encoder_folder), CausalLM(llm_folder, lora=LoRA())
+    encoder.load()
+    llm.load()
+    return build_path(
+        encoder,
+        partial(HTA, **HTA_OPTIONS),
+        llm,
+        Prompter(llm.tokenizer),
+        SpeechSettings(window_seconds=30.0, tokens_per_window=50, encoder_batch_windows=4),
+        train_parts=("abstractor", "projector", "lora"),
+    )
+
+
+def samples_of(path: Path) -> np.ndarray:
+    """Return a recording, int16 at 16 kHz."""
+    return np.concatenate(list(FileSource(path).blocks()))
+
+
+def whispered(whisper: WhisperForConditionalGeneration, processor: Any, audio: np.ndarray) -> int:
+    """Return the tokens that Whisper generates for a recording, 30 s at a time."""
+    num_tokens = 0
+    for begin in range(0, len(audio), 30 * RATE):
+        part = audio[begin : begin + 30 * RATE].astype(np.float32) / 32768
+        features = processor(part, sampling_rate=RATE, return_tensors="pt").input_features
+        ids = whisper.generate(features, language="en", task="transcribe", do_sample=False, num_beams=1)
+        num_tokens += ids.shape[1]
+    return num_tokens
+
+
+def generate(model: Model, path: Path, num_new: int) -> None:
+    """Encode a recording, read it and generate exactly ``num_new`` tokens."""
+    memory = model.new_memory()
+    before, after = model.ids_of(Request())
+    tokens = torch.cat([speech.tokens for speech in encode(model.path, [FileSource(path)])])
+    embeddings = torch.cat([memory.embed(before, model.device), tokens, memory.embed(after, model.device)])
+    with torch.inference_mode():
+        logits = read(model.path.llm, embeddings[None], memory.cache)
+        for _ in range(num_new):
+            logits = model.path.llm.extend(model.path.llm.embed(logits.argmax(-1)[:, None]), None, memory.cache)
+
+
+def timed(action: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds of an action and its result."""
+    begin = time.perf_counter()
+    result = action()
+    return time.perf_counter() - begin, result
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", required=True, metavar="FOLDER", help="a Whisper model with its decoder")
+    parser.add_argument("--llm", required=True, metavar="FOLDER")
+    parser.add_argument("--repeats", type=int, default=3, help="steps, and rounds over the recordings")
+    parser.add_argument("recordings", nargs="+", type=Path, metavar="RECORDING")
+    options = parser.parse_args()
+
+    path = build(options.encoder, options.llm)
+    lengths = [len(samples_of(recording)) / RATE for recording in options.recordings]
+    batch = batch_of(path, lengths)
+    real = np.concatenate([samples_of(recording) for recording in options.recordings])
+    batch = replace(batch, audio=torch.from_numpy(real))
+    print_step(measure_step(path, batch, options.repeats))
+
+    model = Model(path.requires_grad_(False).eval(), "untrained")
+    whisper = WhisperForConditionalGeneration.from_pretrained(options.encoder).eval()
+    processor = AutoProcessor.from_pretrained(options.encoder)
+    seconds, num_tokens = {"whisper": 0.0, "ours": 0.0}, 0
+    for turn in range(options.repeats + 1):  # the first round warms up
+        for recording in options.recordings:
+            theirs, count = timed(partial(whispered, whisper, processor, samples_of(recording)))
+            mine, _ = timed(partial(generate, model, recording, count))
+            if turn:
+                seconds["whisper"] += theirs
+                seconds["ours"] += mine
+                num_tokens += count
+    audio = sum(lengths) * options.repeats
+    print(f"transcription: {audio:.0f} s of audio, {num_tokens} tokens by each")
+    for name, spent in seconds.items():
+        print(f"  {name:8} {spent:7.2f} s   {audio / spent:5.1f} audio seconds per second")
+    print(f"  ours / whisper {seconds['ours'] / seconds['whisper']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
