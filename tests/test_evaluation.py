@@ -13,7 +13,6 @@ import torch
 from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch, Dialogue, Sample
 from fastslm.path.listen import Speech
-from fastslm.path.model import Output
 from fastslm.path.text import TextSide
 from fastslm.training.evaluation import Evaluation, check_monitors, write_answers
 
@@ -45,7 +44,7 @@ def rows(*chosen):
 def evaluated(*batches, loss_sum=6.0, num_labels=3):
     evaluation = Evaluation(torch.device("cpu"))
     for batch in batches:
-        evaluation.add(Output(torch.tensor(loss_sum), num_labels, None, 0, 0, 0, 0), rows(*batch))
+        evaluation.add(torch.tensor(loss_sum), num_labels, rows(*batch))
     return {name: value.item() for name, value in evaluation.values(lambda tensor: tensor).items()}
 
 

@@ -113,8 +113,16 @@ def test_a_batch_without_transcripts_stays_connected_and_adds_nothing(batch):
         ({"letters_per_token": 16}, "model.letters_per_token"),
         ({"letters_per_token": 300, "alignment_weight": 1.0}, "model.letters_per_token: 300"),
         ({"answer_weight": -1.0}, "model.answer_weight: -1"),
-        ({"answer_weight": 0.0, "train_parts": ["abstractor"]}, "model.alignment_weight is 0"),
-        ({"answer_weight": 0.0, "alignment_weight": 1.0, "train_parts": ["abstractor", "lora"]}, "names lora"),
+        ({"answer_weight": 0.0, "alignment_weight": 1.0}, "Set model.letters_per_token"),
+        (
+            {
+                "answer_weight": 0.0,
+                "alignment_weight": 1.0,
+                "letters_per_token": 8,
+                "train_parts": ["abstractor", "lora"],
+            },
+            "names lora",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_one_sentence(make_module, settings, named):

@@ -46,9 +46,10 @@ class TrainingAdditions(Additions):
         return augment.draw(names, windows, encoder, context_samples, self.seed, batch.epoch)
 
     def frames(self, frames: Tensor, num_frames: Tensor) -> Tensor:
-        """Return the frames with some windows' voices mixed."""
-        share = self.settings.mix_style
-        return mix_style(frames, num_frames, share) if share else frames
+        """Return the frames with some windows' voices mixed, hidden, warped and disturbed."""
+        share, augment = self.settings.mix_style, self.settings.frame_augment
+        frames = mix_style(frames, num_frames, share) if share else frames
+        return augment(frames, num_frames) if augment else frames
 
     def dialogues(self, batch: Batch) -> Sequence[Dialogue]:
         """Return the dialogues with the answers' own past as training shows it in the batch's epoch."""

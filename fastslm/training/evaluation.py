@@ -15,9 +15,11 @@ from fastslm.inference.guards import first_round
 from fastslm.metrics import Scores
 from fastslm.path.batch import Batch
 from fastslm.path.listen import Speech
-from fastslm.path.model import Output, SpeechLM
+from fastslm.path.model import SpeechLM
 from fastslm.tasks import tasks
+from fastslm.training.alignment import transcripts_of
 from fastslm.training.data_source import DataSource
+from fastslm.training.spelling import SpellingLoss
 
 
 class Evaluation:
@@ -31,10 +33,9 @@ class Evaluation:
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss and labels
         self._scores = Scores()
 
-    def add(self, output: Output, rows: Sequence[dict[str, Any]]) -> None:
-        """Add a batch: what its pass gave, and the rows of those answered in text."""
-        sums = [output.loss_sum.double(), output.loss_sum.new_tensor(output.num_labels).double()]
-        self._sums += torch.stack(sums)
+    def add(self, loss_sum: Tensor, num_labels: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Add a batch: its loss, summed over so many labels, and the rows of those answered in text."""
+        self._sums += torch.stack([loss_sum.double(), loss_sum.new_tensor(num_labels).double()])
         self._scores.add(rows)
 
     def values(self, gather: Callable[[Tensor], Any]) -> dict[str, Tensor]:
@@ -118,18 +119,37 @@ def write_answers(
     kept = [first_round(ids) for ids in generated]
     texts = path.prompter.tokenizer.batch_decode(kept, skip_special_tokens=True)
     return [
-        {
-            "key": batch.keys[i],
-            "task": batch.dialogues[i].task,
-            "language": batch.dialogues[i].language,
-            "reference": batch.dialogues[i].reference or None,  # a sample to predict may have none
-            "hypothesis": text.strip(),
-            "audio_seconds": round(seconds[i], 3),
-            "weight": batch.weights[i],
-            **({"loop": True} if len(ids) < len(whole) else {}),
-        }
+        _row(batch, i, text, seconds[i]) | ({"loop": True} if len(ids) < len(whole) else {})
         for i, text, ids, whole in zip(chosen, texts, kept, generated, strict=True)
     ]
+
+
+def spell(path: SpeechLM, batch: Batch, speech: Speech) -> tuple[Tensor, int, list[dict[str, Any]]]:
+    """Return what a validation of the compressor alone counts: loss, ids behind it, and rows of what tokens spell."""
+    reader = path.alignment
+    assert isinstance(reader, SpellingLoss)
+    loss_sum, num_ids = path.additions.align(batch, speech.rows, speech.tokens, path.llm.embed, None)
+    assert loss_sum is not None
+    tokens, seconds = speech.tokens.flatten(0, 1), _seconds_of_dialogues(path, batch)
+    of_recordings = iter(transcripts_of(batch.dialogues, [1.0] * len(batch), path.prompter.audio_id))
+    recordings, rows = iter(speech.rows), []
+    for i, count in enumerate(path.text.num_recordings(batch.dialogues)):
+        found = [(next(recordings), next(of_recordings)) for _ in range(count)]
+        if count == 1 and found[0][1] is not None:
+            rows.append(_row(batch, i, reader.read(tokens[torch.from_numpy(found[0][0])]), seconds[i]))
+    return loss_sum, num_ids, rows
+
+
+def _row(batch: Batch, i: int, text: str, seconds: float) -> dict[str, Any]:
+    return {
+        "key": batch.keys[i],
+        "task": batch.dialogues[i].task,
+        "language": batch.dialogues[i].language,
+        "reference": batch.dialogues[i].reference or None,  # a sample to predict may have none
+        "hypothesis": text.strip(),
+        "audio_seconds": round(seconds, 3),
+        "weight": batch.weights[i],
+    }
 
 
 def _until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:

@@ -36,7 +36,7 @@ from fastslm.strategies.support import cast_trainable, replicated, shard, shards
 from fastslm.training.adapter_gaps import adapter_gaps
 from fastslm.training.additions import TrainingAdditions
 from fastslm.training.data_source import ModelFacts, source_of, train_from
-from fastslm.training.evaluation import Evaluation, check_monitors, chosen_keys, write_answers
+from fastslm.training.evaluation import Evaluation, check_monitors, chosen_keys, spell, write_answers
 from fastslm.training.finite import check_losses
 from fastslm.training.optim import OptimizerSettings, build_optimizer, build_schedule, early_end
 from fastslm.training.seed import run_seed
@@ -293,13 +293,17 @@ class SpeechLMModule(L.LightningModule):
             agreed = self._agree(batch, asked=generate)
             num_groups, generate = agreed.num_groups, agreed.asked
         speech = self.path.listen(batch, num_groups)
-        output = self.path(batch, speech)
-        rows = write_answers(self.path, batch, speech, chosen, self.settings.limit) if generate else []
+        if self.settings.answer_weight:
+            output = self.path(batch, speech)
+            loss_sum, num_labels = output.loss_sum, output.num_labels
+            rows = write_answers(self.path, batch, speech, chosen, self.settings.limit) if generate else []
+        else:
+            loss_sum, num_labels, rows = spell(self.path, batch, speech)
         self._evaluation = self._evaluation or Evaluation(self.device)
-        self._evaluation.add(output, rows)
-        if self.trainer.state.fn == "fit" and output.num_labels:
-            self._unchecked.append((batch.keys, output.loss_sum))
-        return {"rows": rows, "speech_tokens": output.num_speech_tokens}
+        self._evaluation.add(loss_sum, num_labels, rows)
+        if self.trainer.state.fn == "fit" and num_labels:
+            self._unchecked.append((batch.keys, loss_sum))
+        return {"rows": rows, "speech_tokens": sum(map(len, speech.rows))}
 
     def transcribe(self, batch: Batch) -> list[dict[str, Any]]:
         """Return one row per dialogue with key, task, reference, hypothesis, audio seconds and weight."""

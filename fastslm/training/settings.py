@@ -11,6 +11,7 @@ from fastslm.errors import ConfigError
 from fastslm.path.settings import SpeechSettings
 from fastslm.settings import setting
 from fastslm.training.compilation import check_compilable
+from fastslm.training.frame_augment import FrameAugment
 from fastslm.training.spec_augment import SpecAugment
 
 
@@ -25,8 +26,11 @@ class TrainingSettings:
             rates set ``letters_per_token``.
         letters_per_token: most letters that a speech token is asked to spell in the alignment loss, which then compares
             letters and not the LLM's ids: 16 for 1.67 tokens per second. 0 compares ids.
-        answer_weight: weight of the loss of the answers. 0 trains the compressor by the alignment loss alone, and the
-            LLM does not run in training: many times faster, and a good start for a training with the LLM.
+        answer_weight: weight of the loss of the answers. 0 trains the compressor by letters alone, and the LLM runs
+            neither in training nor in validation, which scores what the tokens spell: many times faster, and a good
+            start for a training with the LLM.
+        frame_augment: hide, warp and disturb the encoder's frames in training; works with ``frame_cache``, which other
+            augmentation does not. Null shows them as they are.
         frame_cache: keep the frozen encoder's frames on disk, so that each window of the corpus is encoded once: true
             for the user's cache folder, or a folder. Of no use with augmentation, where no window comes twice.
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations.
@@ -52,6 +56,7 @@ class TrainingSettings:
     frame_cache: bool | str = setting(False, changes="nothing")
     recompute: bool = setting(False, changes="nothing")
     spec_augment: SpecAugment | None = setting(None, changes="nothing")
+    frame_augment: FrameAugment | None = setting(None, changes="nothing")
     answer_noise: float = setting(0.0, changes="nothing")
     mix_style: float = setting(0.0, changes="nothing")
     token_noise: float = setting(0.0, changes="nothing")
@@ -87,10 +92,10 @@ class TrainingSettings:
             raise ConfigError(f"model.answer_weight: {self.answer_weight:g} must not be below 0.")
         if self.answer_weight:
             return
-        if not self.alignment_weight:
+        if not self.letters_per_token:
             raise ConfigError(
-                "model.answer_weight: with 0 the alignment loss trains alone, and model.alignment_weight is 0, so that"
-                " nothing would. Set one of them."
+                "model.answer_weight: with 0 the compressor trains by letters alone. Set model.letters_per_token (16"
+                " for 1.67 tokens per second) and model.alignment_weight, as configs/stage/0_letters.yaml does."
             )
         unread = [part for part in self.train_parts if part in ("lora", "llm")]
         if unread:
