@@ -52,6 +52,13 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def given_configs(arguments: Sequence[str]) -> list[str]:
+    """Return the files that ``--config`` names among a command's arguments."""
+    found = [argument.partition("=")[2] for argument in arguments if argument.startswith(("--config=", "-c="))]
+    pairs = zip(arguments, arguments[1:], strict=False)
+    return [*found, *(value for flag, value in pairs if flag in ("--config", "-c"))]
+
+
 def _checked_config(name: str) -> str:
     path = find_config(name)
     try:

@@ -17,7 +17,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from fastslm.checkpoint import Checkpoint, Purpose, find_folder, open_checkpoint, verify_trainer_state
 from fastslm.checkpoint.resume import prepare_resume
-from fastslm.configuration.find import find_configs, shipped_configs
+from fastslm.configuration.environment import interpolated
+from fastslm.configuration.find import find_configs, given_configs, shipped_configs
 from fastslm.configuration.lightning_messages import NotMade, name_refusals, refusal
 from fastslm.configuration.messages import shorten
 from fastslm.configuration.named_parts import Preset, named_parts, preset_for
@@ -100,12 +101,13 @@ class TrainingCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and refuse commands that only a configuration names, which may be anybody's.
+        """Parse, and refuse commands and looks at the environment that are only in files, which may be anybody's.
 
         Raises:
             ConfigError: there is one.
         """
-        super().parse_arguments(parser, args)
+        with interpolated(given_configs(args)):
+            super().parse_arguments(parser, args)
         typed = "\n".join(map(str, args))
         for key, value in _texts(self.config.as_dict(), ""):
             if value.startswith("pipe:") and value not in typed:
@@ -297,6 +299,7 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="`?torch.distributed.*deprecated.*")
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
         warnings.filterwarnings("ignore", message=".*ckpt_path.*weights_only.*")
+        warnings.filterwarnings("ignore", message=".*register_new_resolver", category=DeprecationWarning)
         yield
 
 
@@ -354,7 +357,8 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
             save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
-            parser_kwargs={name: dict(options) for name in ("fit", "validate", "test", "predict")},
+            parser_kwargs={"parser_mode": options["parser_mode"]}
+            | {name: dict(options) for name in ("fit", "validate", "test", "predict")},
             seed_everything_default=0,
             args=arguments,
         )
