@@ -1,6 +1,7 @@
 """From what ``--config`` says to a file: a path as it is, or a shipped config by name."""
 
 import importlib.resources
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
 def given_configs(arguments: Sequence[str]) -> list[str]:
     """Return the files that ``--config`` names among a command's arguments."""
     found = [argument.partition("=")[2] for argument in arguments if argument.startswith(("--config=", "-c="))]
-    pairs = zip(arguments, arguments[1:], strict=False)
+    pairs = itertools.pairwise(arguments)
     return [*found, *(value for flag, value in pairs if flag in ("--config", "-c"))]
 
 

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import dataclasses
 import os
 import sys
 import warnings
@@ -23,6 +22,7 @@ from fastslm.configuration.lightning_messages import NotMade, name_refusals, ref
 from fastslm.configuration.messages import shorten
 from fastslm.configuration.named_parts import Preset, named_parts, preset_for
 from fastslm.configuration.replaced_classes import replacement_logger
+from fastslm.configuration.shell_commands import check_commands
 from fastslm.errors import ConfigError, FastSLMError
 from fastslm.files import write_atomically
 from fastslm.plugins import discover
@@ -108,13 +108,8 @@ class TrainingCLI(LightningCLI):
         """
         with interpolated(given_configs(args)):
             super().parse_arguments(parser, args)
-        typed = "\n".join(map(str, args))
-        for key, value in _texts(self.config.as_dict(), ""):
-            if value.startswith("pipe:") and value not in typed:
-                raise ConfigError(
-                    f"{key.partition('.')[2]}: {value!r} is a command in a configuration file, and"
-                    " those are not run, for a file may be anybody's. Give it on the command line."
-                )
+        config = self.config.as_dict()
+        check_commands(config[config["subcommand"]], args)
 
     def _parse_ckpt_path(self) -> None:
         """Do not merge hyper-parameters of a checkpoint over the command line."""
@@ -170,20 +165,6 @@ class TrainingCLI(LightningCLI):
         if self._weights is not None and self._weights[1] == "resume":
             state = prepare_resume(self.trainer, self._weights[0])
             self.config_init[self.subcommand].ckpt_path = str(state)
-
-
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yield the texts in nested values, each with its key."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _texts(inner, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner, key)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from _texts(vars(value), key)
 
 
 def _is_first_process() -> bool:
