@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
@@ -29,7 +28,7 @@ def interpolated(configs: Sequence[str]) -> Iterator[None]:
     """
     foreign = next((path for path in configs if _came_with_a_model(Path(path))), None)
 
-    def refuse(name: str, *_: str) -> NoReturn:
+    def refuse(name: str, *_: str) -> str:
         raise PermissionError(
             f"{foreign} is the configuration of a run, which may be anybody's, and so nothing beside it may read the"
             f" environment, as ${{{_ENVIRONMENT}:{name}}} does. Put the value there."

@@ -66,4 +66,8 @@ def _checked_config(name: str) -> str:
         yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: this is no YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"--config {path}: this is no configuration: it is nested too deep.") from error
     return path

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import lightning as L
 import torch
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -39,6 +40,8 @@ from fastslm.training.trainer_settings import settle_trainer
 from fastslm.training.watchdog import Watchdog
 
 _CHECKPOINTS = "checkpoints"
+# Lightning lets any value of a configuration be the address of a file that is fetched and read in its place.
+set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
 
 
 class Parser(LightningArgumentParser):
@@ -118,7 +121,7 @@ class TrainingCLI(LightningCLI):
         """Settle the run folder, and put loggers and checkpoints there."""
         command = str(self.subcommand)
         config = self.config[command]
-        folder = Path(config.run_folder).expanduser()
+        folder = Path(os.path.expanduser(config.run_folder))
         given = resolve_checkpoint(config.get("ckpt_path"), folder, command)
         self._weights = find_weights(given, config.get("init_from"), folder, command)
         # Evaluation needs weights only, which come in one format whatever strategy saved them.
@@ -237,7 +240,7 @@ def find_weights(
         return checkpoint, "resume"
     if init_from is None or command != "fit":
         return None
-    checkpoint = open_checkpoint(Path(init_from).expanduser())
+    checkpoint = open_checkpoint(Path(os.path.expanduser(init_from)))
     if folder.resolve() in checkpoint.path.resolve().parents and _is_first_process():
         raise ConfigError(
             f"init_from: {init_from} lies in the run folder {folder}, which a new run moves aside. Give the new run"
@@ -280,7 +283,7 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="`?torch.distributed.*deprecated.*")
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
         warnings.filterwarnings("ignore", message=".*ckpt_path.*weights_only.*")
-        warnings.filterwarnings("ignore", message=".*register_new_resolver", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*register_new_resolver")
         yield
 
 
@@ -291,6 +294,8 @@ def _in_one_sentence() -> Iterator[None]:
         yield
     except FastSLMError:
         raise
+    except RecursionError as error:
+        raise ConfigError("a value, or a file that a value names, is nested too deep to be a configuration.") from error
     except Exception as error:
         text = refusal(error)
         if text is None:
