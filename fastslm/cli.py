@@ -4,6 +4,7 @@ Nothing heavy is imported at the top, so that ``fastslm --help`` answers at once
 """
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -78,6 +79,8 @@ _COMMANDS: dict[str, str] = {
     "plugins": "fastslm.plugins:main",
 }
 
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
 
 def _load(target: str) -> Callable[[Sequence[str]], int]:
     module, _, function = target.partition(":")
@@ -105,6 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _give_up_output()
         print(f"fastslm: error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # of a path that somebody gave, or of a disk, wherever it is met
+        if error.filename is None and error.errno not in _OF_A_DISK:
+            raise
+        name = "" if error.filename is None else f"{redacted(os.fsdecode(error.filename))}: "
+        print(f"fastslm: error: {name}{error.strerror}.", file=sys.stderr)
+        return 2
     return status
 
 
@@ -138,6 +147,11 @@ def _run(arguments: Sequence[str] | None) -> int:
 
         print(f"fastslm {fastslm.__version__}")
         return 0
+    if wrong := next(
+        (argument for argument in arguments if argument.startswith("--") and argument.endswith("=--")), None
+    ):
+        print(f"fastslm: error: {wrong}: '--' is no value.", file=sys.stderr)  # argparse makes an empty list of it
+        return 2
     command = _COMMANDS.get(arguments[0])
     if command is None:
         from fastslm.errors import nearest

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,13 +30,18 @@ class Partial:
 def whole_file(path: Path, *, folder: Path | None = None, sync: bool = True) -> Iterator[Partial]:
     """Give a file to write into, which takes the name ``path`` when the block ends without an error.
 
-    Any number of processes may write the same path at once.
+    Any number of processes may write the same path at once. A device or pipe, such as ``/dev/stdout``, is written to
+    as it is: only root could replace it, and nobody wants that.
 
     Args:
         path: the name it gets; a file of that name is replaced.
         folder: where it lies until then, on the same file system; None takes the folder of ``path``.
         sync: have it on the disk before it takes its name, so that a crash of the machine leaves it whole, too.
     """
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        with open(path, "wb") as file:
+            yield Partial(file, path)
+        return
     start = path.name if len(os.fsencode(path.name)) < 200 else path.name[:40]  # this name gets more letters
     descriptor, name = tempfile.mkstemp(dir=folder or path.parent, prefix=f".{start}.", suffix=PARTIAL)
     partial = Path(name)

@@ -13,7 +13,7 @@ from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter, messages_of
 
 from ..reading.audio import AudioInfo, open_region, read_info
-from ..reading.store import TarState
+from ..reading.store import TarState, tar_state
 from ..reading.tar import AUDIO_EXTENSIONS, Member, Members, read_groups, recordings_of
 from .columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, coded, pack_keys
 from .dialogues import count_ids, parse_fields, prompts_of, task_of, tokenizer_digest
@@ -51,8 +51,8 @@ def scan_tar(path: str | os.PathLike[str], prompter: Prompter | None = None, tok
     """
     path = os.fspath(path)
     try:
+        state = tar_state(path)
         with open(path, "rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
             with open(path, "rb") as buffered:
                 groups, lost, noted = read_groups(buffered, path)
             broken, doubtful = [_finding(item) for item in lost], [_finding(item) for item in noted]
@@ -66,7 +66,6 @@ def scan_tar(path: str | os.PathLike[str], prompter: Prompter | None = None, tok
         raise DataError(f"shard {path}: {error.strerror or error}.") from error
     if not groups and not lost:
         raise DataError(f"shard {path}: holds no sample. Remove it from the list or build it anew.")
-    state = TarState(status.st_size, status.st_mtime_ns)
     name = None if prompter is None else tokenizer or prompter.tokenizer.name_or_path
     digest = None if prompter is None else tokenizer_digest(prompter)
     return replace(_in_columns(state, rows, broken, name, digest), doubtful=doubtful)

@@ -17,7 +17,7 @@ from fastslm.errors import DataError
 from fastslm.path.broken import Broken
 from fastslm.redaction import redacted
 
-from ..reading.store import TarState
+from ..reading.store import TarState, tar_state
 from ..reading.tar import Members, read_groups
 from .columns import (
     FORMAT,
@@ -36,16 +36,6 @@ SUFFIX = ".index.npz"
 def sidecar_path(shard: str) -> str:
     """Return where the index of a shard lies: beside it, path or URL."""
     return shard + SUFFIX
-
-
-def tar_state(path: str) -> TarState:
-    """Return size and time of a local tar.
-
-    Raises:
-        OSError: there is none.
-    """
-    status = os.stat(path)
-    return TarState(status.st_size, status.st_mtime_ns)
 
 
 # -- rows to file and back --------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Bytes of shards, wherever they lie: local files by pread, https://, s3:// and gs:// by byte ranges through fsspec."""
 
+import errno
 import io
 import os
 import shutil
+import stat
 import tempfile
 import time
 import zlib
@@ -39,6 +41,18 @@ class TarState:
 def is_remote(shard: str) -> bool:
     """Say whether a shard is a URL rather than a path."""
     return "://" in shard
+
+
+def tar_state(path: str) -> TarState:
+    """Return size and time of a local tar.
+
+    Raises:
+        OSError: there is none, or it is no file.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, and a device never ends
+        raise OSError(errno.EINVAL, "it is no file, but a folder, a pipe or a device", path)
+    return TarState(status.st_size, status.st_mtime_ns)
 
 
 def filesystem(url: str) -> Any:
@@ -179,10 +193,9 @@ class Store:
         """
         if not is_remote(shard):
             try:
-                status = os.stat(shard)
+                return tar_state(shard)
             except OSError as error:
                 raise DataError(f"{error.strerror}") from error
-            return TarState(status.st_size, status.st_mtime_ns)
         info = retried(lambda: self._system(shard).info(shard), shard)
         tag = next((str(info[name]) for name in ("ETag", "etag", "md5Hash", "LastModified") if info.get(name)), None)
         if info.get("size") is None:

@@ -24,10 +24,10 @@ from ..index.columns import ShardRows
 from ..index.doubts import LEFT_OUT, REPEATED, audio_doubts, doubtful
 from ..index.entries import REFUSED_BY_SETTINGS, Limits, collect, describe
 from ..index.scan import scan_tar
-from ..index.sidecar import SUFFIX, is_current, read_sidecar, tar_state, verify
+from ..index.sidecar import SUFFIX, is_current, read_sidecar, verify
 from ..index.texts import read_texts
 from ..loading.dataset import ShardDataset
-from ..reading.store import Store
+from ..reading.store import Store, tar_state
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .shard_file import guarded

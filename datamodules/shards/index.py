@@ -11,7 +11,8 @@ from fastslm.errors import DataError
 from ..index.build import answered
 from ..index.columns import ShardRows
 from ..index.dialogues import is_outdated
-from ..index.sidecar import is_current, read_sidecar, tar_state, verify
+from ..index.sidecar import is_current, read_sidecar, verify
+from ..reading.store import tar_state
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .shard_file import index_shard

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from fastslm.errors import ConfigError, DataError
 
-from ..index.sidecar import current_rows, tar_state
+from ..index.sidecar import current_rows
 from ..reading.audio import open_region
+from ..reading.store import tar_state
 from ..reading.tar import read_groups
 from .build import ShardSize, divide
 from .paths import shard_paths

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fastslm.configuration.figures import check_figure
+
 from ..index.build import answered
 from ..index.columns import ShardRows
 from ..index.sidecar import current_rows
@@ -74,6 +76,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace) -> int:
     """Print the statistics and write the plot."""
+    check_figure(options.plot, "--plot")
     paths = shard_paths(options.shards)
     progress = Progress("Reading indexes", len(paths), "shards")
     found: list[ShardNumbers | None] = [None] * len(paths)

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from fastslm.configuration.shell_commands import handed_on
 from fastslm.files import write_atomically
 
 #: Keys of a configuration that differ from run to run of one variant.
@@ -92,9 +95,11 @@ def execute(run: Run, config: Path, lock: int, watch: Callable[[str], None]) -> 
         lock: descriptor that training inherits.
         watch: gets the last line of the log now and then.
     """
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     flags = [
         *("--config", str(config), "--seed_everything", str(run.seed), "--run_folder", str(run.folder)),
         *("--trainer.default_root_dir=null", f"--trainer.callbacks+={_RECORDER}", "--ckpt_path", "last"),
+        *handed_on(settings),  # typed by whoever typed the ablation, which has been checked
     ]
     training = _read(run.folder / "training.json")
     if not training:

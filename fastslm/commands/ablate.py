@@ -124,6 +124,7 @@ def _ablate(options: argparse.Namespace, common: Sequence[str], command: str) ->
         if name in variants:
             raise ConfigError(f"variant {name!r} is given twice.")
         variants[name] = flags_of(name, text)
+    typed = [*common, *(flag for name, _ in options.variant for flag in variants[name])]
     if not variants:
         raise ConfigError("no variants. Give --variants FILE.yaml or --variant NAME FLAGS; see fastslm ablate --help.")
     seeds = list(dict.fromkeys(options.seeds))
@@ -134,7 +135,7 @@ def _ablate(options: argparse.Namespace, common: Sequence[str], command: str) ->
             print(f"{i:4}  {run.name:40} {(run.row() or {}).get('status', 'not finished')}")
         return 0
     chosen = _choose(runs, options)
-    configs = _freeze_configs(options.out, chosen, variants, common)
+    configs = _freeze_configs(options.out, chosen, variants, common, typed)
     known = _remember(options.out, runs, command)
     try:
         _run_all(chosen, configs)
@@ -157,14 +158,23 @@ def _choose(runs: list[Run], options: argparse.Namespace) -> list[Run]:
 
 
 def _freeze_configs(
-    out: Path, runs: Sequence[Run], variants: dict[str, list[str]], common: Sequence[str]
+    out: Path,
+    runs: Sequence[Run],
+    variants: dict[str, list[str]],
+    common: Sequence[str],
+    typed: Sequence[str],
 ) -> dict[str, Path]:
     """Return the configuration file of each variant that is to run, all checked before the first run begins."""
+    import yaml
+
     from fastslm.ablation.variants import freeze, resolve
+    from fastslm.configuration.shell_commands import check_commands
 
     names = list(dict.fromkeys(run.variant for run in runs))
     told: set[str] = set()
     resolved = {name: resolve(name, [*common, *variants[name]], told) for name in names}
+    for config in resolved.values():
+        check_commands(yaml.safe_load(config), typed)
     return {name: freeze(out, name, config) for name, config in resolved.items()}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastslm.configuration.figures import check_figure
 from fastslm.errors import FastSLMError
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def _draw(options: argparse.Namespace) -> int:
     from fastslm.errors import DataError
     from fastslm.inference.audio import open_audio
 
+    figure = options.out or Path(f"{Path(options.file).stem}-attention.png")
+    check_figure(figure, "--out")
     try:
         audio: Int16Array = np.concatenate(list(open_audio(options.file).blocks()))
     except DataError as error:
@@ -69,7 +72,7 @@ def _draw(options: argparse.Namespace) -> int:
         duration_seconds=duration,
         shares=shares_by_duration(path, audio, maps),
         title=f"{Path(options.file).name} ({duration:.1f} s), {type(path.abstractor).__name__} at step {run.step}",
-        path=options.out or Path(f"{Path(options.file).stem}-attention.png"),
+        path=figure,
     )
     for row, shares in mean_shares([(maps, window) for window in range(len(maps))]).items():
         print(f"{row:24} " + "  ".join(f"{scale} {share:.1%}" for scale, share in shares.items()))

@@ -83,8 +83,15 @@ def main(arguments: Sequence[str]) -> int:
 
         return check_configuration(arguments[1:])
     if len(arguments) > 1 and not (len(arguments) == 3 and arguments[1] == "--llm"):
-        print(_USAGE)
-        return 0 if arguments[1] in ("-h", "--help") else 2
+        if arguments[1] in ("-h", "--help"):
+            print(_USAGE)
+            return 0
+        print(
+            f"fastslm: error: {' '.join(arguments)}: options of fit need a --config, and --llm one folder. 'fastslm"
+            " doctor --help' shows what there is.",
+            file=sys.stderr,
+        )
+        return 2
     import fastslm
 
     print(f"fastslm {fastslm.__version__}, Python {platform.python_version()}, {platform.platform()}")

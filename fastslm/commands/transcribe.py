@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    folder = None if options.output in (None, "-") else Path(options.output).expanduser()
+    folder = None if options.output in (None, "-") else Path(os.path.expanduser(options.output))
     if options.batch_size < 1:
         raise ConfigError(f"--batch-size: {options.batch_size} must be at least 1.")
     if folder is None:

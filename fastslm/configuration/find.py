@@ -1,6 +1,7 @@
 """From what ``--config`` says to a file: a path as it is, or a shipped config by name."""
 
 import importlib.resources
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,10 +53,21 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def given_configs(arguments: Sequence[str]) -> list[str]:
+    """Return the files that ``--config`` names among a command's arguments."""
+    found = [argument.partition("=")[2] for argument in arguments if argument.startswith(("--config=", "-c="))]
+    pairs = itertools.pairwise(arguments)
+    return [*found, *(value for flag, value in pairs if flag in ("--config", "-c"))]
+
+
 def _checked_config(name: str) -> str:
     path = find_config(name)
     try:
         yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: this is no YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"--config {path}: this is no configuration: it is nested too deep.") from error
     return path

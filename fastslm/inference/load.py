@@ -1,6 +1,7 @@
 """From a run, a checkpoint, an exported folder or a name on the hub to a model in use, without Lightning."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ def find_model(path: Any) -> Path:
                 " 'fastslm fit --config configs/hta.yaml', or say which model to use: --model PATH, fastslm.load(PATH)."
             )
         path = DEFAULT_RUN
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     if not given.exists() and looks_like_hub(str(path)):
         return download(str(path))
     if is_exported(given):

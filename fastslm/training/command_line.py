@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import dataclasses
 import os
 import sys
 import warnings
@@ -12,16 +11,19 @@ from typing import Any, NoReturn
 
 import lightning as L
 import torch
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from fastslm.checkpoint import Checkpoint, Purpose, find_folder, open_checkpoint, verify_trainer_state
 from fastslm.checkpoint.resume import prepare_resume
-from fastslm.configuration.find import find_configs, shipped_configs
+from fastslm.configuration.environment import interpolated
+from fastslm.configuration.find import find_configs, given_configs, shipped_configs
 from fastslm.configuration.lightning_messages import NotMade, name_refusals, refusal
 from fastslm.configuration.messages import shorten
 from fastslm.configuration.named_parts import Preset, named_parts, preset_for
 from fastslm.configuration.replaced_classes import replacement_logger
+from fastslm.configuration.shell_commands import check_commands
 from fastslm.errors import ConfigError, FastSLMError
 from fastslm.files import write_atomically
 from fastslm.plugins import discover
@@ -38,6 +40,8 @@ from fastslm.training.trainer_settings import settle_trainer
 from fastslm.training.watchdog import Watchdog
 
 _CHECKPOINTS = "checkpoints"
+# Lightning lets any value of a configuration be the address of a file that is fetched and read in its place.
+set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
 
 
 class Parser(LightningArgumentParser):
@@ -100,19 +104,15 @@ class TrainingCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and refuse commands that only a configuration names, which may be anybody's.
+        """Parse, and refuse commands and looks at the environment that are only in files, which may be anybody's.
 
         Raises:
             ConfigError: there is one.
         """
-        super().parse_arguments(parser, args)
-        typed = "\n".join(map(str, args))
-        for key, value in _texts(self.config.as_dict(), ""):
-            if value.startswith("pipe:") and value not in typed:
-                raise ConfigError(
-                    f"{key.partition('.')[2]}: {value!r} is a command in a configuration file, and"
-                    " those are not run, for a file may be anybody's. Give it on the command line."
-                )
+        with interpolated(given_configs(args)):
+            super().parse_arguments(parser, args)
+        config = self.config.as_dict()
+        check_commands(config[config["subcommand"]], args)
 
     def _parse_ckpt_path(self) -> None:
         """Do not merge hyper-parameters of a checkpoint over the command line."""
@@ -121,7 +121,7 @@ class TrainingCLI(LightningCLI):
         """Settle the run folder, and put loggers and checkpoints there."""
         command = str(self.subcommand)
         config = self.config[command]
-        folder = Path(config.run_folder).expanduser()
+        folder = Path(os.path.expanduser(config.run_folder))
         given = resolve_checkpoint(config.get("ckpt_path"), folder, command)
         self._weights = find_weights(given, config.get("init_from"), folder, command)
         # Evaluation needs weights only, which come in one format whatever strategy saved them.
@@ -168,20 +168,6 @@ class TrainingCLI(LightningCLI):
         if self._weights is not None and self._weights[1] == "resume":
             state = prepare_resume(self.trainer, self._weights[0])
             self.config_init[self.subcommand].ckpt_path = str(state)
-
-
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yield the texts in nested values, each with its key."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _texts(inner, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner, key)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from _texts(vars(value), key)
 
 
 def _is_first_process() -> bool:
@@ -254,7 +240,7 @@ def find_weights(
         return checkpoint, "resume"
     if init_from is None or command != "fit":
         return None
-    checkpoint = open_checkpoint(Path(init_from).expanduser())
+    checkpoint = open_checkpoint(Path(os.path.expanduser(init_from)))
     if folder.resolve() in checkpoint.path.resolve().parents and _is_first_process():
         raise ConfigError(
             f"init_from: {init_from} lies in the run folder {folder}, which a new run moves aside. Give the new run"
@@ -297,6 +283,7 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="`?torch.distributed.*deprecated.*")
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
         warnings.filterwarnings("ignore", message=".*ckpt_path.*weights_only.*")
+        warnings.filterwarnings("ignore", message=".*register_new_resolver")
         yield
 
 
@@ -307,6 +294,8 @@ def _in_one_sentence() -> Iterator[None]:
         yield
     except FastSLMError:
         raise
+    except RecursionError as error:
+        raise ConfigError("a value, or a file that a value names, is nested too deep to be a configuration.") from error
     except Exception as error:
         text = refusal(error)
         if text is None:
@@ -354,7 +343,8 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
             save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
-            parser_kwargs={name: dict(options) for name in ("fit", "validate", "test", "predict")},
+            parser_kwargs={"parser_mode": options["parser_mode"]}
+            | {name: dict(options) for name in ("fit", "validate", "test", "predict")},
             seed_everything_default=0,
             args=arguments,
         )

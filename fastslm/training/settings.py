@@ -1,5 +1,6 @@
 """What training does, and how answers are generated: the settings of a model beside its parts and its speech side."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ class TrainingSettings:
             return None
         if self.frame_cache is True:
             return Path(platformdirs.user_cache_dir("fastslm"), "frames")
-        return Path(self.frame_cache).expanduser()
+        return Path(os.path.expanduser(self.frame_cache))
 
 
 @dataclass(frozen=True, kw_only=True)

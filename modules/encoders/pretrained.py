@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError, nearest
+from fastslm.path.base_folder import base_folder, no_configuration
 from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change
 
@@ -170,13 +171,18 @@ class PretrainedEncoder(Encoder):
 
         try:
             whole = self._whole_config()
+        except ConfigError:
+            raise
         except (OSError, ValueError, StrictDataclassError) as error:
-            raise ConfigError(f"{KEY}: no model configuration at {self.pretrained!r}: {reason(error)}") from error
+            raise no_configuration(self.pretrained, KEY, error) from error
         config = copy.deepcopy(self._encoder_config(whole))
         if config is None:
+            from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+            is_llm = type(whole) in MODEL_FOR_CAUSAL_LM_MAPPING
             raise ConfigError(
                 f"{KEY}: {self.pretrained!r} is a {whole.model_type!r} model, not {self.family}. Give a folder of that"
-                " family, or another encoder."
+                f" family, or another encoder.{' An LLM belongs to model.llm.pretrained.' if is_llm else ''}"
             )
         if overrides and self.initialize != "random":
             raise ConfigError("model.encoder.overrides: only with initialize: random; pretrained weights fix them.")
@@ -194,7 +200,7 @@ class PretrainedEncoder(Encoder):
 
         if isinstance(self._source, _Known):
             return self._source.config
-        return AutoConfig.from_pretrained(resolve(self.pretrained, KEY), trust_remote_code=False)
+        return AutoConfig.from_pretrained(base_folder(self.pretrained, KEY), trust_remote_code=False)
 
     def _preprocessor(self) -> dict[str, Any]:
         """Return what the folder's preprocessor_config.json says, empty when there is none."""

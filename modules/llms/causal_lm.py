@@ -10,12 +10,17 @@ from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
+from fastslm.path.base_folder import base_folder, no_configuration
 from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
 from ._new_rows import enlarge
 
 _KEY = "model.llm.pretrained"
+_NO_TOKENIZER = (
+    ": tokenizer.json (or tokenizer.model, or vocab.json with merges.txt) is missing or empty. Copy the tokenizer files"
+    " of the model into the folder."
+)
 #: Model types that forget their convolution's state when they read on by several positions at once.
 _ONE_BY_ONE = ("recurrent_gemma",)
 #: Linear layers (of Jamba, of Gemma 3n) whose weights are read without a call: an adapter there would have no effect,
@@ -88,7 +93,7 @@ class CausalLM(LanguageModel):
         new_rows: Literal["alike"] | None = None,
     ) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
 
         self.pretrained = pretrained
         self.initialize = initialize
@@ -104,15 +109,22 @@ class CausalLM(LanguageModel):
                 "model.llm.quantize: 4-bit weights are pretrained ones that stay frozen, trained through adapters. Set"
                 " initialize: pretrained and lora, or leave quantize out."
             )
-        folder = resolve(pretrained, _KEY)
+        folder = base_folder(pretrained, _KEY)
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{_KEY}: no model configuration at {pretrained!r}: {reason(error)}") from error
+            raise no_configuration(pretrained, _KEY, error) from error
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+            raise ConfigError(
+                f"{_KEY}: {pretrained!r} is a {config.model_type!r} model, which is no LLM that continues a text. If it"
+                " is the speech encoder, it belongs to model.encoder.pretrained."
+            )
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{_KEY}: no tokenizer at {pretrained!r}: {reason(error)}") from error
+            raise ConfigError(f"{_KEY}: no tokenizer at {pretrained!r}{_NO_TOKENIZER} ({reason(error)})") from error
+        if self.tokenizer.vocab_size <= len(self.tokenizer.all_special_ids):  # what transformers makes of no file
+            raise ConfigError(f"{_KEY}: no tokenizer at {pretrained!r}{_NO_TOKENIZER}")
         if overrides and initialize != "random":
             raise ConfigError("model.llm.overrides: only with initialize: random; pretrained weights fix them.")
         for name, value in (overrides or {}).items():

@@ -258,3 +258,20 @@ def test_flops_are_those_of_the_layers_counted_by_hand(make_module):
     matrices = 2 * (4 * 100 * 32 * 32 + 2 * 100 * 32 * 64) * 2 + 2 * 200 * 32 * 80 * 3 + 2 * 100 * 32 * 32 * 3
     assert plain.get_total_flops() == matrices + attention * 2.0
     assert fused.get_total_flops() <= plain.get_total_flops()
+
+
+def test_commands_that_were_typed_reach_the_runs_and_those_of_a_file_none(ablate, tmp_path, run_config):
+    tars = sorted((tmp_path / "data").glob("train-*.tar"))
+    commands = [f"pipe:cat '{tar}' # a: 'ü'" for tar in tars]
+    shards = "--data.train_shards=" + json.dumps(commands)
+    flags = ("--variant", "AvgPool", "--model.abstractor=AvgPool", "--data.stream_steps=2")
+    ablate(*flags, shards)
+    assert [row["status"] for row in rows_of(tmp_path / "out").values()] == ["finished"]
+    config = yaml.safe_load(run_config.read_text())
+    config["data"]["init_args"]["train_shards"] = f"pipe:touch {tmp_path}/mark"
+    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump({"data": config["data"]}))
+    (tmp_path / "variants.yaml").write_text(yaml.safe_dump({"A": [f"--data.train_shards=pipe:touch {tmp_path}/mark"]}))
+    for given in (("--config", str(tmp_path / "theirs.yaml"), *flags), ("--variants", str(tmp_path / "variants.yaml"))):
+        shown = ablate(*given, out="other", status=2)
+        assert "is a command in a configuration file" in shown
+    assert not (tmp_path / "mark").exists()

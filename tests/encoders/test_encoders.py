@@ -559,7 +559,7 @@ def test_another_architecture_is_refused(folder_of, kind, name, text):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no folder"):
         WaveformEncoder(str(tmp_path / "nothing"))
-    with pytest.raises(ConfigError, match="no model configuration"):
+    with pytest.raises(ConfigError, match="is empty"):
         WaveformEncoder(str(tmp_path))
 
 

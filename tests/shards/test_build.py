@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastslm.datamodules.index.sidecar import is_current, read_sidecar, tar_state
+from fastslm.datamodules.index.sidecar import is_current, read_sidecar
+from fastslm.datamodules.reading.store import tar_state
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(build, manifest, tmp_path, tar_bytes):

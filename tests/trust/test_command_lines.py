@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 
 import pytest
 
@@ -74,3 +75,38 @@ def test_long_names_are_written_and_impossible_folders_are_one_error(tmp_path):
     write_atomically(tmp_path / ("x" * 251 + ".txt"), "a")
     with pytest.raises(CheckpointError, match="no folder can be made"), whole_folder(tmp_path / "f" / ("y" * 300)):
         pass
+
+
+def test_what_the_system_refuses_is_one_sentence_wherever_it_is_met(tmp_path, capsys):
+    for arguments, named in (
+        (["shards", "check", "n" * 300], "File name too long"),
+        (["push", "n" * 300, "a/b"], "File name too long"),
+        (["shards", "index", "a.tar", "--workers=--"], "'--' is no value"),
+        (["doctor", "run.yaml"], "--config"),
+        (["attention", "a.wav", "--ckpt", "x", "--out", "a.wav"], "a figure is a file that ends in .png"),
+        (["shards", "stats", "a.tar", "--plot", str(tmp_path)], "a figure is a file"),
+        (["transcribe", "a.wav", "--output", "~no-such-user/x"], "no trained model"),
+        (["fit", "--config", "configs/hta.yaml", "--data", "https://127.0.0.1:9/a.yaml"], "data"),
+    ):
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert named in message
+        assert "Traceback" not in message
+
+
+def test_pipes_and_devices_are_no_shards_and_are_written_to_as_they_are(tmp_path, capfd):
+    os.mkfifo(tmp_path / "pipe.tar")
+    os.symlink("/dev/zero", tmp_path / "zero.tar")
+    for name in ("pipe.tar", "zero.tar"):
+        assert main(["shards", "index", str(tmp_path / name), "--workers", "1"]) in (1, 2)
+        assert "it is no file, but a folder, a pipe or a device" in capfd.readouterr().err
+    os.symlink("/dev/null", tmp_path / "null.json")
+    write_atomically(tmp_path / "null.json", "a text")
+    assert (tmp_path / "null.json").is_symlink()
+    assert os.listdir(tmp_path) == [path.name for path in tmp_path.iterdir() if ".partial" not in path.name]
+
+
+def test_a_configuration_nested_without_end_is_none(tmp_path, capsys):
+    (tmp_path / "deep.yaml").write_text("[" * 5_000)
+    assert main(["fit", "--config", str(tmp_path / "deep.yaml")]) == 2
+    assert "nested too deep" in capsys.readouterr().err

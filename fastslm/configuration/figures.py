@@ -1,0 +1,18 @@
+"""Names of figures, checked before the work that the figures are of."""
+
+from pathlib import Path
+
+from fastslm.errors import ConfigError
+
+
+def check_figure(path: Path, option: str) -> None:
+    """Refuse a name that no figure can have.
+
+    Raises:
+        ConfigError: matplotlib knows no such kind of file, or it is a folder.
+    """
+    from matplotlib.figure import Figure
+
+    kinds = Figure().canvas.get_supported_filetypes()
+    if path.is_dir() or (path.suffix and path.suffix[1:].lower() not in kinds):
+        raise ConfigError(f"{option} {path}: a figure is a file that ends in .png, .pdf or .svg.")

@@ -1,0 +1,83 @@
+"""What a folder is that was given for a base model, and is none that transformers can load."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastslm.errors import ConfigError
+from fastslm.path.pretrained import reason, resolve
+
+_CONFIG = "config.json"
+_WANTED = "Give the Hugging Face folder (config.json and safetensors)"
+_GGUF = f"is a model of llama.cpp (GGUF), whose weights are not trained on. {_WANTED} that it was made from."
+
+
+def base_folder(name: str, key: str) -> str:
+    """Return what transformers' ``from_pretrained`` takes for ``name``, which may be a base model as far as one sees.
+
+    Args:
+        name: see ``resolve``.
+        key: the configuration key the name came from, for the error.
+
+    Raises:
+        ConfigError: nothing is there, or something else.
+    """
+    path = Path(name)
+    if path.is_file():
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == b"GGUF"
+        raise ConfigError(f"{key}: {name} {_GGUF if is_gguf else f'is a file. {_WANTED}.'}")
+    found = resolve(name, key)
+    if path.is_dir() and (what := _what_else(path)):
+        raise ConfigError(f"{key}: {name} {what}")
+    return found
+
+
+def _what_else(folder: Path) -> str:
+    """Return what a folder is if not one of transformers; an empty text if it may be one."""
+    names = {path.name for path in folder.iterdir()}
+    kinds = {Path(name).suffix for name in names}
+    if not names:
+        return f"is empty. {_WANTED}."
+    if "model.bin" in names and any(name.startswith(("vocabulary.", "shared_vocabulary.")) for name in names):
+        return f"is a model of CTranslate2 (faster-whisper). {_WANTED} of transformers that it was converted from."
+    if ".gguf" in kinds and ".safetensors" not in kinds:
+        return _GGUF
+    if "adapter_config.json" in names and _CONFIG not in names:
+        return "is an adapter of PEFT alone. Merge it into its base model first (merge_and_unload), and give that."
+    if "checkpoints" in names or "checkpoint.json" in names:
+        return f"is a run of fastslm. To train on from it: --init_from {folder}; here, give the base model it names."
+    if _CONFIG not in names:
+        for suffix, kind in ((".onnx", "a model of ONNX"), (".nemo", "a model of NeMo")):
+            if suffix in kinds:
+                return f"is {kind}. {_WANTED} of the same model."
+        return f"holds no {_CONFIG}, and is no model of transformers. {_WANTED}."
+    config = _read(folder / _CONFIG)
+    if not isinstance(config, dict):
+        return f"has a {_CONFIG} that cannot be read ({config}). Copy or download the folder again."
+    if config.get("model_type") == "fastslm":
+        return (
+            f"is an exported model of fastslm, encoder, compressor and LLM in one: use it by fastslm transcribe --model"
+            f" {folder}; to train, give the base model it was made from."
+        )
+    if "model_type" not in config:
+        return f"has a {_CONFIG} without a model_type, and is no model of transformers. {_WANTED}."
+    return ""
+
+
+def _read(file: Path) -> Any:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return reason(error)
+    return found if isinstance(found, dict) else "it holds no names and values"
+
+
+def no_configuration(name: str, key: str, error: BaseException) -> ConfigError:
+    """Return what to say where no configuration of a base model was found."""
+    if Path(name).is_dir() or name.startswith("fastslm:"):
+        return ConfigError(f"{key}: no model configuration at {name!r}: {reason(error)}")
+    return ConfigError(
+        f"{key}: {name!r} is no folder here, and the hub does not give it: {reason(error)} Give the path of a folder,"
+        f" or fetch it where there is a network: hf download {name} (a gated one after hf auth login)."
+    )
