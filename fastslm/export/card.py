@@ -71,7 +71,8 @@ print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
 
 `processor(..., task="ast", language="Korean")` translates, `task="ssum"` summarises, `task="sqqa", text="..."`
 answers a question, as far as the model was trained to. Without `max_new_tokens` the limit follows the length of the
-audio."""
+audio. `transformers.pipeline("automatic-speech-recognition", model="NAME", trust_remote_code=True)` takes whole
+recordings too; leave out `chunk_length_s`."""
 
 
 def _further_tasks() -> str:

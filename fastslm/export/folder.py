@@ -31,6 +31,10 @@ _AUTO_MAP = {
     "AutoProcessor": "processing_fastslm.FastSLMProcessor",
     "AutoFeatureExtractor": "processing_fastslm.FastSLMFeatureExtractor",
 }
+#: What ``transformers.pipeline`` runs for these tasks in place of its own.
+_PIPELINES = {
+    "automatic-speech-recognition": {"impl": "pipeline_fastslm.FastSLMPipeline", "pt": ["AutoModelForCausalLM"]}
+}
 
 
 def export_model(run: Run, folder: Path, *, merge_lora: bool = False) -> None:
@@ -114,6 +118,7 @@ def _config(run: Run, merged: bool) -> FastSLMConfig:
         trained_on=run.trained_on.plain(),
         tie_word_embeddings=bool(getattr(llm.config, "tie_word_embeddings", False)),
         architectures=[_MODEL_CLASS],
+        custom_pipelines=copy.deepcopy(_PIPELINES),
         dtype=dtype,
     )
     config.auto_map = {name: target for name, target in _AUTO_MAP.items() if name.startswith(("AutoC", "AutoM"))}

@@ -18,7 +18,7 @@ _TEMPLATES = "fastslm.export.remote."
 _PARTS = f"{_TEMPLATES}parts"
 #: Modules of ours that are others in an exported folder.
 _STAND_INS = {"fastslm.tasks": f"{_TEMPLATES}tasks"}
-_ROOTS = (f"{_TEMPLATES}modeling_fastslm", f"{_TEMPLATES}processing_fastslm", f"{_TEMPLATES}configuration_fastslm")
+_ROOTS = tuple(f"{_TEMPLATES}{part}_fastslm" for part in ("modeling", "processing", "configuration", "pipeline"))
 
 
 def export_sources(encoder: type, abstractor: type) -> dict[str, str]:

@@ -14,6 +14,8 @@ from fastslm.path.prompt import Prompter
 from fastslm.plugins import class_of
 
 _CONFIG, _PROCESSOR = "config.json", "processor_config.json"
+#: The type of ``FastSLMConfig``, and that of version 0.1, which the authors' own folders on the hub have too.
+_TYPE, _OLD_TYPE = "fastslm_speech", "fastslm"
 #: Of a repository, what loading it here needs: everything but the code that it brings for others, and its card.
 _NOT_NEEDED = ["*.py", "*.md", ".*"]
 
@@ -37,15 +39,15 @@ class Exported:
 
 def is_exported(folder: Path) -> bool:
     """Say whether this is a folder that ``fastslm export`` wrote."""
-    return bool(_model_type(folder / _CONFIG) == "fastslm")
+    return _configuration(folder / _CONFIG).get("model_type") in (_TYPE, _OLD_TYPE)
 
 
-def _model_type(file: Path) -> Any:
+def _configuration(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no such file, or not one of a model
-        return None
-    return values.get("model_type") if isinstance(values, dict) else None
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def looks_like_hub(name: str) -> bool:
@@ -67,8 +69,9 @@ def download(name: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        kind = _model_type(Path(hf_hub_download(name, _CONFIG)))
-        if kind == "fastslm":
+        config = _configuration(Path(hf_hub_download(name, _CONFIG)))
+        kind = config.get("model_type")
+        if kind == _TYPE or (kind == _OLD_TYPE and "class_paths" in config):
             return Path(snapshot_download(name, ignore_patterns=_NOT_NEEDED))
     except Exception as error:  # huggingface_hub lets errors of its HTTP library through, which is another every year
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
@@ -113,7 +116,8 @@ def open_exported(folder: Path) -> Exported:
     from fastslm.export.remote.modeling_fastslm import FastSLMForConditionalGeneration
 
     try:
-        config = FastSLMConfig.from_pretrained(folder)
+        stored, _ = FastSLMConfig.get_config_dict(folder, local_files_only=True)
+        config = FastSLMConfig.from_dict({**stored, "model_type": _TYPE})
         kinds = {f"{part}_class": class_of(f"{part}s", config.class_paths[part]) for part in ("encoder", "abstractor")}
         kind: Any = type(FastSLMForConditionalGeneration.__name__, (FastSLMForConditionalGeneration,), kinds)
         model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, local_files_only=True)

@@ -19,6 +19,7 @@ class NotInstalled(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, NotInstalled())
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
@@ -33,6 +34,22 @@ for key, job in given.items():
             logits = model(inputs_embeds=job["embeds"]).logits
             answer = model.generate(inputs_embeds=job["embeds"], max_new_tokens=6)
         result = {"logits": logits, "answer": answer, "words": tokenizer.convert_ids_to_tokens(job["ids"])}
+    elif job["kind"] == "pipeline":
+        pipe = transformers.pipeline("automatic-speech-recognition", model=folder, trust_remote_code=True)
+        recordings, model, info = [one / np.float32(32768) for one in job["audio"]], pipe.model, {}
+        refused = []
+        for wrong in ({"chunk_length_s": 30}, {"return_timestamps": True}):
+            try:
+                pipe(recordings[0], **wrong)
+            except ValueError as error:
+                refused.append(str(error))
+        result = {
+            "alone": [pipe(one)["text"] for one in recordings],
+            "together": [one["text"] for one in pipe(recordings, batch_size=len(recordings))],
+            "short": pipe(recordings[0], max_new_tokens=1)["text"],
+            "ast": pipe({"raw": recordings[1], "sampling_rate": 16_000}, task="ast", language="Korean")["text"],
+            "refused": refused,
+        }
     else:
         auto = getattr(transformers, job.get("auto", "AutoModel"))
         model, info = auto.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)

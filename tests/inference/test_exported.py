@@ -138,6 +138,16 @@ def test_what_the_hub_does_not_give_is_said_in_one_sentence(hub, tiny_llm, tmp_p
     assert "hf download owner/nothing" in error
 
 
+def test_a_folder_of_the_authors_on_the_hub_is_none_of_ours(exported, hub, tmp_path):
+    theirs = shutil.copytree(exported, tmp_path / "theirs")
+    config = json.loads((theirs / "config.json").read_text())
+    del config["class_paths"]  # which only ours have
+    (theirs / "config.json").write_text(json.dumps(config | {"model_type": "fastslm"}))
+    hub("owner/theirs", theirs)
+    with pytest.raises(CheckpointError, match=r"owner/theirs: .*no model that 'fastslm export' wrote: .*'fastslm'"):
+        fastslm.load("owner/theirs")
+
+
 def changed(folder, how):
     weights = folder / "model.safetensors"
     if how == "cut":

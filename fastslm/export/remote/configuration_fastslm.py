@@ -26,7 +26,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         trained_on: tasks, lengths and amount of text that it was trained on, as plain values; None is not known.
     """
 
-    model_type = "fastslm"
+    model_type = "fastslm_speech"  # the authors' own folders on the hub have "fastslm"
     sub_configs = {"encoder_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
     has_no_defaults_at_init = True
 

@@ -1,7 +1,7 @@
 """An exported speech language model: transformers' interface around the same ``SpeechLM`` that was trained."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -60,6 +60,18 @@ class _TextModel(LanguageModel):
         )
 
 
+def flat(input_features: Tensor | None, num_samples: Iterable[Any] | None) -> tuple[Tensor, list[int]]:
+    """Return recordings ``[R, N]`` end to end ``[N]``, and the samples of each; see ``Batch``."""
+    rows = [] if input_features is None else list(input_features)
+    lengths = [len(row) for row in rows] if num_samples is None else [int(n) for n in num_samples]
+    if len(lengths) != len(rows) or any(n > len(row) for n, row in zip(lengths, rows, strict=True)):
+        raise ValueError(
+            f"num_samples says {lengths}, and input_features has {len(rows)} rows of {[len(row) for row in rows][:1]}."
+        )
+    parts = [row[:n] for n, row in zip(lengths, rows, strict=True)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int16), lengths
+
+
 def _unsplit(model: nn.Module) -> set[str]:
     """Return the classes of transformers' layers in a model that must lie on one device whole."""
     return {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
@@ -69,7 +81,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
     """Speech and text in, text out; recordings of any length.
 
     Inputs come from ``FastSLMProcessor``: ``input_ids`` and ``attention_mask`` ``[B, L]`` with one placeholder for each
-    recording, ``audio`` int16 ``[N]``, all recordings end to end at 16 kHz, and ``num_samples`` ``[R]``, their lengths.
+    recording, ``input_features`` int16 ``[R, N]``, a row of samples at 16 kHz for each, and ``num_samples`` ``[R]``.
     """
 
     config_class = FastSLMConfig
@@ -138,7 +150,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        audio: Tensor | None = None,
+        input_features: Tensor | None = None,
         num_samples: Tensor | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -149,8 +161,8 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         Args:
             input_ids: ``[B, L]``.
             attention_mask: ``[B, L]``, 0 at padding.
-            audio: int16 ``[N]``; None for text alone.
-            num_samples: samples of each recording ``[R]``.
+            input_features: int16 ``[R, N]``; None for text alone.
+            num_samples: samples of each recording ``[R]``; None where no row is padded.
             labels: ``[B, L]``, -100 where nothing is to be predicted. With labels rows are padded at the right, without
                 at the left.
             inputs_embeds: the spliced sequence itself, ``[B, S, D_llm]``, in place of all of these.
@@ -158,8 +170,10 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         """
         if inputs_embeds is None:
             if input_ids is None:
-                raise ValueError("Give input_ids (and audio with num_samples), or inputs_embeds.")
-            inputs_embeds, attention_mask, labels = self._splice(input_ids, attention_mask, audio, num_samples, labels)
+                raise ValueError("Give input_ids (and input_features with num_samples), or inputs_embeds.")
+            inputs_embeds, attention_mask, labels = self._splice(
+                input_ids, attention_mask, input_features, num_samples, labels
+            )
         causal_lm: Any = self.path.llm.causal_lm
         return causal_lm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **others)
 
@@ -168,7 +182,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        audio: Tensor | None = None,
+        input_features: Tensor | None = None,
         num_samples: Tensor | None = None,
         generation_config: Any = None,
         **others: Any,
@@ -178,8 +192,8 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         Without ``max_new_tokens`` the limit follows the longest audio of a row.
         """
         if input_ids is None:
-            raise ValueError("Give input_ids, and audio with num_samples, as the processor makes them.")
-        embeddings, mask, _ = self._splice(input_ids, attention_mask, audio, num_samples, None)
+            raise ValueError("Give input_ids, and input_features with num_samples, as the processor makes them.")
+        embeddings, mask, _ = self._splice(input_ids, attention_mask, input_features, num_samples, None)
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device)
         causal_lm: Any = self.path.llm.causal_lm
@@ -187,7 +201,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         settings = copy.deepcopy(generation_config) or causal_lm.generation_config
         given = [others.get(name) or getattr(settings, name) for name in ("max_new_tokens", "max_length")]
         if not any(given):
-            settings.max_new_tokens = self._limit(input_ids, num_samples)
+            settings.max_new_tokens = self._limit(input_ids, flat(input_features, num_samples)[1])
         if generation_config is not None:  # transformers takes either a whole configuration or single settings
             others["generation_config"] = settings
         return causal_lm.generate(inputs_embeds=embeddings, attention_mask=mask, **others)
@@ -197,11 +211,11 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        audio: Tensor | None = None,
+        input_features: Tensor | None = None,
         num_samples: Tensor | None = None,
     ) -> list[Tensor]:
         """Return for each row what the LLM reads, ``[S, D_llm]``, as engines with prompt embeddings take it."""
-        embeddings, mask, _ = self._splice(input_ids, attention_mask, audio, num_samples, None)
+        embeddings, mask, _ = self._splice(input_ids, attention_mask, input_features, num_samples, None)
         if mask is None:
             return list(embeddings)
         return [row[kept.bool()] for row, kept in zip(embeddings, mask, strict=True)]
@@ -210,12 +224,12 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        audio: Tensor | None,
+        input_features: Tensor | None,
         num_samples: Tensor | None,
         labels: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return embeddings ``[B, S, D_llm]``, their mask (None when nothing is padded) and labels ``[B, S]``."""
-        batch = self._batch(input_ids, attention_mask, audio, num_samples, labels)
+        batch = self._batch(input_ids, attention_mask, input_features, num_samples, labels)
         speech = self.path.listen(batch)
         layout = self.path.text.layout(batch.dialogues, speech.rows, prompt_only=labels is None)
         embeddings = self.path.text.embed(layout, speech.tokens)
@@ -231,7 +245,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        audio: Tensor | None,
+        input_features: Tensor | None,
         num_samples: Tensor | None,
         labels: Tensor | None,
     ) -> Batch:
@@ -241,15 +255,11 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
             ids = row[keep].numpy()
             targets = torch.full_like(row, -100) if labels is None else labels[i].cpu()
             dialogues.append(Dialogue(ids, targets[keep].numpy(), len(ids), reference="", task="dialogue"))
-        samples = torch.zeros(0, dtype=torch.int16) if audio is None else audio.flatten()
-        lengths = [] if num_samples is None else [int(n) for n in num_samples]
-        if sum(lengths) != len(samples):
-            raise ValueError(f"num_samples says {sum(lengths)} samples, and audio has {len(samples)}.")
+        samples, lengths = flat(input_features, num_samples)
         names = [str(i) for i in range(len(dialogues))]
         return Batch(samples.to(self.device), lengths, dialogues, names, [1.0] * len(dialogues))
 
-    def _limit(self, input_ids: Tensor, num_samples: Tensor | None) -> int:
-        lengths = [] if num_samples is None else [int(n) for n in num_samples]
+    def _limit(self, input_ids: Tensor, lengths: Sequence[int]) -> int:
         seconds, place = [0.0], 0
         for count in (input_ids == self.config.audio_token_id).sum(1).tolist():
             seconds.append(sum(lengths[place : place + count]) / SAMPLE_RATE_HZ)

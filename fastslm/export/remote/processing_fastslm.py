@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, FeatureExtractionMixin, ProcessorMixin
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
@@ -14,28 +16,39 @@ from fastslm.path.request import Request
 
 
 class FastSLMFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
-    """Recordings to int16 samples, end to end; the spectrogram is made by the model, on its device.
+    """Recordings to int16 samples, a row each; the spectrogram is made by the model, on its device.
 
     Args:
         sampling_rate: samples per second that the model takes.
     """
 
-    model_input_names = ("audio", "num_samples")
+    model_input_names = ("input_features", "num_samples")
+    padding_value = 0  # of a batch that a pipeline makes
 
     def __init__(self, sampling_rate: int = SAMPLE_RATE_HZ, **others: Any) -> None:
         super().__init__(**others)
         self.sampling_rate = sampling_rate
 
-    def __call__(self, audio: Any, sampling_rate: int | None = None) -> BatchFeature:
-        """Return ``audio`` int16 ``[N]`` and ``num_samples`` ``[R]``.
+    def __call__(
+        self,
+        audio: Any,
+        sampling_rate: int | None = None,
+        return_tensors: str = "pt",
+        return_attention_mask: bool | None = None,
+    ) -> BatchFeature:
+        """Return ``input_features`` int16 ``[R, N]``, zeros behind a recording's end, and ``num_samples`` ``[R]``.
 
         Args:
             audio: one recording or several: floats in -1..1 or int16, ``[N]``, NumPy or torch, mono.
             sampling_rate: samples per second; None means that of the model.
+            return_tensors: ``pt``, which is what comes out anyway.
+            return_attention_mask: of no matter, for ``num_samples`` says what is no padding.
 
         Raises:
             ValueError: the rate is another, a recording is empty or has more than one channel, or is not finite.
         """
+        if return_tensors != "pt":
+            raise ValueError(f"This processor returns PyTorch tensors (pt), and not {return_tensors!r}.")
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(
                 f"The audio has {sampling_rate} samples per second; resample it to {self.sampling_rate} first."
@@ -43,7 +56,8 @@ class FastSLMFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
         several = isinstance(audio, (list, tuple)) and len(audio) > 0 and np.ndim(audio[0]) > 0
         samples = [_int16(recording) for recording in (audio if several else [audio])]
         lengths = torch.tensor([len(recording) for recording in samples], dtype=torch.int64)
-        return BatchFeature({"audio": torch.from_numpy(np.concatenate(samples)), "num_samples": lengths})
+        rows = pad_sequence([torch.from_numpy(recording) for recording in samples], batch_first=True)
+        return BatchFeature({"input_features": rows, "num_samples": lengths})
 
 
 def _int16(recording: Any) -> np.ndarray:
@@ -117,19 +131,29 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         texts = [text] * count if text is None or isinstance(text, str) else list(text)
         if len(texts) != count:
             raise ValueError(f"There are {count} recordings and {len(texts)} texts.")
+        return BatchFeature({**self.prompts(texts, task, language), **features})
+
+    def prompts(
+        self, texts: Sequence[str | None] = (None,), task: str = "asr", language: str | None = None
+    ) -> dict[str, Tensor]:
+        """Return ``input_ids`` and ``attention_mask`` ``[B, L]`` of prompts about one recording each.
+
+        Args:
+            texts: see ``__call__``, B of them.
+            task: see ``__call__``.
+            language: see ``__call__``.
+        """
         known = {values["name"]: Task(**values) for values in self.tasks}
-        requests = [Request(task, words, language, known.get(task)) for words in texts]
-        around = [request.ids(self._prompter) for request in requests]
+        around = [Request(task, words, language, known.get(task)).ids(self._prompter) for words in texts]
         rows = [[*before, self._prompter.audio_id, *after] for before, after in around]
         longest = max(len(row) for row in rows)
-        ids = np.full((count, longest), self._prompter.stop_ids[0], np.int64)
-        mask = np.zeros((count, longest), np.int64)
+        ids = np.full((len(rows), longest), self._prompter.stop_ids[0], np.int64)
+        mask = np.zeros((len(rows), longest), np.int64)
         for i, row in enumerate(rows):  # padded at the left, as generation needs
             ids[i, longest - len(row) :], mask[i, longest - len(row) :] = row, 1
-        tensors = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        return BatchFeature({**tensors, **features})
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of what ``__call__`` returns."""
-        return ["input_ids", "attention_mask", "audio", "num_samples"]
+        return ["input_ids", "attention_mask", "input_features", "num_samples"]
