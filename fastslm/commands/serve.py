@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        "fastslm serve", description="Serve a trained model by OpenAI's audio API.",
+        "fastslm serve", description="Serve a trained model by OpenAI's audio and chat API.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     made.add_argument(

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from fastslm.inference.model import Model
 
-from . import transcriptions
+from . import chat, transcriptions
 from .gate import Gate
 from .metrics import Metrics
 from .problems import Problem
@@ -76,6 +76,7 @@ def build_app(model: Model, settings: Settings) -> FastAPI:
         Exception, lambda _request, _error: Problem(500, "The server failed; its log says how.").response()
     )
     app.include_router(transcriptions.router(service))
+    app.include_router(chat.router(service))
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:

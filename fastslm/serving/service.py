@@ -237,5 +237,11 @@ async def streamed(
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 
+def warnings_of(answer: Answer) -> dict[str, Any]:
+    """Return what speaks against an answer as a field beside it; no field where all is well."""
+    found = [*answer.remarks, *(f"the text {warning}" for warning in answer.warnings)]
+    return {"warnings": found} if found else {}
+
+
 def _event(content: Any) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"

@@ -12,7 +12,7 @@ from fastslm.inference.formats import TIMED, render
 from fastslm.inference.results import Answer, Segment
 
 from .problems import Problem
-from .service import Live, Service, streamed
+from .service import Live, Service, streamed, warnings_of
 from .uploads import Upload, read_form, uploaded
 from .worker import Asked
 
@@ -96,14 +96,14 @@ async def _stream(service: Service, request: Request, upload: Upload, asked: Ask
         return {"type": "transcript.text.segment", **where, "text": item.text, "speaker": ""}
 
     def ended(answer: Answer) -> list[dict[str, Any]]:
-        return [{"type": "transcript.text.done", "text": answer.text, **_usage(answer), **_warnings(answer)}]
+        return [{"type": "transcript.text.done", "text": answer.text, **_usage(answer), **warnings_of(answer)}]
 
     return await streamed(service, request, job, live, added, ended)
 
 
 def _response(answer: Answer, response_format: str, task: str, language: str | None) -> Response:
     if response_format == "json":
-        return JSONResponse({"text": answer.text, **_usage(answer), **_warnings(answer)})
+        return JSONResponse({"text": answer.text, **_usage(answer), **warnings_of(answer)})
     if response_format == "verbose_json":
         return JSONResponse(
             {
@@ -113,7 +113,7 @@ def _response(answer: Answer, response_format: str, task: str, language: str | N
                 "text": answer.text,
                 "segments": [_segment(i, segment, answer) for i, segment in enumerate(answer.segments)],
                 "usage": {"type": "duration", "seconds": math.ceil(answer.seconds)},
-                **_warnings(answer),
+                **warnings_of(answer),
             }
         )
     form = "txt" if response_format == "text" else response_format
@@ -131,11 +131,6 @@ def _usage(answer: Answer) -> dict[str, Any]:
     speech, text = answer.speech_tokens, len(answer.tokens)
     of_input = {"input_tokens": speech, "input_token_details": {"audio_tokens": speech, "text_tokens": 0}}
     return {"usage": {"type": "tokens", **of_input, "output_tokens": text, "total_tokens": speech + text}}
-
-
-def _warnings(answer: Answer) -> dict[str, Any]:
-    found = [*answer.remarks, *(f"the text {warning}" for warning in answer.warnings)]
-    return {"warnings": found} if found else {}
 
 
 def _text(form: FormData, name: str) -> str | None:
