@@ -36,7 +36,7 @@ Data:
 Use a trained model:
   transcribe      audio of any length to text or subtitles; try: fastslm transcribe talk.mp3
   ask             questions about a recording, which is encoded once
-  serve           transcripts by the API that OpenAI's clients speak; try: fastslm serve runs/hta
+  serve           a page, and the API that OpenAI's clients speak; try: fastslm serve runs/hta
 
 Take in, take out:
   import-release  the authors' checkpoint becomes a run

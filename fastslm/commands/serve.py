@@ -1,4 +1,4 @@
-"""``fastslm serve``: a trained model behind the API that OpenAI's clients speak."""
+"""``fastslm serve``: a trained model behind the API that OpenAI's clients speak, and a page."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ _BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 _EPILOG = """\
 examples:
-  fastslm serve runs/hta                              at http://127.0.0.1:8000
+  fastslm serve runs/hta                              the page and the API at http://127.0.0.1:8000
   FASTSLM_API_KEY=... fastslm serve runs/hta --host 0.0.0.0
   curl http://127.0.0.1:8000/v1/audio/transcriptions -F file=@talk.mp3 -F model=hta
   OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-").audio.transcriptions.create(model="hta", file=...)
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        "fastslm serve", description="Serve a trained model by OpenAI's audio and chat API.",
+        "fastslm serve", description="Serve a trained model by OpenAI's audio and chat API, with a page at /.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     made.add_argument(
@@ -117,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
         listener.listen(config.backlog)  # who comes from now on waits in it, and is not refused
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        print(f"Serving {names[0]} at {address}/v1 (Ctrl+C ends it).", file=sys.stderr)
+        print(f"Serving {names[0]} at {address}/v1, with a page at {address}/ (Ctrl+C ends it).", file=sys.stderr)
         if api_key is None and not host.startswith("127.") and host != "::1":
             print(f"Anybody who reaches {host} may use it: set {KEY_VARIABLE} to ask for a key.", file=sys.stderr)
         try:

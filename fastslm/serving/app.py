@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from fastslm.inference.model import Model
 
-from . import chat, transcriptions
+from . import chat, page, transcriptions
 from .gate import Gate
 from .metrics import Metrics
 from .problems import Problem
@@ -77,6 +77,7 @@ def build_app(model: Model, settings: Settings) -> FastAPI:
     )
     app.include_router(transcriptions.router(service))
     app.include_router(chat.router(service))
+    app.include_router(page.router())
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:

@@ -24,7 +24,7 @@ class EncodedCache:
 
     def put(self, content: str, audio: EncodedAudio) -> None:
         """Keep a recording, and let go of those not used for longest."""
-        if audio.num_bytes > self.most_bytes:
+        if audio.num_bytes > self.most_bytes or content in self._kept:
             return
         self._kept[content] = audio
         self.num_bytes += audio.num_bytes

@@ -119,7 +119,7 @@ async def _complete(service: Service, request: Request) -> Response:
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=body.seed or 0,
             max_new_tokens=body.max_completion_tokens or body.max_tokens,
-            section_minutes=None if question else service.by_section("asr"),
+            section_minutes=service.section_minutes,
         )
     )
     upload = await _received(service, request, audio)

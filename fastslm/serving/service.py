@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -73,14 +73,12 @@ class Service:
         try:
             Decoding(1, asked.temperature, asked.top_p, asked.seed)
             check_limits(asked.max_new_tokens)
-            self.model.request(asked.task, asked.prompt, asked.language)
+            timed = self.model.request(asked.task, asked.prompt, asked.language).definition.timed
         except FastSLMError as error:
             raise Problem(400, str(error)) from error
-        return asked
-
-    def by_section(self, task: str) -> float | None:
-        """Return the minutes of a section for tasks whose answers follow the audio."""
-        return self.section_minutes if self.model.request(task).definition.timed else None
+        if asked.segments and not timed:
+            raise Problem(400, f"response_format: task {asked.task} answers about the whole audio, not by time.")
+        return asked if timed else replace(asked, section_minutes=None)
 
     def begin(self, upload: Upload, asked: Asked, live: "Live | None" = None) -> Job:
         """Hand a request to the worker, which closes the recording.

@@ -26,7 +26,7 @@ def router(service: Service) -> APIRouter:
 
     @made.post("/v1/audio/transcriptions")
     async def transcriptions(request: Request) -> Response:
-        return await _speech_to_text(service, request, "asr")
+        return await _speech_to_text(service, request, None)
 
     @made.post("/v1/audio/translations")
     async def translations(request: Request) -> Response:
@@ -35,9 +35,10 @@ def router(service: Service) -> APIRouter:
     return made
 
 
-async def _speech_to_text(service: Service, request: Request, task: str) -> Response:
+async def _speech_to_text(service: Service, request: Request, task: str | None) -> Response:
     form, file = await read_form(request)
     try:
+        task = task or _text(form, "task") or "asr"  # beyond OpenAI's API: a summary, or a question as the prompt
         service.check_model(_text(form, "model"))
         response_format = _text(form, "response_format") or "json"
         if response_format not in FORMATS:
@@ -65,7 +66,7 @@ async def _speech_to_text(service: Service, request: Request, task: str) -> Resp
                 _text(form, "prompt"),
                 language if task == "ast" else None,  # of the audio it is but a hint, which the model does without
                 _number(form, "temperature", 0.0),
-                section_minutes=service.by_section(task),
+                section_minutes=service.section_minutes,
                 segments=by_time,
             )
         )

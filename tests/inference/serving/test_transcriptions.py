@@ -70,6 +70,25 @@ def test_a_translation_is_that_of_the_task(server, talk, command):
     assert other.text == command(talk, "--task", "ast", "--language", "Korean").strip()
 
 
+def test_other_tasks_are_asked_for_by_a_field_of_ours(server, talk, command):
+    ask = server.client().audio.transcriptions.create
+    assert ask(model="tiny", file=talk, extra_body={"task": "ssum"}).text == command(talk, "--task", "ssum").strip()
+    with pytest.raises(openai.BadRequestError, match="task ssum answers about the whole audio"):
+        ask(model="tiny", file=talk, response_format="srt", extra_body={"task": "ssum"})
+    with pytest.raises(openai.BadRequestError, match="sqqa needs a question"):
+        ask(model="tiny", file=talk, extra_body={"task": "sqqa"})
+
+
+def test_a_server_that_goes_section_by_section_gives_the_text_of_the_command(serve_here, model, talk, command):
+    server = serve_here(model, section_minutes=0.05)
+    expected = command(talk, "--section-minutes", "0.05").strip()
+    ask = server.client().audio.transcriptions.create
+    assert ask(model="scripted", file=talk).text == expected
+    *deltas, done = ask(model="scripted", file=talk, stream=True)
+    assert done.text == expected
+    assert "".join("".join(event.delta for event in deltas).split()) == "".join(expected.split())
+
+
 def test_text_comes_in_chunks_that_together_are_the_text(server, talk, model):
     events = list(server.client().audio.transcriptions.create(model="tiny", file=talk, stream=True))
     expected = model.transcribe(talk)
