@@ -128,7 +128,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _name_of(model: str | None) -> str:
-    return "hta" if model is None else "/".join(part for part in model.split("/") if part)[-100:].rpartition("/")[2]
+    """Return the name of a folder, however it is written (``.``, ``runs/hta/``), or that of a model on the hub."""
+    return "hta" if model is None else os.path.basename(os.path.abspath(os.path.expanduser(model)))
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -26,6 +26,7 @@ class Problem(Exception):
         code: str | None = None,
         retry_seconds: int | None = None,
     ) -> None:
+        message = message.encode("utf-8", "replace").decode()  # a name that a client sends may be no text
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.retry_seconds = retry_seconds

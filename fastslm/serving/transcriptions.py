@@ -138,6 +138,8 @@ def _text(form: FormData, name: str) -> str | None:
     value = form.get(name)
     if value is not None and not isinstance(value, str):
         raise Problem(400, f"{name}: must be text, and is a file.", name)
+    if value is not None and not value.isascii() and value != value.encode("utf-8", "replace").decode():
+        raise Problem(400, f"{name}: {value!r} is no text.", name)
     return value.strip() or None if value else None
 
 

@@ -56,7 +56,10 @@ async def read_form(request: Request) -> tuple[FormData, UploadFile]:
     Raises:
         Problem: there is no recording, or more than one.
     """
-    form = await request.form(max_files=1, max_fields=_MOST_FIELDS)
+    try:
+        form = await request.form(max_files=1, max_fields=_MOST_FIELDS)
+    except ValueError as error:  # a form may name any codec of Python as its charset
+        raise Problem(400, "The form is malformed: its charset or its boundary cannot be used.") from error
     file = form.get("file")
     if isinstance(file, UploadFile):
         return form, file

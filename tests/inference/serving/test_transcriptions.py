@@ -180,6 +180,25 @@ def test_uploads_leave_nothing_open(server, noise, encoded, until):
     until(lambda: server.open_files() == before)
 
 
+@pytest.mark.parametrize(
+    "charset", ["utf-7", "undefined", "idna", "punycode", "hex", "unicode_escape", "none", "utf-32"]
+)
+@pytest.mark.parametrize("field", ["language", "model", "prompt"])
+def test_a_form_in_any_charset_is_answered_or_refused(server, encoded, noise, charset, field):
+    import http.client
+
+    part = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    body = part % (field.encode(), b"", b"+2AA-\xff.")
+    body += part % (b"file", b'; filename="+2AA-\xff.wav"', encoded(noise(0.1), "WAV")) + b"--x--\r\n"
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    headers = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}", "Authorization": f"Bearer {KEY}"}
+    connection.request("POST", "/v1/audio/transcriptions", body, headers)
+    response = connection.getresponse()
+    answer = json.load(response)
+    assert answer.get("text") is not None if response.status == 200 else answer["error"]["message"]
+    assert response.status in (200, 400, 404)
+
+
 def test_an_open_file_of_any_kind_can_be_sent(server, noise, encoded):
     file = io.BytesIO(encoded(noise(2), "OGG"))
     file.name = "../../etc/talk.ogg"
