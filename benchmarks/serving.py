@@ -248,7 +248,7 @@ def main() -> None:
     given = parser.parse_args()
     recordings = recordings_of(given.recordings or [given.model / "sample.flac"], given.cut_seconds)
     with server(given.model, "--queue", str(2 * given.clients)) as (port, pid):
-        load(port, recordings, 1, 5.0)
+        load(port, recordings, given.clients, given.seconds / 4)  # what is made at the first use, and batches
         before = Held.by(pid)
         alone = load(port, recordings, 1, given.seconds / 4)
         attacker = threading.Thread(target=lambda: attacks.append(attack(port, recordings[0][0], given.malformed, 200)))

@@ -153,7 +153,9 @@ async def _stream(
         return chunk({**role, "content": item if isinstance(item, str) else f"{item.text} "})
 
     def ended(answer: Answer) -> list[dict[str, Any]]:
-        last = {**chunk({}, _finish(answer)), **warnings_of(answer)}
+        # An answer that ran in circles was generated anew from there; no chunk of OpenAI's takes back what was said.
+        anew = {} if "".join(live.text.split()) == "".join(answer.text.split()) else {"text": answer.text}
+        last = {**chunk({}, _finish(answer)), **warnings_of(answer), **anew}
         usage = {**head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(answer)}
         return [last, usage] if with_usage else [last]
 

@@ -123,9 +123,11 @@ class Live:
 
     Attributes:
         segments: whether segments are wanted in place of text.
+        text: what came, as far as it was taken.
     """
 
     segments: bool = False
+    text: str = ""
     _began: bool = False
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _queue: "asyncio.Queue[str | Segment | None]" = field(default_factory=asyncio.Queue)
@@ -149,7 +151,10 @@ class Live:
 
     async def next(self) -> str | Segment | None:
         """Return what comes next; None at the end."""
-        return await self._queue.get()
+        item = await self._queue.get()
+        if item is not None:
+            self.text += item if isinstance(item, str) else f"{item.text} "
+        return item
 
 
 async def unless_gone(request: Request, waited: "asyncio.Future[_Result]") -> _Result:

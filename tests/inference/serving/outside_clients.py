@@ -9,6 +9,7 @@ from pathlib import Path
 
 def by_litellm(url, key, model, talk, question):
     import litellm
+    import openai
 
     settings = {"model": f"openai/{model}", "api_base": url, "api_key": key, "num_retries": 0}
     with open(talk, "rb") as file:
@@ -19,12 +20,12 @@ def by_litellm(url, key, model, talk, question):
         {"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}},
     ]
     messages = [{"role": "user", "content": content}]
-    yield "completion", litellm.completion(messages=messages, **settings).choices[0].message.content
-    chunks = litellm.completion(messages=messages, stream=True, **settings)
+    yield "completion", litellm.completion(messages=messages, max_tokens=12, **settings).choices[0].message.content
+    chunks = litellm.completion(messages=messages, max_tokens=12, stream=True, **settings)
     yield "stream", "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     try:
         litellm.transcription(file=("text.mp3", b"words " * 100), **settings)
-    except litellm.exceptions.BadRequestError as error:
+    except openai.BadRequestError as error:
         yield "error", str(error)
 
 
@@ -42,7 +43,7 @@ def by_langchain(url, key, model, talk, question):
         {"type": "text", "text": question},
         {"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}},
     ]
-    chat = ChatOpenAI(model=model, api_key=key, base_url=url, max_retries=0)
+    chat = ChatOpenAI(model=model, api_key=key, base_url=url, max_tokens=12, max_retries=0)
     yield "completion", chat.invoke([HumanMessage(content)]).content
     yield "stream", "".join(chunk.content for chunk in chat.stream([HumanMessage(content)]))
 

@@ -67,6 +67,13 @@ def test_an_answer_streams(server, talk, model):
     assert usage.usage.completion_tokens == 12
 
 
+def test_a_stream_that_was_generated_anew_says_so_at_its_end(server, talk, model):
+    expected = model.ask(talk, "Who?")
+    assert expected.attempts > 1, "choose a question that runs in circles"
+    *_, last = ask(server, sound(talk), text("Who?"), stream=True)
+    assert last.text == expected.text
+
+
 def test_a_recording_may_be_in_a_data_url(server, talk, model):
     url = "data:audio/flac;base64," + base64.b64encode(talk.read_bytes()).decode()
     given = ask(server, {"type": "audio_url", "audio_url": {"url": url}}, text("Who?"))
