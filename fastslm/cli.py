@@ -37,6 +37,7 @@ Data:
 Use a trained model:
   transcribe      audio of any length to text or subtitles; try: fastslm transcribe talk.mp3
   ask             questions about a recording, which is encoded once
+  serve           a page, and the API that OpenAI's clients speak; try: fastslm serve runs/hta
 
 Take in, take out:
   import-release  the authors' checkpoint becomes a run
@@ -70,6 +71,7 @@ _COMMANDS: dict[str, str] = {
     "import-release": "fastslm.commands.import_release:main",
     "transcribe": "fastslm.commands.transcribe:main",
     "ask": "fastslm.commands.ask:main",
+    "serve": "fastslm.commands.serve:main",
     "export": "fastslm.commands.export:main",
     "push": "fastslm.export.push:main",
     "shards": "fastslm.datamodules.shards.command:main",

@@ -4,7 +4,7 @@ Windows, context samples and spectrogram are those of training, since ``Listener
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -135,6 +135,29 @@ class SpeechPart:
         return sum(self.num_samples) / SAMPLE_RATE_HZ
 
 
+class EncodedAudio(AudioSource):
+    """A recording whose speech tokens are there already; it stands for the audio as often as needed.
+
+    Args:
+        name: what to call it.
+        parts: its tokens, in order.
+        remarks: what is doubtful about the audio.
+    """
+
+    def __init__(self, name: str, parts: Sequence[SpeechPart], remarks: Sequence[str] = ()) -> None:
+        self.name, self.parts, self.remarks = name, parts, remarks
+        self.seconds: float = sum(part.seconds for part in parts)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its tokens."""
+        return sum(part.tokens.nbytes for part in self.parts)
+
+    def named(self, name: str) -> "EncodedAudio":
+        """Return it under another name."""
+        return EncodedAudio(name, self.parts, self.remarks)
+
+
 def encode_chunks(path: SpeechLM, chunks: Sequence[tuple[int, Chunk, Tensor | None]]) -> list[SpeechPart]:
     """Return the tokens of chunks of recordings, all in one pass.
 
@@ -219,6 +242,9 @@ def encode(
     size = path.listener.batch_windows
     waiting: list[tuple[int, Chunk, Tensor | None]] = []
     for i, source in enumerate(sources):
+        if isinstance(source, EncodedAudio):
+            yield from (replace(part, recording=i) for part in source.parts)
+            continue
         try:
             summary = summary_of(path, source) if path.encoder.needs_summary else None
             for chunk in _chunks(path, source):

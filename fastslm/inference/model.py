@@ -15,8 +15,8 @@ from .answering import AnsweringModel
 from .arguments import check_limits, list_of_questions, list_of_recordings
 from .audio import AudioSource, open_audio
 from .engine import Decoding
-from .listening import encode
-from .results import Answer, Embedding, Timings
+from .listening import EncodedAudio, SpeechPart, encode
+from .results import Answer, Embedding, Segment, Timings
 from .stream import AudioStream
 
 #: Called with what has happened (``encoded`` or ``generated``) and how much: seconds of audio, or tokens so far.
@@ -56,6 +56,8 @@ class Model(AnsweringModel):
         segments: bool = False,
         sample_rate_hz: int | None = None,
         on_progress: Progress | None = None,
+        on_text: Callable[[str], None] | None = None,
+        on_segment: Callable[[Segment], None] | None = None,
     ) -> Answer:
         """Return the transcript of a recording of any length, or what another task makes of it.
 
@@ -75,6 +77,9 @@ class Model(AnsweringModel):
             segments: give text by time, window by window.
             sample_rate_hz: of samples; None means 16 kHz.
             on_progress: called as work goes on.
+            on_text: called with each chunk of the text as it is generated; see ``ask_all``. Not with ``segments`` or
+                ``section_minutes``.
+            on_segment: called with each segment, or section, when it is finished.
 
         Raises:
             DataError: the audio cannot be read, or is longer than the LLM's context.
@@ -85,13 +90,17 @@ class Model(AnsweringModel):
         source = _opened(audio, sample_rate_hz)
         if section_minutes is not None or segments:
             answer = sections.transcribe(
-                self, source, request, decoding, section_minutes, segments, max_new_tokens, on_progress
+                self, source, request, decoding, section_minutes, segments, max_new_tokens, on_progress, on_segment
             )
         else:
             stream = AudioStream(self, request, keep_tokens=False)
             stream.add(source, on_progress)
             answer = stream.answer(
-                decoding=decoding, max_new_tokens=max_new_tokens, source=source.name, on_progress=on_progress
+                decoding=decoding,
+                max_new_tokens=max_new_tokens,
+                source=source.name,
+                on_progress=on_progress,
+                on_text=on_text,
             )
         return replace(answer, remarks=tuple(source.remarks))
 
@@ -181,6 +190,39 @@ class Model(AnsweringModel):
             answers.append(replace(answer, remarks=tuple(source.remarks)))
             stream.timings = Timings()  # the audio was encoded for the first question
         return answers
+
+    def encode_all(
+        self, audios: Sequence[Any], on_progress: Progress | None = None
+    ) -> list[EncodedAudio | FastSLMError]:
+        """Return recordings with their speech tokens made, or the error in the place of one.
+
+        Each can be given in place of its audio to ``transcribe``, ``ask`` and the others, which then do not encode it.
+
+        Args:
+            audios: see ``transcribe``; they share passes of the encoder.
+            on_progress: see ``transcribe``.
+        """
+        made: list[EncodedAudio | FastSLMError | None] = []
+        sources: dict[int, AudioSource] = {}
+        for i, audio in enumerate(list_of_recordings(audios)):
+            made.append(None)
+            try:
+                sources[i] = _opened(audio, None)
+            except FastSLMError as error:
+                made[i] = error
+        places, parts = list(sources), {i: list[SpeechPart]() for i in sources}
+
+        def failed(i: int, error: FastSLMError) -> None:
+            made[places[i]] = DataError(f"{sources[places[i]].name}: {error}")
+
+        for part in encode(self.path, list(sources.values()), failed):
+            parts[places[part.recording]].append(part)
+            if on_progress:
+                on_progress("encoded", part.seconds)
+        return [
+            EncodedAudio(sources[i].name, parts[i], tuple(sources[i].remarks)) if done is None else done
+            for i, done in enumerate(made)
+        ]
 
     def embed(self, audio: Any, *, sample_rate_hz: int | None = None) -> Embedding:
         """Return a recording as LLM tokens ``[K, D_llm]`` and the second at which each one's share begins ``[K]``."""

@@ -148,6 +148,7 @@ def transcribe(
     by_window: bool,
     max_new_tokens: int | None,
     on_progress: Progress | None,
+    on_segment: Callable[[Segment], None] | None = None,
 ) -> Answer:
     """Return a transcript made section by section; see ``Model.transcribe``.
 
@@ -166,6 +167,7 @@ def transcribe(
     writer = _Writer(model, request, decoding, max(seconds, window_seconds), max_new_tokens, on_progress)
     began = time.perf_counter()
     spent = _Spent()
+    segments = _Segments(model, on_segment)
     waiting: _Section | None = None
     num_tokens, end = 0, 0.0
     try:
@@ -173,9 +175,11 @@ def transcribe(
             num_tokens, end = num_tokens + sum(len(tokens) for tokens in section.tokens), section.end
             if waiting is not None:
                 writer.write(waiting, last=False)
+                segments.add(writer.done[:-1])  # the last one may still get a word
             waiting = section
         assert waiting is not None  # a recording without samples is an error
         writer.write(waiting, last=True)
+        segments.add(writer.done)
     except DataError as error:
         raise DataError(f"{source.name}: {error}") from error
     ids = [token for section in writer.done for token in section.ids]
@@ -190,7 +194,7 @@ def transcribe(
         source=source.name,
         attempts=writer.attempts,
         temperature=writer.temperature,
-        segments=_segments(model, writer.done),
+        segments=segments.all,
     )
 
 
@@ -222,13 +226,28 @@ def _sections(
         yield _Section(tokens, start, end)
 
 
-def _segments(model: AnsweringModel, done: Sequence[_Section]) -> list[Segment]:
-    """Return text by time; what a section's ids say is what they add to the text before."""
-    segments: list[Segment] = []
-    context: list[int] = []
-    for section in done:
-        text = model.text_of([*context, *section.ids])[len(model.text_of(context)) :].strip()
-        if text:
-            segments.append(Segment(round(section.start, 3), round(section.end, 3), text))
-        context = [*context, *section.ids][-_LONGEST_WORD:]
-    return segments
+class _Segments:
+    """Text by time; what a section's ids say is what they add to the text before.
+
+    Args:
+        model: whose tokenizer it is.
+        on_segment: called with each.
+    """
+
+    def __init__(self, model: AnsweringModel, on_segment: Callable[[Segment], None] | None) -> None:
+        self._model, self._on_segment = model, on_segment
+        self._context: list[int] = []
+        self._num_sections = 0
+        self.all: list[Segment] = []
+
+    def add(self, done: Sequence[_Section]) -> None:
+        """Take the sections that are finished, those of earlier calls among them."""
+        for section in done[self._num_sections :]:
+            before = self._model.text_of(self._context)
+            text = self._model.text_of([*self._context, *section.ids])[len(before) :].strip()
+            if text:
+                self.all.append(Segment(round(section.start, 3), round(section.end, 3), text))
+                if self._on_segment:
+                    self._on_segment(self.all[-1])
+            self._context = [*self._context, *section.ids][-_LONGEST_WORD:]
+            self._num_sections += 1

@@ -1,0 +1,148 @@
+"""``fastslm serve``: a trained model behind the API that OpenAI's clients speak, and a page."""
+
+import argparse
+import os
+import re
+import socket
+import sys
+from collections.abc import Sequence
+
+from fastslm.errors import ConfigError, FastSLMError, MissingExtraError
+from fastslm.processes.signals import Terminated
+
+#: The key in the environment, where no list of processes shows it.
+KEY_VARIABLE = "FASTSLM_API_KEY"
+_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+_EPILOG = """\
+examples:
+  fastslm serve runs/hta                              the page and the API at http://127.0.0.1:8000
+  FASTSLM_API_KEY=... fastslm serve runs/hta --host 0.0.0.0
+  curl http://127.0.0.1:8000/v1/audio/transcriptions -F file=@talk.mp3 -F model=hta
+  OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-").audio.transcriptions.create(model="hta", file=...)
+
+SIGTERM and Ctrl+C finish what was asked within --grace seconds.
+exit status: 0 it was ended; 2 it could not start."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until told to end; return the exit status."""
+    options = _parser().parse_args(list(arguments[1:]))
+    try:
+        return _run(options)
+    except FastSLMError as error:
+        print(f"fastslm: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "fastslm serve", description="Serve a trained model by OpenAI's audio and chat API, with a page at /.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    made.add_argument(
+        "model", metavar="MODEL", nargs="?",
+        help="run folder, checkpoint, exported folder, or OWNER/NAME of the hub (default: the run in runs/hta)",
+    )  # fmt: skip
+    made.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the first GPU if there is one)")
+    made.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine alone")
+    made.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000; 0 takes a free one")
+    made.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help=f"what clients must send; better in {KEY_VARIABLE}, where no process list has it",
+    )
+    made.add_argument(
+        "--name", action="append", metavar="NAME",
+        help="by which clients ask for the model; may be repeated (default: the name of its folder)",
+    )  # fmt: skip
+    made.add_argument("--max-upload", type=_bytes, default=1 << 30, metavar="SIZE", help="such as 200M (default: 1G)")
+    made.add_argument("--queue", type=int, default=64, metavar="N", help="requests that may wait (default: 64)")
+    made.add_argument("--batch-size", type=int, default=8, metavar="N", help="most requests side by side (default: 8)")
+    made.add_argument(
+        "--cache",
+        type=_bytes,
+        default=256 << 20,
+        metavar="SIZE",
+        help="of encoded recordings that are kept (default: 256M)",
+    )
+    made.add_argument("--section-minutes", type=float, metavar="M", help="as of fastslm transcribe, for hours of audio")
+    made.add_argument("--allow-urls", action="store_true", help="fetch recordings from public http(s) addresses")
+    made.add_argument(
+        "--grace", type=int, default=30, metavar="SECONDS", help="to finish when told to end (default: 30)"
+    )
+    return made
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 200M or 1.5G")
+    return round(float(found[1]) * _BYTES[found[2].upper()])
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        import uvicorn
+
+        from fastslm.serving.app import Settings, build_app
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), extra="serve", purpose="fastslm serve") from error
+    from fastslm.inference.arguments import check_limits, whole_number
+    from fastslm.inference.load import find_model, load
+
+    for name, least in (("port", 0), ("queue", 1), ("batch_size", 1), ("grace", 0)):
+        whole_number(f"--{name.replace('_', '-')}", getattr(options, name), least, 65_535)
+    check_limits(None, options.section_minutes)
+    api_key = options.api_key if options.api_key is not None else os.environ.get(KEY_VARIABLE)
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
+        raise ConfigError(
+            f"--api-key or {KEY_VARIABLE}: a key is printable ASCII without spaces around it, at least one."
+        )
+    found = find_model(options.model)
+    names = tuple(options.name or [_name_of(options.model)])
+    with _listening(options.host, options.port) as listener:
+        model = load(found, device=options.device)
+        settings = Settings(
+            names, api_key, options.max_upload, options.queue, options.batch_size, options.cache,
+            options.section_minutes, options.allow_urls,
+        )  # fmt: skip
+        config = uvicorn.Config(
+            build_app(model, settings),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=options.grace,
+        )
+        listener.listen(config.backlog)  # who comes from now on waits in it, and is not refused
+        host, port = listener.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        print(f"Serving {names[0]} at {address}/v1, with a page at {address}/ (Ctrl+C ends it).", file=sys.stderr)
+        if api_key is None and not host.startswith("127.") and host != "::1":
+            print(f"Anybody who reaches {host} may use it: set {KEY_VARIABLE} to ask for a key.", file=sys.stderr)
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except (KeyboardInterrupt, Terminated):  # raised again when the server has ended in order
+            print("Ended.", file=sys.stderr)
+    return 0
+
+
+def _name_of(model: str | None) -> str:
+    """Return the name of a folder, however it is written (``.``, ``runs/hta/``), or that of a model on the hub."""
+    return "hta" if model is None else os.path.basename(os.path.abspath(os.path.expanduser(model)))
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound, so that an address in use is told before the model is loaded.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--host {host} --port {port}: cannot be listened at: {error}.") from error
+    return made

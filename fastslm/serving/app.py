@@ -1,0 +1,127 @@
+"""The server's routes in one application."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from fastslm.inference.model import Model
+
+from . import chat, page, transcriptions
+from .gate import Gate
+from .metrics import Metrics
+from .problems import Problem
+from .service import Service
+from .worker import Worker
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is told.
+
+    Attributes:
+        names: by which clients may ask for the model.
+        api_key: what they must send; None lets anybody in.
+        most_upload_bytes: of a request.
+        most_waiting: requests that may wait for the model.
+        batch_size: most requests that are answered side by side.
+        cache_bytes: of speech tokens kept for further questions about the same recordings.
+        section_minutes: transcripts are made section by section.
+        allow_urls: recordings may be fetched from URLs, public ones only.
+        stop_seconds: how long the model may take to give up what it does when the server ends.
+    """
+
+    names: tuple[str, ...]
+    api_key: str | None = None
+    most_upload_bytes: int = 1 << 30
+    most_waiting: int = 64
+    batch_size: int = 8
+    cache_bytes: int = 256 << 20
+    section_minutes: float | None = None
+    allow_urls: bool = False
+    stop_seconds: float = 60.0
+
+
+def build_app(model: Model, settings: Settings) -> FastAPI:
+    """Return the application of a model; its worker starts and stops with it."""
+    worker = Worker(model, settings.most_waiting, settings.batch_size, settings.cache_bytes)
+    metrics = Metrics(worker)
+    service = Service(
+        model, worker, metrics, settings.names, settings.section_minutes, int(time.time()), settings.allow_urls,
+        settings.most_upload_bytes,
+    )  # fmt: skip
+
+    @asynccontextmanager
+    async def running(_app: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        worker.stop(settings.stop_seconds)
+
+    gate = Middleware(
+        Gate, worker=worker, metrics=metrics, api_key=settings.api_key, most_upload_bytes=settings.most_upload_bytes
+    )
+    app = FastAPI(
+        title="fastslm serve", middleware=[gate], lifespan=running, docs_url=None, redoc_url=None, openapi_url=None
+    )
+    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(ClientDisconnect, lambda _request, _error: Response(status_code=499))
+    app.add_exception_handler(
+        Exception, lambda _request, _error: Problem(500, "The server failed; its log says how.").response()
+    )
+    app.include_router(transcriptions.router(service))
+    app.include_router(chat.router(service))
+    app.include_router(page.router())
+
+    @app.get("/v1/models")
+    async def models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [_card(service, name) for name in service.names]})
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> JSONResponse:
+        service.check_model(name)
+        return JSONResponse(_card(service, name))
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        facts = {
+            "status": "ok" if worker.alive else "ended",
+            "waiting": worker.num_waiting,
+            "running": worker.num_running,
+            "model": service.names[0],
+        }
+        return JSONResponse(facts, 200 if worker.alive else 503)
+
+    @app.get("/metrics")
+    async def measured() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app
+
+
+def _card(service: Service, name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": service.created, "owned_by": "fastslm"}
+
+
+async def _problem(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return error.response()
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    said = {
+        404: f"There is nothing at {request.url.path}; the API begins at /v1.",
+        405: f"{request.method} is not done at {request.url.path}.",
+    }
+    response = Problem(
+        error.status_code, said.get(error.status_code, f"The request is malformed: {error.detail}")
+    ).response()
+    response.headers.update(error.headers or {})
+    return response

@@ -1,0 +1,250 @@
+"""From a request to the worker and back: checks that routes share, waiting, and text that streams."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import StreamingResponse
+
+from fastslm.errors import FastSLMError, nearest
+from fastslm.inference.arguments import check_limits
+from fastslm.inference.engine import Decoding
+from fastslm.inference.model import Model
+from fastslm.inference.results import Answer, Segment
+
+from .gate import busy
+from .metrics import Metrics
+from .problems import Problem
+from .uploads import Upload
+from .worker import Asked, Job, NobodyWaits, QueueFull, Worker
+
+_Result = TypeVar("_Result")
+
+
+@dataclass
+class Service:
+    """What the routes share.
+
+    Attributes:
+        model: the model.
+        worker: its thread.
+        metrics: told of answers.
+        names: by which clients may ask for the model; the first is listed as its own.
+        section_minutes: transcripts are made section by section.
+        created: when the server began, in seconds since 1970.
+        allow_urls: whether a recording may be fetched from a URL.
+        most_upload_bytes: of a recording.
+    """
+
+    model: Model
+    worker: Worker
+    metrics: Metrics
+    names: tuple[str, ...]
+    section_minutes: float | None = None
+    created: int = 0
+    allow_urls: bool = False
+    most_upload_bytes: int = 1 << 30
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a model that is not here.
+
+        Raises:
+            Problem: it is another one.
+        """
+        if name is not None and name not in self.names:
+            raise Problem(
+                404,
+                f"model: there is no {name!r} here; this server has {' or '.join(map(repr, self.names))}."
+                f"{nearest(name, self.names)}",
+                "model",
+                "model_not_found",
+            )
+
+    def check_asked(self, asked: Asked) -> Asked:
+        """Return what is asked, with the server's own settings, if it makes sense.
+
+        Raises:
+            Problem: it does not.
+        """
+        try:
+            Decoding(1, asked.temperature, asked.top_p, asked.seed)
+            check_limits(asked.max_new_tokens)
+            timed = self.model.request(asked.task, asked.prompt, asked.language).definition.timed
+        except FastSLMError as error:
+            raise Problem(400, str(error)) from error
+        if asked.segments and not timed:
+            raise Problem(400, f"response_format: task {asked.task} answers about the whole audio, not by time.")
+        return asked if timed else replace(asked, section_minutes=None)
+
+    def begin(self, upload: Upload, asked: Asked, live: "Live | None" = None) -> Job:
+        """Hand a request to the worker, which closes the recording.
+
+        Raises:
+            Problem: too many wait.
+        """
+        job = Job(upload.source, upload.content, asked, upload.close)
+        if live is not None:
+            live.follow(job)
+        try:
+            self.worker.submit(job)
+        except QueueFull:
+            upload.close()
+            raise busy(self.worker) from None
+        return job
+
+    async def answer(self, request: Request, job: Job) -> Answer:
+        """Wait for an answer; a client that goes ends the work.
+
+        Raises:
+            Problem: the recording or the request cannot be used.
+            ClientDisconnect: nobody waits any more.
+        """
+        try:
+            answer = await unless_gone(request, _of(job))
+        except FastSLMError as error:
+            raise Problem(400, str(error), None, "invalid_audio") from error
+        except NobodyWaits:
+            raise Problem(503, "The server is ending. Ask again.", None, "ending", 5) from None
+        finally:
+            self.worker.give_up(job)
+        self.metrics.gave(answer)
+        return answer
+
+
+@dataclass
+class Live:
+    """What an answer adds while it is generated: chunks of text or segments, from the worker's thread to the loop.
+
+    Chunks begin with the first letter, so that together they are the answer's text.
+
+    Attributes:
+        segments: whether segments are wanted in place of text.
+        text: what came, as far as it was taken.
+    """
+
+    segments: bool = False
+    text: str = ""
+    _began: bool = False
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _queue: "asyncio.Queue[str | Segment | None]" = field(default_factory=asyncio.Queue)
+
+    def follow(self, job: Job) -> None:
+        """Let a job put here what it adds."""
+        if self.segments:
+            job.on_segment = self._put
+        else:
+            job.on_text = self._put
+        job.answer.add_done_callback(lambda _: self._put(None))
+
+    def _put(self, item: str | Segment | None) -> None:
+        if isinstance(item, str) and not self._began:
+            item = item.lstrip()
+            if not item:
+                return
+        self._began = True
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waits
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+
+    async def next(self) -> str | Segment | None:
+        """Return what comes next; None at the end."""
+        item = await self._queue.get()
+        if item is not None:
+            self.text += item if isinstance(item, str) else f"{item.text} "
+        return item
+
+
+async def unless_gone(request: Request, waited: "asyncio.Future[_Result]") -> _Result:
+    """Return what is waited for, unless the client goes before.
+
+    Raises:
+        ClientDisconnect: it has gone.
+    """
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        both: set[asyncio.Future[Any]] = {waited, gone}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not waited.done():
+            raise ClientDisconnect
+        return waited.result()
+    finally:
+        gone.cancel()
+        waited.cancel()
+
+
+def _of(job: Job) -> "asyncio.Future[Answer]":
+    return asyncio.wrap_future(job.answer)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def streamed(
+    service: Service,
+    request: Request,
+    job: Job,
+    live: Live,
+    added: Callable[[str | Segment], Any],
+    ended: Callable[[Answer], list[Any]],
+    last: str = "",
+) -> StreamingResponse:
+    """Return an answer as server-sent events; one that fails before any text is an error like others.
+
+    Args:
+        service: the server.
+        request: whose client may go.
+        job: what is answered.
+        live: what it adds.
+        added: makes an event of what was added.
+        ended: makes the last events.
+        last: a line at the end.
+
+    Raises:
+        Problem: the recording or the request cannot be used.
+        ClientDisconnect: nobody waits any more.
+    """
+    try:
+        first = await unless_gone(request, asyncio.ensure_future(live.next()))
+    except BaseException:
+        service.worker.give_up(job)
+        raise
+    if first is None:
+        answer = await service.answer(request, job)
+
+    async def events() -> AsyncIterator[str]:
+        try:
+            item = first
+            while item is not None:
+                yield _event(added(item))
+                item = await live.next()
+            result = answer if first is None else await _of(job)
+            if first is not None:
+                service.metrics.gave(result)
+            for event in ended(result):
+                yield _event(event)
+            if last:
+                yield f"data: {last}\n\n"
+        except FastSLMError as error:
+            yield _event(Problem(400, str(error)).body())
+        except NobodyWaits:
+            yield _event(Problem(503, "The server is ending. Ask again.").body())
+        finally:
+            service.worker.give_up(job)
+
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+def warnings_of(answer: Answer) -> dict[str, Any]:
+    """Return what speaks against an answer as a field beside it; no field where all is well."""
+    found = [*answer.remarks, *(f"the text {warning}" for warning in answer.warnings)]
+    return {"warnings": found} if found else {}
+
+
+def _event(content: Any) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"

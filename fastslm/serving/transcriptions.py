@@ -1,0 +1,158 @@
+"""``/v1/audio/transcriptions`` and ``/v1/audio/translations``: a recording in a form, text or subtitles back."""
+
+import math
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.datastructures import FormData
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from fastslm.errors import nearest
+from fastslm.inference.formats import TIMED, render
+from fastslm.inference.results import Answer, Segment
+
+from .problems import Problem
+from .service import Live, Service, streamed, warnings_of
+from .uploads import Upload, read_form, uploaded
+from .worker import Asked
+
+FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+_MEDIA_TYPES = {"text": "text/plain", "srt": "application/x-subrip", "vtt": "text/vtt"}
+
+
+def router(service: Service) -> APIRouter:
+    """Return the routes."""
+    made = APIRouter()
+
+    @made.post("/v1/audio/transcriptions")
+    async def transcriptions(request: Request) -> Response:
+        return await _speech_to_text(service, request, None)
+
+    @made.post("/v1/audio/translations")
+    async def translations(request: Request) -> Response:
+        return await _speech_to_text(service, request, "ast")
+
+    return made
+
+
+async def _speech_to_text(service: Service, request: Request, task: str | None) -> Response:
+    form, file = await read_form(request)
+    try:
+        task = task or _text(form, "task") or "asr"  # beyond OpenAI's API: a summary, or a question as the prompt
+        service.check_model(_text(form, "model"))
+        response_format = _text(form, "response_format") or "json"
+        if response_format not in FORMATS:
+            raise Problem(
+                400,
+                f"response_format: {response_format!r} is none of {', '.join(FORMATS)}."
+                f"{nearest(response_format, FORMATS)}",
+                "response_format",
+            )
+        by_time = response_format in (*TIMED, "verbose_json")
+        stream = _flag(form, "stream")
+        if stream and response_format in TIMED:
+            raise Problem(
+                400, f"stream: {response_format} comes as a whole. Stream json, text or verbose_json.", "stream"
+            )
+        if "word" in [*form.getlist("timestamp_granularities[]"), *form.getlist("timestamp_granularities")]:
+            raise Problem(
+                400, "timestamp_granularities: times are those of segments; there are none of words.",
+                "timestamp_granularities",
+            )  # fmt: skip
+        language = _text(form, "language")
+        asked = service.check_asked(
+            Asked(
+                task,
+                _text(form, "prompt"),
+                language if task == "ast" else None,  # of the audio it is but a hint, which the model does without
+                _number(form, "temperature", 0.0),
+                section_minutes=service.section_minutes,
+                segments=by_time,
+            )
+        )
+        upload = await uploaded(file)
+    except BaseException:
+        await form.close()
+        raise
+    if not stream:
+        answer = await service.answer(request, service.begin(upload, asked))
+        return _response(answer, response_format, task, language)
+    return await _stream(service, request, upload, asked)
+
+
+async def _stream(service: Service, request: Request, upload: Upload, asked: Asked) -> Response:
+    by_time = asked.segments or asked.section_minutes is not None
+    live = Live(segments=by_time)
+    job = service.begin(upload, asked, live)
+    num_segments = 0
+
+    def added(item: str | Segment) -> dict[str, Any]:
+        nonlocal num_segments
+        num_segments += 1
+        if isinstance(item, str):
+            return {"type": "transcript.text.delta", "delta": item}
+        if not asked.segments:
+            return {"type": "transcript.text.delta", "delta": f"{item.text} "}
+        where = {"id": f"seg_{num_segments - 1}", "start": item.start, "end": item.end}
+        return {"type": "transcript.text.segment", **where, "text": item.text, "speaker": ""}
+
+    def ended(answer: Answer) -> list[dict[str, Any]]:
+        return [{"type": "transcript.text.done", "text": answer.text, **_usage(answer), **warnings_of(answer)}]
+
+    return await streamed(service, request, job, live, added, ended)
+
+
+def _response(answer: Answer, response_format: str, task: str, language: str | None) -> Response:
+    if response_format == "json":
+        return JSONResponse({"text": answer.text, **_usage(answer), **warnings_of(answer)})
+    if response_format == "verbose_json":
+        return JSONResponse(
+            {
+                "task": "translate" if task == "ast" else "transcribe",
+                "language": (language or "english") if task == "ast" else (language or "unknown"),
+                "duration": round(answer.seconds, 3),
+                "text": answer.text,
+                "segments": [_segment(i, segment, answer) for i, segment in enumerate(answer.segments)],
+                "usage": {"type": "duration", "seconds": math.ceil(answer.seconds)},
+                **warnings_of(answer),
+            }
+        )
+    form = "txt" if response_format == "text" else response_format
+    return PlainTextResponse(render(answer, form), media_type=_MEDIA_TYPES[response_format])
+
+
+def _segment(i: int, segment: Segment, answer: Answer) -> dict[str, Any]:
+    # Clients in typed languages need every field; the last three are not computed, and at these values tell nothing.
+    absent = {"seek": 0, "tokens": [], "avg_logprob": 0.0, "compression_ratio": 1.0, "no_speech_prob": 0.0}
+    times = {"start": segment.start, "end": segment.end}
+    return {"id": i, **times, "text": segment.text, "temperature": answer.temperature, **absent}
+
+
+def _usage(answer: Answer) -> dict[str, Any]:
+    speech, text = answer.speech_tokens, len(answer.tokens)
+    of_input = {"input_tokens": speech, "input_token_details": {"audio_tokens": speech, "text_tokens": 0}}
+    return {"usage": {"type": "tokens", **of_input, "output_tokens": text, "total_tokens": speech + text}}
+
+
+def _text(form: FormData, name: str) -> str | None:
+    value = form.get(name)
+    if value is not None and not isinstance(value, str):
+        raise Problem(400, f"{name}: must be text, and is a file.", name)
+    if value is not None and not value.isascii() and value != value.encode("utf-8", "replace").decode():
+        raise Problem(400, f"{name}: {value!r} is no text.", name)
+    return value.strip() or None if value else None
+
+
+def _number(form: FormData, name: str, default: float) -> float:
+    given = _text(form, name)
+    try:
+        return default if given is None else float(given)
+    except ValueError:
+        raise Problem(400, f"{name}: {given!r} must be a number.", name) from None
+
+
+def _flag(form: FormData, name: str) -> bool:
+    given = (_text(form, name) or "false").lower()
+    if given not in ("true", "false", "1", "0"):
+        raise Problem(400, f"{name}: {given!r} must be true or false.", name)
+    return given in ("true", "1")

@@ -1,0 +1,81 @@
+"""Recordings that clients send: on disk without a name, so that nothing is left whatever ends the request."""
+
+import hashlib
+from pathlib import Path
+from typing import BinaryIO
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+
+from fastslm.errors import FastSLMError
+from fastslm.inference.audio import FileSource
+
+from .problems import Problem
+
+#: The forms of OpenAI's API have a dozen fields.
+_MOST_FIELDS = 64
+
+
+class Upload:
+    """A recording and what tells its content from others.
+
+    Args:
+        file: open, from its beginning; its owner is this object.
+        name: what the client calls it.
+
+    Attributes:
+        source: the recording.
+        content: SHA-256 of its bytes.
+
+    Raises:
+        Problem: it is empty, or no audio.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file = file
+        try:
+            file.flush()
+            self.content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            self.source = FileSource(Path(f"/dev/fd/{file.fileno()}"), name)
+        except FastSLMError as error:
+            file.close()
+            raise Problem(400, f"{name}: {error}", "file", "invalid_audio") from error
+        except BaseException:
+            file.close()
+            raise
+
+    def close(self) -> None:
+        """Free its disk space."""
+        self._file.close()
+
+
+async def read_form(request: Request) -> tuple[FormData, UploadFile]:
+    """Return the fields of a form, and the recording in it; the caller closes the form.
+
+    Raises:
+        Problem: there is no recording, or more than one.
+    """
+    try:
+        form = await request.form(max_files=1, max_fields=_MOST_FIELDS)
+    except ValueError as error:  # a form may name any codec of Python as its charset
+        raise Problem(400, "The form is malformed: its charset or its boundary cannot be used.") from error
+    file = form.get("file")
+    if isinstance(file, UploadFile):
+        return form, file
+    await form.close()
+    raise Problem(
+        400, "file: there is no recording. Send a form (multipart/form-data) with the file in the field 'file'.", "file"
+    )
+
+
+async def uploaded(file: UploadFile) -> Upload:
+    """Return what was uploaded as a recording.
+
+    Raises:
+        Problem: it is empty, or no audio.
+    """
+    spooled = file.file
+    spooled.rollover()  # type: ignore[attr-defined]  # what is small is still in memory
+    name = (file.filename or "audio").rpartition("/")[2][-200:] or "audio"
+    return await run_in_threadpool(Upload, spooled, name)

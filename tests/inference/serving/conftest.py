@@ -1,0 +1,57 @@
+"""Servers: a real process on the tiny model, and one in this process whose model does as the test says."""
+
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from server_process import Server, started, until
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """Return a way to start servers: ``with serve(model, *options) as server``."""
+    return started
+
+
+@pytest.fixture(scope="session")
+def server(run_folder):
+    """Return a server of the tiny model, called tiny, that wants a key."""
+    with started(run_folder, "--name", "tiny", "--name", "whisper-1", "--max-upload", "2M") as server:
+        yield server
+
+
+@pytest.fixture
+def serve_here():
+    """Return a starter of servers in this process: ``serve_here(model, **settings)``."""
+    import uvicorn
+
+    from fastslm.serving.app import Settings, build_app
+
+    running = []
+
+    def start(model, **settings):
+        listener = socket.create_server(("127.0.0.1", 0))
+        app = build_app(model, Settings(("scripted",), stop_seconds=5, **settings))
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        until(lambda: server.started)
+        return Server(listener.getsockname()[1])
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(name="until")
+def _until():
+    return until

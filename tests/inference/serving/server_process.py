@@ -1,0 +1,75 @@
+"""A server as a process, and waiting for it."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+KEY = "a-key-for-tests"
+
+
+@dataclass
+class Server:
+    """A server and how to reach it."""
+
+    port: int
+    process: subprocess.Popen | None = None
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, key=KEY):
+        from openai import OpenAI
+
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=40)
+
+    def open_files(self):
+        """Return what the process has open, but for connections."""
+        found = []
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(link))
+        return sorted(name for name in found if not name.startswith("socket:"))
+
+
+@contextlib.contextmanager
+def started(model, *options, key=KEY):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FASTSLM_API_KEY": key}
+    if not key:
+        del environment["FASTSLM_API_KEY"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastslm", "serve", str(model), "--port", "0", *options],
+        stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)/v1", line):
+                break
+        else:
+            pytest.fail("".join(lines))
+        reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
+        reader.start()
+        server = Server(int(found[1]), process)
+        server.lines = lines
+        yield server
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def until(condition, seconds=20):
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)

@@ -1,0 +1,194 @@
+"""The queue before the model: its limit, like requests together, clients that go, and an end in order."""
+
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+from fastslm.contracts import Task
+from fastslm.errors import DataError
+from fastslm.inference.listening import EncodedAudio
+from fastslm.inference.results import Answer, Timings
+from fastslm.path.request import Request
+
+
+class ScriptedModel:
+    """A model that answers with names of recordings once it may; notes what it did."""
+
+    def __init__(self, may=True):
+        self.may, self.began = threading.Event(), threading.Event()
+        self.encoded, self.answered, self.ended = [], [], []
+        if may:
+            self.may.set()
+
+    def request(self, task="asr", prompt=None, language=None):
+        return Request(task, prompt, language, Task(task, "{audio}", "text", {}, "", timed=True))
+
+    def encode_all(self, audios, on_progress):
+        if audios:
+            self.encoded.append([audio.name for audio in audios])
+            self.wait(on_progress)
+        return [
+            DataError(f"{audio.name}: broken") if "broken" in audio.name else EncodedAudio(audio.name, [])
+            for audio in audios
+        ]
+
+    def wait(self, on_progress):
+        self.began.set()
+        try:
+            while not self.may.wait(0.01):
+                on_progress("encoded", 1.0)
+        except BaseException as error:
+            self.ended.append(type(error).__name__)
+            raise
+
+    def answer(self, audio):
+        return Answer(f"text of {audio.name}", (1, 2), 1.0, 3, Timings())
+
+    def transcribe(self, audio, *, on_progress, on_text=None, **_):
+        self.answered.append(1)
+        if "fault" in audio.name:
+            raise RuntimeError("a bug")
+        for chunk in ("text", " of", f" {audio.name}"):
+            if on_text:
+                on_text(chunk)
+            self.wait(on_progress)
+        return self.answer(audio)
+
+    def transcribe_batch(self, audios, *, on_progress, **_):
+        self.answered.append(len(audios))
+        return [self.answer(audio) for audio in audios]
+
+
+@pytest.fixture
+def recording(encoded, noise):
+    return encoded(noise(1), "WAV")
+
+
+def ask(server, name, recording, **fields):
+    return server.client().audio.transcriptions.create(model="scripted", file=(name, recording), **fields)
+
+
+def test_a_full_queue_says_when_to_come_again_and_the_loop_goes_on(serve_here, recording, until):
+    model = ScriptedModel(may=False)
+    server = serve_here(model, most_waiting=2)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(ask, server, "first", recording)
+        model.began.wait(10)
+        others = [pool.submit(ask, server, f"other {i}", recording + bytes(i + 1)) for i in range(2)]
+        until(lambda: json.load(urllib.request.urlopen(f"{server.url}/health"))["waiting"] == 2)
+        with pytest.raises(openai.RateLimitError, match="2 requests wait already") as caught:
+            ask(server, "one too many", recording)
+        assert int(caught.value.response.headers["Retry-After"]) >= 1
+        model.may.set()
+        assert first.result(20).text == "text of first"
+        assert [other.result(20).text for other in others] == ["text of other 0", "text of other 1"]
+
+
+def test_like_requests_are_answered_side_by_side_and_one_that_is_broken_breaks_no_other(serve_here, recording, until):
+    model = ScriptedModel(may=False)
+    server = serve_here(model)
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(ask, server, "first", recording)
+        model.began.wait(10)
+        names = ["a", "broken", "c"]
+        others = {n: pool.submit(ask, server, n, recording + n.encode()) for n in names}
+        hot = pool.submit(ask, server, "hot", recording + b"h", temperature=1.0)
+        until(lambda: json.load(urllib.request.urlopen(f"{server.url}/health"))["waiting"] == 4)
+        model.may.set()
+        assert others["a"].result(20).text == "text of a"
+        assert others["c"].result(20).text == "text of c"
+        with pytest.raises(openai.BadRequestError, match="broken: broken"):
+            others["broken"].result(20)
+        assert hot.result(20).text == "text of hot"
+        assert first.result(20).text == "text of first"
+    assert sorted(model.answered) == [1, 1, 2]
+
+
+def test_a_recording_is_encoded_once_however_often_it_is_asked_about(serve_here, recording):
+    model = ScriptedModel()
+    server = serve_here(model)
+    for i, prompt in enumerate(("Who?", "Why?", "Who?")):
+        assert ask(server, f"name {i}", recording, prompt=prompt).text == f"text of name {i}"
+    assert model.encoded == [["name 0"]]
+    assert b'fastslm_recordings_total{encoded="before"} 2' in urllib.request.urlopen(f"{server.url}/metrics").read()
+
+
+def test_a_client_that_goes_ends_the_work(serve_here, recording, until):
+    model = ScriptedModel(may=False)
+    server = serve_here(model)
+    with pytest.raises(openai.APITimeoutError):
+        server.client().with_options(timeout=1.0).audio.transcriptions.create(model="scripted", file=("a", recording))
+    until(lambda: model.ended == ["NobodyWaits"])
+    model.may.set()
+    assert ask(server, "next", recording).text == "text of next"
+
+
+def test_a_client_that_goes_while_text_streams_ends_the_work(serve_here, recording, until):
+    model = ScriptedModel()
+    server = serve_here(model)
+    ask(server, "a", recording)  # encoded now
+    model.may.clear()
+    stream = ask(server, "a", recording, stream=True)
+    assert next(iter(stream)).delta == "text"
+    stream.close()
+    until(lambda: model.ended == ["NobodyWaits"])
+
+
+def test_a_fault_of_the_server_is_told_as_one_and_the_next_request_is_answered(serve_here, recording):
+    server = serve_here(ScriptedModel())
+    with pytest.raises(openai.InternalServerError, match="The server failed; its log says how"):
+        ask(server, "fault", recording)
+    assert ask(server, "next", recording).text == "text of next"
+
+
+def test_what_a_stream_cannot_read_is_an_error_like_others(serve_here, recording):
+    with pytest.raises(openai.BadRequestError, match="broken: broken"):
+        ask(serve_here(ScriptedModel()), "broken", recording, stream=True)
+
+
+def test_an_upload_that_stalls_is_ended(serve_here, monkeypatch):
+    from fastslm.serving import gate
+
+    monkeypatch.setattr(gate.Gate.__init__, "__defaults__", (0.3,))
+    server = serve_here(ScriptedModel())
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.putrequest("POST", "/v1/audio/transcriptions")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+    connection.putheader("Content-Length", "1000")
+    connection.endheaders(b"--x\r\n")
+    response = connection.getresponse()
+    assert response.status == 408
+    assert "sent nothing for 0.3 s" in json.load(response)["error"]["message"]
+
+
+def test_uploads_that_break_off_leave_nothing_open(server, until):
+    before = server.open_files()
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(
+                b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a-key-for-tests\r\n"
+                b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1900000\r\n\r\n"
+                b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + bytes(1_500_000)
+            )
+            until(lambda: server.open_files() != before)
+        until(lambda: server.open_files() == before)
+
+
+def test_a_server_that_is_told_to_end_answers_what_was_asked_first(serve, run_folder, encoded, noise):
+    with serve(run_folder, "--name", "scripted") as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, server, "long", encoded(noise(60), "WAV"))
+        deadline = time.monotonic() + 20
+        while not (busy := json.load(urllib.request.urlopen(f"{server.url}/health")))["running"]:
+            assert time.monotonic() < deadline, busy
+        server.process.send_signal(signal.SIGTERM)
+        assert answer.result(60).usage.input_tokens == 120
+        assert server.process.wait(60) == 0
+        assert "".join(server.lines).endswith("Ended.\n")
