@@ -131,6 +131,17 @@ def test_groups_of_windows_give_the_same_tokens_as_all_at_once(build):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
+def test_unless_said_otherwise_the_device_decides_how_many_windows_are_in_the_encoder_at_once(build):
+    given = build(encoder_batch_windows=7)
+    assert given.listener.batch_windows == given.listener.settings.windows_at_once(torch.device("cuda")) == 7
+    path = build(window_seconds=1.0)
+    groups = []
+    path.encoder.register_forward_hook(lambda _module, inputs, _output: groups.append(len(inputs[0])))
+    path(Batch.of([sample(path, 70.0)]))
+    assert groups == [60, 10]
+    assert path.listener.settings.windows_at_once(torch.device("cuda")) == 16
+
+
 def gradients(path, *samples):
     output = path(Batch.of(samples))
     output.loss_sum.backward()

@@ -68,7 +68,6 @@ class Listener:
         self.frame_cache, self.recompute = frame_cache, recompute
         self.window_samples = settings.window_samples
         self.context_samples = settings.context_samples(encoder)
-        self.batch_windows = settings.encoder_batch_windows
         self._llm = llm  # not its bound method: strategies put another in its place
         self._window_frames = settings.frames_per_window(encoder)
 
@@ -78,6 +77,11 @@ class Listener:
     def row_samples(self) -> int:
         """Samples of a window with all that is taken along around it, a row of ``Windows.take``."""
         return self.window_samples + 2 * (self.context_samples + self.encoder.margin_samples)
+
+    @property
+    def batch_windows(self) -> int:
+        """Most windows in the encoder at once."""
+        return self.settings.windows_at_once(next(self.abstractor.parameters()).device)
 
     def cut(self, num_samples: Sequence[int]) -> Windows:
         """Cut recordings of ``num_samples`` each into windows."""

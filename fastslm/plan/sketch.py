@@ -74,12 +74,12 @@ class Sketch:
         trainable_dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> None:
-        self.module, self.autocast = module, autocast
+        self.module, self.autocast, self.device = module, autocast, device or torch.device("cpu")
         encoder, _, llm = module.parts
         self.quantized = getattr(llm, "quantize", None) is not None
         for part, name in ((encoder, "encoder"), (llm, "llm")):
             _without_weights(part, name)
-        settle_parts(encoder, llm, device or torch.device("cpu"), module.settings.train_parts)
+        settle_parts(encoder, llm, self.device, module.settings.train_parts)
         with torch.device("meta"):
             encoder.load()
             llm.load()
@@ -201,8 +201,9 @@ class Sketch:
         """Do as ``Listener`` does: groups of windows, whose tokens stay."""
         listener, groups = self.path.listener, []
         full = self.path.abstractor.budget.frames_per_window
-        for begin in range(0, num_windows, listener.batch_windows):
-            size = min(listener.batch_windows, num_windows - begin)
+        most = listener.settings.windows_at_once(self.device)
+        for begin in range(0, num_windows, most):
+            size = min(most, num_windows - begin)
             samples = torch.zeros(size, listener.row_samples, dtype=torch.int16)
             num_samples = torch.full((size,), listener.window_samples + 2 * listener.context_samples)
             arguments = (samples, num_samples, torch.full((size,), full))
