@@ -1,6 +1,7 @@
 """Stations 2 to 4: recordings to windows to frames to speech tokens, a bounded group of windows at a time."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastslm.path.feature_masks import FeatureMasks
 from fastslm.path.frame_cache import FrameCache
 from fastslm.path.layer_mix import LayerMix
 from fastslm.path.settings import SpeechSettings
+from fastslm.path.upload import upload
 from fastslm.path.windows import Windows
 
 _NUM_PROBE_IDS = 256
@@ -138,11 +140,11 @@ class Listener:
         if summaries is None and self.encoder.needs_summary and len(windows):
             summaries = self.summaries(audio, windows)
         num_frames = windows.num_frames(self.encoder)
-        lengths = torch.stack([windows.num_row_samples(), num_frames])
+        lengths = upload(torch.stack([windows.num_row_samples(), num_frames]), audio.device)
         groups = []
         for group in windows.groups(self.batch_windows):
             samples = windows.take(audio, group, self.encoder.margin_samples)
-            num_samples, frames = lengths[:, group].to(audio.device)
+            num_samples, frames = lengths[:, group]
             summary = None if summaries is None else summaries[group]
             hidden = None if masks is None else masks[group]
             groups.append(self._group(samples, num_samples, frames, summary, hidden, additions))
@@ -255,7 +257,7 @@ class Listener:
 
     def surveys(self, audio: Tensor, windows: Windows) -> Tensor:
         """Return what the encoder's ``survey`` finds in each window ``[W, n]``."""
-        num_samples = windows.num_row_samples().to(audio.device)
+        num_samples = upload(windows.num_row_samples(), audio.device)
         found = [
             self.encoder.survey(windows.take(audio, group, self.encoder.margin_samples), num_samples[group])
             for group in windows.groups(self.batch_windows)
@@ -265,5 +267,6 @@ class Listener:
     def summaries(self, audio: Tensor, windows: Windows) -> Tensor:
         """Return for each window the summary of its recording ``[W, n]``: the first of two passes."""
         surveys = self.surveys(audio, windows)
-        present, place = torch.tensor(windows.recording, device=audio.device).unique(return_inverse=True)
-        return torch.stack([self.encoder.combine(surveys[place == i]) for i in range(len(present))])[place]
+        counts = [len(list(same)) for _, same in groupby(windows.recording)]
+        parts = surveys.split(counts)
+        return torch.cat([self.encoder.combine(part).expand(len(part), -1) for part in parts])

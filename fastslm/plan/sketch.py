@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastslm.errors import ConfigError
 from fastslm.path.loss import label_loss
+from fastslm.path.one_sequence import one_sequence
 from fastslm.path.parts import parameters_by_part, settle_parts
 from fastslm.path.prompt import messages_of
 from fastslm.path.splice import splice
@@ -146,7 +147,7 @@ class Sketch:
         live = LiveBytes()
         trainable = [p for p in self.path.parameters() if p.requires_grad]
         weights = {*self.path.parameters(), *self.path.encoder.parameters(), *self.path.buffers()}
-        with self._mode, live, self._autocast(), _one_sequence():
+        with self._mode, live, self._autocast(), one_sequence():
             live.adopt(weights, "weights")
             for parameter in trainable:
                 parameter.grad = torch.empty_like(parameter)
@@ -179,7 +180,7 @@ class Sketch:
         weights = {*self.path.parameters(), *self.path.encoder.parameters(), *self.path.buffers()}
         training = self.path.training
         self.path.eval()
-        with self._mode, live, self._autocast(), _one_sequence(), torch.no_grad():
+        with self._mode, live, self._autocast(), one_sequence(), torch.no_grad():
             live.adopt(weights, "weights")
             audio = torch.empty(num_windows * self.path.listener.window_samples, dtype=torch.int16)
             tokens = self._listen(num_windows)
@@ -245,26 +246,6 @@ def _without_weights(part: Any, name: str) -> None:
     if tokenizer is not None and config is not None:
         text = config.get_text_config()
         text.vocab_size = max(text.vocab_size, len(tokenizer))  # what `load` enlarges the table to
-
-
-@contextlib.contextmanager
-def _one_sequence() -> Iterator[None]:
-    """Let transformers know that positions are of one sequence.
-
-    It reads their values to find out, which fake tensors do not have, and else builds a mask of S x S that the real
-    run has no need of.
-    """
-    from transformers import masking_utils
-
-    name = "find_packed_sequence_indices"
-    before = getattr(masking_utils, name, None)
-    if before is not None:
-        setattr(masking_utils, name, lambda position_ids: None)
-    try:
-        yield
-    finally:
-        if before is not None:
-            setattr(masking_utils, name, before)
 
 
 def _give_fake_memory(root: nn.Module, mode: Any, trainable_dtype: torch.dtype) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
+from fastslm.path.one_sequence import one_sequence
 from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
@@ -270,15 +271,24 @@ class CausalLM(LanguageModel):
         (hidden, *rest) = arguments
         return (hidden.flatten(0, 1)[self._positions], *rest)
 
+    @property
+    def _is_causal(self) -> bool:
+        """Whether every position reads those before it only."""
+        text = self.config.get_text_config()
+        return getattr(text, "is_causal", True) and not getattr(text, "use_bidirectional_attention", None)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings ``[..., D_llm]`` of token ids ``[...]``."""
         return self.causal_lm.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
 
     def forward(self, embeddings: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """Return logits ``[N, V]`` at ``positions``; see ``LanguageModel.forward``."""
+        if self._is_causal:  # what stands at the right is seen by nobody: no mask, which fused attention cannot take
+            attention_mask = None
         self._positions = positions
         try:
-            output = self.causal_lm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False)
+            with one_sequence():
+                output = self.causal_lm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False)
         finally:
             self._positions = None
         return output.logits  # type: ignore[no-any-return]
