@@ -153,7 +153,7 @@ class Sketch:
                 parameter.grad = torch.empty_like(parameter)
             live.reset_peak()
             audio = torch.empty(num_windows * self.path.listener.window_samples, dtype=torch.int16)
-            tokens = self._listen(num_windows)
+            tokens = self.listen(num_windows)
             listening = live.peak - live.now["weights"]
             live.reset_peak()
             loss = self._read(tokens, num_labels)
@@ -183,7 +183,7 @@ class Sketch:
         with self._mode, live, self._autocast(), one_sequence(), torch.no_grad():
             live.adopt(weights, "weights")
             audio = torch.empty(num_windows * self.path.listener.window_samples, dtype=torch.int16)
-            tokens = self._listen(num_windows)
+            tokens = self.listen(num_windows)
             listening = live.peak - live.now["weights"]
             live.reset_peak()
             embeddings = torch.zeros(1, chunk, self.path.llm.width, dtype=tokens.dtype)
@@ -193,12 +193,18 @@ class Sketch:
         self.path.train(training)
         return Peaks(listening, reading)
 
+    @contextlib.contextmanager
+    def simulated(self) -> Iterator[None]:
+        """Within it, what runs on the path has shapes only, in the precision of the run."""
+        with self._mode, self._autocast():
+            yield
+
     def _autocast(self) -> Any:
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast("cpu", self.autocast)
 
-    def _listen(self, num_windows: int) -> Tensor:
+    def listen(self, num_windows: int) -> Tensor:
         """Do as ``Listener`` does: groups of windows, whose tokens stay."""
         listener, groups = self.path.listener, []
         full = self.path.abstractor.budget.frames_per_window
@@ -242,6 +248,8 @@ def _without_weights(part: Any, name: str) -> None:
     part.initialize = "random"
     if getattr(part, "quantize", None) is not None:
         part.quantize = None
+    if getattr(part, "gradient_checkpointing", None) == "auto":
+        part.gradient_checkpointing = True  # what it comes down to where memory is scarce
     tokenizer, config = getattr(part, "tokenizer", None), getattr(part, "config", None)
     if tokenizer is not None and config is not None:
         text = config.get_text_config()
