@@ -256,6 +256,8 @@ class SpeechLMModule(L.LightningModule):
             "speech_tokens": counts * output.num_speech_tokens,
             "llm_tokens": counts * output.num_tokens,
             "llm_positions": counts * output.num_positions,
+            "windows": counts * len(self.path.listener.cut(batch.num_samples)),
+            "labels": counts * output.num_labels,
         }
 
     def on_after_backward(self) -> None:
