@@ -17,6 +17,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,12 @@ def plain(model: Model, path: Path, num_new: int, stages: Stages) -> None:
     def encode() -> torch.Tensor:
         audio = torch.from_numpy((samples * 32767).astype(np.int16))
         windows = listener.cut([len(audio)])
-        group, listener.batch_windows = listener.batch_windows, len(windows)
+        settings = listener.settings
+        listener.settings = replace(settings, encoder_batch_windows=len(windows))
         try:
             speech = listener(audio, windows)
         finally:
-            listener.batch_windows = group
+            listener.settings = settings
         return speech.tokens.flatten(0, 1)[torch.from_numpy(speech.rows[0])]
 
     tokens = stages.run("encode", encode)

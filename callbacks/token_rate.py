@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.path.batch import Batch
+from fastslm.plan.flops import StepFlops, flops_of_step, peak_flops
 from fastslm.training.lightning_module import SpeechLMModule
 
-_SUMS = ("audio_seconds", "speech_tokens", "llm_tokens", "llm_positions", "wait_seconds", "wall_seconds")
+_SUMS = ("audio_seconds", "speech_tokens", "llm_tokens", "llm_positions", "flops", "wait_seconds", "wall_seconds")
 
 
 class TokenRate(L.Callback):
@@ -25,6 +26,9 @@ class TokenRate(L.Callback):
     - ``compression``: encoder frames per such token.
     - ``padding_share``: share of LLM positions that are padding.
     - ``audio_seconds_per_second``, ``llm_tokens_per_second``: work done per second of wall time, all ranks together.
+    - ``model_flops_per_second``: what forward and backward passes ask for per second of wall time, all ranks together,
+      recomputing not counted; see docs/speed.md.
+    - ``mfu``: that as a share of what the GPUs' dense bfloat16 peak would be; absent where the peak is not known.
     - ``loader_wait_share``: share of wall time the ranks waited for data.
     - ``peak_memory_gib``: most memory of any rank: allocated on the GPU, or resident on a CPU.
     """
@@ -34,6 +38,16 @@ class TokenRate(L.Callback):
         self._epoch = dict.fromkeys(_SUMS, 0.0)
         self._mark = 0.0
         self._logged_step = 0
+        self._flops: StepFlops | None = None
+        self._peak: float | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Count the operations of a step, before any weight is loaded."""
+        if stage != "fit" or not isinstance(pl_module, SpeechLMModule) or self._flops is not None:
+            return
+        device = pl_module._trainer.strategy.root_device if pl_module._trainer is not None else torch.device("cpu")
+        self._flops = flops_of_step(pl_module.run_config.get("model"), device)
+        self._peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clocks."""
@@ -54,6 +68,9 @@ class TokenRate(L.Callback):
         """Add the batch up; log at an optimizer step of the logging interval."""
         for name in ("audio_seconds", "speech_tokens", "llm_tokens", "llm_positions"):
             self._add(name, outputs[name])
+        if self._flops is not None:
+            numbers = (int(outputs[name]) for name in ("windows", "llm_positions", "labels"))
+            self._add("flops", self._flops.of(len(batch), *numbers))
         now = time.perf_counter()
         self._add("wall_seconds", now - self._mark)
         self._mark = now
@@ -92,12 +109,20 @@ class TokenRate(L.Callback):
             "padding_share": 1.0 - _ratio(total["llm_tokens"], total["llm_positions"]),
             "audio_seconds_per_second": _ratio(total["audio_seconds"], wall),
             "llm_tokens_per_second": _ratio(total["llm_tokens"], wall),
+            **self._operations(total["flops"], wall, trainer.world_size),
             "loader_wait_share": _ratio(total["wait_seconds"], total["wall_seconds"]),
             "peak_memory_gib": peak / 2**30,
         }
         shown = {"speech_tokens_per_second", "audio_seconds_per_second"} if prefix == "rate" else set()
         for name, value in rates.items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name in shown, batch_size=1)
+
+    def _operations(self, flops: float, wall: float, world_size: int) -> dict[str, float]:
+        if self._flops is None:
+            return {}
+        rate = _ratio(flops, wall)
+        used = {} if self._peak is None else {"mfu": rate / (self._peak * world_size)}
+        return {"model_flops_per_second": rate, **used}
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -143,7 +143,7 @@ def test_lora_is_stated_once_and_in_the_preset_that_is_complete_by_itself():
     stating = {name for name in names if any(".lora." in key for key in leaves(shipped(name)))}
     assert stating == {"base.yaml", "preset/release.yaml"}
     lora = {name: shipped(name)["model"]["llm"]["init_args"]["lora"] for name in stating}
-    assert lora["base.yaml"] == lora["preset/release.yaml"]
+    assert {**lora["base.yaml"], "dropout": 0.01} == lora["preset/release.yaml"]
 
 
 def test_the_demo_is_taken_where_no_part_is_named_and_is_the_same_when_it_is_asked_for(capsys):

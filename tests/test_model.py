@@ -8,10 +8,12 @@ import torch
 
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
+from fastslm.modules.llms import _recomputing
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
 from fastslm.path.batch import Batch, Sample
 from fastslm.path.parts import parameters_by_part
 from fastslm.path.prompt import messages_of
+from fastslm.plan.live import LiveBytes
 
 RATE = 16_000
 
@@ -131,6 +133,17 @@ def test_groups_of_windows_give_the_same_tokens_as_all_at_once(build):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
+def test_unless_said_otherwise_the_device_decides_how_many_windows_are_in_the_encoder_at_once(build):
+    given = build(encoder_batch_windows=7)
+    assert given.listener.batch_windows == given.listener.settings.windows_at_once(torch.device("cuda")) == 7
+    path = build(window_seconds=1.0)
+    groups = []
+    path.encoder.register_forward_hook(lambda _module, inputs, _output: groups.append(len(inputs[0])))
+    path(Batch.of([sample(path, 70.0)]))
+    assert groups == [60, 10]
+    assert path.listener.settings.windows_at_once(torch.device("cuda")) == 16
+
+
 def gradients(path, *samples):
     output = path(Batch.of(samples))
     output.loss_sum.backward()
@@ -155,6 +168,53 @@ def test_gradient_checkpointing_runs_each_layer_twice(build):
     path.llm.causal_lm.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
     gradients(path, sample(path, 1.0))
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("num_kept", "expected"), [(0, 2), (1, 1)])
+def test_layers_are_computed_again_where_their_activations_do_not_fit(build, monkeypatch, num_kept, expected):
+    path, plain = build(checkpointing="auto"), build()
+    first, last = path.llm.causal_lm.model.layers[0], path.llm.causal_lm.model.layers[-1]
+    calls = []
+    first.input_layernorm.register_forward_hook(lambda *_: calls.append("first"))
+    last.input_layernorm.register_forward_hook(lambda *_: calls.append("last"))
+    gradients(path, sample(path, 3.0))  # measures the last layer, which keeps its activations meanwhile
+    assert (calls.count("first"), calls.count("last")) == (2, 1)
+    batch = Batch.of([sample(path, 5.0)])
+    kept = path.llm._recomputing.bytes_per_position * path(batch).num_positions
+    free = int(kept * (num_kept + 0.5) / _recomputing._SHARE)
+    monkeypatch.setattr(_recomputing, "free_bytes", lambda device: free)
+    path.zero_grad()
+    calls.clear()
+    expected_gradients = gradients(plain, sample(plain, 5.0))
+    torch.testing.assert_close(gradients(path, sample(path, 5.0)), expected_gradients, rtol=1e-4, atol=1e-6)
+    assert (calls.count("first"), calls.count("last")) == (2, expected)
+
+
+def test_layers_compute_again_wherever_ranks_share_them_or_the_llm_itself_trains(build):
+    for path in (build(checkpointing="auto"), build(checkpointing="auto", train_parts=("llm",), lora=False)):
+        path.llm.in_step = path.llm.lora is not None
+        for _ in range(2):
+            gradients(path, sample(path, 1.0))
+        assert path.llm._recomputing.bytes_per_position is None
+        assert all(layer.gradient_checkpointing for layer in path.llm.causal_lm.model.layers)
+
+
+def test_what_a_layer_keeps_is_measured_to_the_byte_that_it_takes(build):
+    llm, live = build().llm, LiveBytes()
+    layer = llm.causal_lm.model.layers[0]
+    embeddings = torch.randn(1, 64, llm.width, requires_grad=True)
+    positions = llm.causal_lm.model.rotary_emb(embeddings, torch.arange(64)[None])
+    live.adopt([embeddings, *positions, *layer.parameters()], "before")
+    with _recomputing._kept_by(layer) as kept, live:
+        output = layer(embeddings, position_embeddings=positions)
+    taken = live.now["activations"] - output.nbytes  # and three inputs are kept that were there before
+    given = sum(t.nbytes for t in (embeddings, *positions))
+    assert sum(kept.values()) == pytest.approx(taken + given, rel=0.02)
+
+
+def test_memory_that_is_free_is_known_on_this_machine():
+    assert 0 < _recomputing.free_bytes(torch.device("cpu")) < 1 << 50
+    assert _recomputing.free_bytes(torch.device("meta")) == 0
 
 
 def test_the_frozen_encoder_stays_in_evaluation_mode_outside_checkpoint_and_optimizer(build):

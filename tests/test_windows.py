@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fastslm.modules.encoders.mel import CONTEXT_SAMPLES, pad_with_context
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.path.windows import Windows
+from fastslm.plan.live import LiveBytes
 
 WINDOW = 1600
 
@@ -96,6 +97,15 @@ def test_across_a_window_is_a_chunk_of_its_mirrored_recording(num_samples, seed)
             chunk = mirrored[begin : begin + WINDOW + 2 * CONTEXT_SAMPLES]
             expected = np.pad(chunk, (0, WINDOW + 2 * CONTEXT_SAMPLES - len(chunk)))
             assert next(rows).tolist() == expected.tolist()
+
+
+def test_windows_of_a_group_are_copied_once_and_nothing_else_of_their_size_is_made():
+    audio = torch.zeros(5 * WINDOW + 3, dtype=torch.int16)
+    windows = Windows.of([len(audio)], WINDOW)
+    live = LiveBytes()
+    with live:
+        taken = windows.take(audio, slice(0, 6))
+    assert live.peak == taken.nbytes + audio.nbytes
 
 
 def test_a_recording_too_short_to_mirror_is_followed_by_silence():

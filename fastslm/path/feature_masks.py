@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastslm.path.upload import upload
+
 #: What stands in a hidden place: about the mean of speech in the scales of our encoders.
 HIDDEN = 0.0
 
@@ -26,8 +28,8 @@ class FeatureMasks:
 
     def hide(self, features: Tensor) -> Tensor:
         """Return the features ``[W, M, T]`` with everything masked set to ``HIDDEN``."""
-        bins = _inside(self.bins.to(features.device, non_blocking=True), features.shape[1])
-        columns = _inside(self.columns.to(features.device, non_blocking=True), features.shape[2])
+        bins = _inside(upload(self.bins, features.device), features.shape[1])
+        columns = _inside(upload(self.columns, features.device), features.shape[2])
         return features.masked_fill(bins[:, :, None] | columns[:, None, :], HIDDEN)
 
 

@@ -15,6 +15,8 @@ from fastslm.path.batch import Batch, Sample
 from fastslm.path.model import SpeechLM
 from fastslm.path.prompt import messages_of
 
+#: Adapters add their product to the layer's output where that lies.
+_IN_PLACE = {torch.ops.aten.addmm_: lambda onto, a, b, **_: 2 * a[0] * a[1] * b[1]}
 #: Audio that the path is counted on, to the next whole window: attention in the LLM makes the rate depend on it.
 REFERENCE_SECONDS = 60.0
 
@@ -58,7 +60,7 @@ def count_flops(path: SpeechLM) -> Flops:
 
 def _count(run: Callable[[], Any]) -> int:
     # The fused attention of CPUs is no operation that the counter knows; the plain one is made of products.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter, sdpa_kernel(SDPBackend.MATH):
         run()
     return int(counter.get_total_flops())
 

@@ -1,6 +1,7 @@
 """Stations 2 to 4: recordings to windows to frames to speech tokens, a bounded group of windows at a time."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastslm.path.feature_masks import FeatureMasks
 from fastslm.path.frame_cache import FrameCache
 from fastslm.path.layer_mix import LayerMix
 from fastslm.path.settings import SpeechSettings
+from fastslm.path.upload import upload
 from fastslm.path.windows import Windows
 
 _NUM_PROBE_IDS = 256
@@ -68,7 +70,6 @@ class Listener:
         self.frame_cache, self.recompute = frame_cache, recompute
         self.window_samples = settings.window_samples
         self.context_samples = settings.context_samples(encoder)
-        self.batch_windows = settings.encoder_batch_windows
         self._llm = llm  # not its bound method: strategies put another in its place
         self._window_frames = settings.frames_per_window(encoder)
 
@@ -78,6 +79,11 @@ class Listener:
     def row_samples(self) -> int:
         """Samples of a window with all that is taken along around it, a row of ``Windows.take``."""
         return self.window_samples + 2 * (self.context_samples + self.encoder.margin_samples)
+
+    @property
+    def batch_windows(self) -> int:
+        """Most windows in the encoder at once."""
+        return self.settings.windows_at_once(next(self.abstractor.parameters()).device)
 
     def cut(self, num_samples: Sequence[int]) -> Windows:
         """Cut recordings of ``num_samples`` each into windows."""
@@ -134,11 +140,11 @@ class Listener:
         if summaries is None and self.encoder.needs_summary and len(windows):
             summaries = self.summaries(audio, windows)
         num_frames = windows.num_frames(self.encoder)
-        lengths = torch.stack([windows.num_row_samples(), num_frames])
+        lengths = upload(torch.stack([windows.num_row_samples(), num_frames]), audio.device)
         groups = []
         for group in windows.groups(self.batch_windows):
             samples = windows.take(audio, group, self.encoder.margin_samples)
-            num_samples, frames = lengths[:, group].to(audio.device)
+            num_samples, frames = lengths[:, group]
             summary = None if summaries is None else summaries[group]
             hidden = None if masks is None else masks[group]
             groups.append(self._group(samples, num_samples, frames, summary, hidden, additions))
@@ -251,7 +257,7 @@ class Listener:
 
     def surveys(self, audio: Tensor, windows: Windows) -> Tensor:
         """Return what the encoder's ``survey`` finds in each window ``[W, n]``."""
-        num_samples = windows.num_row_samples().to(audio.device)
+        num_samples = upload(windows.num_row_samples(), audio.device)
         found = [
             self.encoder.survey(windows.take(audio, group, self.encoder.margin_samples), num_samples[group])
             for group in windows.groups(self.batch_windows)
@@ -261,5 +267,6 @@ class Listener:
     def summaries(self, audio: Tensor, windows: Windows) -> Tensor:
         """Return for each window the summary of its recording ``[W, n]``: the first of two passes."""
         surveys = self.surveys(audio, windows)
-        present, place = torch.tensor(windows.recording, device=audio.device).unique(return_inverse=True)
-        return torch.stack([self.encoder.combine(surveys[place == i]) for i in range(len(present))])[place]
+        counts = [len(list(same)) for _, same in groupby(windows.recording)]
+        parts = surveys.split(counts)
+        return torch.cat([self.encoder.combine(part).expand(len(part), -1) for part in parts])

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastslm.contracts import LanguageModel
 from fastslm.path.batch import Dialogue, Int64Array
 from fastslm.path.splice import Layout, lay_out, splice
+from fastslm.path.upload import upload
 
 
 class TextSide:
@@ -51,14 +52,14 @@ class TextSide:
 
     def embed(self, layout: Layout, tokens: Tensor) -> Tensor:
         """Return the LLM's input ``[B, S, D_llm]`` from speech tokens ``[W, K, D_llm]``."""
-        text = self.llm.embed(layout.input_ids.to(tokens.device, non_blocking=True))
-        return splice(text, tokens, layout.source.to(tokens.device, non_blocking=True))
+        text = self.llm.embed(upload(layout.input_ids, tokens.device))
+        return splice(text, tokens, upload(layout.source, tokens.device))
 
     @staticmethod
     def labels(layout: Layout, device: torch.device) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return attention mask ``[B, S]`` or None, labels ``[N]`` and the flat positions ``[N]`` that predict them."""
-        mask = None if layout.attention_mask is None else layout.attention_mask.to(device, non_blocking=True)
+        mask = None if layout.attention_mask is None else upload(layout.attention_mask, device)
         if len(layout.labels):
-            return mask, layout.labels.to(device), layout.predicting.to(device)
+            return mask, upload(layout.labels, device), upload(layout.predicting, device)
         # One position that counts nothing: a batch without labels runs the same modules as any other.
         return mask, torch.full((1,), -100, device=device), torch.zeros(1, dtype=torch.int64, device=device)

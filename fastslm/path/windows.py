@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastslm.contracts import Encoder
@@ -95,27 +94,24 @@ class Windows:
             margin: samples beyond the context on either side, of the same recording and mirrored at its ends, as in a
                 spectrogram of the whole recording; such windows have no context.
         """
-        take = self._with_margin if margin else self._with_context
-        return torch.stack([take(audio, i, margin) for i in range(*group.indices(len(self)))])
+        chosen, beyond = range(*group.indices(len(self))), self.context_samples + margin
+        rows = audio.new_zeros(len(chosen), self.window_samples + 2 * beyond)
+        for row, i in zip(rows, chosen, strict=True):
+            begin = self.start[i] - beyond
+            inside, stop = max(begin, self.first[i]), min(begin + len(row), self.end[i])
+            if inside < stop:  # otherwise the silence behind a short recording
+                row[inside - begin : stop - begin] = audio[inside:stop]
+            if margin:
+                shortest = max(self.min_samples, margin + 1)  # what is too short to mirror gets silence to mirror
+                length = max(self.end[i] - self.first[i], shortest)
+                _mirror(row, self.first[i] - begin, self.first[i] + length - begin, margin)
+        return rows
 
-    def _with_context(self, audio: Tensor, i: int, _margin: int) -> Tensor:
-        """Return a window with its context, silence beyond the recording's ends."""
-        begin = self.start[i] - self.context_samples
-        stop = self.start[i] + self.window_samples + self.context_samples
-        inside = max(begin, self.first[i])
-        row = audio[inside : min(stop, self.end[i])]
-        return F.pad(row, (inside - begin, stop - inside - len(row)))
 
-    def _with_margin(self, audio: Tensor, i: int, margin: int) -> Tensor:
-        recording = audio[self.first[i] : self.end[i]]
-        shortest = max(self.min_samples, margin + 1)  # what is too short to mirror gets silence to mirror
-        if len(recording) < shortest:
-            recording = F.pad(recording, (0, shortest - len(recording)))
-        begin = self.start[i] - self.first[i] - margin
-        stop = begin + self.window_samples + 2 * margin
-        middle = recording[max(begin, 0) : min(stop, len(recording))]
-        left = recording[1 : 1 - begin].flip(0) if begin < 0 else recording[:0]
-        overhang = min(stop - len(recording), margin)
-        right = recording[-overhang - 1 : -1].flip(0) if overhang > 0 else recording[:0]
-        row = torch.cat([left, middle, right])
-        return F.pad(row, (0, stop - begin - len(row)))
+def _mirror(row: Tensor, begin: int, end: int, margin: int) -> None:
+    """Mirror a recording that lies at ``begin`` to ``end`` of a row beyond its ends, ``margin`` samples at most."""
+    if begin > 0:
+        row[:begin] = row[begin + 1 : 2 * begin + 1].flip(0)
+    overhang = min(len(row) - end, margin)
+    if overhang > 0:
+        row[end : end + overhang] = row[end - 1 - overhang : end - 1].flip(0)

@@ -193,7 +193,9 @@ class Budget:
 
     def _curve(self, task: str, around: int) -> tuple[Any, Any]:
         if task not in self._curves:
-            lengths = sorted({max(1, around // 4), max(2, around // 2), max(3, around)})
+            size = self.sketch.path.listener.settings.windows_at_once(self.sketch.device)
+            wanted = enumerate((around // 4, around // 2, around), 1)
+            lengths = [size * max(i, -(-n // size)) for i, n in wanted]  # whole groups, which the curve is smooth over
             if task == "training":
                 found = {n: self.sketch.training_peaks(n, self.labels(n)) for n in lengths}
             else:

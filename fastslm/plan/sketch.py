@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastslm.errors import ConfigError
 from fastslm.path.loss import label_loss
+from fastslm.path.one_sequence import one_sequence
 from fastslm.path.parts import parameters_by_part, settle_parts
 from fastslm.path.prompt import messages_of
 from fastslm.path.splice import splice
@@ -74,12 +75,12 @@ class Sketch:
         trainable_dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> None:
-        self.module, self.autocast = module, autocast
+        self.module, self.autocast, self.device = module, autocast, device or torch.device("cpu")
         encoder, _, llm = module.parts
         self.quantized = getattr(llm, "quantize", None) is not None
         for part, name in ((encoder, "encoder"), (llm, "llm")):
             _without_weights(part, name)
-        settle_parts(encoder, llm, device or torch.device("cpu"), module.settings.train_parts)
+        settle_parts(encoder, llm, self.device, module.settings.train_parts)
         with torch.device("meta"):
             encoder.load()
             llm.load()
@@ -146,13 +147,13 @@ class Sketch:
         live = LiveBytes()
         trainable = [p for p in self.path.parameters() if p.requires_grad]
         weights = {*self.path.parameters(), *self.path.encoder.parameters(), *self.path.buffers()}
-        with self._mode, live, self._autocast(), _one_sequence():
+        with self._mode, live, self._autocast(), one_sequence():
             live.adopt(weights, "weights")
             for parameter in trainable:
                 parameter.grad = torch.empty_like(parameter)
             live.reset_peak()
             audio = torch.empty(num_windows * self.path.listener.window_samples, dtype=torch.int16)
-            tokens = self._listen(num_windows)
+            tokens = self.listen(num_windows)
             listening = live.peak - live.now["weights"]
             live.reset_peak()
             loss = self._read(tokens, num_labels)
@@ -179,10 +180,10 @@ class Sketch:
         weights = {*self.path.parameters(), *self.path.encoder.parameters(), *self.path.buffers()}
         training = self.path.training
         self.path.eval()
-        with self._mode, live, self._autocast(), _one_sequence(), torch.no_grad():
+        with self._mode, live, self._autocast(), one_sequence(), torch.no_grad():
             live.adopt(weights, "weights")
             audio = torch.empty(num_windows * self.path.listener.window_samples, dtype=torch.int16)
-            tokens = self._listen(num_windows)
+            tokens = self.listen(num_windows)
             listening = live.peak - live.now["weights"]
             live.reset_peak()
             embeddings = torch.zeros(1, chunk, self.path.llm.width, dtype=tokens.dtype)
@@ -192,17 +193,24 @@ class Sketch:
         self.path.train(training)
         return Peaks(listening, reading)
 
+    @contextlib.contextmanager
+    def simulated(self) -> Iterator[None]:
+        """Within it, what runs on the path has shapes only, in the precision of the run."""
+        with self._mode, self._autocast():
+            yield
+
     def _autocast(self) -> Any:
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast("cpu", self.autocast)
 
-    def _listen(self, num_windows: int) -> Tensor:
+    def listen(self, num_windows: int) -> Tensor:
         """Do as ``Listener`` does: groups of windows, whose tokens stay."""
         listener, groups = self.path.listener, []
         full = self.path.abstractor.budget.frames_per_window
-        for begin in range(0, num_windows, listener.batch_windows):
-            size = min(listener.batch_windows, num_windows - begin)
+        most = listener.settings.windows_at_once(self.device)
+        for begin in range(0, num_windows, most):
+            size = min(most, num_windows - begin)
             samples = torch.zeros(size, listener.row_samples, dtype=torch.int16)
             num_samples = torch.full((size,), listener.window_samples + 2 * listener.context_samples)
             arguments = (samples, num_samples, torch.full((size,), full))
@@ -240,30 +248,12 @@ def _without_weights(part: Any, name: str) -> None:
     part.initialize = "random"
     if getattr(part, "quantize", None) is not None:
         part.quantize = None
+    if getattr(part, "gradient_checkpointing", None) == "auto":
+        part.gradient_checkpointing = True  # what it comes down to where memory is scarce
     tokenizer, config = getattr(part, "tokenizer", None), getattr(part, "config", None)
     if tokenizer is not None and config is not None:
         text = config.get_text_config()
         text.vocab_size = max(text.vocab_size, len(tokenizer))  # what `load` enlarges the table to
-
-
-@contextlib.contextmanager
-def _one_sequence() -> Iterator[None]:
-    """Let transformers know that positions are of one sequence.
-
-    It reads their values to find out, which fake tensors do not have, and else builds a mask of S x S that the real
-    run has no need of.
-    """
-    from transformers import masking_utils
-
-    name = "find_packed_sequence_indices"
-    before = getattr(masking_utils, name, None)
-    if before is not None:
-        setattr(masking_utils, name, lambda position_ids: None)
-    try:
-        yield
-    finally:
-        if before is not None:
-            setattr(masking_utils, name, before)
 
 
 def _give_fake_memory(root: nn.Module, mode: Any, trainable_dtype: torch.dtype) -> None:

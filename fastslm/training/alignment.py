@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastslm.path.batch import Dialogue, Int64Array
+from fastslm.path.upload import upload
 from fastslm.tasks import tasks
 
 
@@ -56,15 +57,15 @@ class AlignmentLoss(nn.Module):
         wanted = np.concatenate(targets)
         known = np.union1d(wanted if classes is None else classes, [0])
         lengths = [len(target) for target in targets]
-        words = embed(torch.from_numpy(known).to(device)).detach().float()
+        words = embed(upload(torch.from_numpy(known), device)).detach().float()
         directions = F.normalize(torch.cat([self.blank.float()[None], words]), dim=-1)
         longest = max(map(len, rows))
-        padded = torch.from_numpy(np.stack([np.pad(row, (0, longest - len(row))) for row in rows])).to(device)
+        padded = upload(torch.from_numpy(np.stack([np.pad(row, (0, longest - len(row))) for row in rows])), device)
         speech = F.normalize(tokens.flatten(0, 1).float(), dim=-1)
         log_probs = (self.sharpness * F.embedding(padded, speech @ directions.T)).log_softmax(-1)
         loss = F.ctc_loss(
             log_probs.transpose(0, 1),
-            torch.from_numpy(np.searchsorted(known, wanted) + 1).to(device),
+            upload(torch.from_numpy(np.searchsorted(known, wanted) + 1), device),
             torch.tensor([len(row) for row in rows]),
             torch.tensor(lengths),
             reduction="sum",

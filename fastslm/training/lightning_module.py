@@ -4,6 +4,7 @@ import contextlib
 import sys
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -32,6 +33,7 @@ from fastslm.path.model import Output, SpeechLM
 from fastslm.path.parts import settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.path.stepwise import check_stepwise
+from fastslm.path.upload import upload
 from fastslm.strategies.support import cast_trainable, replicated, shard, shards_parameters
 from fastslm.training.adapter_gaps import adapter_gaps
 from fastslm.training.additions import TrainingAdditions
@@ -231,6 +233,10 @@ class SpeechLMModule(L.LightningModule):
         assert self.path is not None
         self.path.abstractor.set_tokens_per_window(self.settings.rates[0])
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Bring the audio to the device without waiting for what it still computes."""
+        return replace(batch, audio=upload(batch.audio, device))
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return the loss and, for callbacks, what the step processed."""
         assert self.path is not None
@@ -253,6 +259,8 @@ class SpeechLMModule(L.LightningModule):
             "speech_tokens": counts * output.num_speech_tokens,
             "llm_tokens": counts * output.num_tokens,
             "llm_positions": counts * output.num_positions,
+            "windows": counts * len(self.path.listener.cut(batch.num_samples)),
+            "labels": counts * output.num_labels,
         }
 
     def on_after_backward(self) -> None:

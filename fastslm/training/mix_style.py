@@ -9,6 +9,8 @@ section 2.2.
 import torch
 from torch import Tensor
 
+from fastslm.path.upload import upload
+
 #: Of the Beta distribution that the shares are drawn from: most windows stay nearly as they are or nearly swap.
 _ALPHA = 0.1
 _EPSILON = 1e-6
@@ -30,10 +32,11 @@ def mix_style(frames: Tensor, num_frames: Tensor, probability: float) -> Tensor:
     values = frames.float()
     mean = (values * valid).sum(1, keepdim=True) / count  # [W, 1, D_enc]
     spread = (((values - mean) ** 2 * valid).sum(1, keepdim=True) / count + _EPSILON).sqrt()
-    other = torch.randperm(num_windows).to(frames.device)
+    other = upload(torch.randperm(num_windows), frames.device)
     alpha = torch.tensor(_ALPHA, dtype=torch.float32)  # half precision is the default under 16-true, and draws none
     share = torch.distributions.Beta(alpha, alpha, validate_args=False).sample((num_windows,))
-    share = share.masked_fill(torch.rand(num_windows) >= probability, 1.0).to(frames.device)[:, None, None]
+    share = share.masked_fill(torch.rand(num_windows) >= probability, 1.0)
+    share = upload(share, frames.device)[:, None, None]
     mixed_mean, mixed_spread = (share * own + (1 - share) * own[other] for own in (mean, spread))
     mixed = (values - mean) / spread * mixed_spread + mixed_mean
     return torch.where(valid & (share < 1.0), mixed.to(frames.dtype), frames)

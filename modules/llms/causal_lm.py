@@ -1,5 +1,6 @@
 """Any Hugging Face causal LM, with LoRA: reads embeddings, predicts at label positions only, writes greedily."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
@@ -11,10 +12,12 @@ from torch import Tensor
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
 from fastslm.path.base_folder import base_folder, no_configuration
+from fastslm.path.one_sequence import one_sequence
 from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
 from ._new_rows import enlarge
+from ._recomputing import Recomputing
 
 _KEY = "model.llm.pretrained"
 _NO_TOKENIZER = (
@@ -35,13 +38,13 @@ class LoRA:
     Attributes:
         rank: rank of an adapter.
         alpha: the adapter's output is scaled by alpha / rank.
-        dropout: dropout in front of an adapter, 0..1.
+        dropout: dropout in front of an adapter, 0..1 (the release: 0.01). It costs a mask of each layer's input.
         targets: ``all-linear``, or the names of the linear layers to adapt, such as ``q_proj``.
     """
 
     rank: int = setting(16, changes="weights")
     alpha: float = setting(64, changes="weights")
-    dropout: float = setting(0.01, changes="nothing")
+    dropout: float = setting(0.0, changes="nothing")
     targets: str | Sequence[str] = setting("all-linear", changes="weights")
 
 
@@ -56,7 +59,9 @@ class CausalLM(LanguageModel):
         lora: adapters; made when ``model.train_parts`` names lora. Null leaves the LLM without.
         dtype: dtype of the weights that do not train; ``auto`` is bfloat16 on a GPU that has it, else float32.
         attention: transformers' attention implementation; null lets it choose what the model supports.
-        gradient_checkpointing: recompute layers in the backward pass instead of keeping their activations.
+        gradient_checkpointing: recompute layers in the backward pass instead of keeping their activations. ``auto``
+            recomputes as many as must be so that the others' fit into half of what is free, decided anew for each
+            batch; under ZeRO-3 and FSDP2, and where the LLM itself trains, all.
         context_length: positions to allow; null takes the model's own.
         quantize: ``nf4`` holds the frozen linear layers in 4 bits (QLoRA, Dettmers et al., arXiv 2305.14314), a quarter
             of bfloat16's memory, slower, and trained through adapters only; needs the extra ``qlora``.
@@ -87,7 +92,7 @@ class CausalLM(LanguageModel):
         lora: LoRA | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | Literal["auto"] = False,
         context_length: int | None = None,
         quantize: Literal["nf4"] | None = None,
         new_rows: Literal["alike"] | None = None,
@@ -134,6 +139,7 @@ class CausalLM(LanguageModel):
         self._describe(config, context_length)
         self.causal_lm: Any = None
         self._positions: Tensor | None = None
+        self._recomputing: Recomputing | None = None
 
     @classmethod
     def around(cls, causal_lm: Any, tokenizer: Any, context_length: int | None = None) -> "CausalLM":
@@ -146,7 +152,7 @@ class CausalLM(LanguageModel):
         made._dtype_setting = str(causal_lm.dtype).removeprefix("torch.")
         made.tokenizer = tokenizer
         made._describe(causal_lm.config, context_length)
-        made._positions = None
+        made._positions = made._recomputing = None
         made._hold(causal_lm)
         return made
 
@@ -212,6 +218,7 @@ class CausalLM(LanguageModel):
             self._add_adapters(model, self.lora)
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
+            self._recomputing = Recomputing(model) if self.gradient_checkpointing == "auto" else None
         self._hold(model.train())  # from_pretrained leaves evaluation mode, which turns checkpointing off
 
     def _apply(self, fn, recurse: bool = True) -> "CausalLM":  # type: ignore[no-untyped-def]
@@ -254,6 +261,8 @@ class CausalLM(LanguageModel):
     def _add_adapters(model: Any, lora: LoRA) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
+        from ._lean_lora import make_lean
+
         targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
         present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         try:
@@ -275,6 +284,7 @@ class CausalLM(LanguageModel):
                     " are stacked in one tensor. Set it to 0, or name the layers to adapt in model.llm.lora.targets."
                 ) from error
             raise ConfigError(f"model.llm.lora.targets: {reason(error)}") from error
+        make_lean(model)
 
     def _select_positions(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._positions is None:
@@ -282,15 +292,30 @@ class CausalLM(LanguageModel):
         (hidden, *rest) = arguments
         return (hidden.flatten(0, 1)[self._positions], *rest)
 
+    def _recomputed(self, embeddings: Tensor) -> contextlib.AbstractContextManager[None]:
+        if self._recomputing is None:
+            return contextlib.nullcontext()
+        trains = any(p.requires_grad for n, p in self.causal_lm.named_parameters() if ".lora_" not in n)
+        return self._recomputing.decided(embeddings, all_again=self.in_step or trains)
+
+    @property
+    def _is_causal(self) -> bool:
+        """Whether every position reads those before it only."""
+        text = self.config.get_text_config()
+        return getattr(text, "is_causal", True) and not getattr(text, "use_bidirectional_attention", None)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings ``[..., D_llm]`` of token ids ``[...]``."""
         return self.causal_lm.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
 
     def forward(self, embeddings: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """Return logits ``[N, V]`` at ``positions``; see ``LanguageModel.forward``."""
+        if self._is_causal:  # what stands at the right is seen by nobody: no mask, which fused attention cannot take
+            attention_mask = None
         self._positions = positions
         try:
-            output = self.causal_lm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False)
+            with self._recomputed(embeddings), one_sequence():
+                output = self.causal_lm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False)
         finally:
             self._positions = None
         return output.logits  # type: ignore[no-any-return]

@@ -153,6 +153,14 @@ def test_eight_hours_in_49_thousand_positions_take_the_memory_that_was_planned(h
     assert beyond[8] < 4 * 1.05 * beyond[2]
 
 
+def test_encoding_is_planned_in_the_groups_of_the_device_that_it_is_planned_for(make):
+    settings = {"encoder_batch_windows": None, "tokens_per_window": 2}
+    found = [
+        Sketch(make(**settings), device=torch.device(name)).inference_peaks(60, 8).listening for name in ("cpu", "cuda")
+    ]
+    assert found[0] > 1.5 * found[1]  # 30 windows of 2 s at a time, and 16
+
+
 @pytest.mark.parametrize("num_windows", [6, 60])
 def test_encoding_takes_the_memory_that_was_planned(make, num_windows):
     module = make()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastslm.contracts import TokenBudget
 from fastslm.modules.abstractors import _attention
@@ -131,6 +132,29 @@ def test_attention_with_a_bias_is_the_same_however_many_windows_are_taken_at_a_t
     gradients = [torch.autograd.grad((x * weights).sum(), leaves, retain_graph=True) for x in (found, expected)]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def kernels(num_windows, **options):
+    """Return what a forward and a backward pass launch on a device that is no CPU, at the size of Whisper large."""
+    with torch.device("meta"):
+        hta = HTA(1280, 2560, TokenBudget(1500, 50), **options)
+        frames, num_frames = torch.zeros(num_windows, 1500, 1280), torch.full((num_windows,), 1500)
+    count = 0
+
+    class Launches(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), named=None):
+            nonlocal count
+            count += not func.is_view
+            return func(*args, **(named or {}))
+
+    with Launches():
+        hta(frames, num_frames).values.sum().backward()
+    return count
+
+
+def test_on_a_gpu_the_bias_goes_over_all_windows_of_a_group_at_once():
+    configured = {"pooled_residual": "attention", "distance_bias": True}
+    assert kernels(64, **configured) == kernels(2, **configured) < 3 * kernels(64)
 
 
 def test_a_bias_keeps_no_scores_for_the_backward_pass():

@@ -1,0 +1,146 @@
+"""Floating-point operations that training asks for, counted once on fake tensors, for batches of any shape."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from fastslm.path.one_sequence import one_sequence
+from fastslm.plan.sketch import Sketch
+from fastslm.training.from_settings import build_module
+
+_PRODUCTS = {**flop_registry, torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm]}
+_LENGTH = 64
+
+#: Dense bfloat16 operations per second, by a part of the device's name; what is more special comes first.
+_PEAKS = {
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "H800": 989e12,
+    "B200": 2250e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "MI300X": 1307e12,
+    "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the products of a forward pass, and those that its backward pass needs.
+
+    A product with gradients has one more of its size for each of its factors that needs one: so frozen weights cost
+    the way through them, and what stands before everything that trains costs nothing. What is computed again to save
+    memory is not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and count it."""
+        result = func(*args, **(kwargs or {}))
+        formula = _PRODUCTS.get(func._overloadpacket)
+        if formula is not None:
+            summand = 1 if "addmm" in func.name() else 0  # what is added is no factor
+            factors = [value for value in args[summand:] if isinstance(value, Tensor) and value.ndim >= 2]
+            learning = sum(factor.requires_grad for factor in factors[:2]) if torch.is_grad_enabled() else 0
+            self.total += int(formula(*args, **(kwargs or {}), out_val=result)) * (1 + learning)
+        return result
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Operations of forward and backward pass, a multiplication and an addition counted as two.
+
+    Attributes:
+        window: for a window of audio, up to its tokens.
+        position: for an LLM position.
+        pair: for two positions of one row, in attention; both orders of a pair count, as torch's counter has it.
+        label: for a position whose logits are wanted.
+    """
+
+    window: float
+    position: float
+    pair: float
+    label: float
+
+    def of(self, num_rows: int, num_windows: int, num_positions: int, num_labels: int) -> float:
+        """Return the operations of a micro-batch of ``num_rows`` rows, together ``num_positions`` with padding."""
+        pairs = num_positions**2 / num_rows if num_rows else 0.0
+        return self.window * num_windows + self.position * num_positions + self.pair * pairs + self.label * num_labels
+
+
+def count_step(sketch: Sketch) -> StepFlops:
+    """Count a training step of a model; takes a few forward passes of shapes only.
+
+    Args:
+        sketch: of the model. Frames that come from a cache cost nothing.
+    """
+    path = sketch.path
+    learns = any(p.requires_grad for n, p in path.named_parameters() if not n.startswith("llm."))
+
+    def read(length: int, num_labels: int) -> int:
+        def run() -> None:
+            embeddings = torch.zeros(1, length, path.llm.width, dtype=path.llm.embed(torch.zeros(1).long()).dtype)
+            path.llm(embeddings.requires_grad_(learns), None, torch.zeros(num_labels, dtype=torch.int64))
+
+        return _count(sketch, run)
+
+    short, long, labelled = read(_LENGTH, 1), read(2 * _LENGTH, 1), read(_LENGTH, 2)
+    label = labelled - short
+    pair = ((long - label) - 2 * (short - label)) / (2 * _LENGTH**2)
+    position = (short - label) / _LENGTH - pair * _LENGTH
+    listening = _compressing(sketch) if sketch.module.settings.frame_cache else lambda: sketch.listen(1)
+    return StepFlops(_count(sketch, listening), position, pair, label)
+
+
+def flops_of_step(settings: Mapping[str, Any] | None, device: torch.device) -> StepFlops | None:
+    """Return what a step of a stored configuration asks for; None where that cannot be counted.
+
+    That is under ZeRO-3, where transformers cuts up every model that is made; and for parts that need their weights.
+
+    Args:
+        settings: the ``model`` part of a resolved configuration.
+        device: where it trains.
+    """
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if not settings or is_deepspeed_zero3_enabled():
+        return None
+    state = torch.get_rng_state()
+    try:
+        module, _ = build_module(settings)
+        return count_step(Sketch(module, device=device))
+    except Exception as error:  # whatever a part of somebody else raises at tensors without values
+        warnings.warn(f"rate/model_flops_per_second is not logged: {type(error).__name__}: {error}", stacklevel=2)
+        return None
+    finally:
+        torch.set_rng_state(state)
+
+
+def _compressing(sketch: Sketch) -> Callable[[], Any]:
+    path = sketch.path
+    num_frames = path.abstractor.budget.frames_per_window
+
+    def run() -> Any:
+        frames = torch.zeros(1, num_frames, path.encoder.width, dtype=next(path.abstractor.parameters()).dtype)
+        return path.abstractor(frames, torch.full((1,), num_frames))
+
+    return run
+
+
+def _count(sketch: Sketch, run: Callable[[], Any]) -> int:
+    # The fused attention of CPUs is no operation that the formulas know; the plain one is made of products.
+    counter = _Counter()
+    with sketch.simulated(), sdpa_kernel(SDPBackend.MATH), counter, one_sequence():
+        run()
+    return counter.total
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the dense bfloat16 operations per second of a device; None where they are not known."""
+    return next((peak for name, peak in _PEAKS.items() if name in device_name), None)
