@@ -79,9 +79,7 @@ def check_token_rate(folder):
     # Windows of 2 s have 100 frames and 4 tokens. 0.7 s: 35 frames, 2 tokens; 2.0 s: 4; 3.1 s: 4 + 3; 5.4 s: 8 + 3.
     assert float(epochs[0]["rate_epoch/speech_tokens_per_second"]) == pytest.approx(3 * 24 / (3 * 11.2), rel=1e-5)
     assert float(epochs[0]["rate_epoch/compression"]) == pytest.approx(50 * 11.2 / 24, rel=1e-5)
-    seconds, flops = (
-        float(epochs[0][f"rate_epoch/{name}_per_second"]) for name in ("audio_seconds", "model_flops")
-    )
+    seconds, flops = (float(epochs[0][f"rate_epoch/{name}_per_second"]) for name in ("audio_seconds", "model_flops"))
     # The encoder alone, for the 6 windows of those four, forward: most of this small path.
     window = 2 * 100 * (4 * 32**2 + 2 * 32 * 64 + 2 * 100 * 32)
     assert window * 6 / 11.2 < flops / seconds < 30 * window * 6 / 11.2
