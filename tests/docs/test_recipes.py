@@ -50,7 +50,7 @@ def test_every_command_of_the_recipe_runs_as_it_stands(librispeech, run_config):
     small["trainer"] = {"accelerator": "cpu", "val_check_interval": 2, "limit_val_batches": 1}
     (librispeech / "small.yaml").write_text(yaml.safe_dump(small))
     commands = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) == 12
+    assert len(commands) == 13
     for command in commands:
         words = [str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(command)[1:]]
         if words[0] in ("fit", "plan", "doctor"):
