@@ -1,16 +1,21 @@
-"""The real sizes on a GPU: seconds and memory of training steps with Whisper large-v3 and Qwen3-4B, beside the plan.
+"""The real sizes on a GPU: seconds, MFU and memory of training steps with Whisper large-v3 and Qwen3-4B, and the plan.
 
     python -m benchmarks.full_size                                      # 30 s, 10 min and 60 min on one GPU
+    python -m benchmarks.full_size --minutes 10 4x10 32x0.083-1 60      # also four at a time, and 32 of 5 to 60 s
     python -m benchmarks.full_size --minutes 10 --overlay 8gpu_zero2 8gpu_zero3
-    python -m benchmarks.full_size --small --minutes 0.5 1              # demo models on the CPU: tries this script
+    python -m benchmarks.full_size --minutes 10 --also model.llm.gradient_checkpointing=true model.llm.lora.dropout=0.01
+    python -m benchmarks.full_size --minutes 10 --trace                 # largest kernels of a step, and what was idle
+    python -m benchmarks.full_size --small --minutes 0.5 2x1            # demo models on the CPU: tries this script
 
 Each row is a `fastslm fit` of its own with the shipped configs, under the overlay's strategy on one GPU: bfloat16
-weights of the published shapes with random values (time and memory do not depend on them), HTA and LoRA training, one
-recording of noise for each step with four ids of text for each second. Seconds are the median of the steps after the
-third. Memory is the most that torch's allocator held; planned is what `fastslm plan` says of the same configuration.
+weights of the published shapes with random values (time and memory do not depend on them), HTA and LoRA training,
+recordings of noise with four ids of text for each second. `--also` repeats each row once for each setting, changed
+alone. Seconds are the median of the steps after the third. TFLOP/s and MFU are as in docs/speed.md. Memory is the most
+that torch's allocator held; planned is what `fastslm plan` says of the longest recording.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -26,8 +31,10 @@ import numpy as np
 import soundfile
 import torch
 import webdataset
+from torch.profiler import profile
 
 from benchmarks.train_step import RATE, noise
+from fastslm.plan.flops import peak_flops
 
 ENCODER = {
     "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120, "num_mel_bins": 128,
@@ -44,11 +51,19 @@ class Steps(L.Callback):
 
     Args:
         path: of the JSON file.
+        trace: look into the last step, and write what it did beside the file.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, trace: bool = False) -> None:
+        self.path, self.trace = path, trace
         self.marks: list[float] = []
+        self.profiler: profile | None = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+        """Begin to look into the last step."""
+        if self.trace and len(self.marks) == trainer.max_steps - 1:
+            self.profiler = profile()
+            self.profiler.__enter__()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
         """Take the clock when the GPU is done."""
@@ -57,6 +72,16 @@ class Steps(L.Callback):
             torch.cuda.synchronize()
             memory = torch.cuda.max_memory_allocated()
         self.marks.append(time.perf_counter())
+        if self.profiler is not None:
+            self.profiler.__exit__(None, None, None)
+            events = self.profiler.key_averages()
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+            busy = sum(getattr(e, f"self_{'device' if kind == 'cuda' else 'cpu'}_time_total") for e in events) / 1e6
+            launches = sum(e.count for e in events if "LaunchKernel" in e.key)
+            said = f"busy {busy:.3f} s of a traced step of {self.marks[-1] - self.marks[-2]:.3f} s, {launches} launches"
+            table = events.table(sort_by=f"self_{kind}_time_total", row_limit=15)
+            Path(self.path).with_suffix(".txt").write_text(f"{said}\n{table}")
+            return  # whose time is that of looking
         Path(self.path).write_text(json.dumps({"marks": self.marks, "memory": memory}))
 
 
@@ -75,18 +100,25 @@ def make_models(folder: Path) -> None:
     AutoTokenizer.from_pretrained(demo, trust_remote_code=False).save_pretrained(folder / "llm")
 
 
-def make_shard(path: Path, minutes: float, count: int) -> None:
+def lengths_of(given: str) -> list[float]:
+    """Return the minutes of the recordings of a step, from ``10``, ``4x10`` or ``32x0.083-1``."""
+    count, _, minutes = given.rpartition("x")
+    first, _, last = minutes.partition("-")
+    return np.linspace(float(first), float(last or first), int(count or 1)).tolist()
+
+
+def make_shard(path: Path, minutes: Sequence[float]) -> None:
     """Write recordings of noise with four words, each one id, for a second."""
-    seconds = round(60 * minutes)
-    text = " ".join(np.random.default_rng(0).choice(["one", "two", "three", "four"], 4 * seconds))
     with webdataset.TarWriter(str(path)) as tar, tempfile.TemporaryDirectory() as folder:
-        for i in range(count):
+        for i, length in enumerate(minutes):
+            seconds = round(60 * length)
+            text = " ".join(np.random.default_rng(0).choice(["one", "two", "three", "four"], 4 * seconds))
             soundfile.write(f"{folder}/a.flac", noise(seconds, i), RATE)
             content = {"text": text, "duration": float(seconds)}
             tar.write({"__key__": f"noise-{i}", "json": content, "flac": Path(folder, "a.flac").read_bytes()})
 
 
-def flags_of(models: Path | None, overlay: str, shard: Path, minutes: float) -> list[str]:
+def flags_of(models: Path | None, overlay: str, shard: Path, minutes: Sequence[float]) -> list[str]:
     """Return the options of `fastslm fit` that say what is trained on what."""
     flags = ["--config", "hta.yaml"]
     if models is not None:
@@ -95,10 +127,15 @@ def flags_of(models: Path | None, overlay: str, shard: Path, minutes: float) -> 
         flags += [f"--model.llm.init_args.pretrained={models}/llm"]
     flags += ["--config", f"hardware/{overlay}.yaml", "--trainer.devices=1", "--trainer.num_nodes=1"]
     flags += ["--data=WebDatasetModule", f"--data.train_shards={shard}", f"--data.val_shards={shard}"]
-    return [*flags, "--data.batch_samples=1", f"--data.max_audio_seconds={60 * minutes + 1:g}"]
+    flags += [
+        f"--data.batch_samples={len(minutes)}",
+        f"--data.batch_windows={1 << 20}",
+        f"--data.batch_tokens={1 << 30}",
+    ]
+    return [*flags, f"--data.max_audio_seconds={60 * max(minutes) + 1:g}"]
 
 
-def measure(flags: Sequence[str], steps: int, folder: Path) -> dict[str, float]:
+def measure(flags: Sequence[str], steps: int, folder: Path, trace: bool) -> dict[str, float]:
     """Return seconds of a step and bytes at the peak."""
     path, log = folder / "steps.json", folder / "log.txt"
     command = [
@@ -106,6 +143,7 @@ def measure(flags: Sequence[str], steps: int, folder: Path) -> dict[str, float]:
         f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", "--trainer.limit_val_batches=0",
         "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",
         "--trainer.callbacks+=benchmarks.full_size.Steps", f"--trainer.callbacks.path={path}",
+        f"--trainer.callbacks.trace={trace}",
     ]  # fmt: skip
     root = str(Path(__file__).resolve().parents[1])  # `Steps` is not imported from where one stands
     with log.open("w") as file:
@@ -124,8 +162,9 @@ def measure(flags: Sequence[str], steps: int, folder: Path) -> dict[str, float]:
     return {"seconds": statistics.median(np.diff(marks)), "memory": seen["memory"]}
 
 
-def planned(flags: Sequence[str], minutes: float) -> int:
-    """Return the bytes that `fastslm plan` gives one process."""
+def planned(flags: Sequence[str], minutes: Sequence[float]) -> tuple[int, float]:
+    """Return the bytes that `fastslm plan` gives one process, and the operations of a step on all recordings."""
+    from fastslm.plan.flops import count_step
     from fastslm.plan.hardware import hardware_of
     from fastslm.plan.memory import Budget
     from fastslm.plan.settings import resolved_settings
@@ -135,14 +174,23 @@ def planned(flags: Sequence[str], minutes: float) -> int:
     config = resolved_settings(flags)
     hardware = hardware_of(config["trainer"])
     module, _ = build_module(config["model"])
-    budget = Budget(Sketch(module, hardware.half, hardware.trainable_dtype, hardware.device), hardware, 4.0)
-    return int(budget.training(budget.num_windows(60 * minutes)).total)
+    sketch = Sketch(module, hardware.half, hardware.trainable_dtype, hardware.device)
+    budget = Budget(sketch, hardware, 4.0)
+    windows = [budget.num_windows(60 * length) for length in minutes]
+    longest = max(budget.positions(number) for number in windows)
+    labels = sum(budget.labels(number) for number in windows)
+    flops = count_step(sketch).of(len(windows), sum(windows), len(windows) * longest, labels)
+    return int(budget.training(max(windows)).total), flops
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, nargs="+", default=[0.5, 10, 60], help="lengths of a recording")
+    parser.add_argument(
+        "--minutes", nargs="+", default=["0.5", "10", "60"], metavar="[COUNTx]FROM[-TO]", help="recordings of a step"
+    )
+    parser.add_argument("--also", nargs="*", default=[], metavar="KEY=VALUE", help="settings, each changed alone")
+    parser.add_argument("--trace", action="store_true", help="print what the last step of each row did")
     parser.add_argument("--overlay", nargs="+", default=["1gpu"], metavar="NAME", help="files of configs/hardware")
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps of each, at least 5")
     parser.add_argument("--small", action="store_true", help="demo models on the CPU")
@@ -153,20 +201,24 @@ def main() -> None:
         folder = Path(name)
         if not options.small:
             make_models(folder)
-        print(f"{device}, torch {torch.__version__}, one recording for each step")
-        print("| overlay | audio, min | seconds per step | audio seconds per second | peak GiB | planned GiB |")
-        print("|---|--:|--:|--:|--:|--:|")
-        for minutes in options.minutes:
-            shard = folder / f"noise-{minutes:g}.tar"
-            make_shard(shard, minutes, 2)
-            for overlay in overlays:
-                run = folder / f"{overlay}-{minutes:g}"
-                run.mkdir()
-                flags = flags_of(None if options.small else folder, overlay, shard, minutes)
-                found, plan = measure(flags, options.steps, run), planned(flags, minutes)
-                cells = [f"{found['seconds']:.2f}", f"{60 * minutes / found['seconds']:.0f}"]
-                cells += [f"{found['memory'] / 2**30:.1f}" if found["memory"] else "-", f"{plan / 2**30:.1f}"]
-                print(f"| {overlay} | {minutes:g} | {' | '.join(cells)} |", flush=True)
+        peak = peak_flops(device)
+        print(f"{device}, torch {torch.__version__}")
+        print("| overlay, setting | audio, min | s per step | audio s per s | TFLOP/s | MFU | peak GiB | planned GiB |")
+        print("|---|--:|--:|--:|--:|--:|--:|--:|")
+        for given, overlay, also in itertools.product(options.minutes, overlays, ["", *options.also]):
+            minutes = lengths_of(given)
+            shard, run = folder / f"noise-{given}.tar", Path(tempfile.mkdtemp(dir=folder))
+            if not shard.exists():
+                make_shard(shard, 2 * minutes)
+            flags = flags_of(None if options.small else folder, overlay, shard, minutes) + [f"--{also}"] * bool(also)
+            found, (plan, flops) = measure(flags, options.steps, run, options.trace), planned(flags, minutes)
+            rate = flops / found["seconds"]
+            cells = [f"{found['seconds']:.2f}", f"{60 * sum(minutes) / found['seconds']:.0f}", f"{rate / 1e12:.3g}"]
+            cells += [f"{rate / peak:.1%}" if peak else "-"]
+            cells += [f"{found['memory'] / 2**30:.1f}" if found["memory"] else "-", f"{plan / 2**30:.1f}"]
+            print(f"| {overlay}{also and ', ' + also} | {given} | {' | '.join(cells)} |", flush=True)
+            if options.trace:
+                print((run / "steps.txt").read_text())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from fastslm.errors import ConfigError, MissingExtraError
 from fastslm.modules.abstractors.avg_pool import AvgPool
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
+from fastslm.training.compilation import compile_layers
 from fastslm.training.lightning_module import SpeechLMModule
 
 
@@ -52,12 +53,38 @@ def test_adapters_train_on_4_bit_weights(tiny_llm):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in llm.named_parameters() if ".lora_B" in n)
 
 
-def test_compiling_without_a_compiler_is_refused_at_once(make_module, monkeypatch):
+def test_without_a_compiler_one_line_says_so_and_nothing_is_compiled(make_module, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ConfigError, match=r"model\.compile_parts: torch\.compile needs a C\+\+ compiler"):
-        make_module(compile_parts=["abstractor"])
-    with pytest.raises(ConfigError, match="'llm' cannot be compiled"):
-        make_module(compile_parts=["llm"])
+    module = make_module(compile_parts=["encoder", "abstractor", "llm"])
+    module.configure_model()
+    assert "compile_parts: nothing is compiled, since there is no C++ compiler here" in capsys.readouterr().err
+    parts = [*module.path.modules(), *module.path.encoder.modules()]
+    assert all(part._compiled_call_impl is None for part in parts)
+    with pytest.raises(ConfigError, match="'projector' cannot be compiled"):
+        make_module(compile_parts=["projector"])
+
+
+@pytest.mark.slow
+def test_compiled_layers_of_an_llm_give_the_same_loss_and_gradients_at_any_length(tiny_llm):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a compiler")
+
+    def outcome(compiles, length):
+        torch.manual_seed(0)
+        llm = CausalLM(str(tiny_llm), lora=LoRA(rank=2), gradient_checkpointing=length > 9)
+        llm.load()
+        for name, parameter in llm.named_parameters():
+            parameter.requires_grad = ".lora_" in name
+            if ".lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        if compiles:
+            compile_layers(llm)
+            assert llm.causal_lm.model.layers[0]._compiled_call_impl is not None
+        llm(torch.randn(2, length, 32), None, torch.arange(5)).pow(2).sum().backward()
+        return {name: p.grad for name, p in llm.named_parameters() if p.requires_grad}
+
+    for length in (9, 14):
+        torch.testing.assert_close(outcome(True, length), outcome(False, length), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from fastslm.path.batch import Batch, Sample
 from fastslm.path.loss import label_loss
 from fastslm.path.one_sequence import one_sequence
 from fastslm.path.prompt import messages_of
+from fastslm.training.frame_augment import FrameAugment
 from fastslm.training.spec_augment import SpecAugment
 
 HTA_WITH_BIAS = partial(HTA, head_width=16, distance_bias=True)
@@ -111,6 +112,7 @@ def step(path, batch):
         {"mix_style": 0.5, "token_noise": 0.5, "answer_noise": 0.2},
         {"spec_augment": SpecAugment()},
         {"match_embedding_norm": True},
+        {"frame_augment": FrameAugment()},
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Whether torch.compile can work on this machine, asked before minutes are spent on weights."""
+"""Parts that run through torch.compile: layer by layer where they have layers, and not at all where it cannot work."""
 
 import importlib.util
 import os
@@ -6,31 +6,49 @@ import shutil
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from fastslm.errors import ConfigError
 
-_KNOWN = ("encoder", "abstractor")
+_KNOWN = ("encoder", "abstractor", "llm")
 
 
 def check_compilable(parts: Sequence[str]) -> None:
-    """Refuse ``model.compile_parts`` where it cannot be honoured.
+    """Refuse names in ``model.compile_parts`` that are no parts.
 
     Raises:
-        ConfigError: a part is unknown, or the machine lacks what torch.compile needs.
+        ConfigError: a part is unknown.
     """
     unknown = [part for part in parts if part not in _KNOWN]
     if unknown:
-        raise ConfigError(f"model.compile_parts: {unknown[0]!r} cannot be compiled, only {' and '.join(_KNOWN)}.")
-    if not parts:
+        raise ConfigError(f"model.compile_parts: {unknown[0]!r} cannot be compiled, only {', '.join(_KNOWN)}.")
+
+
+def compile_whole(part: nn.Module) -> None:
+    """Compile a part in place; names in checkpoints stay."""
+    part.compile()
+
+
+def compile_layers(part: nn.Module) -> None:
+    """Compile the layers of an encoder or an LLM in place, or all of it where it has none that are alike.
+
+    What is compiled for one layer, and for any length, serves all; a whole pass would be compiled once for each of its
+    layers, and again for every length.
+    """
+    lists = [module for module in part.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    layers = max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=None)
+    if layers is None or len({type(layer) for layer in layers}) > 1:
+        compile_whole(part)
         return
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+def missing_for_compiling() -> str | None:
+    """Return what torch.compile lacks on this machine, as a sentence to print; None where nothing is missing."""
     compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
     if not any(shutil.which(name) for name in compilers if name):
-        raise ConfigError(
-            "model.compile_parts: torch.compile needs a C++ compiler, and there is none here. Install g++, or leave"
-            " compile_parts empty."
-        )
+        return "model.compile_parts: nothing is compiled, since there is no C++ compiler here. Install g++."
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
-        raise ConfigError(
-            "model.compile_parts: torch.compile for GPUs needs the package 'triton', which is not installed: pip"
-            " install triton, or leave compile_parts empty."
-        )
+        return "model.compile_parts: nothing is compiled, since the package 'triton' is missing: pip install triton."
+    return None

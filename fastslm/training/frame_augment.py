@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastslm.errors import ConfigError
+from fastslm.path.upload import upload
 
 #: Frames that one hidden stretch has at most: half a second of Whisper's.
 _LONGEST = 25
@@ -42,10 +43,10 @@ class FrameAugment:
 
     def __call__(self, frames: Tensor, num_frames: Tensor) -> Tensor:
         """Return the frames ``[W, F, D_enc]`` as training sees them, zero past ``num_frames`` ``[W]``."""
-        counts, device = num_frames.cpu(), frames.device
-        places = torch.arange(frames.shape[1])
+        counts, device = num_frames, frames.device
+        places = torch.arange(frames.shape[1], device=device)
         valid = places < counts[:, None]
-        sources = _warped(places, counts, self.warp).to(device)
+        sources = _warped(places, counts, self.warp)
         below = sources.floor()
         share = (sources - below)[..., None].to(frames.dtype)
         first, second = (
@@ -54,21 +55,21 @@ class FrameAugment:
         )
         result = torch.lerp(first, second, share)
         if self.noise:
-            real = valid.to(device)[..., None]
-            count = counts.clamp(min=1).to(device)[:, None, None] * frames.shape[2]
+            real = valid[..., None]
+            count = counts.clamp(min=1)[:, None, None] * frames.shape[2]
             centre = (result.float() * real).sum((1, 2), keepdim=True) / count
             spread = (((result.float() - centre) ** 2 * real).sum((1, 2), keepdim=True) / count).sqrt()
-            gain = 1 + self.noise * torch.randn(len(frames), 1, frames.shape[2])
-            noise = self.noise * torch.randn(frames.shape)
-            result = result * gain.to(result) + (noise.to(device) * spread).to(result)
+            gain = 1 + self.noise * upload(torch.randn(len(frames), 1, frames.shape[2]), device)
+            noise = self.noise * upload(torch.randn(frames.shape), device)
+            result = result * gain.to(result) + (noise * spread).to(result)
         shown = valid & ~_hidden(places, counts, self.stretches)
-        return result * shown.to(device)[..., None]
+        return result * shown[..., None]
 
 
 def _warped(places: Tensor, counts: Tensor, most: float) -> Tensor:
     """Return the frame ``[W, F]`` that each frame is taken from: both ends stay, the middle moves."""
     last = (counts - 1).clamp(min=1)[:, None].float()
-    moved = 0.5 + most * (2 * torch.rand(len(counts), 1) - 1)
+    moved = 0.5 + most * (2 * upload(torch.rand(len(counts), 1), counts.device) - 1)
     x = (places / last).clamp(max=1.0)
     y = torch.where(x < moved, x * 0.5 / moved, 0.5 + (x - moved) * 0.5 / (1 - moved))
     return (y * last).clamp(max=last)
@@ -78,6 +79,7 @@ def _hidden(places: Tensor, counts: Tensor, most: int) -> Tensor:
     """Return ``[W, F]`` bool, True in the stretches that are hidden."""
     number = torch.randint(0, most + 1, (len(counts), 1))
     lengths = torch.randint(1, _LONGEST + 1, (len(counts), most)) * (torch.arange(most) < number)
-    starts = torch.rand(len(counts), most) * (counts[:, None] - lengths).clamp(min=0)
+    lengths = upload(lengths, counts.device)
+    starts = upload(torch.rand(len(counts), most), counts.device) * (counts[:, None] - lengths).clamp(min=0)
     after = places[:, None] >= starts[:, None].floor()  # [W, F, most]
     return (after & (places[:, None] < starts[:, None].floor() + lengths[:, None])).any(-1)

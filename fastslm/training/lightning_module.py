@@ -37,6 +37,7 @@ from fastslm.path.upload import upload
 from fastslm.strategies.support import cast_trainable, replicated, shard, shards_parameters
 from fastslm.training.adapter_gaps import adapter_gaps
 from fastslm.training.additions import TrainingAdditions
+from fastslm.training.compilation import compile_layers, compile_whole, missing_for_compiling
 from fastslm.training.data_source import ModelFacts, source_of, train_from
 from fastslm.training.evaluation import Evaluation, check_monitors, chosen_keys, spell, write_answers
 from fastslm.training.finite import check_losses
@@ -171,8 +172,11 @@ class SpeechLMModule(L.LightningModule):
             load_weights(self, *self.weights, report=self.global_rank == 0)
         if strategy is not None:
             shard(self.path, strategy)
-        for part in self.settings.compile_parts:
-            getattr(self.path, part).compile()  # in place: names in checkpoints stay
+        missing = missing_for_compiling() if self.settings.compile_parts else None
+        if missing is not None and self.global_rank == 0:
+            print(f"fastslm: {missing}", file=sys.stderr)
+        for part in self.settings.compile_parts if missing is None else ():
+            (compile_whole if part == "abstractor" else compile_layers)(getattr(self.path, part))
 
     def build(self, *, frame_cache: bool = True) -> SpeechLM:
         """Return the path of parts that are loaded, with what training adds to it.

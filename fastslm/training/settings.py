@@ -44,7 +44,8 @@ class TrainingSettings:
         token_noise: in training show the LLM speech tokens with noise of up to this size relative to their own, 0..1:
             it gets used to tokens of voices that the compressor has not seen. The alignment loss sees them without.
             Source: Jain et al., "NEFTune" (ICLR 2024).
-        compile_parts: which of encoder and abstractor run through torch.compile: slow to start, then faster.
+        compile_parts: which of encoder, abstractor and llm run through torch.compile, encoder and LLM layer by layer:
+            slow to start, then faster. Without a compiler a line says so, and nothing is compiled.
 
     Raises:
         ConfigError: numbers do not fit each other.
@@ -61,7 +62,7 @@ class TrainingSettings:
     answer_noise: float = setting(0.0, changes="nothing")
     mix_style: float = setting(0.0, changes="nothing")
     token_noise: float = setting(0.0, changes="nothing")
-    compile_parts: Sequence[Literal["encoder", "abstractor"]] = setting((), changes="nothing")
+    compile_parts: Sequence[Literal["encoder", "abstractor", "llm"]] = setting((), changes="nothing")
 
     def __post_init__(self) -> None:
         if self.alignment_weight < 0:

@@ -41,7 +41,7 @@ class _LeanLinear(Linear):
 
     def _multiplies(self, x: Tensor, name: str) -> bool:
         """Whether input and adapter can be multiplied as they are: of one dtype, or of one that autocast gives them."""
-        return torch.is_autocast_enabled(x.device.type) or x.dtype == self.lora_A[name].weight.dtype
+        return x.dtype == self.lora_A[name].weight.dtype or torch.is_autocast_enabled(x.device.type)
 
 
 def make_lean(model: nn.Module) -> None:

@@ -7,16 +7,33 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.full_size import lengths_of
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_two_lengths_of_audio_are_measured_beside_their_plan():
-    command = [sys.executable, "-m", "benchmarks.full_size", "--small", "--minutes", "0.5", "1", "--steps", "5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_batches_of_several_lengths_are_measured_with_and_without_a_setting_beside_their_plan():
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.full_size",
+        "--small",
+        "--minutes",
+        "0.5",
+        "2x0.25-0.75",
+        "--steps",
+        "5",
+    ]
+    also = ["--trace", "--also", "model.recompute=true"]
+    done = subprocess.run([*command, *also], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    rows = re.findall(r"^\| cpu \| (\S+) \| (\S+) \| (\S+) \| - \| (\S+) \|$", done.stdout, re.MULTILINE)
-    assert [minutes for minutes, *_ in rows] == ["0.5", "1"]
-    for minutes, seconds, speed, planned in rows:
-        assert float(speed) == pytest.approx(60 * float(minutes) / float(seconds), rel=0.1)
-        assert float(planned) > 0
+    rows = re.findall(
+        r"^\| cpu(.*?) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \| - \| - \| (\S+) \|$", done.stdout, re.MULTILINE
+    )
+    settings = ["", ", model.recompute=true"]
+    assert [row[:2] for row in rows] == [(s, minutes) for minutes in ("0.5", "2x0.25-0.75") for s in settings]
+    for _, minutes, seconds, speed, operations, planned in rows:
+        assert float(speed) == pytest.approx(60 * sum(lengths_of(minutes)) / float(seconds), rel=0.1)
+        assert min(float(operations), float(planned)) > 0
+    assert len(re.findall(r"^busy \S+ s of a traced step of \S+ s", done.stdout, re.MULTILINE)) == 4
