@@ -24,6 +24,8 @@ class DataHealth(L.Callback):
         self._seen = 0
         self._broken: Counter[tuple[str, str]] = Counter()
         self._examples: dict[tuple[str, str], str] = {}
+        self._doubts: Counter[str] = Counter()
+        self._first_doubts: dict[str, str] = {}
         self._spelt: Counter[str] = Counter()
         self._spelling, self._first_spelling = 0, ""  # samples that spell some, and the key of the first
 
@@ -94,6 +96,10 @@ class DataHealth(L.Callback):
                 self._spelling += 1
                 self._spelt.update(set(dialogue.spelt))
                 self._first_spelling = self._first_spelling or key
+        for item in batch.doubtful:
+            self._doubts[item["reason"]] += 1
+            first = f"{item['shard']}, sample {item['key']!r}: {item['detail']}"
+            self._first_doubts.setdefault(item["reason"], first)
         for item in batch.broken:
             place = (item["shard"], item["reason"])
             self._broken[place] += 1
@@ -132,6 +138,11 @@ class DataHealth(L.Callback):
     def _show_broken(self, trainer: L.Trainer) -> None:
         if self._broken:
             print(f"rank {trainer.global_rank}: {self._broken.total()} of {self._seen} samples broken: {self._table()}")
+        for reason, count in self._doubts.most_common():
+            print(
+                f"rank {trainer.global_rank}: {count} of {self._seen} samples are to be looked at: {reason} (first:"
+                f" {self._first_doubts[reason]})"
+            )
         if self._spelling:
             tokens = ", ".join(f"{count} x {token}" for token, count in self._spelt.most_common(5))
             print(

@@ -1,8 +1,10 @@
 """Which shards a configuration names: paths and URLs with braces and globs, and sources with weights."""
 
 import glob
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import braceexpand
@@ -11,6 +13,8 @@ from fastslm.errors import ConfigError, DataError
 
 from ..reading.store import filesystem, is_remote
 from .sidecar import SUFFIX
+
+_MOST_NAMES = 10_000_000
 
 
 @dataclass
@@ -77,7 +81,7 @@ def expand(patterns: str | Sequence[str], key: str) -> list[str]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         pattern = pattern if is_stream(pattern) else os.path.expanduser(pattern)
         literal = os.path.exists(pattern)  # a file may be called 'talk [2020].tar'
-        for name in [pattern] if literal else braceexpand.braceexpand(pattern):
+        for name in [pattern] if literal else with_braces(pattern):
             found = [name] if literal else _matches(name)
             if len(found) == 1 and os.path.isdir(name):
                 found = sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
@@ -86,6 +90,21 @@ def expand(patterns: str | Sequence[str], key: str) -> list[str]:
                 raise DataError(f"{key}: no file matches {name!r}.{hint}")
             paths += found
     return paths
+
+
+def with_braces(pattern: str) -> Iterator[str]:
+    """Yield what a pattern with braces names.
+
+    Raises:
+        DataError: a brace is not closed, or they name more than there can be.
+    """
+    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
+    if math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > _MOST_NAMES:
+        raise DataError(f"{pattern}: its braces name more than {_MOST_NAMES:,} files.")
+    try:
+        yield from braceexpand.braceexpand(pattern)
+    except ValueError as error:
+        raise DataError(f"{pattern}: a brace in it has no other half. To mean the brace itself, write \\{{.") from error
 
 
 def _matches(name: str) -> list[str]:

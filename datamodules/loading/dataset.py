@@ -12,6 +12,7 @@ from fastslm.path.prompt import Prompter
 
 from ..augmentation import Augmentation, augmented
 from ..index.dialogues import dialogue_of, parse_fields, with_answer
+from ..index.doubts import audio_doubts
 from ..index.entries import Entries, Entry
 from ..index.texts import joined
 from ..plan.sampler import PlanSampler
@@ -73,19 +74,21 @@ class ShardDataset(PlannedDataset):
         """
         return self._sample(self.entries[index], dialogue, weight)
 
-    def read(self, entry: Entry, weight: float = 1.0, remarks: list[str] | None = None) -> Sample:
-        """Return a sample with its audio decoded; ``remarks`` takes what is doubtful in its files.
+    def read(self, entry: Entry, weight: float = 1.0) -> Sample:
+        """Return a sample with its audio decoded.
 
         Raises:
             DataError: its bytes cannot be read, decoded or understood, or are not those that were indexed.
         """
-        return self._sample(entry, self._dialogue(entry), weight, remarks)
+        return self._sample(entry, self._dialogue(entry), weight)
 
-    def _sample(self, entry: Entry, dialogue: Dialogue, weight: float, remarks: list[str] | None = None) -> Sample:
+    def _sample(self, entry: Entry, dialogue: Dialogue, weight: float) -> Sample:
+        doubts: list[str] = []
         regions = zip(entry.audio_regions, entry.num_samples, strict=True)
-        audio = [self._recording(entry, *region, num_samples, remarks) for region, num_samples in regions]
+        audio = [self._recording(entry, *region, num_samples, doubts) for region, num_samples in regions]
+        doubts += audio_doubts(audio)
         audio = augmented(audio, self._augmentations, self._seed, self.epoch, entry.key) if weight else audio
-        return Sample(entry.key, dialogue, audio, weight)
+        return Sample(entry.key, dialogue, audio, weight, doubts)
 
     def _dialogue(self, entry: Entry) -> Dialogue:
         offset, size, crc32 = entry.json_region
@@ -98,14 +101,14 @@ class ShardDataset(PlannedDataset):
         return dialogue_of(fields, self.prompter, len(entry.audio_regions), self.needs_answers)
 
     def _recording(
-        self, entry: Entry, offset: int, size: int, crc32: int, num_samples: int, remarks: list[str] | None
+        self, entry: Entry, offset: int, size: int, crc32: int, num_samples: int, doubts: list[str]
     ) -> "np.typing.NDArray[np.int16]":
         if entry.span_seconds is not None:  # read without what lies before it, so that no checksum can be taken
-            return decode(self._store.open(entry.shard, offset, size), *entry.span_seconds)
+            return decode(self._store.open(entry.shard, offset, size), *entry.span_seconds, remarks=doubts)
         file, found = self._store.fetch(entry.shard, offset, size)
         if found != crc32:
             raise DataError("checksum differs: its audio was modified after indexing")
-        samples = decode(file, remarks=remarks)
+        samples = decode(file, remarks=doubts)
         if abs(len(samples) - num_samples) > _MOST_SECONDS_OFF * SAMPLE_RATE_HZ:  # batches were planned by it
             there, known = len(samples) / SAMPLE_RATE_HZ, num_samples / SAMPLE_RATE_HZ
             raise DataError(

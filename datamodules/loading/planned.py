@@ -72,7 +72,14 @@ class PlannedDataset(Dataset[Batch], ABC):
         if not samples:  # the step must still run, or this rank would fall behind the others
             samples.append(self._substitute(planned[0][0]))
         batch = Batch.of(samples)
+        doubted = [sample for sample in samples if sample.weight and sample.doubts]
         batch.broken, batch.epoch = [asdict(item) for item in broken], self.epoch
+        places = {self.place(index)[1]: self.place(index)[0] for index, _ in planned} if doubted else {}
+        batch.doubtful = [
+            asdict(Broken.of(places[sample.key], sample.key, DataError(doubt)))
+            for sample in doubted
+            for doubt in sample.doubts
+        ]
         return batch
 
     def _try_dialogue(self, index: int) -> Dialogue | DataError:

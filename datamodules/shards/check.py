@@ -21,7 +21,7 @@ from fastslm.redaction import redacted_values
 
 from ..index.build import ShardIndex, answered, select_rows
 from ..index.columns import ShardRows
-from ..index.doubts import LEFT_OUT, REPEATED, audio_doubts, doubtful
+from ..index.doubts import LEFT_OUT, REPEATED, doubtful
 from ..index.entries import REFUSED_BY_SETTINGS, Limits, collect, describe
 from ..index.scan import scan_tar
 from ..index.sidecar import SUFFIX, is_current, read_sidecar, verify
@@ -173,12 +173,12 @@ def _as_training_reads(work: _Work, rows: ShardRows, checked: _Checked) -> Itera
     checked.identities = entries.identities
     dataset = ShardDataset(entries, prompter)
     for index, key in enumerate(checked.keys if work.decode_audio else ()):
-        remarks: list[str] = []
+        doubts: list[str] = []
         try:
-            remarks += audio_doubts(dataset.read(entries[index], remarks=remarks).audio)
+            doubts = dataset.read(entries[index]).doubts
         except DataError as error:
             yield Broken.of(work.shard, key, error)
-        yield from (Broken.of(work.shard, key, DataError(remark)) for remark in remarks)
+        yield from (Broken.of(work.shard, key, DataError(doubt)) for doubt in doubts)
 
 
 def _repeated(paths: Sequence[str], results: Sequence[_Checked]) -> list[Broken]:

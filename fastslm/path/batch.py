@@ -52,12 +52,14 @@ class Sample:
         dialogue: the text side.
         audio: one int16 array ``[N]`` at 16 kHz for each recording, in the order of the placeholders.
         weight: 1.0, or 0.0 for a sample that only fills an uneven last step and counts nowhere.
+        doubts: what is to be looked at in its audio, each of the form ``reason: detail``.
     """
 
     key: str
     dialogue: Dialogue
     audio: list[Int16Array]
     weight: float = 1.0
+    doubts: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -90,6 +92,7 @@ class Batch:
         keys: B names.
         weights: B numbers, 0.0 for samples that count nowhere.
         broken: samples that could not be read, as ``{"shard": ..., "key": ..., "reason": ..., "detail": ...}``.
+        doubtful: what is to be looked at in samples that were read, in the same form.
         step: labels of the optimizer step it belongs to; None when it is a step of its own.
         epoch: the data's epoch that it belongs to, which what is random in it follows from.
     """
@@ -100,6 +103,7 @@ class Batch:
     keys: list[str]
     weights: list[float]
     broken: list[dict[str, Any]] = field(default_factory=list)
+    doubtful: list[dict[str, Any]] = field(default_factory=list)
     step: StepLabels | None = None
     epoch: int = 0
 
@@ -121,7 +125,7 @@ class Batch:
 
     def weightless(self) -> "Batch":
         """Return a batch with the same content that counts nowhere."""
-        return replace(self, weights=[0.0] * len(self), broken=[], step=None)
+        return replace(self, weights=[0.0] * len(self), broken=[], doubtful=[], step=None)
 
     def __len__(self) -> int:
         return len(self.dialogues)

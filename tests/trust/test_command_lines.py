@@ -110,3 +110,16 @@ def test_a_configuration_nested_without_end_is_none(tmp_path, capsys):
     (tmp_path / "deep.yaml").write_text("[" * 5_000)
     assert main(["fit", "--config", str(tmp_path / "deep.yaml")]) == 2
     assert "nested too deep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [("a{x", "no other half"), ("a-{1..99999999999}.tar", "more than 10,000,000 files"),
+     ("{1..9999}{1..9999}", "more than 10,000,000 files")],
+)  # fmt: skip
+def test_braces_that_name_nothing_or_too_much_are_one_sentence(pattern, why, tmp_path, capsys):
+    for arguments in (["stats", pattern], ["check", pattern], ["build", pattern, "--out", str(tmp_path / "out")]):
+        assert main(["shards", *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert pattern in line
+        assert why in line

@@ -9,10 +9,9 @@ import os
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
-import braceexpand
-
 from fastslm.errors import DataError, nearest
 
+from ...index.sources import with_braces
 from ..utterance import Noted, Refused, Utterance
 from . import huggingface, kaldi, lhotse, librispeech, nemo, table, webdataset
 from .options import SourceOptions
@@ -40,7 +39,7 @@ def expand_paths(patterns: Sequence[str]) -> list[str]:
     paths = []
     for pattern in map(os.path.expanduser, patterns):
         literal = os.path.exists(pattern)  # a file may be called 'talk [2020].tar'
-        for name in [pattern] if literal else braceexpand.braceexpand(pattern):
+        for name in [pattern] if literal else with_braces(pattern):
             found = sorted(glob.glob(name)) if glob.has_magic(name) and not literal else [name]
             if not found or not os.path.exists(found[0]):
                 hint = " Fetch it first: sources are read from disk." if "://" in name else ""
