@@ -3,9 +3,15 @@
 It lives in an environment of its own, whose Python the variable FASTSLM_VLLM_PYTHON names; docs/vllm.md makes one.
 """
 
+import base64
+import io
 import json
 import os
+import signal
+import socket
 import subprocess
+import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +129,48 @@ def test_the_llm_alone_reads_prompt_embeddings(tmp_path, run):
     for length, (answer,) in zip(LENGTHS[:3], found, strict=True):
         expected = model.transcribe(noise(length), max_new_tokens=200)
         assert [i for i in answer["ids"] if i not in stops] == list(expected.tokens)
+
+
+@pytest.fixture
+def server(tmp_path, run):
+    """Return the address of ``vllm serve`` with the LLM alone."""
+    export_llm(run, tmp_path / "llm")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+    settings |= {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    module = "vllm.entrypoints.openai.api_server"  # the command vllm wants a package of that name, not vllm-cpu
+    command = [PYTHON, "-m", module, "--model", str(tmp_path / "llm"), "--port", str(port), "--host", "127.0.0.1"]
+    command += ["--enable-prompt-embeds", "--dtype", "float32", "--enforce-eager"]
+    with (tmp_path / "log.txt").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=settings, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(900):
+            assert process.poll() is None, (tmp_path / "log.txt").read_text()[-5000:]
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(1)
+        yield address, str(tmp_path / "llm")
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def test_a_server_of_the_llm_alone_reads_prompt_embeddings(server, run):
+    address, name = server
+    model = fastslm.load(run.folder, device="cpu")
+    for length in LENGTHS[:3]:
+        buffer = io.BytesIO()
+        torch.save(model.prompt_embeds(noise(length)).contiguous().cpu(), buffer)
+        body = {"model": name, "prompt": None, "max_tokens": 200, "temperature": 0}
+        body["prompt_embeds"] = base64.b64encode(buffer.getvalue()).decode()
+        request = urllib.request.Request(
+            f"{address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            text = json.load(answer)["choices"][0]["text"]
+        assert text.strip() == model.transcribe(noise(length), max_new_tokens=200).text
