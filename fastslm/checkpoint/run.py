@@ -143,9 +143,9 @@ def build_path(settings: Mapping[str, Any], device: torch.device | str = "cpu", 
     encoder, abstractor, llm = _parts(settings)
     train_parts = settings.get("train_parts", ())
     settle_parts(encoder, llm, torch.device(device), train_parts, stored)
+    prompter = Prompter(llm.tokenizer, bool(settings.get("enable_thinking", False)))  # adds tokens, which need rows
     encoder.load()
     llm.load()
-    prompter = Prompter(llm.tokenizer, bool(settings.get("enable_thinking", False)))
     return build(encoder, abstractor, llm, prompter, speech_settings(settings), train_parts=train_parts)
 
 

@@ -17,6 +17,7 @@ from fastslm.checkpoint.run import Run, speech_settings
 from fastslm.errors import ConfigError
 from fastslm.export.card import model_card
 from fastslm.export.remote.configuration_fastslm import FastSLMConfig
+from fastslm.export.remote.token_counts import token_counts
 from fastslm.export.sources import export_sources
 from fastslm.export.stock import hf_model, llm_state, save_stock_llm
 from fastslm.files import whole_folder
@@ -26,7 +27,7 @@ from fastslm.tasks import tasks
 _MODEL_CLASS = "FastSLMForConditionalGeneration"
 _AUTO_MAP = {
     "AutoConfig": "configuration_fastslm.FastSLMConfig",
-    "AutoModel": f"modeling_fastslm.{_MODEL_CLASS}",
+    "AutoModel": "engine_fastslm.FastSLMModel",
     "AutoModelForCausalLM": f"modeling_fastslm.{_MODEL_CLASS}",
     "AutoProcessor": "processing_fastslm.FastSLMProcessor",
     "AutoFeatureExtractor": "processing_fastslm.FastSLMFeatureExtractor",
@@ -174,9 +175,19 @@ def _generation_config(path: SpeechLM, max_new_tokens: int | None = None) -> Any
 
 
 def _write_processor(run: Run, folder: Path) -> None:
-    extractor = {"sampling_rate": SAMPLE_RATE_HZ, "feature_extractor_type": "FastSLMFeatureExtractor"}
+    settings = run.path.listener.settings
+    at_once = settings.windows_at_once(torch.device("cuda"))
+    extractor = {
+        "sampling_rate": SAMPLE_RATE_HZ,
+        "chunk_length": settings.window_seconds * at_once,
+        "feature_extractor_type": "FastSLMFeatureExtractor",
+    }
     asked = [task.plain() for task in tasks().values()]  # those it was not trained for do no harm
-    processor = {"enable_thinking": run.path.prompter.enable_thinking, "tasks": asked}
+    processor = {
+        "enable_thinking": run.path.prompter.enable_thinking,
+        "tasks": asked,
+        "token_counts": token_counts(run.path.listener),
+    }
     names = ("AutoProcessor", "AutoFeatureExtractor")
     for file, values in (("preprocessor_config.json", extractor), ("processor_config.json", processor)):
         values = {**values, "processor_class": "FastSLMProcessor", "auto_map": {n: _AUTO_MAP[n] for n in names}}

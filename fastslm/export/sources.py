@@ -18,7 +18,9 @@ _TEMPLATES = "fastslm.export.remote."
 _PARTS = f"{_TEMPLATES}parts"
 #: Modules of ours that are others in an exported folder.
 _STAND_INS = {"fastslm.tasks": f"{_TEMPLATES}tasks"}
-_ROOTS = tuple(f"{_TEMPLATES}{part}_fastslm" for part in ("modeling", "processing", "configuration", "pipeline"))
+_ROOTS = tuple(
+    f"{_TEMPLATES}{part}_fastslm" for part in ("modeling", "processing", "configuration", "pipeline", "engine")
+)
 
 
 def export_sources(encoder: type, abstractor: type) -> dict[str, str]:

@@ -67,6 +67,22 @@ def test_every_setting_that_changes_the_text_comes_along(tiny_encoder, wordy_llm
     assert after.path.prompter.enable_thinking == before.path.prompter.enable_thinking
 
 
+def test_special_tokens_that_the_table_has_no_rows_for_get_them(tiny_encoder, tiny_llm, noise, tmp_path):
+    """As in SmolLM2, whose table has a row for each token of its tokenizer and no more."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    llm, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_llm), AutoTokenizer.from_pretrained(tiny_llm)
+    llm.resize_token_embeddings(len(tokenizer))
+    for part in (llm, tokenizer):
+        part.save_pretrained(tmp_path / "llm")
+    write_run(tmp_path / "run", settings_of(tiny_encoder, tmp_path / "llm"))
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    opened = [fastslm.load(tmp_path / name, device="cpu") for name in ("run", "out")]
+    first, second = (model.transcribe(noise(3), max_new_tokens=4).tokens for model in opened)
+    assert first == second
+    assert opened[0].path.llm.causal_lm.get_input_embeddings().num_embeddings > len(tokenizer)
+
+
 def test_dtypes_come_along(tiny_encoder, wordy_llm, noise, tmp_path):
     settings = settings_of(tiny_encoder, wordy_llm)
     for part in ("encoder", "llm"):

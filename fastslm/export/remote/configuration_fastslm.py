@@ -1,5 +1,6 @@
 """The configuration of an exported model: its parts' configurations, and how they are put together."""
 
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -67,6 +68,12 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         self.context_length = context_length
         self.trained_on = trained_on
         super().__init__(**others)
+
+    @property
+    def audio_config(self) -> SimpleNamespace:
+        """What engines ask for the most positions of one recording: those of the LLM."""
+        positions = self.context_length or getattr(self.text_config, "max_position_embeddings", 4096)
+        return SimpleNamespace(max_source_positions=positions)
 
 
 def _config(given: Any) -> Any:

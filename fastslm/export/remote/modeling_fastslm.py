@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -15,10 +16,11 @@ from fastslm.export.remote.configuration_fastslm import FastSLMConfig
 from fastslm.export.remote.parts import Abstractor, Encoder
 from fastslm.path.batch import Batch, Dialogue
 from fastslm.path.build import build
+from fastslm.path.model import SpeechLM
 from fastslm.path.settings import SpeechSettings
 
 
-class _TextModel(LanguageModel):
+class TextModel(LanguageModel):
     """A causal LM from its configuration, with adapters in its layers when they are not merged."""
 
     def __init__(self, config: Any, lora: dict[str, Any] | None) -> None:
@@ -60,6 +62,40 @@ class _TextModel(LanguageModel):
         )
 
 
+def path_of(config: FastSLMConfig, llm: TextModel, encoder: Any = Encoder, abstractor: Any = Abstractor) -> SpeechLM:
+    """Return the path that a configuration describes, without weights.
+
+    Args:
+        config: of the exported model.
+        llm: its LLM.
+        encoder: class of its encoder.
+        abstractor: class of its compressor.
+    """
+    marks: Any = SimpleNamespace(audio_id=config.audio_token_id, stop_ids=config.stop_ids)
+    rates = [config.tokens_per_window, config.budget["tokens_per_window"]]  # the second decided the weights' sizes
+    tail: Literal["full", "proportional"] = "full" if config.budget["full_tail"] else "proportional"
+    settings = SpeechSettings(tokens_per_window=rates, tail=tail, **config.path)
+    made = partial(abstractor, **config.abstractor)
+    return build(
+        encoder.of_config(config.encoder_config, **config.encoder), made, llm, marks, settings, train_parts=None
+    )
+
+
+def computed(ours: Abstractor, config: FastSLMConfig, kind: Any = Abstractor) -> dict[str, Tensor]:
+    """Return what a compressor computes rather than stores, such as position tables, by name, on the CPU.
+
+    Args:
+        ours: the compressor.
+        config: of the exported model.
+        kind: its class.
+    """
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        twin = kind(ours.in_width, ours.out_width, TokenBudget(**config.budget), **config.abstractor)
+        twin.set_tokens_per_window(ours.budget.tokens_per_window)
+    stored = ours.state_dict().keys()
+    return {name: value for name, value in twin.named_buffers() if name not in stored}
+
+
 def flat(input_features: Tensor | None, num_samples: Iterable[Any] | None) -> tuple[Tensor, list[int]]:
     """Return recordings ``[R, N]`` end to end ``[N]``, and the samples of each; see ``Batch``."""
     rows = [] if input_features is None else list(input_features)
@@ -97,25 +133,16 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
 
     def __init__(self, config: FastSLMConfig) -> None:
         super().__init__(config)
-        encoder = self.encoder_class.of_config(config.encoder_config, **config.encoder)
-        llm = _TextModel(config.text_config, config.lora)
-        marks: Any = SimpleNamespace(audio_id=config.audio_token_id, stop_ids=config.stop_ids)
-        rates = [config.tokens_per_window, config.budget["tokens_per_window"]]  # the second decided the weights' sizes
-        tail: Literal["full", "proportional"] = "full" if config.budget["full_tail"] else "proportional"
-        settings = SpeechSettings(tokens_per_window=rates, tail=tail, **config.path)
-        self.path = build(encoder, self._abstractor, llm, marks, settings, train_parts=None)
+        llm = TextModel(config.text_config, config.lora)
+        self.path = path_of(config, llm, self.encoder_class, self.abstractor_class)
         # transformers asks direct children only for these, and the LLM is further down.
         llm_name = "path.llm.causal_lm"
         tied = llm.causal_lm.all_tied_weights_keys
         self._tied_weights_keys = {f"{llm_name}.{head}": f"{llm_name}.{table}" for head, table in tied.items()}
-        self._no_split_modules = {*_unsplit(llm.causal_lm), *_unsplit(encoder)}
+        self._no_split_modules = {*_unsplit(llm.causal_lm), *_unsplit(self.path.encoder)}
         self._keep_in_fp32_modules_strict = {f"path.{part}." for part in config.float32_parts}
         self._computed_done = False
         self.post_init()
-
-    def _abstractor(self, in_width: int, out_width: int, budget: TokenBudget) -> Abstractor:
-        made: Abstractor = self.abstractor_class(in_width, out_width, budget, **self.config.abstractor)
-        return made
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -124,15 +151,10 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         if self._computed_done or not any(part is module for part in self.path.abstractor.modules()):
             return
         self._computed_done = True
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            ours = self.path.abstractor
-            twin = self._abstractor(ours.in_width, ours.out_width, TokenBudget(**self.config.budget))
-            twin.set_tokens_per_window(ours.budget.tokens_per_window)
-        stored = self.path.abstractor.state_dict().keys()
-        computed = {name: value for name, value in twin.named_buffers() if name not in stored}
+        tables = computed(self.path.abstractor, self.config, self.abstractor_class)
         for name, buffer in self.path.abstractor.named_buffers():
-            if name in computed:
-                buffer.copy_(computed[name])
+            if name in tables:
+                buffer.copy_(tables[name])
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the LLM's embedding table."""

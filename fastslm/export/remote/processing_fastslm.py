@@ -11,7 +11,8 @@ from transformers import BatchFeature, FeatureExtractionMixin, ProcessorMixin
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.contracts import Task
-from fastslm.path.prompt import Prompter
+from fastslm.export.remote.token_counts import num_tokens
+from fastslm.path.prompt import AUDIO, Prompter
 from fastslm.path.request import Request
 
 
@@ -20,14 +21,16 @@ class FastSLMFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
 
     Args:
         sampling_rate: samples per second that the model takes.
+        chunk_length: seconds of audio that engines measure memory with; a recording may have any length.
     """
 
     model_input_names = ("input_features", "num_samples")
     padding_value = 0  # of a batch that a pipeline makes
 
-    def __init__(self, sampling_rate: int = SAMPLE_RATE_HZ, **others: Any) -> None:
+    def __init__(self, sampling_rate: int = SAMPLE_RATE_HZ, chunk_length: float = 30.0, **others: Any) -> None:
         super().__init__(**others)
         self.sampling_rate = sampling_rate
+        self.chunk_length = chunk_length
 
     def __call__(
         self,
@@ -81,7 +84,10 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         tokenizer: for the text, with the special tokens that mark audio and task.
         enable_thinking: passed to chat templates that know it (Qwen3).
         tasks: what can be asked, each with the values of a ``Task``.
+        token_counts: how many tokens a recording has, see ``token_counts``; None where that follows what it holds.
     """
+
+    audio_token = AUDIO
 
     def __init__(
         self,
@@ -90,10 +96,12 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         enable_thinking: bool = False,
         chat_template: Any = None,
         tasks: Sequence[Mapping[str, Any]] = (),
+        token_counts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         self.enable_thinking = enable_thinking
         self.tasks = [dict(values) for values in tasks]
+        self.token_counts = token_counts
         self._prompter = Prompter(tokenizer, enable_thinking)
 
     def __call__(
@@ -115,18 +123,22 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
                 this model's tasks.
             language: what ``ast`` translates into, in English (``Korean``).
             sampling_rate: of the audio; must be 16000.
-            others: ``return_tensors="pt"``, which is what comes out anyway.
+            others: ``return_tensors="pt"``, which is what comes out anyway. With ``return_text_replacement_offsets``,
+                as engines ask, ``text`` is the whole prompt with a mark for each recording.
 
         Raises:
             ValueError: recordings and texts differ in number, or the request makes no sense.
         """
         if audio is None:
             raise ValueError("Give audio; for text alone use the tokenizer's chat template and the LLM.")
-        if others.pop("return_tensors", "pt") != "pt" or others:
+        located = others.pop("return_text_replacement_offsets", False)
+        if not located and (others.pop("return_tensors", "pt") != "pt" or others):
             raise ValueError(
                 f"This processor returns PyTorch tensors, and takes no {', '.join(others) or 'other kind'}."
             )
         features = self.feature_extractor(audio, sampling_rate)
+        if located:
+            return self._located([text] if isinstance(text, str) else list(text or ()), features)
         count = len(features["num_samples"])
         texts = [text] * count if text is None or isinstance(text, str) else list(text)
         if len(texts) != count:
@@ -152,6 +164,28 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         for i, row in enumerate(rows):  # padded at the left, as generation needs
             ids[i, longest - len(row) :], mask[i, longest - len(row) :] = row, 1
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+    def _located(self, texts: list[str], features: BatchFeature) -> BatchFeature:
+        """Return prompts in which each mark has become as many as the recording has tokens, and where these stand."""
+        replacements = [self.replace_audio_token(features, i) for i in range(len(features["num_samples"]))]
+        texts, offsets = self.get_text_with_replacements(texts, audio_replacements=replacements)
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return BatchFeature({"input_ids": ids, "text_replacement_offsets": offsets, **features})
+
+    def replace_audio_token(self, audio_inputs: Mapping[str, Any], audio_idx: int, **_others: Any) -> str:
+        """Return as many marks as a recording has tokens.
+
+        Raises:
+            ValueError: the number is not known beforehand.
+        """
+        if self.token_counts is None:
+            raise ValueError("The compressor gives as many tokens as the audio holds, so nobody knows beforehand.")
+        return str(AUDIO * num_tokens(int(audio_inputs["num_samples"][audio_idx]), **self.token_counts))
+
+    @property
+    def audio_token_id(self) -> int:
+        """The id of a recording's mark."""
+        return self._prompter.audio_id
 
     @property
     def model_input_names(self) -> list[str]:
