@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from fastslm.inference.model import Model
 
@@ -75,9 +76,9 @@ def build_app(model: Model, settings: Settings) -> FastAPI:
     app.add_exception_handler(
         Exception, lambda _request, _error: Problem(500, "The server failed; its log says how.").response()
     )
-    app.include_router(transcriptions.router(service))
-    app.include_router(chat.router(service))
-    app.include_router(page.router())
+    routers = [transcriptions.router(service), chat.router(service), page.router()]
+    for router in routers:
+        app.include_router(router)
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:
@@ -102,6 +103,8 @@ def build_app(model: Model, settings: Settings) -> FastAPI:
     async def measured() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    metrics.paths = frozenset(route.path for route in routes if isinstance(route, Route))
     return app
 
 

@@ -17,7 +17,12 @@ class Metrics:
 
     Args:
         worker: whose queue and cache are looked at when somebody asks.
+
+    Attributes:
+        paths: the server's own addresses.
     """
+
+    paths: frozenset[str] = frozenset()
 
     def __init__(self, worker: Worker) -> None:
         self.registry = here = CollectorRegistry()
@@ -31,8 +36,9 @@ class Metrics:
         self._doubtful = Counter("fastslm_answers_with_warnings", "Answers that say what is doubtful.", registry=here)
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count a request; any address that is not the server's own is one route."""
-        route = getattr(scope.get("route"), "path", "other")
+        """Count a request; all addresses that are not the server's own are one route."""
+        known = scope["path"] if scope["path"] in self.paths else "other"
+        route = getattr(scope.get("route"), "path", known)  # none was looked for where the gate refused it
         self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
 

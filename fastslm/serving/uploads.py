@@ -60,6 +60,9 @@ async def read_form(request: Request) -> tuple[FormData, UploadFile]:
         form = await request.form(max_files=1, max_fields=_MOST_FIELDS)
     except ValueError as error:  # a form may name any codec of Python as its charset
         raise Problem(400, "The form is malformed: its charset or its boundary cannot be used.") from error
+    except OSError as error:  # a full disk, as a rule
+        said = f"The recording cannot be stored here now: {error.strerror}. Come again later."
+        raise Problem(503, said, "file", "no_space", 60) from error
     file = form.get("file")
     if isinstance(file, UploadFile):
         return form, file

@@ -1,5 +1,6 @@
 """The queue before the model: its limit, like requests together, clients that go, and an end in order."""
 
+import contextlib
 import http.client
 import json
 import signal
@@ -152,6 +153,40 @@ def test_a_fault_of_the_server_is_told_as_one_and_the_next_request_is_answered(s
 def test_what_a_stream_cannot_read_is_an_error_like_others(serve_here, recording):
     with pytest.raises(openai.BadRequestError, match="broken: broken"):
         ask(serve_here(ScriptedModel()), "broken", recording, stream=True)
+
+
+def test_a_full_disk_is_told_as_one(serve_here, recording, monkeypatch):
+    from starlette.datastructures import UploadFile
+
+    async def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(UploadFile, "write", full)
+    with pytest.raises(
+        openai.InternalServerError, match="cannot be stored here now: No space left on device"
+    ) as caught:
+        ask(serve_here(ScriptedModel()), "a", recording)
+    assert caught.value.status_code == 503
+
+
+def test_metrics_count_what_was_refused_by_its_route(serve_here, recording):
+    server = serve_here(ScriptedModel(), api_key="secret")
+    for key in ("wrong", "secret"):
+        with contextlib.suppress(openai.AuthenticationError):
+            server.client(key).audio.transcriptions.create(model="scripted", file=("a", recording))
+        with contextlib.suppress(openai.APIStatusError):
+            server.client(key).get("/nowhere", cast_to=object)
+    request = urllib.request.Request(f"{server.url}/metrics", headers={"Authorization": "Bearer secret"})
+    text = urllib.request.urlopen(request).read().decode()
+    counted = 'fastslm_requests_total{route="%s",status="%d"} 1.0'
+    for route, status in (
+        ("/v1/audio/transcriptions", 401),
+        ("/v1/audio/transcriptions", 200),
+        ("other", 401),
+        ("other", 404),
+    ):
+        assert counted % (route, status) in text
+    assert "fastslm_generated_tokens_total 2.0" in text
 
 
 def test_an_upload_that_stalls_is_ended(serve_here, monkeypatch):
