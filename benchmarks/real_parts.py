@@ -108,7 +108,7 @@ def main() -> None:
 
     model = Model(path.requires_grad_(False).eval(), "untrained")
     whisper = WhisperForConditionalGeneration.from_pretrained(options.encoder).eval()
-    processor = AutoProcessor.from_pretrained(options.encoder)
+    processor = AutoProcessor.from_pretrained(options.encoder, trust_remote_code=False)
     seconds, num_tokens = {"whisper": 0.0, "ours": 0.0}, 0
     for turn in range(options.repeats + 1):  # the first round warms up
         for recording in options.recordings:

@@ -232,7 +232,7 @@ def test_a_missing_shard_stops_the_run(tmp_path, open_index):
 
 def test_a_folder_in_place_of_a_shard_stops_the_run(tmp_path, open_index):
     (tmp_path / "folder.tar").mkdir()
-    with pytest.raises(DataError, match="Is a directory"):
+    with pytest.raises(DataError, match="it is no file, but a folder"):
         open_index(tmp_path / "folder.tar")
 
 
