@@ -215,7 +215,7 @@ def main() -> None:
             rate = flops / found["seconds"]
             cells = [f"{found['seconds']:.2f}", f"{60 * sum(minutes) / found['seconds']:.0f}", f"{rate / 1e12:.3g}"]
             cells += [f"{rate / peak:.1%}" if peak else "-"]
-            cells += [f"{found['memory'] / 2**30:.1f}" if found["memory"] else "-", f"{plan / 2**30:.1f}"]
+            cells += [f"{found['memory'] / 2**30:.3g}" if found["memory"] else "-", f"{plan / 2**30:.3g}"]
             print(f"| {overlay}{also and ', ' + also} | {given} | {' | '.join(cells)} |", flush=True)
             if options.trace:
                 print((run / "steps.txt").read_text())
