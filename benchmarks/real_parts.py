@@ -35,6 +35,7 @@ from fastslm.path.prompt import Prompter
 from fastslm.path.request import Request
 from fastslm.path.settings import SpeechSettings
 
+START = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
 #: configs/hta.yaml
 HTA_OPTIONS: dict[str, Any] = {"pooled_residual": "attention", "distance_bias": True}
 
@@ -43,13 +44,14 @@ def build(encoder_folder: str, llm_folder: str) -> SpeechLM:
     """Return encoder, HTA as configured and LLM with LoRA, at 1.67 tokens per second."""
     torch.manual_seed(0)
     encoder, llm = WhisperEncoder(encoder_folder), CausalLM(llm_folder, lora=LoRA())
+    prompter = Prompter(llm.tokenizer)  # adds the ids that mark audio, which the table must have rows for
     encoder.load()
     llm.load()
     return build_path(
         encoder,
         partial(HTA, **HTA_OPTIONS),
         llm,
-        Prompter(llm.tokenizer),
+        prompter,
         SpeechSettings(window_seconds=30.0, tokens_per_window=50, encoder_batch_windows=4),
         train_parts=("abstractor", "projector", "lora"),
     )
@@ -66,8 +68,11 @@ def whispered(whisper: WhisperForConditionalGeneration, processor: Any, audio: n
     for begin in range(0, len(audio), 30 * RATE):
         part = audio[begin : begin + 30 * RATE].astype(np.float32) / 32768
         features = processor(part, sampling_rate=RATE, return_tensors="pt").input_features
-        ids = whisper.generate(features, language="en", task="transcribe", do_sample=False, num_beams=1)
-        num_tokens += ids.shape[1]
+        # As ids, since folders without the lists of languages do not take them by name.
+        start = processor.tokenizer.convert_tokens_to_ids(START)
+        limits = {"do_sample": False, "num_beams": 1, "max_new_tokens": 440}
+        ids = whisper.generate(features, decoder_input_ids=torch.tensor([start]), **limits)
+        num_tokens += int((ids != whisper.config.eos_token_id).sum())
     return num_tokens
 
 
@@ -107,7 +112,7 @@ def main() -> None:
     print_step(measure_step(path, batch, options.repeats))
 
     model = Model(path.requires_grad_(False).eval(), "untrained")
-    whisper = WhisperForConditionalGeneration.from_pretrained(options.encoder).eval()
+    whisper = WhisperForConditionalGeneration.from_pretrained(options.encoder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(options.encoder, trust_remote_code=False)
     seconds, num_tokens = {"whisper": 0.0, "ours": 0.0}, 0
     for turn in range(options.repeats + 1):  # the first round warms up
