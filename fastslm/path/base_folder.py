@@ -55,7 +55,7 @@ def _what_else(folder: Path) -> str:
     config = _read(folder / _CONFIG)
     if not isinstance(config, dict):
         return f"has a {_CONFIG} that cannot be read ({config}). Copy or download the folder again."
-    if config.get("model_type") == "fastslm":
+    if config.get("model_type") in ("fastslm", "fastslm_speech"):  # of version 0.1, and since
         return (
             f"is an exported model of fastslm, encoder, compressor and LLM in one: use it by fastslm transcribe --model"
             f" {folder}; to train, give the base model it was made from."

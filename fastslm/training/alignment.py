@@ -50,28 +50,54 @@ class AlignmentLoss(nn.Module):
             embed: gives the LLM's embeddings of ids.
             classes: the ids that compete, sorted, all transcripts' among them; None takes those of the transcripts.
         """
-        device = tokens.device
-        rows, targets = list(recording_rows), list(transcripts)
-        if not any(map(len, rows)):  # one recording that asks for nothing keeps the step alike on every rank
-            rows, targets = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
-        wanted = np.concatenate(targets)
+        wanted = np.concatenate([np.zeros(0, np.int64), *transcripts])
         known = np.union1d(wanted if classes is None else classes, [0])
-        lengths = [len(target) for target in targets]
-        words = embed(upload(torch.from_numpy(known), device)).detach().float()
+        words = embed(upload(torch.from_numpy(known), tokens.device)).detach().float()
         directions = F.normalize(torch.cat([self.blank.float()[None], words]), dim=-1)
-        longest = max(map(len, rows))
-        padded = upload(torch.from_numpy(np.stack([np.pad(row, (0, longest - len(row))) for row in rows])), device)
         speech = F.normalize(tokens.flatten(0, 1).float(), dim=-1)
-        log_probs = (self.sharpness * F.embedding(padded, speech @ directions.T)).log_softmax(-1)
-        loss = F.ctc_loss(
-            log_probs.transpose(0, 1),
-            upload(torch.from_numpy(np.searchsorted(known, wanted) + 1), device),
-            torch.tensor([len(row) for row in rows]),
-            torch.tensor(lengths),
-            reduction="sum",
-            zero_infinity=True,
+        loss = ctc(
+            recording_rows,
+            [np.searchsorted(known, ids) + 1 for ids in transcripts],
+            lambda rows: (self.sharpness * F.embedding(rows, speech @ directions.T)).log_softmax(-1),
+            tokens.device,
         )
-        return loss if any(map(len, recording_rows)) else loss * 0.0, sum(map(len, transcripts))
+        return loss, sum(map(len, transcripts))
+
+
+def ctc(
+    recording_rows: Sequence[Int64Array],
+    targets: Sequence[Int64Array],
+    log_probs: Callable[[Tensor], Tensor],
+    device: torch.device,
+    *,
+    per_row: int = 1,
+    blank: int = 0,
+) -> Tensor:
+    """Return the summed CTC loss of recordings, a scalar; without any, zero that is still connected to the weights.
+
+    Args:
+        recording_rows: of each recording, its rows among the speech tokens, in time.
+        targets: of each recording, its classes.
+        log_probs: gives ``[R, L * per_row, C]`` for rows ``[R, L]``, padded with row 0.
+        device: of the tokens.
+        per_row: places for a class that a row has.
+        blank: the class that stands for none.
+    """
+    rows = list(recording_rows)
+    if not any(map(len, rows)):  # one recording that asks for nothing keeps the step alike on every rank
+        rows, targets = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
+    longest = max(map(len, rows))
+    padded = upload(torch.from_numpy(np.stack([np.pad(row, (0, longest - len(row))) for row in rows])), device)
+    loss = F.ctc_loss(
+        log_probs(padded).transpose(0, 1),
+        upload(torch.from_numpy(np.concatenate(targets)), device),
+        torch.tensor([len(row) * per_row for row in rows]),
+        torch.tensor([len(target) for target in targets]),
+        blank=blank,
+        reduction="sum",
+        zero_infinity=True,
+    )
+    return loss if any(map(len, recording_rows)) else loss * 0.0
 
 
 def transcripts_of(dialogues: Sequence[Dialogue], weights: Sequence[float], audio_id: int) -> list[Int64Array | None]:

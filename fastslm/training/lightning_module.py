@@ -280,8 +280,8 @@ class SpeechLMModule(L.LightningModule):
                 "trainer.accumulate_grad_batches: batches do not know the labels of their whole step. Train with a"
                 " DataSource, its train_dataloader as it is, or wrap the loader in fastslm.training.step.WholeSteps."
             )
-        aligns = self.settings.alignment_weight > 0 and self.trainer.training
-        vocabulary = len(self.prompter.tokenizer) if aligns else None
+        by_ids = self.settings.alignment_weight > 0 and not self.settings.letters_per_token  # letters are known to all
+        vocabulary = len(self.prompter.tokenizer) if by_ids and self.trainer.training else None
         step = batch.step or labels_of([batch], self.prompter.audio_id)
         return agree(step, num_groups, asked, self.device, vocabulary)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastslm.path.batch import Int64Array
-from fastslm.path.upload import upload
+from fastslm.training.alignment import ctc
 
 _LETTER_WIDTH = 96
 _BLANK = 256  # behind the 256 values of a byte
@@ -57,26 +57,15 @@ class SpellingLoss(nn.Module):
             embed: not needed: letters have weights of their own.
             classes: not needed: all letters compete.
         """
-        rows, texts = list(recording_rows), [spelled(self.decode(ids.tolist())) for ids in transcripts]
-        if not any(map(len, rows)):  # one recording that asks for nothing keeps the step alike on every rank
-            rows, texts = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
-        longest = max(map(len, rows))
-        padded = torch.from_numpy(np.stack([np.pad(row, (0, longest - len(row))) for row in rows]))
-        padded = upload(padded, tokens.device)
-        slots = self.slots(self.norm(F.embedding(padded, tokens.flatten(0, 1))))
-        log_probs = (
-            self.letters(F.gelu(slots.unflatten(-1, (self.per_token, -1)).flatten(1, 2))).float().log_softmax(-1)
-        )
-        loss = F.ctc_loss(
-            log_probs.transpose(0, 1),
-            upload(torch.from_numpy(np.concatenate(texts)), tokens.device),
-            torch.tensor([len(row) * self.per_token for row in rows]),
-            torch.tensor([len(text) for text in texts]),
+        loss = ctc(
+            recording_rows,
+            [spelled(self.decode(ids.tolist())) for ids in transcripts],
+            lambda rows: self._letters(F.embedding(rows, tokens.flatten(0, 1))).float().log_softmax(-1),
+            tokens.device,
+            per_row=self.per_token,
             blank=_BLANK,
-            reduction="sum",
-            zero_infinity=True,
         )
-        return loss if any(map(len, recording_rows)) else loss * 0.0, sum(map(len, transcripts))
+        return loss, sum(map(len, transcripts))
 
     @torch.no_grad()
     def read(self, tokens: Tensor) -> str:

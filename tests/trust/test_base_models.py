@@ -49,6 +49,7 @@ CT2 = {
         ),
         ({"config.yaml": b"a: 1", "checkpoints/last.ckpt": b""}, r"run of fastslm.*--init_from"),
         ({"config.json": {"model_type": "fastslm"}, "model.safetensors": b""}, r"exported.*fastslm transcribe"),
+        ({"config.json": {"model_type": "fastslm_speech"}, "model.safetensors": b""}, r"exported.*fastslm transcribe"),
         ({"model.onnx": b"a"}, "ONNX"),
         ({"whisper.nemo": b"a"}, "NeMo"),
         ({"consolidated.00.pth": b"a", "params.json": {}}, r"no config\.json"),
