@@ -8,6 +8,7 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -103,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Terminated as ended:
         print(f"fastslm: {ended.text}.", file=sys.stderr)
         return EXIT_STATUS
+    except KeyboardInterrupt:
+        print("fastslm: interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT  # as a shell reports it
     except BrokenPipeError:  # the reader has seen enough: fastslm doctor | head
         _give_up_output()
         return 141  # as a shell reports a program that SIGPIPE ended

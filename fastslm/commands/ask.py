@@ -38,9 +38,6 @@ def main(arguments: Sequence[str]) -> int:
     except FastSLMError as error:
         print(f"fastslm: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -93,9 +93,6 @@ def main(arguments: Sequence[str]) -> int:
     except FastSLMError as error:
         print(f"fastslm: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of standard output has seen enough; Python would complain when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

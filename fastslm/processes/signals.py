@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -10,6 +11,7 @@ from types import FrameType
 EXIT_STATUS = 128 + signal.SIGTERM
 #: What announces the end of a job.
 ENDING = (signal.SIGTERM, signal.SIGUSR1)
+_AGAIN_SECONDS = 0.05
 
 
 class Terminated(SystemExit):
@@ -28,11 +30,20 @@ def _end(number: int, _frame: FrameType | None) -> None:
     raise Terminated(f"ended by {signal.Signals(number).name}")
 
 
+def _again(lost: "sys.UnraisableHookArgs") -> None:
+    if not issubclass(lost.exc_type, (KeyboardInterrupt, Terminated)):
+        sys.__unraisablehook__(lost)
+        return
+    number = signal.SIGINT if issubclass(lost.exc_type, KeyboardInterrupt) else signal.SIGTERM
+    threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, [threading.main_thread().ident, number]).start()
+
+
 @contextlib.contextmanager
 def ending_in_order() -> Iterator[None]:
     """Let a signal that ends the process remove its temporary files first, as an exception does.
 
-    Handlers that somebody else has set are left alone.
+    Handlers that somebody else has set are left alone. What a signal raises within a callback of Python's own, such as
+    a weak reference's, ends nothing and is only reported; it is raised again a moment later.
 
     Raises:
         Terminated: such a signal came.
@@ -43,8 +54,10 @@ def ending_in_order() -> Iterator[None]:
     ours = [number for number in (*ENDING, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, _end)
+    report, sys.unraisablehook = sys.unraisablehook, _again
     try:
         yield
     finally:
+        sys.unraisablehook = report
         for number in ours:
             signal.signal(number, signal.SIG_DFL)

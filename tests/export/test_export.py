@@ -108,7 +108,9 @@ def test_logits_and_answers_are_those_of_the_trained_model(said, one_thread, nam
     batch, embeddings, mask = embeddings_here(path, RECORDINGS)
     expected = path.llm.causal_lm(inputs_embeds=embeddings, attention_mask=mask).logits
     assert expected.float().std() > 0.05
-    if EXPORTS[name][1]:
+    if name == "half":  # adapters are multiplied in bfloat16 here, in float32 by PEFT there
+        torch.testing.assert_close(found["logits"], expected, rtol=2**-6, atol=1.5e-2)
+    elif EXPORTS[name][1]:
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=1e-4)
     else:
         assert torch.equal(found["logits"], expected)
