@@ -89,7 +89,10 @@ class RunReport(L.Callback):
         print(f"  logs        {folder}  (tensorboard --logdir {folder})")
         if plot := draw_history(read_history(folder), folder / "training.png"):
             print(f"  plot        {plot}")
-        if sample_of(folder).exists():
+        assert isinstance(pl_module, SpeechLMModule)
+        if not pl_module.settings.answer_weight:
+            print(f"  next        the LLM has not learnt to read these tokens: fastslm fit ... --init_from {folder}")
+        elif sample_of(folder).exists():
             print(f"  sample      {sample_of(folder)}, which training has not seen; to have it transcribed:")
             print(f"\n    {command_for(folder)}")
 
