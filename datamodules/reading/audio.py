@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from fastslm.audio import decoding
 from fastslm.audio.decoding import AudioInfo as AudioInfo
-
-from .regions import Region, reading
+from fastslm.audio.regions import Region, reading
 
 _BUFFER_BYTES = 1 << 18
 _CRC_BLOCK_BYTES = 1 << 20

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, cast
 
+from fastslm.audio.regions import Region, reading
 from fastslm.errors import DataError, MissingExtraError
 
 from .audio import crc32_of_file, open_region
-from .regions import Region, reading
 
 _MAX_OPEN_SHARDS = 64  # of a process; systems often allow it 1024 files
 _ATTEMPTS = 4

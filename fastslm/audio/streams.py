@@ -9,7 +9,9 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, cast
+from typing import BinaryIO, Literal, cast
+
+from fastslm.audio.regions import Region
 
 _BLOCK_BYTES = 1 << 20
 _MOST_TAGS = 100
@@ -36,8 +38,8 @@ class Stream:
     why: str = ""
 
 
-class Excerpt(io.RawIOBase):
-    """Bytes of a file from ``begin`` on behind bytes of one's own, as a file; the file is left open.
+class _Excerpt(Region):
+    """Bytes of a file from ``begin`` on behind bytes of one's own; the file is left open.
 
     Args:
         file: seekable.
@@ -46,49 +48,23 @@ class Excerpt(io.RawIOBase):
         head: what comes before them.
     """
 
-    def __init__(self, file: BinaryIO, begin: int, size: int, head: bytes = b"") -> None:
+    def __init__(self, file: BinaryIO, begin: int, size: int, head: bytes) -> None:
+        super().__init__(len(head) + size)
         self._file, self._begin, self._head = file, begin, head
-        self._size, self._position = len(head) + size, 0
-        self.raw_file = getattr(file, "raw", file)
 
-    @property
-    def error(self) -> Exception | None:
-        """What kept the file from being read, None where nothing did."""
-        return cast("Exception | None", getattr(self.raw_file, "error", None))
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place, in bytes of the excerpt."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        """Return the place, in bytes of the excerpt."""
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as the excerpt goes, and return how far."""
-        count = min(len(buffer), max(0, self._size - self._position))
-        data = self._head[self._position : self._position + count]
-        if not data and count:
-            self._file.seek(self._begin + self._position - len(self._head))
-            data = self._file.read(count)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+    def _read_at(self, position: int, count: int) -> bytes:
+        if position < len(self._head):
+            return self._head[position : position + count]
+        self._file.seek(self._begin + position - len(self._head))
+        data = self._file.read(count)
+        if not data and (error := getattr(getattr(self._file, "raw", self._file), "error", None)):
+            raise error  # a region within a region
+        return data
 
 
 def excerpt(file: BinaryIO, begin: int, size: int, head: bytes = b"") -> BinaryIO:
-    """Return an ``Excerpt``, buffered: decoders read in small steps."""
-    return cast(BinaryIO, io.BufferedReader(Excerpt(file, begin, size, head), _BLOCK_BYTES >> 2))
+    """Return bytes of a file from ``begin`` on behind ``head``, as a file; buffered, for decoders that read little."""
+    return cast(BinaryIO, io.BufferedReader(_Excerpt(file, begin, size, head), _BLOCK_BYTES >> 2))
 
 
 def size_of(file: BinaryIO) -> int:
