@@ -16,7 +16,7 @@ from fastslm.path.one_sequence import one_sequence
 from fastslm.path.parts import parameters_by_part, settle_parts
 from fastslm.path.prompt import messages_of
 from fastslm.path.splice import splice
-from fastslm.plan.live import LiveBytes, nearly_fake
+from fastslm.plan.live import LiveBytes, nearly_fake, tensor_bytes
 from fastslm.training.lightning_module import SpeechLMModule
 
 #: NF4 with double quantisation: 4 bits, and the scales of blocks of 64 in 8 bits (Dettmers et al., 2023, section 3).
@@ -153,7 +153,7 @@ class Sketch:
                 parameter.grad = torch.empty_like(parameter)
             live.reset_peak()
             audio = torch.empty(num_windows * self.path.listener.window_samples, dtype=torch.int16)
-            tokens = self.listen(num_windows)
+            tokens, others = self.listen(num_windows, live)
             listening = live.peak - live.now["weights"]
             live.reset_peak()
             loss = self._read(tokens, num_labels)
@@ -161,7 +161,7 @@ class Sketch:
             for parameter in trainable:
                 parameter.grad = None
             loss.backward()
-            del loss, audio
+            del loss, audio, others
             reading = live.peak - live.now["weights"]
             for parameter in trainable:
                 parameter.grad = None
@@ -183,7 +183,7 @@ class Sketch:
         with self._mode, live, self._autocast(), one_sequence(), torch.no_grad():
             live.adopt(weights, "weights")
             audio = torch.empty(num_windows * self.path.listener.window_samples, dtype=torch.int16)
-            tokens = self.listen(num_windows)
+            tokens, _ = self.listen(num_windows, live)
             listening = live.peak - live.now["weights"]
             live.reset_peak()
             embeddings = torch.zeros(1, chunk, self.path.llm.width, dtype=tokens.dtype)
@@ -204,21 +204,43 @@ class Sketch:
             return contextlib.nullcontext()
         return torch.autocast("cpu", self.autocast)
 
-    def listen(self, num_windows: int) -> Tensor:
-        """Do as ``Listener`` does: groups of windows, whose tokens stay."""
-        listener, groups = self.path.listener, []
-        full = self.path.abstractor.budget.frames_per_window
-        most = listener.settings.windows_at_once(self.device)
-        for begin in range(0, num_windows, most):
-            size = min(most, num_windows - begin)
-            samples = torch.zeros(size, listener.row_samples, dtype=torch.int16)
-            num_samples = torch.full((size,), listener.window_samples + 2 * listener.context_samples)
-            arguments = (samples, num_samples, torch.full((size,), full))
-            if listener.recompute and torch.is_grad_enabled():
-                groups.append(checkpoint(listener.tokens_of_group, *arguments, use_reentrant=False))
-            else:
-                groups.append(listener.tokens_of_group(*arguments))
-        return torch.cat([group.values for group in groups])
+    def listen(self, num_windows: int, live: LiveBytes | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Do as ``Listener`` does: groups of windows, whose tokens stay.
+
+        Args:
+            num_windows: of the recording.
+            live: counts what is alive. Full groups leave equally much behind, so with it three are simulated, and bytes
+                of the same number stand for the others: a quarter of an hour has dozens.
+
+        Returns:
+            The tokens, and the bytes of groups that were not simulated, which must live as long as the tokens' graph.
+        """
+        most = self.path.listener.settings.windows_at_once(self.device)
+        full, rest = divmod(num_windows, most)
+        groups, kept = [], list[Tensor]()
+        for _ in range(full if live is None else min(full, 3)):
+            before = 0 if live is None else live.total
+            groups.append(self._tokens_of_group(most))
+            if live is not None and len(groups) == 2:
+                others = max(0, full - 3)
+                left = live.total - before - tensor_bytes(groups[-1:])
+                groups += [torch.empty_like(groups[-1], requires_grad=False) for _ in range(others)]
+                kept.append(torch.empty(max(0, left) * others, dtype=torch.uint8))
+        if rest:
+            groups.append(self._tokens_of_group(rest))
+        return torch.cat(groups), kept
+
+    def _tokens_of_group(self, size: int) -> Tensor:
+        listener = self.path.listener
+        samples = torch.zeros(size, listener.row_samples, dtype=torch.int16)
+        num_samples = torch.full((size,), listener.window_samples + 2 * listener.context_samples)
+        num_frames = torch.full((size,), self.path.abstractor.budget.frames_per_window)
+        if listener.recompute and torch.is_grad_enabled():
+            group = checkpoint(listener.tokens_of_group, samples, num_samples, num_frames, use_reentrant=False)
+        else:
+            group = listener.tokens_of_group(samples, num_samples, num_frames)
+        tokens: Tensor = group.values
+        return tokens
 
     def _read(self, tokens: Tensor, num_labels: int) -> Tensor:
         """Do as ``SpeechLM.forward`` does with tokens and text, and return the loss."""

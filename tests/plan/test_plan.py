@@ -116,6 +116,21 @@ def test_a_training_step_takes_the_memory_that_was_planned(make, num_windows, se
     assert_as_planned(budget, make(**settings), num_windows, 3 * num_windows)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"recompute": True}, {"encoder_batch_windows": 3}], ids=str)
+def test_groups_of_windows_that_are_not_simulated_count_as_those_that_are(make, monkeypatch, settings):
+    def peaks(sketch):
+        return [(sketch.training_peaks(n, 5 * n), sketch.inference_peaks(n, 64)) for n in (8, 24, 43)]
+
+    short = peaks(Sketch(make(**settings)))
+    listen = Sketch.listen
+    monkeypatch.setattr(Sketch, "listen", lambda sketch, num_windows, live: listen(sketch, num_windows))
+    for one, other in zip(short, peaks(Sketch(make(**settings))), strict=True):
+        for ours, whole in zip(one, other, strict=True):
+            assert ours.listening == pytest.approx(whole.listening, rel=1e-3)
+            assert ours.reading == pytest.approx(whole.reading, rel=1e-3)
+
+
 @pytest.fixture
 def hours(tiny_llm, tmp_path):
     """Return a maker of modules at the paper's rate, 50 tokens for windows of 30 s, that save memory as they can."""
