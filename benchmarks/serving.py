@@ -2,6 +2,7 @@
 
     python -m benchmarks.serving runs/hta
     python -m benchmarks.serving runs/hta --seconds 10 --clients 8 --malformed 500        a quick look
+    python -m benchmarks.serving runs/hta --beside-vllm        beside vLLM, which FASTSLM_VLLM_PYTHON names
 
 Starts a server of the model, with no recording kept encoded, and sends it the recordings that are given (the run's own
 sample by default): one at a time, then by many clients at once, while others stop in the middle of an upload, lie
@@ -20,6 +21,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -29,6 +31,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+
+from benchmarks.vllm_server import PYTHON, serving
 
 BOUNDARY = "fastslm-benchmark"
 
@@ -63,6 +67,7 @@ class Outcome:
     times: list[float] = field(default_factory=list)
     audio_seconds: float = 0.0
     statuses: Counter[str] = field(default_factory=Counter)
+    texts: dict[int, str] = field(default_factory=dict)
 
     def line(self, name: str) -> str:
         """Return it as a row of a table."""
@@ -127,14 +132,16 @@ def load(port: int, recordings: Sequence[tuple[bytes, float]], clients: int, sec
     def client(number: int) -> None:
         turn = number
         while time.monotonic() < ends:
-            recording, length = recordings[turn % len(recordings)]
+            place = turn % len(recordings)
+            recording, length = recordings[place]
             turn += 1
             began = time.monotonic()
             try:
-                status, answer = post(port, form(recording))
+                limit = str(int(32 + 4 * length))  # that of fastslm, which leaves this field alone
+                status, answer = post(port, form(recording, max_completion_tokens=limit))
                 kind = str(status)
                 if status == 200:
-                    assert json.loads(answer)["text"] is not None
+                    outcome.texts[place] = json.loads(answer)["text"]
             except OSError as error:
                 status, kind = 0, type(error).__name__
             with lock:
@@ -237,6 +244,33 @@ def recordings_of(paths: Sequence[Path], cut_seconds: float) -> list[tuple[bytes
     return made
 
 
+def beside_vllm(run: Path, recordings: Sequence[tuple[bytes, float]], clients: int, seconds: float) -> None:
+    """Print what both servers do with the same exported folder."""
+    print("| server, clients | requests/s | audio s/s | median s | 95 % s | statuses |\n|---|--:|--:|--:|--:|---|")
+    plugin = {"PYTHONPATH": os.environ["FASTSLM_VLLM_PLUGIN"]} if "FASTSLM_VLLM_PLUGIN" in os.environ else {}
+    texts = {}
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "model"
+        subprocess.run(
+            [sys.executable, "-m", "fastslm", "export", str(run), str(folder), "--merge-lora"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        both = {
+            "fastslm serve": server(folder, "--queue", str(2 * clients)),
+            "vLLM": serving(folder, Path(work), "--trust-remote-code", **plugin),
+        }
+        for name, started in both.items():
+            with started as found:
+                port = found if isinstance(found, int) else found[0]
+                load(port, recordings, clients, seconds / 4)
+                for number, length in ((1, seconds / 4), (clients, seconds)):
+                    outcome = load(port, recordings, number, length)
+                    print(outcome.line(f"{name}, {number}"), flush=True)
+                texts[name] = outcome.texts
+    alike = sum(texts["vLLM"].get(place) == text for place, text in texts["fastslm serve"].items())
+    print(f"\nThe same text for {alike} of {len(recordings)} recordings.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -245,8 +279,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--malformed", type=int, default=10_000)
     parser.add_argument("--cut-seconds", type=float, default=30.0, help="longest recording that is sent")
+    parser.add_argument("--beside-vllm", action="store_true", help="rates of both servers, and no attack")
     given = parser.parse_args()
     recordings = recordings_of(given.recordings or [given.model / "sample.flac"], given.cut_seconds)
+    if given.beside_vllm:
+        if PYTHON is None:
+            parser.error("--beside-vllm: FASTSLM_VLLM_PYTHON names no Python with vLLM; docs/vllm.md makes one.")
+        beside_vllm(given.model, recordings, given.clients, given.seconds)
+        return
     with server(given.model, "--queue", str(2 * given.clients)) as (port, pid):
         load(port, recordings, given.clients, given.seconds / 4)  # what is made at the first use, and batches
         before = Held.by(pid)

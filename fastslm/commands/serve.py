@@ -107,8 +107,9 @@ def _run(options: argparse.Namespace) -> int:
             names, api_key, options.max_upload, options.queue, options.batch_size, options.cache,
             options.section_minutes, options.allow_urls,
         )  # fmt: skip
+        app = build_app(model, settings)
         config = uvicorn.Config(
-            build_app(model, settings),
+            app,
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -120,11 +121,13 @@ def _run(options: argparse.Namespace) -> int:
         print(f"Serving {names[0]} at {address}/v1, with a page at {address}/ (Ctrl+C ends it).", file=sys.stderr)
         if api_key is None and not host.startswith("127.") and host != "::1":
             print(f"Anybody who reaches {host} may use it: set {KEY_VARIABLE} to ask for a key.", file=sys.stderr)
+        server = uvicorn.Server(config)
+        app.state.worker.on_failure = lambda: setattr(server, "should_exit", True)
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
         except (KeyboardInterrupt, Terminated):  # raised again when the server has ended in order
             print("Ended.", file=sys.stderr)
-    return 0
+    return int(app.state.worker.failed)
 
 
 def _name_of(model: str | None) -> str:

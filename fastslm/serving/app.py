@@ -17,7 +17,7 @@ from fastslm.inference.model import Model
 from . import chat, page, transcriptions
 from .gate import Gate
 from .metrics import Metrics
-from .problems import Problem
+from .problems import Problem, failed
 from .service import Service
 from .worker import Worker
 
@@ -50,7 +50,7 @@ class Settings:
 
 
 def build_app(model: Model, settings: Settings) -> FastAPI:
-    """Return the application of a model; its worker starts and stops with it."""
+    """Return the application of a model; its worker, ``app.state.worker``, starts and stops with it."""
     worker = Worker(model, settings.most_waiting, settings.batch_size, settings.cache_bytes)
     metrics = Metrics(worker)
     service = Service(
@@ -70,12 +70,11 @@ def build_app(model: Model, settings: Settings) -> FastAPI:
     app = FastAPI(
         title="fastslm serve", middleware=[gate], lifespan=running, docs_url=None, redoc_url=None, openapi_url=None
     )
+    app.state.worker = worker
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(ClientDisconnect, lambda _request, _error: Response(status_code=499))
-    app.add_exception_handler(
-        Exception, lambda _request, _error: Problem(500, "The server failed; its log says how.").response()
-    )
+    app.add_exception_handler(Exception, lambda _request, _error: failed().response())
     routers = [transcriptions.router(service), chat.router(service), page.router()]
     for router in routers:
         app.include_router(router)

@@ -42,3 +42,13 @@ class Problem(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
+
+
+def ending() -> Problem:
+    """Return what a request is told that came too late."""
+    return Problem(503, "The server is ending. Ask again.", None, "ending", 5)
+
+
+def failed() -> Problem:
+    """Return what is told of a failure that is not the client's."""
+    return Problem(500, "The server failed; its log says how.")

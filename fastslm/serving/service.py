@@ -18,9 +18,9 @@ from fastslm.inference.results import Answer, Segment
 
 from .gate import busy
 from .metrics import Metrics
-from .problems import Problem
+from .problems import Problem, ending, failed
 from .uploads import Upload
-from .worker import Asked, Job, NobodyWaits, QueueFull, Worker
+from .worker import Asked, Ended, Job, NobodyWaits, QueueFull, Worker
 
 _Result = TypeVar("_Result")
 
@@ -84,16 +84,16 @@ class Service:
         """Hand a request to the worker, which closes the recording.
 
         Raises:
-            Problem: too many wait.
+            Problem: too many wait, or the server ends.
         """
         job = Job(upload.source, upload.content, asked, upload.close)
         if live is not None:
             live.follow(job)
         try:
             self.worker.submit(job)
-        except QueueFull:
+        except (QueueFull, Ended) as error:
             upload.close()
-            raise busy(self.worker) from None
+            raise (busy(self.worker) if isinstance(error, QueueFull) else ending()) from None
         return job
 
     async def answer(self, request: Request, job: Job) -> Answer:
@@ -108,7 +108,7 @@ class Service:
         except FastSLMError as error:
             raise Problem(400, str(error), None, "invalid_audio") from error
         except NobodyWaits:
-            raise Problem(503, "The server is ending. Ask again.", None, "ending", 5) from None
+            raise ending() from None
         finally:
             self.worker.give_up(job)
         self.metrics.gave(answer)
@@ -232,7 +232,9 @@ async def streamed(
         except FastSLMError as error:
             yield _event(Problem(400, str(error)).body())
         except NobodyWaits:
-            yield _event(Problem(503, "The server is ending. Ask again.").body())
+            yield _event(ending().body())
+        except Exception:  # the worker has put it into the log
+            yield _event(failed().body())
         finally:
             service.worker.give_up(job)
 

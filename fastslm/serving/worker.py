@@ -30,6 +30,10 @@ class NobodyWaits(Exception):
     """Work was given up because nobody waits for its result."""
 
 
+class Ended(Exception):
+    """The worker takes no jobs any more."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What is asked of a recording, as ``Model.transcribe`` takes it; jobs that ask the same can be answered together.
@@ -96,6 +100,10 @@ class Worker:
         most_waiting: jobs that may wait.
         batch_size: most jobs that are answered side by side.
         cache_bytes: of speech tokens that are kept for further questions about the same recordings.
+
+    Attributes:
+        failed: whether its thread ended by a failure; nothing is answered from then on.
+        on_failure: called then, in that thread.
     """
 
     def __init__(self, model: Model, most_waiting: int = 64, batch_size: int = 8, cache_bytes: int = 256 << 20) -> None:
@@ -107,6 +115,8 @@ class Worker:
         self._running: Sequence[Job] = ()
         self._changed = threading.Condition(threading.RLock())
         self._stopped = False
+        self.failed = False
+        self.on_failure: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="fastslm-serve", daemon=True)
 
     def start(self) -> None:
@@ -153,9 +163,12 @@ class Worker:
 
         Raises:
             QueueFull: too many wait.
+            Ended: nothing is answered any more.
         """
         with self._changed:
-            if self.is_full or self._stopped:
+            if self._stopped:
+                raise Ended
+            if self.is_full:
                 raise QueueFull
             self._waiting.append(job)
             self._changed.notify()
@@ -170,20 +183,33 @@ class Worker:
                 job.close()
 
     def _run(self) -> None:
-        while (jobs := self._next()) is not None:
-            began = time.perf_counter()
-            self._running = jobs
-            try:
-                self._answer(jobs)
-            except Exception as error:  # whatever it is, the next request is answered
-                for job in jobs:
-                    _put(job, _named(job, error))
-            finally:
-                self._running = ()
-                for job in jobs:
-                    job.close()
-            spent = (time.perf_counter() - began) / len(jobs)
-            self.seconds_per_job += (spent - self.seconds_per_job) / 8
+        try:
+            while (jobs := self._next()) is not None:
+                self._do(jobs)
+        except BaseException as error:  # nobody else would see it, and clients would wait for ever
+            _LOG.critical("The model cannot go on, and the server ends.", exc_info=error)
+            with self._changed:
+                self._stopped = self.failed = True
+                for job in tuple(self._waiting):
+                    self.give_up(job)
+            self.on_failure()
+
+    def _do(self, jobs: Sequence[Job]) -> None:
+        began = time.perf_counter()
+        self._running = jobs
+        try:
+            self._answer(jobs)
+        except BaseException as error:  # whatever it is, also sys.exit() of a part, the next request is answered
+            for job in jobs:
+                _put(job, _named(job, error))
+            if isinstance(error, torch.AcceleratorError):
+                raise  # the device answers nothing more to this process
+        finally:
+            self._running = ()
+            for job in jobs:
+                job.close()
+        spent = (time.perf_counter() - began) / len(jobs)
+        self.seconds_per_job += (spent - self.seconds_per_job) / 8
 
     def _next(self) -> list[Job] | None:
         """Return the jobs to do next, the oldest and those like it; None when it is time to stop."""
@@ -255,9 +281,9 @@ def _put(job: Job, found: Answer | BaseException) -> None:
         job.answer.set_exception(found)
 
 
-def _named(job: Job, error: Exception) -> Exception:
-    if isinstance(error, torch.OutOfMemoryError):
+def _named(job: Job, error: BaseException) -> Exception:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return DataError(f"{job.source.name}: the device's memory is too small for it.")
     if not isinstance(error, (FastSLMError, NobodyWaits)):
         _LOG.error("A request failed.", exc_info=error)
-    return error
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))  # an exit would end the loop

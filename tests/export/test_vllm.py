@@ -7,10 +7,7 @@ import base64
 import io
 import json
 import os
-import signal
-import socket
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
 
@@ -19,12 +16,12 @@ import pytest
 import torch
 
 import fastslm
+from benchmarks.vllm_server import PYTHON, serving
 from fastslm.checkpoint.run import open_run
 from fastslm.export.folder import export_llm, export_model
 from fastslm.path.request import Request
 from tests.inference.tiny_run import settings_of, write_run
 
-PYTHON = os.environ.get("FASTSLM_VLLM_PYTHON")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not PYTHON, reason="FASTSLM_VLLM_PYTHON names no Python with vLLM; docs/vllm.md makes one"),
@@ -133,31 +130,10 @@ def test_the_llm_alone_reads_prompt_embeddings(tmp_path, run):
 
 @pytest.fixture
 def server(tmp_path, run):
-    """Return the address of ``vllm serve`` with the LLM alone."""
+    """Return the address of ``vllm serve`` with the LLM alone, and the model's name."""
     export_llm(run, tmp_path / "llm")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    settings |= {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    module = "vllm.entrypoints.openai.api_server"  # the command vllm wants a package of that name, not vllm-cpu
-    command = [PYTHON, "-m", module, "--model", str(tmp_path / "llm"), "--port", str(port), "--host", "127.0.0.1"]
-    command += ["--enable-prompt-embeds", "--dtype", "float32", "--enforce-eager"]
-    with (tmp_path / "log.txt").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=settings, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(900):
-            assert process.poll() is None, (tmp_path / "log.txt").read_text()[-5000:]
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(1)
-        yield address, str(tmp_path / "llm")
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+    with serving(tmp_path / "llm", tmp_path, "--enable-prompt-embeds") as port:
+        yield f"http://127.0.0.1:{port}", str(tmp_path / "llm")
 
 
 def test_a_server_of_the_llm_alone_reads_prompt_embeddings(server, run):

@@ -41,12 +41,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def started(model, *options, key=KEY):
+def started(model, *options, key=KEY, program=("-m", "fastslm")):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FASTSLM_API_KEY": key}
     if not key:
         del environment["FASTSLM_API_KEY"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastslm", "serve", str(model), "--port", "0", *options],
+        [sys.executable, *program, "serve", str(model), "--port", "0", *options],
         stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     lines = []

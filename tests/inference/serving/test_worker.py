@@ -5,19 +5,29 @@ import http.client
 import json
 import signal
 import socket
+import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+import torch
 
 from fastslm.contracts import Task
 from fastslm.errors import DataError
 from fastslm.inference.listening import EncodedAudio
 from fastslm.inference.results import Answer, Timings
 from fastslm.path.request import Request
+
+FAULTS = {
+    "fault": RuntimeError("a bug"),
+    "exit": SystemExit("a part that ends the program"),
+    "stop": GeneratorExit(),
+    "device": torch.AcceleratorError("CUDA error: device-side assert triggered"),
+}
 
 
 class ScriptedModel:
@@ -55,8 +65,8 @@ class ScriptedModel:
 
     def transcribe(self, audio, *, on_progress, on_text=None, **_):
         self.answered.append(1)
-        if "fault" in audio.name:
-            raise RuntimeError("a bug")
+        if audio.name in FAULTS:
+            raise FAULTS[audio.name]
         for chunk in ("text", " of", f" {audio.name}"):
             if on_text:
                 on_text(chunk)
@@ -143,11 +153,72 @@ def test_a_client_that_goes_while_text_streams_ends_the_work(serve_here, recordi
     until(lambda: model.ended == ["NobodyWaits"])
 
 
-def test_a_fault_of_the_server_is_told_as_one_and_the_next_request_is_answered(serve_here, recording):
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("name", ["fault", "exit", "stop"])
+def test_a_fault_of_the_server_is_told_as_one_and_the_next_request_is_answered(serve_here, recording, name, stream):
     server = serve_here(ScriptedModel())
     with pytest.raises(openai.InternalServerError, match="The server failed; its log says how"):
-        ask(server, "fault", recording)
+        ask(server, name, recording, stream=stream)
     assert ask(server, "next", recording).text == "text of next"
+
+
+def test_a_recording_that_memory_is_too_small_for_breaks_no_other(serve_here, recording, monkeypatch):
+    server = serve_here(ScriptedModel())
+    monkeypatch.setitem(FAULTS, "long", MemoryError())
+    with pytest.raises(openai.BadRequestError, match="long: the device's memory is too small for it"):
+        ask(server, "long", recording)
+    assert ask(server, "next", recording).text == "text of next"
+
+
+def test_a_fault_in_the_middle_of_a_stream_is_its_last_event(serve_here, recording):
+    model = ScriptedModel()
+    server = serve_here(model)
+    ask(server, "a", recording)  # encoded now
+    model.may.clear()
+    stream = iter(ask(server, "a", recording, stream=True))
+    assert next(stream).delta == "text"
+    model.wait = lambda on_progress: sys.exit()
+    model.may.set()
+    with pytest.raises(openai.APIError, match="The server failed; its log says how"):
+        list(stream)
+
+
+def test_when_the_device_fails_nobody_waits_in_vain(serve_here, recording, until):
+    model = ScriptedModel(may=False)
+    server = serve_here(model)
+    with ThreadPoolExecutor(3) as pool:
+        running = pool.submit(ask, server, "device", recording)
+        until(model.began.is_set)
+        waiting = [pool.submit(ask, server, f"other {i}", recording, prompt=f"{i}") for i in range(2)]
+        until(lambda: json.load(urllib.request.urlopen(f"{server.url}/health"))["waiting"] == 2)
+        model.may.set()
+        assert running.exception(10).status_code == 500
+        assert [other.exception(10).status_code for other in waiting] == [503, 503]
+    with pytest.raises(openai.InternalServerError, match="The server is ending"):
+        ask(server, "late", recording)
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(f"{server.url}/health")
+
+
+FAILING = """
+import torch
+from fastslm.cli import main
+from fastslm.inference.model import Model
+
+def transcribe(self, *_, **__):
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+Model.transcribe = transcribe
+raise SystemExit(main())
+"""
+
+
+def test_a_server_whose_device_fails_ends_and_says_so(serve, run_folder, recording):
+    with serve(run_folder, "--name", "scripted", program=("-c", FAILING)) as server:
+        with pytest.raises(openai.InternalServerError, match="The server failed"):
+            ask(server, "a", recording)
+        assert server.process.wait(60) == 1
+        assert "The model cannot go on, and the server ends." in "".join(server.lines)
 
 
 def test_what_a_stream_cannot_read_is_an_error_like_others(serve_here, recording):
