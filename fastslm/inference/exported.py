@@ -8,14 +8,14 @@ from typing import Any
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.contracts import Task
 from fastslm.errors import CheckpointError, ConfigError, FastSLMError, HubError
+from fastslm.path.base_folder import EXPORTED_TYPES
 from fastslm.path.model import SpeechLM
 from fastslm.path.pretrained import reason
 from fastslm.path.prompt import Prompter
 from fastslm.plugins import class_of
 
 _CONFIG, _PROCESSOR = "config.json", "processor_config.json"
-#: The type of ``FastSLMConfig``, and that of version 0.1, which the authors' own folders on the hub have too.
-_TYPE, _OLD_TYPE = "fastslm_speech", "fastslm"
+_TYPE, _OLD_TYPE = EXPORTED_TYPES
 #: Of a repository, what loading it here needs: everything but the code that it brings for others, and its card.
 _NOT_NEEDED = ["*.py", "*.md", ".*"]
 
@@ -39,7 +39,7 @@ class Exported:
 
 def is_exported(folder: Path) -> bool:
     """Say whether this is a folder that ``fastslm export`` wrote."""
-    return _configuration(folder / _CONFIG).get("model_type") in (_TYPE, _OLD_TYPE)
+    return _configuration(folder / _CONFIG).get("model_type") in EXPORTED_TYPES
 
 
 def _configuration(file: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 from fastslm.errors import ConfigError
 from fastslm.path.pretrained import reason, resolve
 
+#: The type of exported models, and that of version 0.1, which the authors' own folders on the hub have too.
+EXPORTED_TYPES = ("fastslm_speech", "fastslm")
 _CONFIG = "config.json"
 _WANTED = "Give the Hugging Face folder (config.json and safetensors)"
 _GGUF = f"is a model of llama.cpp (GGUF), whose weights are not trained on. {_WANTED} that it was made from."
@@ -55,7 +57,7 @@ def _what_else(folder: Path) -> str:
     config = _read(folder / _CONFIG)
     if not isinstance(config, dict):
         return f"has a {_CONFIG} that cannot be read ({config}). Copy or download the folder again."
-    if config.get("model_type") in ("fastslm", "fastslm_speech"):  # of version 0.1, and since
+    if config.get("model_type") in EXPORTED_TYPES:
         return (
             f"is an exported model of fastslm, encoder, compressor and LLM in one: use it by fastslm transcribe --model"
             f" {folder}; to train, give the base model it was made from."

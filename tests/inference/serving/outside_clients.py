@@ -48,6 +48,14 @@ def by_langchain(url, key, model, talk, question):
     yield "stream", "".join(chunk.content for chunk in chat.stream([HumanMessage(content)]))
 
 
+def by_llama_index(url, key, model, talk, question):
+    from llama_index.readers.whisper import WhisperReader
+
+    reader = WhisperReader(model=model, api_key=key, client_kwargs={"base_url": url})
+    yield "transcription", reader.load_data(talk)[0].text
+
+
 if __name__ == "__main__":
     which, *given = sys.argv[1:]
-    print(json.dumps(dict({"litellm": by_litellm, "langchain": by_langchain}[which](*given))))
+    kinds = {"litellm": by_litellm, "langchain": by_langchain, "llama_index": by_llama_index}
+    print(json.dumps(dict(kinds[which](*given))))

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from server_process import KEY
 
-PACKAGES = ("litellm", "langchain-community", "langchain-openai", "pydub", "audioop-lts; python_version >= '3.13'")
+PACKAGES = (
+    "litellm",
+    "langchain-community",
+    "langchain-openai",
+    "llama-index-readers-whisper",
+    "pydub",
+    "audioop-lts; python_version >= '3.13'",
+)
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +109,8 @@ def test_langchain_transcribes_asks_and_streams(outside, model, talk):
     answer = model.ask(talk, "Who?", max_new_tokens=12).text
     assert given["transcription"]  # it encodes the recording anew as MP3, so that the text may be another
     assert (given["completion"], given["stream"].strip()) == (answer, answer)
+
+
+@pytest.mark.slow
+def test_llama_index_transcribes(outside, model, talk):
+    assert outside("llama_index", "")["transcription"].strip() == model.transcribe(talk).text
