@@ -17,6 +17,7 @@ from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
 from ._new_rows import enlarge
+from ._packing import packed_arguments
 from ._recomputing import Recomputing
 
 _KEY = "model.llm.pretrained"
@@ -62,6 +63,9 @@ class CausalLM(LanguageModel):
         gradient_checkpointing: recompute layers in the backward pass instead of keeping their activations. ``auto``
             recomputes as many as must be so that the others' fit into half of what is free, decided anew for each
             batch; under ZeRO-3 and FSDP2, and where the LLM itself trains, all.
+        packing: dialogues of a batch stand end to end in one row, without padding, which ``data.batch_tokens`` then
+            does not count. ``auto`` does so where ``attention: flash_attention_2`` is in use on a GPU. An LLM that
+            cannot keep them apart is found when training starts, and gets padded batches.
         context_length: positions to allow; null takes the model's own.
         quantize: ``nf4`` holds the frozen linear layers in 4 bits (QLoRA, Dettmers et al., arXiv 2305.14314), a quarter
             of bfloat16's memory, slower, and trained through adapters only; needs the extra ``qlora``.
@@ -79,6 +83,7 @@ class CausalLM(LanguageModel):
         "dtype": "nothing",
         "attention": "nothing",
         "gradient_checkpointing": "nothing",
+        "packing": "nothing",
         "context_length": "nothing",
         "quantize": "nothing",
     }
@@ -93,6 +98,7 @@ class CausalLM(LanguageModel):
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
         gradient_checkpointing: bool | Literal["auto"] = False,
+        packing: bool | Literal["auto"] = "auto",
         context_length: int | None = None,
         quantize: Literal["nf4"] | None = None,
         new_rows: Literal["alike"] | None = None,
@@ -107,6 +113,7 @@ class CausalLM(LanguageModel):
         self.dtype = dtype_on(torch.device("cpu"), dtype)  # until `settle` knows the device
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
+        self.packing = packing
         self.quantize = quantize
         self.new_rows = new_rows
         if quantize is not None and (initialize == "random" or lora is None):
@@ -177,8 +184,10 @@ class CausalLM(LanguageModel):
         self.width = int(getattr(table, "ds_shape", table.shape)[-1])  # ZeRO-3 leaves an empty tensor here
 
     def settle(self, device: torch.device) -> None:
-        """Choose the dtype."""
+        """Choose the dtype, and whether to pack."""
         self.dtype = dtype_on(device, self._dtype_setting)
+        fused = device.type == "cuda" and self.attention == "flash_attention_2"
+        self.can_pack = fused if self.packing == "auto" else self.packing
 
     def leave_out_adapters(self) -> None:
         """Make no adapters in ``load``."""
@@ -308,14 +317,25 @@ class CausalLM(LanguageModel):
         """Return the embeddings ``[..., D_llm]`` of token ids ``[...]``."""
         return self.causal_lm.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
 
-    def forward(self, embeddings: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
         """Return logits ``[N, V]`` at ``positions``; see ``LanguageModel.forward``."""
         if self._is_causal:  # what stands at the right is seen by nobody: no mask, which fused attention cannot take
             attention_mask = None
+        packed, masks = {}, one_sequence()
+        if lengths is not None:
+            packed, masks = packed_arguments(lengths, embeddings.device, self.causal_lm.config.get_text_config())
         self._positions = positions
         try:
-            with self._recomputed(embeddings), one_sequence():
-                output = self.causal_lm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False)
+            with self._recomputed(embeddings), masks:
+                output = self.causal_lm(
+                    inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False, **packed
+                )
         finally:
             self._positions = None
         return output.logits  # type: ignore[no-any-return]
