@@ -35,7 +35,7 @@ from fastslm.path.parts import settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.path.stepwise import check_stepwise
 from fastslm.path.upload import upload
-from fastslm.strategies.support import cast_trainable, replicated, shard, shards_parameters
+from fastslm.strategies.support import cast_trainable, fuses_optimizer, replicated, shard, shards_parameters
 from fastslm.training.adapter_gaps import adapter_gaps
 from fastslm.training.additions import TrainingAdditions
 from fastslm.training.compilation import compile_layers, compile_whole, missing_for_compiling
@@ -370,7 +370,7 @@ class SpeechLMModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW by part, and its schedule by step."""
         assert self.path is not None
-        optimizer = build_optimizer(self.path, self.optimizer_settings)
+        optimizer = build_optimizer(self.path, self.optimizer_settings, fuses_optimizer(self.trainer))
         check_groups(optimizer)
         schedule = build_schedule(optimizer, self.optimizer_settings, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
