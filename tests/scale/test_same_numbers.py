@@ -68,6 +68,8 @@ def test_dialogues_end_to_end_give_the_numbers_of_padded_ones_alone_and_under_ev
     packed = [*short, "--model.llm.packing", "true"]
     alone = {"padded": [*ONE["batch 4"], *short], "packed": [*ONE["batch 4"], *packed]}
     shared = {name: [*flags, "--data.batch_samples", "2", *packed] for name, flags in TWO.items()}
+    selective = ["--model.llm.gradient_checkpointing", "selective"]
+    shared |= {f"{name}, selective": [*shared[name], *selective] for name in ("zero3", "fsdp2")}
     run_jobs(1, jobs_of(alone, run_config, tmp_path, 1))
     run_jobs(2, jobs_of(shared, run_config, tmp_path, 2))
 
