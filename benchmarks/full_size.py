@@ -179,7 +179,7 @@ def planned(flags: Sequence[str], minutes: Sequence[float]) -> tuple[int, float]
     windows = [budget.num_windows(60 * length) for length in minutes]
     longest = max(budget.positions(number) for number in windows)
     labels = sum(budget.labels(number) for number in windows)
-    flops = count_step(sketch).of(len(windows), sum(windows), len(windows) * longest, labels)
+    flops = count_step(sketch).of(sum(windows), len(windows) * longest, len(windows) * longest**2, labels)
     return int(budget.training(max(windows)).total), flops
 
 

@@ -69,8 +69,8 @@ class TokenRate(L.Callback):
         for name in ("audio_seconds", "speech_tokens", "llm_tokens", "llm_positions"):
             self._add(name, outputs[name])
         if self._flops is not None:
-            numbers = (int(outputs[name]) for name in ("windows", "llm_positions", "labels"))
-            self._add("flops", self._flops.of(len(batch), *numbers))
+            numbers = (int(outputs[name]) for name in ("windows", "llm_positions", "llm_pairs", "labels"))
+            self._add("flops", self._flops.of(*numbers))
         now = time.perf_counter()
         self._add("wall_seconds", now - self._mark)
         self._mark = now

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -74,7 +74,7 @@ class PlannedSource(DataSource):
         self.num_workers = num_workers
         self.seed = run_seed() if seed is None else seed
         self._planned: dict[str, Planning] = {}
-        self._data_hash: str | None = None
+        self._data_hashes: dict[bool, str] = {}
         self._sampler: PlanSampler | None = None
         self._steps_before = 0  # of the sampler's epoch, as the trainer counts them
         self._restored: dict[str, Any] | None = None
@@ -129,6 +129,7 @@ class PlannedSource(DataSource):
 
     def training_batches(self) -> DataLoader[Batch]:
         """Return the training batches of this rank, from where a restored checkpoint stopped."""
+        self.batch_limits = replace(self.batch_limits, packed=self.model.packed)
         epoch, start, steps = self.epoch, 0, 0
         planned_for: int | None = None
         if self._restored is not None:
@@ -164,10 +165,12 @@ class PlannedSource(DataSource):
 
     def _identity(self) -> str:
         """Return the hash of everything that the plan of an epoch follows from, but for epoch and ranks."""
-        if self._data_hash is None:
+        limits = self.batch_limits
+        if limits.packed not in self._data_hashes:
             train = self._planned["train"]
-            self._data_hash = data_hash(train.costs, train.digests, self.batch_limits, self.seed, *train.parts)
-        return self._data_hash
+            hashed = data_hash(train.costs, train.digests, limits, self.seed, *train.parts)
+            self._data_hashes[limits.packed] = hashed
+        return self._data_hashes[limits.packed]
 
     def state_dict(self) -> dict[str, Any]:
         """Return where training stands in the data, the same on every rank.
@@ -196,10 +199,13 @@ class PlannedSource(DataSource):
         Raises:
             DataError: the checkpoint is of other data.
         """
-        planned_for = planned_in(self._identity(), state["plan_hash"])
-        if planned_for is None:
-            raise self._other_data(state["plan_hash"], plan_hash(self._identity(), self._step_batches))
-        return int(state["epoch"]), int(state["step"]), planned_for
+        now = plan_hash(self._identity(), self._step_batches)
+        for packed in (self.batch_limits.packed, not self.batch_limits.packed):  # a run goes on as it was planned
+            self.batch_limits = replace(self.batch_limits, packed=packed)
+            planned_for = planned_in(self._identity(), state["plan_hash"])
+            if planned_for is not None:
+                return int(state["epoch"]), int(state["step"]), planned_for
+        raise self._other_data(state["plan_hash"], now)
 
     def _other_data(self, stored: str, now: str) -> DataError:
         return DataError(

@@ -1,6 +1,7 @@
 """Tar shards to batches. The stations, in order: index, plan, read by offset, decode, text to ids, put side by side."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -279,7 +280,7 @@ class WebDatasetModule(PlannedSource):
             shards=shards,
             prompter=model.prompter,
             costs=CostTable.of(model, self.limits.max_audio_seconds * stretch_of(self.augmentations)),
-            limits=self.batch_limits,
+            limits=replace(self.batch_limits, packed=model.packed),
             max_audio_seconds=self.limits.max_audio_seconds,
             context_length=model.context_length,
             steps=self.stream_steps,

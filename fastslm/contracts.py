@@ -302,6 +302,8 @@ class LanguageModel(nn.Module, ABC):
         tokenizer: its tokenizer, with a chat template.
         in_step: ranks share its parameters, so while one of them still generates the others run along; set by the
             training.
+        can_pack: ``forward`` takes ``lengths``, and it is wanted there.
+        packs: training gives it dialogues end to end; set where ``fastslm.path.packing`` found them to be kept apart.
     """
 
     width: int
@@ -310,6 +312,8 @@ class LanguageModel(nn.Module, ABC):
     #: What another value of a constructor argument changes, where it is not ``run``; see ``fastslm.settings``.
     changes: ClassVar[Mapping[str, Change]] = {}
     in_step: bool = False
+    can_pack: bool = False
+    packs: bool = False
 
     def settle(self, device: torch.device) -> None:
         """Decide what depends on the device, such as a dtype of ``auto``; called before ``load``. Does nothing here.
@@ -334,13 +338,21 @@ class LanguageModel(nn.Module, ABC):
         """Return the embeddings ``[..., D_llm]`` of token ids ``[...]`` int64."""
 
     @abstractmethod
-    def forward(self, embeddings: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
         """Return logits ``[N, V]`` at chosen positions only.
 
         Args:
             embeddings: ``[B, S, D_llm]``, right-padded.
             attention_mask: ``[B, S]`` int64, 1 where there is a token; None when nothing is padded.
             positions: flat indices into ``B * S`` of the N positions whose next token is wanted, N at least 1.
+            lengths: of dialogues that stand end to end in one row, B is 1; given where ``packs`` is set, so that an LLM
+                that never sets ``can_pack`` may leave this argument out.
         """
 
     @abstractmethod

@@ -109,6 +109,26 @@ def test_short_long_text_only_and_double_dialogues_share_a_batch_without_touchin
     assert together == pytest.approx(apart, rel=1e-4)
 
 
+@pytest.mark.parametrize("checkpointing", [False, "auto"])
+def test_end_to_end_in_one_row_they_have_the_same_loss_and_gradients_and_no_padding(build, checkpointing):
+    found = []
+    for packs in (False, True):
+        path = build(checkpointing=checkpointing, mix_style=0.5, token_noise=0.5).train()
+        path.llm.packs = packs
+        torch.manual_seed(5)
+        samples = [sample(path, 0.3, "one", 1), sample(path, 7.3, "seventy seven", 2), text_only(path)]
+        output = path(Batch.of([*samples, two_recordings(path), sample(path, 1.0, "nine", 3, weight=0.0)]))
+        output.loss_sum.backward()
+        gradients = {name: p.grad for name, p in path.named_parameters() if p.requires_grad}
+        found.append((output, gradients))
+    (padded, expected), (packed, gradients) = found
+    torch.testing.assert_close(packed.loss_sum, padded.loss_sum, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-3)
+    assert (packed.num_labels, packed.num_tokens) == (padded.num_labels, padded.num_tokens)
+    assert packed.num_positions == packed.num_tokens < padded.num_positions
+    assert packed.num_pairs < padded.num_pairs == padded.num_positions**2 / 5
+
+
 def test_a_sample_of_weight_zero_adds_nothing(build):
     path = build().eval()
     alone = path(Batch.of([sample(path, 2.0)]))

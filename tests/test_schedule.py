@@ -1,9 +1,15 @@
-"""Warm-up and decay of learning rates: in steps, and as a share of all steps."""
+"""Warm-up and decay of learning rates, in steps and as a share of all steps; the optimizer that takes them."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from fastslm.errors import ConfigError
+from fastslm.strategies import ZeRORehearsal
+from fastslm.strategies.support import fuses_optimizer
+from fastslm.training import optim
 from fastslm.training.optim import OptimizerSettings, build_schedule
 
 
@@ -55,3 +61,39 @@ def test_none_and_one_are_numbers_of_steps():
 def test_a_warm_up_that_is_no_number_of_steps_says_what_to_give(steps, max_steps, words):
     with pytest.raises(ConfigError, match=words):
         factors(OptimizerSettings(warmup_steps=steps, schedule="constant"), max_steps, 1)
+
+
+# -- AdamW in one kernel ---------------------------------------------------------------------------------------------
+
+
+def trained(fused):
+    torch.manual_seed(0)
+    path = SimpleNamespace(matrix=torch.nn.Parameter(torch.randn(20, 30)), vector=torch.nn.Parameter(torch.randn(30)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim, "parameters_by_part", lambda _: {"projector": list(vars(path).items())})
+        optimizer = optim.build_optimizer(path, OptimizerSettings(weight_decay=0.1), fused)
+    for _ in range(20):
+        for parameter in vars(path).values():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    return path, optimizer
+
+
+def test_one_kernel_for_all_weights_gives_the_same_weights_and_a_state_that_either_way_takes():
+    (plain, before), (fused, after) = trained(False), trained(True)
+    torch.testing.assert_close(vars(fused), vars(plain), rtol=1e-5, atol=1e-6)
+    before.load_state_dict(after.state_dict())
+    before.step()
+    trained(True)[1].load_state_dict(trained(False)[1].state_dict())
+
+
+def test_it_is_taken_where_nothing_stands_between_optimizer_and_weights():
+    cpu, gpu, other = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
+    plain, scaled = SimpleNamespace(), SimpleNamespace(scaler=object())
+    for strategy, device, precision, taken in (
+        (SingleDeviceStrategy(cpu), cpu, plain, True), (SingleDeviceStrategy(gpu), gpu, plain, True),
+        (SingleDeviceStrategy(gpu), gpu, scaled, False), (SingleDeviceStrategy(other), other, plain, False),
+        (DDPStrategy(parallel_devices=[cpu]), cpu, plain, True), (ZeRORehearsal(stage=2), cpu, plain, False),
+    ):  # fmt: skip
+        trainer = SimpleNamespace(strategy=strategy, precision_plugin=precision)
+        assert fuses_optimizer(trainer) is taken, (strategy, device)

@@ -134,6 +134,12 @@ def test_no_encoder_that_masks_its_own_padding_waits(on_meta, tiny_encoder, tiny
         assert step(*on_meta(encoder)).waiting == []
 
 
+def test_dialogues_end_to_end_wait_no_more(on_meta, tiny_encoder):
+    path, batch = on_meta(WhisperEncoder(str(tiny_encoder)))
+    path.llm.packs = True
+    assert step(path, batch).waiting == []
+
+
 def test_the_search_for_packed_sequences_is_left_out_only_within_a_step_of_this_thread():
     from transformers import masking_utils
 

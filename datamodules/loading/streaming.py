@@ -178,11 +178,12 @@ class _Reader:
         target = self.held[int(self.rng.integers(len(self.held)))].tokens
         order = sorted(range(len(self.held)), key=lambda i: abs(self.held[i].tokens - target))
         taken: list[int] = []
-        windows = longest = 0
+        windows = tokens = longest = 0
         for i in order[: limits.samples]:
             raw = self.held[i]
-            windows, longest = windows + raw.windows, max(longest, raw.tokens)
-            if taken and (windows > limits.windows or longest * (len(taken) + 1) > limits.tokens):
+            windows, tokens, longest = windows + raw.windows, tokens + raw.tokens, max(longest, raw.tokens)
+            positions = tokens if limits.packed else longest * (len(taken) + 1)
+            if taken and (windows > limits.windows or positions > limits.tokens):
                 break
             taken.append(i)
         chosen = [self.held[i] for i in taken]

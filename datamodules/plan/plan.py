@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,13 @@ class BatchLimits:
         samples: most samples.
         windows: most encoder windows.
         tokens: most LLM positions, padding included.
+        packed: positions cost no padding.
     """
 
     samples: int
     windows: int
     tokens: int
+    packed: bool = field(default=False, repr=False)  # `data_hash` of padded plans is that of versions without it
 
 
 @dataclass(frozen=True)
@@ -230,9 +232,8 @@ def _pack(windows: Int64Array, tokens: Int64Array, limits: BatchLimits, pool: in
     """
     num = len(windows)
     places = np.arange(num)
-    by_tokens = places + limits.tokens // np.maximum(tokens, 1)
-    total = np.cumsum(windows)
-    by_windows = np.searchsorted(total, total - windows + limits.windows, side="right")
+    by_tokens = _filled(tokens, limits.tokens) if limits.packed else places + limits.tokens // np.maximum(tokens, 1)
+    by_windows = _filled(windows, limits.windows)
     ends = np.minimum(places + limits.samples, by_tokens)
     np.minimum(ends, by_windows, out=ends)
     np.minimum(ends, np.minimum((places // pool + 1) * pool, num), out=ends)
@@ -242,6 +243,12 @@ def _pack(windows: Int64Array, tokens: Int64Array, limits: BatchLimits, pool: in
         place = following[place]
         bounds.append(place)
     return np.array(bounds, np.int64)
+
+
+def _filled(costs: Int64Array, most: int) -> Int64Array:
+    """Return where batches that begin at each sample end, by a sum of costs ``[n]``."""
+    total = np.cumsum(costs)
+    return np.searchsorted(total, total - costs + most, side="right")
 
 
 def _split_to_multiple(samples: Int64Array, bounds: Int64Array, world_size: int) -> tuple[Int64Array, Int64Array]:
@@ -280,7 +287,8 @@ def data_hash(
         seed: of the order.
         parts: whatever else the plan depends on.
     """
-    digest = hashlib.sha256(repr((limits, seed, len(costs), list(digests))).encode())
+    packed = ("packed",) if limits.packed else ()
+    digest = hashlib.sha256(repr((limits, seed, len(costs), list(digests), *packed)).encode())
     for array in (costs.windows, costs.tokens, *parts):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

@@ -37,6 +37,7 @@ class Output:
         num_aligned: transcript ids it is summed over.
         num_speech_tokens: LLM positions that show speech.
         num_positions: LLM positions with padding, B * S.
+        num_pairs: pairs of positions that attention compares, both orders of each.
         num_tokens: LLM positions without padding.
     """
 
@@ -46,6 +47,7 @@ class Output:
     num_aligned: int
     num_speech_tokens: int
     num_positions: int
+    num_pairs: int
     num_tokens: int
 
 
@@ -121,12 +123,13 @@ class SpeechLM(nn.Module):
         """
         additions = self.additions if self.training else NOTHING
         speech = speech or self.listen(batch, num_groups)  # [W, K, D_llm]
-        layout = self.text.layout(additions.dialogues(batch), speech.rows, batch.weights)
+        layout = self.text.layout(additions.dialogues(batch), speech.rows, batch.weights, packed=self.llm.packs)
         loss_sum = speech.tokens.new_zeros(())
         if additions.reads_answers:
             embeddings = self.text.embed(layout, additions.tokens(speech.tokens))  # [B, S, D_llm]
             mask, labels, positions = self.text.labels(layout, embeddings.device)
-            logits = self.llm(embeddings, mask, positions)  # [N, V]
+            packed = {"lengths": layout.num_tokens} if layout.packed else {}
+            logits = self.llm(embeddings, mask, positions, **packed)  # [N, V]
             loss_sum = label_loss(logits, labels)
         alignment_sum, num_aligned = additions.align(batch, speech.rows, speech.tokens, self.llm.embed, classes)
         return Output(
@@ -136,6 +139,7 @@ class SpeechLM(nn.Module):
             num_aligned=num_aligned,
             num_speech_tokens=sum(layout.num_tokens) + len(batch.num_samples) - len(layout.input_ids),
             num_positions=layout.source.numel(),
+            num_pairs=layout.num_pairs,
             num_tokens=sum(layout.num_tokens),
         )
 

@@ -20,6 +20,7 @@ class Layout:
         input_ids: all text ids of the batch, one after the other ``[L]`` int64.
         source: row of ``[text; speech]`` that each position shows ``[B, S]`` int64; padding shows row 0.
         attention_mask: ``[B, S]`` int64, 1 where there is a token; None when nothing is padded.
+        packed: all dialogues stand end to end in one row.
         predicting: flat indices into ``B * S`` of the positions whose next token is a label ``[N]`` int64.
         labels: those next tokens ``[N]`` int64.
         num_tokens: real positions of each dialogue, B numbers.
@@ -28,9 +29,16 @@ class Layout:
     input_ids: Tensor
     source: Tensor
     attention_mask: Tensor | None
+    packed: bool
     predicting: Tensor
     labels: Tensor
     num_tokens: tuple[int, ...]
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of positions that attention compares, both orders of each."""
+        num_rows, longest = self.source.shape
+        return sum(n * n for n in self.num_tokens) if self.packed else int(num_rows * longest**2)
 
 
 def lay_out(
@@ -39,6 +47,7 @@ def lay_out(
     audio_id: int,
     *,
     prompt_only: bool = False,
+    packed: bool = False,
     weights: Sequence[float] | None = None,
 ) -> Layout:
     """Return the layout of a batch.
@@ -48,6 +57,7 @@ def lay_out(
         recording_tokens: rows of each recording's speech tokens, R arrays, in the order of the placeholders.
         audio_id: the placeholder.
         prompt_only: leave out the final answer and pad at the left, for generation.
+        packed: put them end to end in one row, without padding.
         weights: 0.0 for dialogues whose labels count nowhere; None means 1.0 for all.
 
     Raises:
@@ -79,22 +89,27 @@ def lay_out(
     if next_recording != len(recording_tokens):
         raise DataError(f"the batch has {len(recording_tokens)} recordings and {next_recording} placeholders")
 
+    num_tokens = tuple(len(row) for row in rows)
+    following_labels = [np.append(row_labels[1:], -100) for row_labels in labels]
+    if packed:
+        rows, following_labels = [np.concatenate(rows)], [np.concatenate(following_labels)]
     longest = max(len(row) for row in rows)
     source = np.zeros((len(rows), longest), np.int64)
     mask = np.zeros((len(rows), longest), np.int64)
     targets = np.full((len(rows), longest), -100, np.int64)
-    for i, (row, row_labels) in enumerate(zip(rows, labels, strict=True)):
+    for i, (row, row_labels) in enumerate(zip(rows, following_labels, strict=True)):
         at = slice(longest - len(row), None) if prompt_only else slice(0, len(row))
         source[i, at], mask[i, at], targets[i, at] = row, 1, row_labels
-    following = np.concatenate([targets[:, 1:], np.full((len(rows), 1), -100)], 1).reshape(-1)
+    following = targets.reshape(-1)
     predicting = np.flatnonzero(following != -100)
     return Layout(
         input_ids=torch.from_numpy(np.concatenate(ids)),
         source=torch.from_numpy(source),
         attention_mask=None if mask.all() else torch.from_numpy(mask),
+        packed=packed,
         predicting=torch.from_numpy(predicting),
         labels=torch.from_numpy(following[predicting]),
-        num_tokens=tuple(len(row) for row in rows),
+        num_tokens=num_tokens,
     )
 
 

@@ -33,6 +33,7 @@ class TextSide:
         rows: Sequence[Int64Array],
         weights: Sequence[float] | None = None,
         prompt_only: bool = False,
+        packed: bool = False,
     ) -> Layout:
         """Return where each LLM position comes from, on the host.
 
@@ -41,8 +42,9 @@ class TextSide:
             rows: those of ``Speech``.
             weights: 0.0 for dialogues whose labels count nowhere; None means 1.0 for all.
             prompt_only: leave out the final answers and pad at the left.
+            packed: put dialogues end to end in one row, without padding.
         """
-        return lay_out(dialogues, rows, self.audio_id, prompt_only=prompt_only, weights=weights)
+        return lay_out(dialogues, rows, self.audio_id, prompt_only=prompt_only, packed=packed, weights=weights)
 
     def prompts(self, dialogues: Sequence[Dialogue], rows: Sequence[Int64Array], chosen: Sequence[int]) -> Layout:
         """Return the layout of the prompts of chosen dialogues of a batch, padded at the left."""

@@ -68,10 +68,10 @@ class StepFlops:
     pair: float
     label: float
 
-    def of(self, num_rows: int, num_windows: int, num_positions: int, num_labels: int) -> float:
-        """Return the operations of a micro-batch of ``num_rows`` rows, together ``num_positions`` with padding."""
-        pairs = num_positions**2 / num_rows if num_rows else 0.0
-        return self.window * num_windows + self.position * num_positions + self.pair * pairs + self.label * num_labels
+    def of(self, num_windows: int, num_positions: int, num_pairs: int, num_labels: int) -> float:
+        """Return the operations of a micro-batch; the numbers are those of ``Output``."""
+        llm = self.position * num_positions + self.pair * num_pairs + self.label * num_labels
+        return self.window * num_windows + llm
 
 
 def count_step(sketch: Sketch) -> StepFlops:

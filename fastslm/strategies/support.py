@@ -36,6 +36,20 @@ def cast_trainable(model: nn.Module, strategy: Any) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def fuses_optimizer(trainer: Any) -> bool:
+    """Return whether the optimizer may update all weights in one kernel.
+
+    DeepSpeed and FSDP2 put tensors of their own in place of the weights; Lightning clips no gradients for an optimizer
+    that could undo a loss scale by itself, as fused ones can.
+    """
+    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+    strategy = trainer.strategy
+    whole = isinstance(strategy, SingleDeviceStrategy) or type(strategy) is DDPStrategy
+    scales = getattr(trainer.precision_plugin, "scaler", None) is not None
+    return whole and not scales and strategy.root_device.type in ("cuda", "cpu")
+
+
 def shard(model: nn.Module, strategy: Any) -> None:
     """Let a strategy that cuts modules up by itself do so."""
     if hasattr(strategy, "shard"):

@@ -40,12 +40,15 @@ class ModelFacts:
         samples_per_frame: audio samples of an encoder frame; lengths within one cost the same.
         audio_costs: returns encoder windows and LLM tokens of each sample, two ``[n]``, for the numbers of audio
             samples of each one's recordings.
+        packed: the LLM reads the dialogues of a training batch end to end, so that positions cost no padding; known
+            when training asks for its loader.
     """
 
     prompter: Prompter
     context_length: int
     samples_per_frame: int
     audio_costs: Callable[[Sequence[Sequence[int]]], tuple[Int64Array, Int64Array]]
+    packed: bool = False
 
 
 @runtime_checkable

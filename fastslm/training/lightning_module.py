@@ -30,11 +30,12 @@ from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch
 from fastslm.path.build import AbstractorFactory, build
 from fastslm.path.model import Output, SpeechLM
+from fastslm.path.packing import check_packing
 from fastslm.path.parts import settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.path.stepwise import check_stepwise
 from fastslm.path.upload import upload
-from fastslm.strategies.support import cast_trainable, replicated, shard, shards_parameters
+from fastslm.strategies.support import cast_trainable, fuses_optimizer, replicated, shard, shards_parameters
 from fastslm.training.adapter_gaps import adapter_gaps
 from fastslm.training.additions import TrainingAdditions
 from fastslm.training.compilation import compile_layers, compile_whole, missing_for_compiling
@@ -119,7 +120,8 @@ class SpeechLMModule(L.LightningModule):
     def facts(self) -> ModelFacts:
         """Return what a data source may ask of this model, before any weight exists."""
         samples_per_frame = self.window_samples // self.budget.frames_per_window
-        return ModelFacts(self.prompter, self.context_length, samples_per_frame, self.audio_costs)
+        packed = self.parts[2].packs
+        return ModelFacts(self.prompter, self.context_length, samples_per_frame, self.audio_costs, packed)
 
     # -- checks --------------------------------------------------------------------------------------------------
 
@@ -141,6 +143,11 @@ class SpeechLMModule(L.LightningModule):
         if not shards_parameters(self.trainer.strategy):  # elsewhere no rank has the LLM whole
             with self.trainer.precision_plugin.forward_context():
                 notes += filter(None, [check_stepwise(self.path.llm)])
+        if self.path.llm.can_pack:
+            with self.trainer.precision_plugin.forward_context():
+                note = check_packing(self.path.llm)
+            self.path.llm.packs = self.trainer.strategy.reduce_boolean_decision(note is None, all=True)
+            notes += filter(None, [note])
         if self.global_rank == 0:
             print("".join(f"fastslm: {note}\n" for note in notes), end="", file=sys.stderr)
 
@@ -263,6 +270,7 @@ class SpeechLMModule(L.LightningModule):
             "speech_tokens": counts * output.num_speech_tokens,
             "llm_tokens": counts * output.num_tokens,
             "llm_positions": counts * output.num_positions,
+            "llm_pairs": counts * output.num_pairs,
             "windows": counts * len(self.path.listener.cut(batch.num_samples)),
             "labels": counts * output.num_labels,
         }
@@ -362,7 +370,7 @@ class SpeechLMModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW by part, and its schedule by step."""
         assert self.path is not None
-        optimizer = build_optimizer(self.path, self.optimizer_settings)
+        optimizer = build_optimizer(self.path, self.optimizer_settings, fuses_optimizer(self.trainer))
         check_groups(optimizer)
         schedule = build_schedule(optimizer, self.optimizer_settings, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

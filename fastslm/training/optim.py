@@ -35,8 +35,13 @@ class OptimizerSettings:
     total_steps: int | None = setting(None, changes="nothing")
 
 
-def build_optimizer(model: SpeechLM, settings: OptimizerSettings) -> torch.optim.AdamW:
+def build_optimizer(model: SpeechLM, settings: OptimizerSettings, fused: bool = False) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters, by part and with or without weight decay; no group is empty.
+
+    Args:
+        model: what trains.
+        settings: of AdamW.
+        fused: update all weights in one kernel; otherwise as torch chooses.
 
     Raises:
         ConfigError: a learning rate is given for a part that does not train.
@@ -55,7 +60,7 @@ def build_optimizer(model: SpeechLM, settings: OptimizerSettings) -> torch.optim
         for name, decay, chosen in ((part, settings.weight_decay, matrices), (f"{part}-vectors", 0.0, vectors)):
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": name})
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=fused or None)
 
 
 def build_schedule(

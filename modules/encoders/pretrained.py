@@ -3,7 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal, Self
 
@@ -250,13 +250,24 @@ class PretrainedEncoder(Encoder):
             layers: all layers of the model, in order.
             last: runs the model, and gives its frames after the last layer and the norm that may follow.
         """
-        if not self.layers:
-            return last()
-        with _outputs([layers[number - 1] for number in self.layers]) as outputs:
-            final = last()
+        with self._own_precision():
+            if not self.layers:
+                return last()
+            with _outputs([layers[number - 1] for number in self.layers]) as outputs:
+                final = last()
         if self.layers[-1] == len(layers):
             outputs[-1] = final
         return torch.stack(outputs, dim=1)
+
+    def _own_precision(self) -> AbstractContextManager[Any]:
+        """Return what turns mixed precision off where it could only cast to and fro: frozen weights in its dtype."""
+        weight = next(self.parameters())
+        device = weight.device.type
+        if weight.requires_grad or not torch.amp.is_autocast_available(device):
+            return nullcontext()
+        if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != weight.dtype:
+            return nullcontext()
+        return torch.autocast(device, enabled=False)
 
 
 def _chosen(layers: Sequence[int] | Literal["all"] | None, num_layers: int) -> tuple[int, ...]:

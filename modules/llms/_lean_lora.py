@@ -14,11 +14,14 @@ from torch import Tensor, nn
 class _OntoLinear(nn.Linear):
     """The second matrix of an adapter, which may add to the layer's output where that lies."""
 
+    in_place: bool
+
     def forward(self, low: Tensor, onto: Tensor | None = None, scaling: float = 1.0) -> Tensor:
         """Return ``onto`` ``[N, out]`` with the product added; without it the product of ``low`` ``[N, rank]``."""
         if onto is None:
             return super().forward(low)
-        return onto.addmm_(low.to(onto.dtype), self.weight.to(onto.dtype).t(), alpha=scaling)
+        factors = low.to(onto.dtype), self.weight.to(onto.dtype).t()
+        return onto.addmm_(*factors, alpha=scaling) if self.in_place else onto.addmm(*factors, alpha=scaling)
 
 
 class _LeanLinear(Linear):
@@ -44,11 +47,17 @@ class _LeanLinear(Linear):
         return x.dtype == self.lora_A[name].weight.dtype or torch.is_autocast_enabled(x.device.type)
 
 
-def make_lean(model: nn.Module) -> None:
-    """Let the adapters of a model's linear layers do with fewer kernels; names and weights stay."""
+def make_lean(model: nn.Module, in_place: bool = True) -> None:
+    """Let the adapters of a model's linear layers do with fewer kernels; names and weights stay.
+
+    Args:
+        model: with adapters.
+        in_place: add to a layer's output where that lies; not where the output itself is kept for a second pass.
+    """
     for module in model.modules():
         if type(module) is Linear and type(module.base_layer) is nn.Linear:
             module.__class__ = _LeanLinear
             for second in module.lora_B.values():
                 if type(second) is nn.Linear:
                     second.__class__ = _OntoLinear
+                    second.in_place = in_place  # type: ignore[assignment]

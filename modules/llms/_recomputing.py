@@ -1,12 +1,13 @@
 """Which layers keep their activations for the backward pass, and which compute them again: as many keep as fit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 #: Of what is free before a pass, for activations of layers; logits, gradients and fragments have the rest.
 _SHARE = 0.5
@@ -52,6 +53,27 @@ class Recomputing:
             yield
         if kept:
             self.bytes_per_position = sum(kept.values()) / num_positions
+
+
+def keeping_products(rank: int) -> Callable[[], Any]:
+    """Return the contexts of a checkpointed layer that keeps what is dear: products of matrices, and attention.
+
+    Args:
+        rank: of adapters, whose second products are cheap and as large as those of the layer.
+    """
+    aten, policy = torch.ops.aten, CheckpointPolicy
+    attention = {
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+    }
+
+    def decide(_context: Any, operation: Any, *arguments: Any, **_named: Any) -> CheckpointPolicy:
+        product = operation in (aten.mm.default, aten.addmm.default) and arguments[-1].shape[0] > rank
+        return policy.MUST_SAVE if product or operation in attention else policy.PREFER_RECOMPUTE
+
+    return lambda: create_selective_checkpoint_contexts(decide)
 
 
 @contextmanager

@@ -16,8 +16,10 @@ from fastslm.path.one_sequence import one_sequence
 from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
+from ._liger import use_liger
 from ._new_rows import enlarge
-from ._recomputing import Recomputing
+from ._packing import packed_arguments
+from ._recomputing import Recomputing, keeping_products
 
 _KEY = "model.llm.pretrained"
 _NO_TOKENIZER = (
@@ -61,12 +63,18 @@ class CausalLM(LanguageModel):
         attention: transformers' attention implementation; null lets it choose what the model supports.
         gradient_checkpointing: recompute layers in the backward pass instead of keeping their activations. ``auto``
             recomputes as many as must be so that the others' fit into half of what is free, decided anew for each
-            batch; under ZeRO-3 and FSDP2, and where the LLM itself trains, all.
+            batch; under ZeRO-3 and FSDP2, and where the LLM itself trains, all. ``selective`` keeps the products of
+            matrices and attention and recomputes what is cheap.
+        packing: dialogues of a batch stand end to end in one row, without padding, which ``data.batch_tokens`` then
+            does not count. ``auto`` does so where ``attention: flash_attention_2`` is in use on a GPU. An LLM that
+            cannot keep them apart is found when training starts, and gets padded batches.
         context_length: positions to allow; null takes the model's own.
         quantize: ``nf4`` holds the frozen linear layers in 4 bits (QLoRA, Dettmers et al., arXiv 2305.14314), a quarter
             of bfloat16's memory, slower, and trained through adapters only; needs the extra ``qlora``.
         new_rows: where the special tokens outgrow the embedding table, its new rows are told apart, the same at every
             load; ``alike`` gives all of them the mean row, as runs from before this setting have it.
+        liger: fused norms, rotary embeddings and gated layers, with the extra ``liger`` and on a GPU; elsewhere, and
+            for LLMs that it does not know, a line says so and the LLM stays as it is.
 
     Raises:
         ConfigError: nothing usable at ``pretrained``, an unknown override, or a tokenizer that is missing.
@@ -79,8 +87,10 @@ class CausalLM(LanguageModel):
         "dtype": "nothing",
         "attention": "nothing",
         "gradient_checkpointing": "nothing",
+        "packing": "nothing",
         "context_length": "nothing",
         "quantize": "nothing",
+        "liger": "nothing",
     }
 
     def __init__(
@@ -92,10 +102,12 @@ class CausalLM(LanguageModel):
         lora: LoRA | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
-        gradient_checkpointing: bool | Literal["auto"] = False,
+        gradient_checkpointing: bool | Literal["auto", "selective"] = False,
+        packing: bool | Literal["auto"] = "auto",
         context_length: int | None = None,
         quantize: Literal["nf4"] | None = None,
         new_rows: Literal["alike"] | None = None,
+        liger: bool = False,
     ) -> None:
         super().__init__()
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
@@ -107,8 +119,11 @@ class CausalLM(LanguageModel):
         self.dtype = dtype_on(torch.device("cpu"), dtype)  # until `settle` knows the device
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
+        self.packing = packing
         self.quantize = quantize
         self.new_rows = new_rows
+        self.liger = liger
+        self._device = torch.device("cpu")
         if quantize is not None and (initialize == "random" or lora is None):
             raise ConfigError(
                 "model.llm.quantize: 4-bit weights are pretrained ones that stay frozen, trained through adapters. Set"
@@ -147,7 +162,7 @@ class CausalLM(LanguageModel):
         made = cls.__new__(cls)
         super(cls, made).__init__()
         made.pretrained, made.initialize, made.lora = causal_lm.config.name_or_path, "pretrained", None
-        made.new_rows = None
+        made.new_rows, made.liger = None, False
         made.dtype, made.attention, made.gradient_checkpointing, made.quantize = causal_lm.dtype, None, False, None
         made._dtype_setting = str(causal_lm.dtype).removeprefix("torch.")
         made.tokenizer = tokenizer
@@ -177,8 +192,10 @@ class CausalLM(LanguageModel):
         self.width = int(getattr(table, "ds_shape", table.shape)[-1])  # ZeRO-3 leaves an empty tensor here
 
     def settle(self, device: torch.device) -> None:
-        """Choose the dtype."""
-        self.dtype = dtype_on(device, self._dtype_setting)
+        """Choose the dtype, and whether to pack."""
+        self._device, self.dtype = device, dtype_on(device, self._dtype_setting)
+        fused = device.type == "cuda" and self.attention == "flash_attention_2"
+        self.can_pack = fused if self.packing == "auto" else self.packing
 
     def leave_out_adapters(self) -> None:
         """Make no adapters in ``load``."""
@@ -215,9 +232,18 @@ class CausalLM(LanguageModel):
             tokens = self.tokenizer.convert_ids_to_tokens(range(num_ids))
             enlarge(model, tokens, apart=self.new_rows != "alike")
         if self.lora is not None:
+            from ._lean_lora import make_lean
+
             self._add_adapters(model, self.lora)
+            make_lean(model, in_place=self.gradient_checkpointing != "selective")
+        if self.liger and (lacking := use_liger(model, self._device)) is not None:
+            from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+
+            rank_zero_warn(f"model.llm.liger: {lacking}. The LLM runs without them.", stacklevel=2)
         if self.gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            selective = self.gradient_checkpointing == "selective"
+            contexts = {"context_fn": keeping_products(self.lora.rank if self.lora else 0)} if selective else {}
+            model.activation_checkpointing_enable({"use_reentrant": False, **contexts})
             self._recomputing = Recomputing(model) if self.gradient_checkpointing == "auto" else None
         self._hold(model.train())  # from_pretrained leaves evaluation mode, which turns checkpointing off
 
@@ -261,8 +287,6 @@ class CausalLM(LanguageModel):
     def _add_adapters(model: Any, lora: LoRA) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
-        from ._lean_lora import make_lean
-
         targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
         present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         try:
@@ -284,7 +308,6 @@ class CausalLM(LanguageModel):
                     " are stacked in one tensor. Set it to 0, or name the layers to adapt in model.llm.lora.targets."
                 ) from error
             raise ConfigError(f"model.llm.lora.targets: {reason(error)}") from error
-        make_lean(model)
 
     def _select_positions(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._positions is None:
@@ -308,14 +331,26 @@ class CausalLM(LanguageModel):
         """Return the embeddings ``[..., D_llm]`` of token ids ``[...]``."""
         return self.causal_lm.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
 
-    def forward(self, embeddings: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
         """Return logits ``[N, V]`` at ``positions``; see ``LanguageModel.forward``."""
         if self._is_causal:  # what stands at the right is seen by nobody: no mask, which fused attention cannot take
             attention_mask = None
+        packed: dict[str, Any] = {}
+        masks: contextlib.AbstractContextManager[Any] = one_sequence()
+        if lengths is not None:
+            packed, masks = packed_arguments(lengths, embeddings.device, self.causal_lm.config.get_text_config())
         self._positions = positions
         try:
-            with self._recomputed(embeddings), one_sequence():
-                output = self.causal_lm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False)
+            with self._recomputed(embeddings), masks:
+                output = self.causal_lm(
+                    inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False, **packed
+                )
         finally:
             self._positions = None
         return output.logits  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -398,6 +399,26 @@ def test_batches_beyond_a_limit_are_noticed(limit, most, tmp_path):
 
         contract = type("Contract", (of_folder(Limited),), most)
         assert fails(contract, "test_batches_keep_their_limits", tmp_path) is noticed
+
+
+def test_a_run_goes_on_in_the_batches_that_it_planned_whether_the_llm_packs_now_or_not(tmp_path):
+    def started(packed, state=None):
+        source = FolderSource(str(fill(tmp_path / "data")), num_workers=0, seed=3)
+        source.batch_limits = BatchLimits(9, 99, 104)
+        _contract._start(source, done=1 if state else 0)
+        facts = replace(source.model, packed=packed)
+        source.trainer.lightning_module = SimpleNamespace(facts=lambda: facts)
+        if state:
+            source.load_state_dict(state)
+        batches = [batch.keys for batch in source.train_dataloader()]
+        _contract._place(source, 0, 1)
+        return batches, source.state_dict()
+
+    (padded, of_padded), (packed, of_packed) = started(False), started(True)
+    assert len(packed) < len(padded)
+    for whole, state in ((padded, of_padded), (packed, of_packed)):
+        for packs in (False, True):
+            assert started(packs, state)[0] == whole[1:]
 
 
 def test_other_audio_of_the_same_length_is_other_data(tmp_path):

@@ -1,6 +1,7 @@
 """The plan of an epoch: nothing lost, nothing twice, as many steps on every rank."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def some(num, seed=0):
 
 
 costs = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 150)), max_size=40).map(lambda rows: costs_of(*rows))
-limits = st.builds(BatchLimits, st.integers(1, 6), st.integers(1, 25), st.integers(1, 200))
+limits = st.builds(BatchLimits, st.integers(1, 6), st.integers(1, 25), st.integers(1, 200), st.booleans())
 world_sizes = st.sampled_from([1, 2, 3, 7])
 
 
@@ -82,11 +83,12 @@ def test_a_batch_keeps_the_limits_or_is_a_single_sample(costs, limits, world_siz
     for step in plan_epoch(costs, limits, world_size, shuffle=shuffle):
         for batch in step:
             members = [index for index, _ in batch]
-            longest = costs.tokens[members].max()
+            tokens = costs.tokens[members]
+            positions = tokens.sum() if limits.packed else tokens.max() * len(batch)
             assert len(batch) == 1 or (
                 len(batch) <= limits.samples
                 and costs.windows[members].sum() <= limits.windows
-                and longest * len(batch) <= limits.tokens
+                and positions <= limits.tokens
             )
 
 
@@ -162,6 +164,12 @@ def test_the_ranks_of_a_sampler_share_the_plan_out():
     assert [list(step) for step in zip(*ranks, strict=True)] == plan
 
 
+def test_packed_batches_are_filled_where_padded_ones_pay_for_the_longest():
+    costs = costs_of((1, 30), (1, 51), (1, 19))
+    padded, packed = (plan_epoch(costs, BatchLimits(9, 99, 100, p), 1, shuffle=False) for p in (False, True))
+    assert (len(padded), len(packed)) == (2, 1)
+
+
 def test_a_sampler_goes_from_epoch_to_epoch():
     sampler = PlanSampler(some(40), LIMITS, 0, 1, start=3)
     sampler.set_epoch(0)  # Lightning names the epoch that a resumed run is in
@@ -177,11 +185,13 @@ def test_the_hash_changes_with_the_data_the_limits_and_the_seed():
         data_hash(some(5, seed=1), digests, LIMITS, 0),
         data_hash(some(5), ["b", "a"], LIMITS, 0),
         data_hash(some(5), digests, BatchLimits(4, 12, 99), 0),
+        data_hash(some(5), digests, replace(LIMITS, packed=True), 0),
         data_hash(some(5), digests, LIMITS, 1),
         data_hash(some(5), digests, LIMITS, 0, np.arange(3)),
     ]
-    assert len(set(hashes)) == 6
+    assert len(set(hashes)) == 7
     assert hashes[0] == data_hash(some(5), digests, LIMITS, 0)
+    assert hashes[0] == "2f4702796fd45578"  # what checkpoints of padded batches hold
 
 
 def test_the_hash_of_a_plan_tells_the_batches_of_a_step():

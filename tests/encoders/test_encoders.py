@@ -380,6 +380,21 @@ def test_autocast_does_not_reach_the_front_end(encoder_of, name):
     assert (mixed.float() - exact).norm() < 0.05 * exact.norm()
 
 
+@pytest.mark.parametrize("name", ["hubert-group", "wavlm-layer", "parakeet", "whisper"])
+def test_frozen_weights_in_the_dtype_of_mixed_precision_compute_outside_of_it(encoder_of, name):
+    for dtype, trains, outside in (("bfloat16", False, True), ("bfloat16", True, False), ("float32", False, False)):
+        encoder, seen = encoder_of(name, dtype=dtype).requires_grad_(trains), []
+        norm = next(module for module in encoder.modules() if isinstance(module, torch.nn.LayerNorm))
+        norm.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.is_autocast_enabled("cpu")))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            frames = run(encoder, [WINDOW])
+        assert seen
+        assert set(seen) == {not outside}
+        if outside:
+            exact = run(encoder_of(name), [WINDOW])
+            assert (frames.float() - exact).norm() < 0.05 * exact.norm()
+
+
 # -- weights -------------------------------------------------------------------------------------------------------
 
 

@@ -106,6 +106,7 @@ def assert_as_planned(budget, module, num_windows, num_words):
         (40, {}),
         (40, {"recompute": True}),
         (40, {"gradient_checkpointing": True}),
+        (40, {"gradient_checkpointing": "selective"}),
         (24, {"train_parts": ("abstractor", "projector", "lora", "llm")}),
         (24, {"alignment_weight": 1.0}),
     ],

@@ -61,6 +61,29 @@ def test_every_strategy_and_accumulation_give_one_loss_curve_and_the_same_weight
 
 
 @pytest.mark.slow
+def test_dialogues_end_to_end_give_the_numbers_of_padded_ones_alone_and_under_every_strategy(
+    run_jobs, run_config, tmp_path
+):
+    short = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "6", "--model.llm.lora.dropout", "0"]
+    packed = [*short, "--model.llm.packing", "true"]
+    alone = {"padded": [*ONE["batch 4"], *short], "packed": [*ONE["batch 4"], *packed]}
+    shared = {name: [*flags, "--data.batch_samples", "2", *packed] for name, flags in TWO.items()}
+    selective = ["--model.llm.gradient_checkpointing", "selective"]
+    shared |= {f"{name}, selective": [*shared[name], *selective] for name in ("zero3", "fsdp2")}
+    run_jobs(1, jobs_of(alone, run_config, tmp_path, 1))
+    run_jobs(2, jobs_of(shared, run_config, tmp_path, 2))
+
+    expected = seen(tmp_path, "padded")
+    for name in ("packed", *shared):
+        found = seen(tmp_path, name)
+        assert found["losses"] == pytest.approx(expected["losses"], abs=1e-4), name
+        assert found["validation"]["val/loss"] == pytest.approx(expected["validation"]["val/loss"], abs=1e-4), name
+        rows = (tmp_path / "runs" / name / "metrics.csv").read_text().splitlines()
+        shares = [dict(zip(rows[0].split(","), row.split(","), strict=True))["rate/padding_share"] for row in rows[1:]]
+        assert {float(share) for share in shares if share} == {0.0}, name
+
+
+@pytest.mark.slow
 def test_rotary_frequencies_stay_float32_under_every_strategy_and_precision(run_jobs, run_config, tmp_path):
     short = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
     settings = {
