@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, cast
 
 from fastslm.audio.regions import Region
-
 from fastslm.errors import DataError
 
 _BLOCK_BYTES = 1 << 20
