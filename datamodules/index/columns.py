@@ -5,6 +5,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,14 @@ class ShardRows:
         return digest.hexdigest()[:16]
 
 
+_SMALL_BYTES = 1 << 26
+_MOST_PACKED = 50  # times smaller than its arrays an index may be; zeros alone come to a thousand
+#: What zip, JSON and numbers that are none make Python stumble over; a ``RuntimeError`` is nesting, or a password.
+_DAMAGES = (
+    zipfile.BadZipFile, zlib.error, ValueError, KeyError, OSError, EOFError, NotImplementedError, RuntimeError,
+)  # fmt: skip
+
+
 def coded(values: Sequence[str]) -> tuple[npt.NDArray[np.int16], list[str]]:
     """Return each value as its place in the list of distinct values, and that list, sorted."""
     names = sorted(set(values))
@@ -164,10 +173,12 @@ def load_arrays(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as container:
+            if sum(member.file_size for member in container.infolist()) > max(_SMALL_BYTES, _MOST_PACKED * len(data)):
+                raise ValueError("unpacked it would be of a size that no index has")
             header = json.loads(container.read("header.json"))
             names = [name.removesuffix(".npy") for name in container.namelist() if name.endswith(".npy")]
             arrays = {name: _array(container.read(f"{name}.npy")) for name in names}
-    except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError, NotImplementedError) as error:
+    except _DAMAGES as error:
         raise DataError(f"damaged index: {error}") from error
     return header, arrays
 

@@ -5,7 +5,7 @@ compares them with the tar at the price of a look at its size and time, ``verify
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -114,19 +114,23 @@ def parse_sidecar(data: bytes) -> ShardRows:
         rows = ShardRows(
             TarState(**header["tar"]),
             {name: arrays[name] for name in ("key_bytes", *SAMPLE_COLUMNS, *RECORDING_COLUMNS)},
-            {name: list(header["names"][name]) for name in ("task", "language", "extension", "codec")},
-            list(header["broken"]),
+            {name: list(map(str, header["names"][name])) for name in ("task", "language", "extension", "codec")},
+            _remarks(header["broken"]),
             header["tokenizer"],
             header["tokenizer_digest"],
             {name: [str(prompt), str(answer)] for name, (prompt, answer) in dict(header.get("prompts", {})).items()},
-            list(header.get("doubtful", [])),
+            _remarks(header.get("doubtful", [])),
             str(header.get("lengths", "")),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"damaged index: {type(error).__name__} {error}") from error
     return rows
+
+
+def _remarks(items: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    return [{name: str(item[name]) for name in ("key", "reason", "detail")} for item in items]
 
 
 def _check_values(

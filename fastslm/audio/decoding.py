@@ -12,19 +12,27 @@ from typing import Any, BinaryIO
 
 import soundfile
 
-from fastslm.audio.big_endian import stale_stream
 from fastslm.audio.ffmpeg import av_blocks, av_info, av_track, has_av, needs_av
 from fastslm.audio.flac import flac_streams, is_flac
 from fastslm.audio.mp3 import mp3_stream
 from fastslm.audio.ogg import ogg_streams
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.audio.resampling import Blocks, check_rate, resampled
-from fastslm.audio.streams import LONGEST_SECONDS, SLACK_SECONDS, Stream
+from fastslm.audio.stale_headers import stale_stream
+from fastslm.audio.streams import LONGEST_SECONDS, SLACK_SECONDS, Clamped, Stream
 from fastslm.audio.wav import is_wav, wav_streams
 from fastslm.errors import DataError
 from fastslm.path.batch import Int16Array
 
 BLOCK_SECONDS = 10
+#: What lies under the names of recordings, by how it begins.
+_NO_AUDIO = {
+    b"version https://git-lfs": "a pointer of Git LFS, and not the file: git lfs pull fetches it",
+    b"<!doctype html": "a page of HTML, such as a server's message instead of the file",
+    b"<html": "a page of HTML, such as a server's message instead of the file",
+    b"\x1f\x8b": "packed with gzip: unpack it first",
+    b"pk\x03\x04": "a zip: unpack it first",
+}
 _DECODE_SECONDS = 30  # of a block where the whole is wanted anyway: most recordings of a corpus are then one
 
 
@@ -63,7 +71,10 @@ def streams_of(file: BinaryIO, thorough: bool = True) -> list[Stream]:
         DataError: it breaks off before its header says.
     """
     file.seek(0)
-    head = file.read(12)
+    head = file.read(64)
+    for begin, what in _NO_AUDIO.items():
+        if head.lstrip().lower().startswith(begin):
+            raise DataError(f"unreadable audio: it is {what}")
     try:
         if needs_av(file):
             return [Stream(file, "av")]
@@ -81,11 +92,10 @@ def streams_of(file: BinaryIO, thorough: bool = True) -> list[Stream]:
 def _other(file: BinaryIO) -> Stream:
     file.seek(0)
     try:
-        soundfile.info(file)
-    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        if has_av() and "Format not recognised" in str(error):
-            return Stream(file, "av")
-    return Stream(file)
+        is_exact = not soundfile.info(Clamped(file)).subtype.startswith("MPEG")
+    except (soundfile.LibsndfileError, RuntimeError, TypeError):
+        is_exact = False
+    return Stream(file, "sound" if is_exact or not has_av() else "av")
 
 
 def read_info(file: BinaryIO) -> AudioInfo:
@@ -115,7 +125,7 @@ def _info(stream: Stream) -> AudioInfo:
         return AudioInfo(num_frames, info.sample_rate_hz, info.num_channels, info.codec, remarks)
     stream.file.seek(0)
     with _as_data_error():
-        info = soundfile.info(stream.file)
+        info = soundfile.info(Clamped(stream.file))
     _check_sound(info)
     return AudioInfo(info.frames, info.samplerate, info.channels, f"{info.format}/{info.subtype}".lower())
 
@@ -254,7 +264,7 @@ def _blocks(
         yield from av_blocks(stream.file, start_seconds, stop_seconds)
         return
     stream.file.seek(0)
-    with _as_data_error(), soundfile.SoundFile(stream.file) as sound:
+    with _as_data_error(), soundfile.SoundFile(Clamped(stream.file)) as sound:
         _check_sound(sound)
         rate_hz = sound.samplerate
         start = round(start_seconds * rate_hz)

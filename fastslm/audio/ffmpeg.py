@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from fastslm.audio.resampling import MAX_RATE_HZ, Blocks
+from fastslm.audio.resampling import Blocks, check_rate
 from fastslm.errors import DataError, MissingExtraError
 
 _PURPOSE = "audio in m4a, aac, webm, a video, or an MP3 whose first frame does not tell its length"
@@ -20,6 +20,8 @@ _HEADER_TOLERANCE_SECONDS = 0.5  # by which a container misstates a length: an e
 _LOST_SECONDS = 0.25  # of an MP3 that may be undecodable
 _BLOCK_SECONDS = 10
 _BY_DURATION = ("mp3", "mp3float", "mp2", "mp2float")
+#: Whose header tells how long they are; of other files FFmpeg guesses it from their bit rate.
+_TELLING = {"mov", "matroska", "asf", "flv", "caf", "tta", "wv", "rm"}
 _CONTAINERS = (b"\x1aE\xdf\xa3", b"\x30\x26\xb2\x75", b"#!AMR", b"FLV\x01")  # Matroska and WebM, ASF, AMR, Flash
 
 
@@ -54,9 +56,11 @@ def _open(file: BinaryIO) -> tuple[Any, Any]:
         container.close()
         raise DataError("unreadable audio: it holds no audio stream")
     stream = container.streams.audio[0]
-    if not 0 < (stream.sample_rate or 0) <= MAX_RATE_HZ or not stream.channels:
+    try:
+        check_rate(stream.sample_rate or 0)
+    except DataError:
         container.close()
-        raise DataError(f"unreadable audio: its header gives a sample rate of {stream.sample_rate} Hz")
+        raise
     return container, stream
 
 
@@ -96,6 +100,7 @@ def av_info(file: BinaryIO) -> AvInfo:
             raise DataError(f"unreadable audio: {_short(error)}") from error
         rate_hz = int(stream.sample_rate)
         num_frames = round(seconds * rate_hz) - skipped
+        _check_least(seconds, _least_seconds(container, stream))
         if num_frames <= 0:
             raise DataError("unreadable audio: it holds no samples")
         codec, num_tracks = str(stream.codec_context.name), len(container.streams.audio)
@@ -167,9 +172,7 @@ def _cut(file: BinaryIO, start: float, stop: float | None, least: float | None) 
         try:
             origin = max(stream.start_time or 0, 0)
             is_mpeg = stream.codec_context.name in _BY_DURATION
-            if least is None:
-                least = 0.0 if is_mpeg or stream.duration is None else float(stream.duration * stream.time_base)
-                least -= _HEADER_TOLERANCE_SECONDS
+            least = _least_seconds(container, stream) if least is None else least
             place = max(0.0, start - _PREROLL_SECONDS)
             if start and not is_mpeg:
                 container.seek(origin + int(place / stream.time_base), stream=stream)
@@ -195,7 +198,21 @@ def _cut(file: BinaryIO, start: float, stop: float | None, least: float | None) 
     found = position or 0.0
     if lost > _LOST_SECONDS:
         raise DataError(f"unreadable audio: {lost:.2f} s of {lost + found:.2f} s cannot be decoded")
-    if found < (least if stop is None else min(least, stop)):
+    _check_least(found, least if stop is None else min(least, stop))
+
+
+def _least_seconds(container: Any, stream: Any) -> float:
+    """Return what the sound lasts at least by its header; 0 where that does not tell."""
+    if container.format.name.split(",")[0] not in _TELLING or stream.codec_context.name in _BY_DURATION:
+        return 0.0
+    told = float((stream.duration or 0) * stream.time_base)
+    if not told and len(container.streams) == 1:  # Matroska tells the length of the whole
+        told = (container.duration or 0) / 1_000_000
+    return told - _HEADER_TOLERANCE_SECONDS
+
+
+def _check_least(found: float, least: float) -> None:
+    if found < least:
         raise DataError(f"unreadable audio: it breaks off at {found:.2f} s, before its length says")
 
 

@@ -9,6 +9,7 @@ from fastslm.errors import DataError
 from .streams import Stream, excerpt, find_all, read_at, size_of
 
 _FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x06]")
+_SOUND_CODECS = (b"\x01vorbis", b"OpusHead")  # that libsndfile decodes
 _LARGEST_PAGE_BYTES = 27 + 255 + 255 * 255
 
 
@@ -26,7 +27,7 @@ def ogg_streams(file: BinaryIO, thorough: bool) -> Iterator[Stream]:
     tail = read_at(file, max(0, end - _LARGEST_PAGE_BYTES), _LARGEST_PAGE_BYTES)
     if _page_bytes(page := tail[tail.rfind(b"OggS\0") :]) > len(page):
         raise DataError("unreadable audio: it ends in the middle of an Ogg page")
-    first = read_at(file, 0, 27 + 255)
+    first = read_at(file, 0, 27 + 255 + 8)
     begins, side_by_side, page_end = [0], False, _page_bytes(first)
     same_stream = first[14:18] == page[14:18]
     for place in find_all(file, _FIRST_PAGE, 6) if thorough or not same_stream else ():
@@ -37,7 +38,7 @@ def ogg_streams(file: BinaryIO, thorough: bool) -> Iterator[Stream]:
         else:
             begins.append(place)
         page_end = place + _page_bytes(read_at(file, place, 27 + 255))
-    if side_by_side:
+    if side_by_side or not first[27 + first[26] :].startswith(_SOUND_CODECS):
         yield Stream(file, "av")
         return
     for begin, following in zip(begins, [*begins[1:], end], strict=True):

@@ -14,6 +14,7 @@ from fastslm.path.batch import Int16Array
 #: Samples per second and ``[n]`` or ``[n, channels]``; the rate may change where files were put end to end.
 Blocks: TypeAlias = Iterator[tuple[int, npt.NDArray[Any]]]
 
+MIN_RATE_HZ = 1000
 MAX_RATE_HZ = 768_000
 _LARGEST = 16.0  # of floats; mixes go above 1 by a little, and integers that were only cast by thousands
 _KEPT_ENERGY = 0.01  # of the channels' mean; where a mix keeps less, they are of opposite phase
@@ -117,5 +118,5 @@ def _to_int16(block: npt.NDArray[np.float32]) -> Int16Array:
 
 def check_rate(rate_hz: int) -> None:
     """Raise DataError where a number cannot be a sample rate."""
-    if not 0 < rate_hz <= MAX_RATE_HZ:
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         raise DataError(f"unreadable audio: a sample rate of {rate_hz} Hz")

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, cast
 
 from fastslm.audio.regions import Region
+from fastslm.errors import DataError
 
 _BLOCK_BYTES = 1 << 20
 _MOST_TAGS = 100
 #: By which a claim may be off before it is told, in seconds: encoders add a frame at the end of lossy files.
 SLACK_SECONDS = 0.1
+#: From here on, 32 bits are what programs put that did not know a length (ffmpeg, sox to a pipe).
+UNKNOWN_BYTES = 0x7FFF0000
+UNKNOWN_LONG_BYTES = 1 << 48  # the same of 64 bits
 #: No recording is this long; numbers above are taken for nonsense, and never sized anything by.
 LONGEST_SECONDS = 1e6
 
@@ -67,13 +71,43 @@ def excerpt(file: BinaryIO, begin: int, size: int, head: bytes = b"") -> BinaryI
     return cast(BinaryIO, io.BufferedReader(_Excerpt(file, begin, size, head), _BLOCK_BYTES >> 2))
 
 
+class Clamped:
+    """A file for libsndfile, which goes to places before its begin or far behind its end where a header lies.
+
+    Args:
+        file: seekable.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._size = file, size_of(file)
+        file.seek(0)
+        self.read, self.readinto, self.tell = file.read, file.readinto, file.tell  # type: ignore[attr-defined]
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place in the file."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._size}[whence]
+        return self._file.seek(min(max(0, base + offset), self._size))
+
+
+def check_held(held: int, claimed: int) -> None:
+    """Raise where a file holds less than its header says, in bytes of samples.
+
+    Raises:
+        DataError: so it is.
+    """
+    if held < claimed:
+        raise DataError(f"unreadable audio: it holds {held} of the {claimed} bytes that its header says")
+
+
 def size_of(file: BinaryIO) -> int:
     """Return the bytes of a file."""
     return file.seek(0, os.SEEK_END)
 
 
 def read_at(file: BinaryIO, position: int, count: int) -> bytes:
-    """Return bytes from a place on, from the begin where it lies before that."""
+    """Return bytes from a place on, from the begin where it lies before that; none where no file is that long."""
+    if position >= UNKNOWN_LONG_BYTES:
+        return b""
     file.seek(max(0, position))
     return file.read(count)
 

@@ -5,25 +5,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from fastslm.errors import DataError
-
-from .streams import SLACK_SECONDS, Stream, excerpt, read_at, size_of
+from .streams import SLACK_SECONDS, UNKNOWN_BYTES, UNKNOWN_LONG_BYTES, Stream, check_held, excerpt, read_at, size_of
 
 _FORMS = (b"RIFF", b"RF64", b"BW64")
-_UNKNOWN_BYTES = 0x7FFF0000  # from here on, what programs write that did not know the length (ffmpeg, sox to a pipe)
+_SOUND_FORMATS = {1, 2, 3, 6, 7, 0x11, 0x31}  # of which libsndfile gives every sample: PCM, float, G.711, ADPCM, GSM
+_EXTENSIBLE = 0xFFFE
 _MOST_CHUNKS = 1000  # that are gone through; zeros, too, are chunks without end
 _PADDING_BYTES = 4096  # zeros at the end: some programs fill a block of the disk
 
 
 @dataclass
 class _Data:
-    """The samples of one WAV: its fmt chunk, where they begin, and how many bytes its header claims."""
+    """The samples of one WAV: its fmt chunk, where they begin, how many bytes its header claims.
+
+    From ``unknown_bytes`` on a claim is none.
+    """
 
     fmt: bytes
     begin: int
     claimed: int
+    unknown_bytes: int
     byte_rate: int
     block_bytes: int
+
+    @property
+    def format(self) -> int:
+        """How the samples are encoded, by the numbers of Microsoft."""
+        place = 8 + 24 if self.fmt[8:10] == struct.pack("<H", _EXTENSIBLE) else 8
+        return int.from_bytes(self.fmt[place : place + 2], "little")
 
 
 def is_wav(head: bytes) -> bool:
@@ -44,9 +53,12 @@ def wav_streams(file: BinaryIO) -> Iterator[Stream]:
             yield Stream(file if not begin else excerpt(file, begin, end - begin))
             return
         left = end - data.begin
-        unknown = data.claimed >= _UNKNOWN_BYTES or data.claimed == 0
-        if data.claimed > left and not unknown:
-            raise DataError(f"unreadable audio: it holds {left} of the {data.claimed} bytes that its header says")
+        unknown = data.claimed >= data.unknown_bytes or data.claimed == 0
+        if not unknown:
+            check_held(left, data.claimed)
+        if data.format not in _SOUND_FORMATS and not begin:
+            yield Stream(file, "av")
+            return
         following = _following(file, data.begin + data.claimed, end) if data.claimed <= left else None
         tail = left - data.claimed
         if following is None and data.claimed and 0 <= tail < SLACK_SECONDS * data.byte_rate:
@@ -80,7 +92,9 @@ def _find_data(file: BinaryIO, begin: int, end: int) -> _Data | None:
                 return None
             rate, byte_rate, block = struct.unpack("<IIH", fmt[12:22])
             claimed = long_size if long_size is not None and size == 0xFFFFFFFF else size
-            return _Data(fmt, position + 8, claimed, byte_rate or rate * max(1, block), max(1, block)) if rate else None
+            limit = UNKNOWN_BYTES if claimed == size else UNKNOWN_LONG_BYTES
+            block = max(1, block)
+            return _Data(fmt, position + 8, claimed, limit, byte_rate or rate * block, block) if rate else None
         position += 8 + size + size % 2
     return None
 

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -96,8 +97,11 @@ class FileSource(AudioSource):
 
     def _open(self) -> BinaryIO:
         try:
-            if self.path.is_dir():
+            mode = self.path.stat().st_mode
+            if stat.S_ISDIR(mode):
                 raise DataError("it is a folder")
+            if not stat.S_ISREG(mode):  # a pipe would be waited for, and a device never ends
+                raise DataError("it is a pipe or a device, and no file: give - and pipe the recording into the command")
             file = self.path.open("rb")
         except OSError as error:
             raise DataError(f"cannot be opened: {error.strerror}") from error

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
-from fastslm.audio.resampling import MAX_RATE_HZ
+from fastslm.audio.resampling import MAX_RATE_HZ, MIN_RATE_HZ
 from fastslm.errors import DataError
 
 #: Below, a rate was meant in kHz.
-_LOWEST_RATE_HZ = 1000
 MOST_CHANNELS = 32
 #: Floats beyond are surely no samples in -1..1: recordings that were made too loud stay below.
 _LOUDEST = 16.0
@@ -144,10 +143,10 @@ def checked_rate(given: Any) -> int:
         DataError: it is none.
     """
     plain = isinstance(given, numbers.Real) and not isinstance(given, (bool, np.bool_))
-    if not plain or not math.isfinite(given) or given != int(given) or not _LOWEST_RATE_HZ <= given <= MAX_RATE_HZ:
+    if not plain or not math.isfinite(given) or given != int(given) or not MIN_RATE_HZ <= given <= MAX_RATE_HZ:
         raise DataError(
             f"sample_rate_hz: {given!r} must be a whole number of samples per second (Hz, not kHz) from"
-            f" {_LOWEST_RATE_HZ} to {MAX_RATE_HZ}"
+            f" {MIN_RATE_HZ} to {MAX_RATE_HZ}"
         )
     return int(given)
 

@@ -31,6 +31,7 @@ from fastslm.processes.signals import EXIT_STATUS
 from fastslm.redaction import redacted, redacted_values
 from fastslm.strategies.support import settled
 from fastslm.training.callback_checks import check_callbacks
+from fastslm.training.due_validation import DueValidation
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
 from fastslm.training.preemption import Preempted, Preemption
@@ -149,7 +150,7 @@ class TrainingCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         seconds = self.config[str(self.subcommand)].watchdog_seconds
         trainer.callbacks[:0] = [Watchdog(seconds)]  # type: ignore[attr-defined]
-        trainer.callbacks.append(Preemption())  # type: ignore[attr-defined]
+        trainer.callbacks += [DueValidation(), Preemption()]  # type: ignore[attr-defined]
         # Lightning's handlers swallow a signal that comes before the first step, or in an evaluation.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         given = [str(callback.class_path) for callback in self.config[str(self.subcommand)].trainer.callbacks or []]

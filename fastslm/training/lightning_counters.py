@@ -59,3 +59,14 @@ def end_epoch(trainer: L.Trainer, num_steps: int) -> None:
     missing = max(0, num_steps - done.ready)
     for name in _BATCH:
         setattr(done, name, getattr(done, name, 0) + missing)
+
+
+def uncount_validation(trainer: L.Trainer) -> None:
+    """Put the counters where they stood after the step, before the validation that is going on.
+
+    What is saved then is what any save after a step is; Lightning takes a save within a validation, or after one, for
+    something else.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    for counts in (progress.current, progress.total):
+        counts.completed -= 1

@@ -1,17 +1,18 @@
-"""Preemption: on SIGTERM or SIGUSR1 training saves after the step it is in, ends, and can be continued."""
+"""Preemption: on SIGTERM or SIGUSR1 a run saves after the step or validation batch it is in, and can be continued."""
 
 import os
 import signal
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fastslm.path.batch import Batch
 from fastslm.processes.signals import ENDING, Terminated
+from fastslm.training.lightning_counters import uncount_validation
 from fastslm.training.lightning_module import SpeechLMModule
 
 #: Launchers pass on a signal that the whole group got anyhow; within this time it is the same one.
@@ -23,21 +24,22 @@ class Preempted(Terminated):
 
 
 class Preemption(L.Callback):
-    """Turns a signal into a save after the step at hand, and an end without validation.
+    """Turns a signal into a save after the step or batch of validation at hand, and an end.
 
     Clusters announce the end of an allocation by a signal, to one process or to all. Whichever rank gets it tells
-    the others at the next step, so all save and end after the same one. In place of Lightning's handlers, which save or
-    broadcast in the middle of whatever the process was doing. It must be the last callback, so that the others have
-    counted the step that is saved.
+    the others at the next step or batch of validation, so all save and end after the same one. In place of Lightning's
+    handlers, which save or broadcast in the middle of whatever the process was doing. It must be the last callback, so
+    that the others have counted the step that is saved.
     """
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
+        self._whole_step = False
         self._asked: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals."""
-        self._asked = None
+        self._asked, self._whole_step = None, False
         if threading.current_thread() is not threading.main_thread():
             return
 
@@ -51,7 +53,10 @@ class Preemption(L.Callback):
             self._asked = time.monotonic()
             pl_module.stop_requested = True
             what = f"rank {trainer.global_rank} got {signal.Signals(number).name}"
-            print(f"fastslm: {what}: saves and ends after this step, a second one ends it at once.", file=sys.stderr)
+            print(
+                f"fastslm: {what}: saves and ends after this step or batch, a second one ends it at once.",
+                file=sys.stderr,
+            )
 
         self._before = {number: signal.signal(number, ask) for number in ENDING}
 
@@ -64,9 +69,31 @@ class Preemption(L.Callback):
             Preempted: always then.
         """
         assert isinstance(pl_module, SpeechLMModule)
-        whole = batch.step is None or batch.step.place == batch.step.num_micro_batches - 1
-        if not (pl_module.stop_agreed and whole):
-            return
+        self._whole_step = batch.step is None or batch.step.place == batch.step.num_micro_batches - 1
+        if pl_module.stop_agreed and self._whole_step:
+            self._save_and_end(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save and end within a validation when a rank was asked to; the run that goes on does it anew.
+
+        Raises:
+            Preempted: always then.
+        """
+        assert isinstance(pl_module, SpeechLMModule)
+        # Before the first step there is nothing to save, and signals end the command as they do elsewhere.
+        if self._whole_step and trainer.strategy.reduce_boolean_decision(pl_module.stop_requested, all=False):
+            uncount_validation(trainer)
+            self._save_and_end(trainer)
+
+    def _save_and_end(self, trainer: L.Trainer) -> NoReturn:
         for number in self._before:  # a second signal does not interrupt the save
             signal.signal(number, signal.SIG_IGN)
         savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.save_last]

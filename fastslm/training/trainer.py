@@ -5,15 +5,22 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 
 from fastslm.checkpoint.folder import MANIFEST, remove
 from fastslm.checkpoint.writer import write_checkpoint
 from fastslm.training.data_source import source_of
+from fastslm.training.due_validation import due_validation
 from fastslm.training.lightning_module import SpeechLMModule
 
 
 class Trainer(L.Trainer):
     """Lightning's Trainer; what it saves is described in ``fastslm.checkpoint.writer``."""
+
+    def _run_stage(self) -> Any:
+        if self.state.fn == TrainerFn.FITTING:
+            due_validation(self).prepare(self)
+        return super()._run_stage()
 
     def save_checkpoint(
         self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None

@@ -125,3 +125,36 @@ class SlowSteps(L.Callback):
             self.on_train_batch_start()
 
     on_predict_batch_start = on_train_batch_start
+
+
+class EndInValidation(L.Callback):
+    """Sends this process a signal within a validation.
+
+    Args:
+        step: of the validation.
+        number: the signal.
+        rank: which process gets it.
+        batch: before which batch.
+    """
+
+    def __init__(self, step: int, number: int, rank: int = 0, batch: int = 0) -> None:
+        self.step, self.number, self.rank, self.batch = step, number, rank, batch
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        if trainer.global_step == self.step and batch_idx == self.batch and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.number)
+
+
+class EndInStep(L.Callback):
+    """Sends this process SIGTERM within a training step.
+
+    Args:
+        step: steps that are done before.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)

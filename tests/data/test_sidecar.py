@@ -1,5 +1,6 @@
 """The index beside a shard: what is in it, what another program reads from it, and how it notices a changed tar."""
 
+import contextlib
 import io
 import json
 import os
@@ -174,6 +175,61 @@ def test_no_damage_of_an_index_is_taken_for_an_index(shard):
             assert rows.content_digest == expected.content_digest
             assert rows["num_frames"].tolist() == expected["num_frames"].tolist()
     assert refused > 200
+
+
+WRONG = {
+    "nested without end": "[" * 200_000,
+    "a list": "[]",
+    "no text": b"\xff\xfe",
+    **{
+        f"{name} is {value!r}": {name: value}
+        for name, values in {
+            "broken": ["x", [1], [{"key": "a"}], None],
+            "doubtful": ["x", [[]]],
+            "names": [None, {"task": 1}],
+            "num_samples": [-1, 10**30, None, "x"],
+            "tar": [[], {"size": "x"}, {"size": 1, "other": 2}],
+            "prompts": [{"a": 1}, {"a": ["x"]}],
+        }.items()
+        for value in values
+    },
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_header_that_makes_no_sense_is_a_damaged_index(shard, wrong):
+    parts = parts_of(shard)
+    header = json.dumps({**json.loads(parts["header.json"]), **wrong}) if isinstance(wrong, dict) else wrong
+    with pytest.raises(DataError, match="damaged index"):
+        parse_sidecar(zipped({**parts, "header.json": header}))
+
+
+def test_a_packed_index_is_read_and_one_that_would_fill_the_memory_is_not(shard):
+    parts = parts_of(shard)
+    assert parse_sidecar(zipped(parts)).keys == ["a", "b", "c"]
+    with pytest.raises(DataError, match="of a size that no index has"):
+        parse_sidecar(zipped({**parts, "more.npy": bytes(1 << 27)}))
+
+
+def test_packed_bytes_that_are_damaged_are_a_damaged_index(shard):
+    data = bytearray(zipped(parts_of(shard)))
+    for place in range(40, len(data) - 40, 25):
+        damaged = data[:place] + bytes(byte ^ 0xFF for byte in data[place : place + 20]) + data[place + 20 :]
+        with contextlib.suppress(DataError):  # what lies between members means nothing
+            parse_sidecar(bytes(damaged))
+
+
+def parts_of(shard):
+    with zipfile.ZipFile(write_sidecar(shard, scan_tar(shard))) as container:
+        return {name: container.read(name) for name in container.namelist()}
+
+
+def zipped(parts):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as container:
+        for name, data in parts.items():
+            container.writestr(name, data)
+    return buffer.getvalue()
 
 
 def test_an_index_of_a_newer_version_is_refused(shard):

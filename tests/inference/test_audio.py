@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import os
 import sys
 import threading
 
@@ -102,6 +103,13 @@ def test_what_is_no_audio_is_refused(tmp_path, name, contents, message):
     (tmp_path / name).write_bytes(contents)
     with pytest.raises(DataError, match=message):
         samples_of(FileSource(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "/dev/null"])
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="a pipe or a device"):
+        FileSource(tmp_path / name)
 
 
 @pytest.mark.parametrize("without_av", [False, True])

@@ -18,6 +18,8 @@ from .options import SourceOptions
 
 __all__ = ["FORMATS", "SourceOptions", "expand_paths", "format_of", "read"]
 
+_MANIFESTS = (table, lhotse, nemo)
+
 #: In the order in which they are asked whether a path is theirs.
 FORMATS: dict[str, ModuleType] = {
     "kaldi": kaldi,
@@ -48,6 +50,24 @@ def expand_paths(patterns: Sequence[str]) -> list[str]:
     return paths
 
 
+def source_in(path: str) -> str:
+    """Return the table or manifest that lies in a folder beside its audio; the path itself where it is something else.
+
+    Raises:
+        DataError: a folder that is no corpus of another kind has several.
+    """
+    readers = [reader for reader in FORMATS.values() if reader not in _MANIFESTS]
+    if not os.path.isdir(path) or any(reader.detect(path) for reader in readers):
+        return path
+    names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+    found = [f for f in (os.path.join(path, name) for name in names) if any(r.detect(f) for r in _MANIFESTS)]
+    if len(found) > 1:
+        raise DataError(
+            f"{path}: holds several manifests: {', '.join(map(os.path.basename, found))}. Give those meant."
+        )
+    return found[0] if found else path
+
+
 def format_of(path: str, forced: str | None = None) -> str:
     """Return the format of a source.
 
@@ -75,7 +95,7 @@ def read(paths: Sequence[str], forced: str | None, options: SourceOptions) -> It
         ConfigError: the command line does not fit a source.
         DataError: a source is missing, of no known format, or cannot be read at all.
     """
-    paths = expand_paths(paths)
+    paths = [source_in(path) for path in expand_paths(paths)]
     spellings: dict[str, str] = {}
     for path in paths:
         if spellings.setdefault(os.path.realpath(path), path) != path or paths.count(path) > 1:

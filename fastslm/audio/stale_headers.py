@@ -1,10 +1,14 @@
-"""AIFF, AU and CAF files by their bytes: sizes that were never updated; libsndfile is given the true ones."""
+"""AIFF, AU, CAF, RIFX, Wave64 and NIST files by their bytes: sizes that were never updated, and files cut off.
+
+libsndfile is given the true sizes; it takes what is there for all, without a word.
+"""
 
 import math
+import re
 import struct
 from typing import BinaryIO
 
-from .streams import SLACK_SECONDS, Stream, excerpt, read_at, size_of
+from .streams import SLACK_SECONDS, UNKNOWN_BYTES, UNKNOWN_LONG_BYTES, Stream, check_held, excerpt, read_at, size_of
 
 _MOST_CHUNKS = 1000
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8}  # of a sample, by its encoding
@@ -12,7 +16,11 @@ _WHY = "its header was not updated"
 
 
 def stale_stream(file: BinaryIO) -> Stream | None:
-    """Return the stream of a file whose header says less than there is; None where it says the truth, or is no such."""
+    """Return the stream of a file whose header says less than there is; None where it says the truth, or is no such.
+
+    Raises:
+        DataError: it says more.
+    """
     head, end = read_at(file, 0, 24), size_of(file)
     if head[:4] in (b".snd", b"dns.") and len(head) == 24:
         order = ">" if head[:1] == b"." else "<"
@@ -24,6 +32,8 @@ def stale_stream(file: BinaryIO) -> Stream | None:
             rate_hz, _, _, packet = struct.unpack(">d4sII", read_at(file, described, 20))
             claimed = struct.unpack(">q", read_at(file, begin - 8, 8))[0]
             left = end - begin
+            if 0 <= claimed < UNKNOWN_LONG_BYTES:
+                check_held(left, claimed)
             if claimed >= 0 and _follows(file, begin + claimed, end, ">4sq"):
                 return None
             return _mended(file, {begin - 8: struct.pack(">q", left)}, claimed, left, rate_hz * packet, end)
@@ -36,7 +46,49 @@ def stale_stream(file: BinaryIO) -> Stream | None:
                 rate_hz = math.ldexp(mantissa, (exponent & 0x7FFF) - 16383 - 63)  # a float of 80 bits
                 changes = {common + 2: bytes(4), begin - 4: bytes(4)}
                 return _mended(file, changes, claimed, end - begin, channels * bits / 8 * rate_hz, end)
+    if head[:4] == b"RIFX":
+        described, begin = (_chunk(file, end, 12, name, ">4sI", 8) for name in (b"fmt ", b"data"))
+        if described is not None and begin is not None:
+            claimed, byte_rate = (struct.unpack(">I", read_at(file, at, 4))[0] for at in (begin - 4, described + 8))
+            if not _follows(file, begin + claimed + claimed % 2, end, ">4sI"):
+                changes = {begin - 4: struct.pack(">I", min(end - begin, 0xFFFFFFFF))}
+                return _mended(file, changes, claimed, end - begin, byte_rate, end)
+    if head[:8] == b"riff\x2e\x91\xcf\x11":
+        return _wave64(file, end)
+    if head.startswith(b"NIST_1A\n"):
+        _check_nist(read_at(file, 0, 1024), end)
     return None
+
+
+def _wave64(file: BinaryIO, end: int) -> Stream | None:
+    position, byte_rate = 40, 0  # chunks have names of 16 bytes and sizes of 8, which count both, and begin at eights
+    for _ in range(_MOST_CHUNKS):
+        head = read_at(file, position, 36)
+        if len(head) < 36:
+            break
+        size, byte_rate = struct.unpack("<16xQ", head[:24])[0], byte_rate or struct.unpack("<32xI", head)[0]
+        begin, following = position + 24, position + size + -size % 8
+        if head[:4] == b"data":
+            claimed, left = size - 24, end - begin
+            if claimed <= 0 or claimed >= UNKNOWN_LONG_BYTES:  # libsndfile takes all there is
+                return None
+            check_held(left, claimed)
+            if _follows(file, following, end, "<4s20x"):
+                return None
+            return _mended(file, {position + 16: struct.pack("<Q", left + 24)}, claimed, left, byte_rate, end)
+        if size < 24:
+            break
+        byte_rate = byte_rate if head[:4] == b"fmt " else 0
+        position = following
+    return None
+
+
+def _check_nist(head: bytes, end: int) -> None:
+    found = {name: int(number) for name, number in re.findall(rb"^(\w+) -i (\d{1,12})", head, re.MULTILINE)}
+    size_at = re.match(rb"NIST_1A\n *(\d+)\n", head)
+    if size_at and b"pcm" in head:
+        count, width, channels = (found.get(n, 1) for n in (b"sample_count", b"sample_n_bytes", b"channel_count"))
+        check_held(end - int(size_at[1]), count * width * channels)
 
 
 def _chunk(file: BinaryIO, end: int, position: int, name: bytes, form: str, head_bytes: int) -> int | None:
@@ -64,7 +116,13 @@ def _follows(file: BinaryIO, position: int, end: int, form: str) -> bool:
 def _mended(
     file: BinaryIO, changes: dict[int, bytes], claimed: int, left: int, byte_rate: float, end: int
 ) -> Stream | None:
-    """Return a stream with some bytes of its header changed, None where there is no more than it says."""
+    """Return a stream with some bytes of its header changed, None where there is no more than it says.
+
+    Raises:
+        DataError: there is less.
+    """
+    if 0 <= claimed < UNKNOWN_BYTES:
+        check_held(left, claimed)
     if not 0 < byte_rate < math.inf or (claimed >= 0 and left - claimed <= SLACK_SECONDS * byte_rate):
         return None
     last = max(place + len(data) for place, data in changes.items())

@@ -1,0 +1,144 @@
+"""Audio in seldom containers and codecs, files that were cut off, and what is no audio at all."""
+
+import gzip
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from fastslm.audio.decoding import decode, read_info
+from fastslm.errors import DataError
+
+av = pytest.importorskip("av")
+RATE = 16_000
+TONE = (0.3 * np.sin(2 * np.pi * 400 * np.arange(3 * RATE) / RATE)).astype(np.float32)
+
+
+def encode(container, subtype=None, endian=None):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, TONE, RATE, subtype, endian, container)
+    return buffer.getvalue()
+
+
+def ffmpeg(container, codec, **options):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container, options=options) as output:
+        stream = output.add_stream(codec, rate=RATE, layout="mono")
+        size = stream.codec_context.frame_size or 1152
+        for begin in range(0, len(TONE), size):
+            frame = av.AudioFrame.from_ndarray(TONE[None, begin : begin + size].copy(), "flt", "mono")
+            frame.sample_rate, frame.pts = RATE, begin
+            for part in av.AudioResampler(stream.format.name).resample(frame):
+                output.mux(stream.encode(part))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def with_(data, place, form, number):
+    return data[:place] + struct.pack(form, number) + data[place + struct.calcsize(form) :]
+
+
+def frames_of(data):
+    note = max(data.find(b"Info"), data.find(b"Xing"))
+    return note + 8, int.from_bytes(data[note + 8 : note + 12], "big")
+
+
+SELDOM = {
+    "MP3 in WAV": lambda: ffmpeg("wav", "libmp3lame"),
+    "ALAC in CAF": lambda: ffmpeg("caf", "alac"),
+    "FLAC in Ogg": lambda: ffmpeg("ogg", "flac"),
+    "MP2": lambda: ffmpeg("mp2", "mp2"),
+    "Creative's VOC": lambda: ffmpeg("voc", "pcm_u8"),
+    "raw AAC": lambda: ffmpeg("adts", "aac"),
+    "live Matroska": lambda: ffmpeg("matroska", "pcm_s16le", live="1"),
+    "WAV of mu-law": lambda: encode("WAV", "ULAW"),
+    "WAV of ADPCM": lambda: encode("WAV", "MS_ADPCM"),
+    "big-endian WAV": lambda: encode("WAV", endian="BIG"),
+    "Wave64": lambda: encode("W64"),
+}
+
+
+@pytest.mark.parametrize("make", SELDOM.values(), ids=SELDOM)
+def test_what_ffmpeg_reads_comes_in_whole(make):
+    data = make()
+    samples = decode(io.BytesIO(data))
+    assert len(samples) == pytest.approx(3 * RATE, abs=0.1 * RATE)
+    assert read_info(io.BytesIO(data)).num_samples == pytest.approx(len(samples), abs=0.1 * RATE)
+    spectrum = np.abs(np.fft.rfft(samples[8000:40_000].astype(float)))
+    assert spectrum.argmax() / 2 == pytest.approx(400, abs=4)
+
+
+CUT = {
+    "AIFF": lambda: encode("AIFF"),
+    "AIFF-C": lambda: encode("AIFF", "ULAW"),
+    "AU": lambda: encode("AU"),
+    "CAF": lambda: encode("CAF"),
+    "Wave64": lambda: encode("W64"),
+    "RF64": lambda: encode("RF64"),
+    "big-endian WAV": lambda: encode("WAV", endian="BIG"),
+    "NIST": lambda: encode("NIST"),
+    "Matroska of PCM": lambda: ffmpeg("matroska", "pcm_s16le"),
+    "WebM": lambda: ffmpeg("webm", "libopus", cluster_time_limit="200"),
+}
+
+
+@pytest.mark.parametrize("make", CUT.values(), ids=CUT)
+def test_a_file_that_holds_less_than_its_header_says_is_refused(make):
+    data = make()
+    read_info(io.BytesIO(data))
+    part = data[: len(data) * 6 // 10]
+    for read in (read_info, decode):
+        with pytest.raises(DataError, match=r"header says|breaks off"):
+            read(io.BytesIO(part))
+
+
+@pytest.mark.parametrize("claimed", [0, 24, 50_000, 1 << 62, (1 << 64) - 1])
+def test_wave64_is_as_long_as_its_bytes(claimed, capfd):
+    data = encode("W64")
+    data = with_(data, data.find(b"data") + 16, "<Q", claimed)
+    assert len(decode(io.BytesIO(data))) == pytest.approx(3 * RATE, abs=16)
+    assert bool(read_info(io.BytesIO(data)).remarks) == (claimed == 50_000)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9])
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_whose_note_tells_fewer_frames_is_read_to_its_end(mode, share):
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", RATE, 1, format="MP3", bitrate_mode=mode) as file:
+        file.write(TONE)
+    place, number = frames_of(buffer.getvalue())
+    data = with_(buffer.getvalue(), place, ">I", int(number * share))
+    assert len(decode(io.BytesIO(data))) == pytest.approx(3 * RATE, abs=0.15 * RATE)
+    assert read_info(io.BytesIO(data)).remarks[0].startswith("length differs from header")
+
+
+@pytest.mark.parametrize("number", [2.0, 1e6])
+def test_of_an_mp3_whose_note_tells_more_frames_nothing_is_missing(number):
+    data = encode("MP3")
+    place, told = frames_of(data)
+    samples = decode(io.BytesIO(with_(data, place, ">I", min(int(told * number), 0xFFFFFFFF))))
+    assert len(samples) == pytest.approx(3 * RATE, abs=0.15 * RATE)
+
+
+@pytest.mark.parametrize("rate", [0, 1, 999, 4_000_000_000])
+def test_a_rate_that_no_recording_has_is_refused(rate):
+    data = with_(encode("WAV"), 24, "<I", rate)
+    with pytest.raises(DataError):
+        decode(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "git lfs pull"),
+        (b"\n<!DOCTYPE HTML><title>404</title>", "HTML"),
+        (gzip.compress(b"x" * 100), "gzip"),
+        (b"PK\x03\x04" + bytes(100), "zip"),
+    ],
+)
+def test_what_is_no_audio_is_named(data, what):
+    with pytest.raises(DataError, match=what):
+        read_info(io.BytesIO(data))
