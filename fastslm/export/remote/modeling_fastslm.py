@@ -44,7 +44,9 @@ class TextModel(LanguageModel):
         """Return the embeddings ``[..., D_llm]`` of token ids ``[...]``."""
         return self.causal_lm.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]
 
-    def forward(self, embeddings: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]  # it never packs
+        self, embeddings: Tensor, attention_mask: Tensor | None, positions: Tensor
+    ) -> Tensor:
         """Return logits ``[N, V]`` at flat ``positions``."""
         logits: Tensor = self.causal_lm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).logits
         return logits.flatten(0, 1)[positions]
