@@ -40,7 +40,7 @@ def fuses_optimizer(trainer: Any) -> bool:
     """Return whether the optimizer may update all weights in one kernel.
 
     DeepSpeed and FSDP2 put tensors of their own in place of the weights; Lightning clips no gradients for an optimizer
-    that could undo a loss scale by itself, as fused ones can.
+    that undoes a loss scale by itself, as fused ones do.
     """
     from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 

@@ -41,7 +41,7 @@ def build_optimizer(model: SpeechLM, settings: OptimizerSettings, fused: bool = 
     Args:
         model: what trains.
         settings: of AdamW.
-        fused: update all weights in one kernel; otherwise as torch chooses.
+        fused: update all weights in one kernel, where no loss is scaled; otherwise as torch chooses.
 
     Raises:
         ConfigError: a learning rate is given for a part that does not train.
@@ -60,7 +60,10 @@ def build_optimizer(model: SpeechLM, settings: OptimizerSettings, fused: bool = 
         for name, decay, chosen in ((part, settings.weight_decay, matrices), (f"{part}-vectors", 0.0, vectors)):
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": name})
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=fused or None)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=fused or None)
+    if fused:  # where there is no loss scale to be undone, or Lightning would clip no gradients under mixed precision
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 def build_schedule(
