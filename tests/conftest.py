@@ -11,7 +11,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would children
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ import webdataset
 import yaml
 from hypothesis import settings
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would children
 settings.register_profile("fastslm", max_examples=40, deadline=None, derandomize=True, database=None)
 settings.load_profile("fastslm")
 

@@ -62,7 +62,7 @@ def build_optimizer(model: SpeechLM, settings: OptimizerSettings, fused: bool = 
                 groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": name})
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=fused or None)
     if fused:  # where there is no loss scale to be undone, or Lightning would clip no gradients under mixed precision
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer._step_supports_amp_scaling = False
     return optimizer
 
 
