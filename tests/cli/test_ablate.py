@@ -260,6 +260,7 @@ def test_flops_are_those_of_the_layers_counted_by_hand(make_module):
     assert fused.get_total_flops() <= plain.get_total_flops()
 
 
+@pytest.mark.slow
 def test_commands_that_were_typed_reach_the_runs_and_those_of_a_file_none(ablate, tmp_path, run_config):
     tars = sorted((tmp_path / "data").glob("train-*.tar"))
     commands = [f"pipe:cat '{tar}' # a: 'ü'" for tar in tars]

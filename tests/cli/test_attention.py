@@ -7,6 +7,7 @@ from fastslm.cli import main
 CALLBACK = "--trainer.callbacks+=fastslm.callbacks.attention_maps.AttentionMaps"
 
 
+@pytest.mark.slow
 def test_a_run_draws_at_each_validation_and_the_command_draws_a_file(fastslm, run_config, tmp_path, flac, capsys):
     fastslm(
         "fit", "--config", str(run_config), CALLBACK, "--trainer.max_steps", "2", "--trainer.val_check_interval", "1"

@@ -38,6 +38,7 @@ def weights(folder):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_fit_prints_pairs_and_wer_and_says_where_everything_lies(fastslm, run_config, tmp_path):
     done = fastslm("fit", "--config", str(run_config))
     folder = tmp_path / "run"
@@ -92,7 +93,8 @@ def test_the_token_rate_is_the_same_under_accumulation_and_on_two_ranks(fastslm,
     check_token_rate(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("batch", "when"), [pytest.param(3, "end", marks=pytest.mark.slow), (7, "start")])
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch", "when"), [(3, "end"), (7, "start")])
 def test_a_killed_run_goes_on_to_the_same_weights(fastslm, run_config, tmp_path, batch, when):
     check_kill(fastslm, run_config, tmp_path, batch, when, [])
 
