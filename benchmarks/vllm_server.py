@@ -50,6 +50,8 @@ def serving(folder: Path, work: Path, *options: str, **variables: str) -> Iterat
                 break
             except OSError:
                 time.sleep(1)
+        else:
+            raise RuntimeError(f"vLLM did not answer within a quarter of an hour:\n{log.read_text()[-5000:]}")
         yield port
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -3,12 +3,11 @@
 import itertools
 
 import torch
-from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, FastSLMError
+from fastslm.path.probe import difference, few_words, in_float32, probing, size_of
 
-_TEXT = "one two three four five six seven eight"
 _NUM_POSITIONS = 8
 _PADDING = 2  # at the left of a shorter dialogue in the batch
 _STEPS = (0, 4, 5, 8)
@@ -30,10 +29,8 @@ def check_stepwise(llm: LanguageModel) -> str | None:
     Raises:
         ConfigError: step by step it fails, or gives other logits.
     """
-    training = llm.training
-    llm.eval()
     try:
-        with torch.no_grad():
+        with probing(llm):
             alone, padded, limit = _differences(llm)
     except FastSLMError:
         raise
@@ -43,8 +40,6 @@ def check_stepwise(llm: LanguageModel) -> str | None:
             f"{_name(llm)} cannot answer: it fails when it generates from embeddings, or reads on from a cache"
             f" ({reason}). {_WAY_OUT}"
         ) from error
-    finally:
-        llm.train(training)
     if not alone <= limit:
         raise ConfigError(
             f"{_name(llm)} gives other logits when it reads step by step than in one pass (off by {alone:.0%}): answers"
@@ -60,10 +55,8 @@ def check_stepwise(llm: LanguageModel) -> str | None:
 
 def _differences(llm: LanguageModel) -> tuple[float, float, float]:
     """Return how far logits are off those of one pass, without and with padding, and how far they may be."""
-    ids = llm.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
-    ids = list(itertools.islice(itertools.cycle(ids), 2 * _NUM_POSITIONS - _PADDING))
-    device = next(llm.parameters()).device
-    embedded = llm.embed(torch.tensor(ids, device=device))
+    embedded = few_words(llm, 2 * _NUM_POSITIONS - _PADDING)
+    device = embedded.device
     full, short = embedded[:_NUM_POSITIONS], embedded[_NUM_POSITIONS:]
     both = torch.stack([full, torch.cat([full[:_PADDING], short])])  # the padding shows what must not be seen
     mask = torch.ones(both.shape[:2], dtype=torch.int64, device=device)
@@ -75,13 +68,12 @@ def _differences(llm: LanguageModel) -> tuple[float, float, float]:
     if cache is not None:
         for begin, end in itertools.pairwise(_STEPS):
             logits = llm.extend(both[:, begin:end], mask[:, :end], cache)
-            differences[0].append(_off(logits[0], whole[end - 1]))
-        differences[1].append(_off(logits[1], alone[0]))
+            differences[0].append(difference(logits[0], whole[end - 1]))
+        differences[1].append(difference(logits[1], alone[0]))
     answers = llm.generate(both, mask, 2, [int(llm.tokenizer.eos_token_id)])
     for found, token, expected in zip(differences, answers[:, 0].tolist(), (whole[-1], alone[0]), strict=True):
-        found.append(float((expected.max() - expected[token]).float() / _size(expected)))
-    exact = embedded.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
-    return max(differences[0]), max(differences[1]), _LIMITS[exact]
+        found.append(float((expected.max() - expected[token]).float() / size_of(expected)))
+    return max(differences[0]), max(differences[1]), _LIMITS[in_float32(embedded)]
 
 
 def _cache_of(llm: LanguageModel) -> KVCache | None:
@@ -89,14 +81,6 @@ def _cache_of(llm: LanguageModel) -> KVCache | None:
         return llm.new_cache()
     except ConfigError:  # a contract of its own: such an LLM trains, and is of no use to `fastslm.load`
         return None
-
-
-def _off(found: Tensor, expected: Tensor) -> float:
-    return float((found.float() - expected.float()).norm() / (_size(expected) * expected.numel() ** 0.5))
-
-
-def _size(logits: Tensor) -> Tensor:
-    return logits.float().std()
 
 
 def _name(llm: LanguageModel) -> str:
