@@ -62,7 +62,7 @@ def tiny_waveform(tmp_path_factory):
     torch.manual_seed(0)
     config = Wav2Vec2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(16,) * 7,
-        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, feat_extract_norm="layer", vocab_size=32,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, feat_extract_norm="layer", vocab_size=32,
         do_stable_layer_norm=True,
     )  # fmt: skip
     Wav2Vec2Model(config).save_pretrained(folder)
