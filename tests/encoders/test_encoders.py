@@ -91,8 +91,8 @@ def make(folder, name, **changes):
         transformers.ParakeetFeatureExtractor(feature_size=80).save_pretrained(folder)
     else:
         family, settings = WAVEFORM[name]
-        # 16 channels to a group (published models have 48 and more): below that oneDNN's bfloat16 convolution is wrong on
-        # processors with AMX (torch 2.13).
+        # 16 channels to a group (published models have 48 and more): below that oneDNN's bfloat16 convolution is wrong
+        # on processors with AMX (torch 2.13).
         settings = {
             **sizes, "conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
             "vocab_size": 16, **settings, **changes,
