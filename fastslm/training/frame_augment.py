@@ -49,9 +49,9 @@ class FrameAugment:
         sources = _warped(places, counts, self.warp)
         below = sources.floor()
         share = (sources - below)[..., None].to(frames.dtype)
+        window = torch.arange(len(frames), device=device)[:, None]  # whole frames are copied, not number by number
         first, second = (
-            frames.take_along_dim(index.long().clamp(max=frames.shape[1] - 1)[..., None], 1)
-            for index in (below, sources.ceil())
+            frames[window, index.long().clamp(max=frames.shape[1] - 1)] for index in (below, sources.ceil())
         )
         result = torch.lerp(first, second, share)
         if self.noise:

@@ -3,12 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-#: Scores that attention with a bias has in memory at a time, of as many windows as they make: on a CPU 16 MiB in
-#: float32; on a GPU, where each part costs launches of its own, 512 MiB in bfloat16.
-_SCORES_HELD = 2**22
-_SCORES_HELD_ON_GPU = 2**28
+from ._biased_attention import biased_attention
 
 
 def valid_positions(num: Tensor, length: int) -> Tensor:
@@ -28,30 +24,8 @@ def attend(
     if bias is None:
         attended = F.scaled_dot_product_attention(query, key, value, mask)
     else:
-        attended = _attend_with_bias(query, key, value, mask, bias.to(query))
+        attended = biased_attention(query, key, value, mask, bias)
     return attended.transpose(1, 2).flatten(2)
-
-
-def _attend_with_bias(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor) -> Tensor:
-    """Return ``[W, heads, Q, d]``, a few windows at a time, whose scores the backward pass computes once more.
-
-    Torch's fused kernels take no bias that learns, and the plain one keeps the scores of all windows.
-    """
-    held = _SCORES_HELD if query.device.type == "cpu" else _SCORES_HELD_ON_GPU
-    some = max(1, held // bias.numel())
-    parts = query.split(some), key.split(some), value.split(some)
-    masks = [None] * len(parts[0]) if mask is None else mask.split(some)
-    return torch.cat(
-        [
-            checkpoint(_biased, *part, bias, use_reentrant=False, preserve_rng_state=False)
-            for part in zip(*parts, masks, strict=True)
-        ]
-    )
-
-
-def _biased(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor) -> Tensor:
-    bias = bias[None] if mask is None else bias.where(mask, -torch.inf)
-    return F.scaled_dot_product_attention(query, key, value, bias)
 
 
 class Attention(nn.Module):

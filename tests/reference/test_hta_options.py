@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastslm.contracts import TokenBudget
-from fastslm.modules.abstractors import _attention
+from fastslm.modules.abstractors import _biased_attention
 from fastslm.modules.abstractors._distance_bias import DistanceBias
 from fastslm.modules.abstractors._shares import Shares
 from fastslm.modules.abstractors.hta import HTA
@@ -108,30 +108,51 @@ def test_with_spread_heads_an_untrained_compressor_tells_early_from_late():
     assert change(distance_bias="spread") > 2 * change(distance_bias=True)
 
 
-def attended_with_bias():
-    """Return attention of two heads with a bias and padding, the same by hand, and the leaves of both."""
+def attention_by_hand(query, key, value, mask, bias):
+    """Return attention with a bias, one head after the other ``[W, heads, Q, d]``."""
+    heads = []
+    for head in range(len(bias)):
+        scores = query[:, head] @ key[:, head].mT / math.sqrt(query.shape[-1]) + bias[head]
+        heads.append(scores.masked_fill(~mask[:, 0], -torch.inf).softmax(-1) @ value[:, head])
+    return torch.stack(heads, 1)
+
+
+@pytest.mark.parametrize("scores_held", [1, 2 * 2 * 3 * 7, 2**22])
+@pytest.mark.parametrize("attend", [_biased_attention.window_by_window, _biased_attention.in_groups])
+def test_attention_with_a_bias_is_that_by_hand_however_many_windows_are_taken_at_a_time(
+    attend, scores_held, monkeypatch
+):
+    monkeypatch.setattr(_biased_attention, "_SCORES_HELD", scores_held)
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(5, n, 8, generator=generator, requires_grad=True) for n in (3, 7, 7))
-    bias = torch.randn(2, 3, 7, generator=generator, requires_grad=True)
-    valid = torch.arange(7) < torch.tensor([7, 1, 3, 7, 2])[:, None]
-    by_hand = []
-    for head in range(2):
-        q, k, v = (x[..., 4 * head : 4 * head + 4] for x in (query, key, value))
-        scores = q @ k.mT / 2.0 + bias[head]
-        by_hand.append(scores.masked_fill(~valid[:, None], -torch.inf).softmax(-1) @ v)
-    found = _attention.attend(query, key, value, valid, 2, bias)
-    return found, torch.cat(by_hand, -1), (query, key, value, bias)
-
-
-@pytest.mark.parametrize("windows_at_a_time", [1, 2, 5])
-def test_attention_with_a_bias_is_the_same_however_many_windows_are_taken_at_a_time(windows_at_a_time, monkeypatch):
-    monkeypatch.setattr(_attention, "_SCORES_HELD", windows_at_a_time * 2 * 3 * 7)
-    found, expected, leaves = attended_with_bias()
+    # as Attention hands them over: heads of one row lie side by side
+    leaves = [torch.randn(5, n, 2, 4, generator=generator, requires_grad=True) for n in (3, 7, 7)]
+    leaves.append(torch.randn(2, 3, 7, generator=generator, requires_grad=True))
+    mask = (torch.arange(7) < torch.tensor([7, 1, 3, 7, 2])[:, None])[:, None, None]
+    numbers = [*(x.transpose(1, 2) for x in leaves[:3]), mask, leaves[3]]
+    found, expected = attend(*numbers), attention_by_hand(*numbers)
     torch.testing.assert_close(found, expected)
-    weights = torch.randn(found.shape)
-    gradients = [torch.autograd.grad((x * weights).sum(), leaves, retain_graph=True) for x in (found, expected)]
+    weights = torch.randn(found.shape, generator=generator)
+    gradients = [torch.autograd.grad((x * weights).sum(), leaves) for x in (found, expected)]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_of_attention_with_a_bias_are_those_of_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(2, 2, n, 4, generator=generator, dtype=torch.float64, requires_grad=True) for n in (3, 5, 5)]
+    bias = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_biased_attention.window_by_window, (*leaves, None, bias))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_with_a_bias_adds_up_in_float32(autocast):
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(2, 2, n, 8, generator=generator).bfloat16().float() for n in (3, 200, 200)]
+    bias = torch.randn(2, 3, 200, generator=generator)
+    expected = _biased_attention.window_by_window(*exact, None, bias)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = _biased_attention.window_by_window(*(x.bfloat16() for x in exact), None, bias)
+    assert torch.equal(found, expected.bfloat16())
 
 
 def kernels(num_windows, **options):
