@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -198,18 +197,14 @@ def convert(path: Path, out: Path, which: str = "last", to: str = "weights") -> 
 
 
 def _write_folder(checkpoint: Any, tensors: dict[str, Any], out: Path) -> None:
-    from fastslm.checkpoint.folder import partial_of, sync_tree
     from fastslm.checkpoint.writer import FORMAT, write_weights
+    from fastslm.files import whole_folder
 
     manifest = dict(checkpoint.manifest) or {"format": FORMAT, **_manifest_of_plain(checkpoint)}
     manifest.pop("files", None)
-    partial = partial_of(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     whole = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-    write_weights(partial, whole, checkpoint.config, manifest)
-    sync_tree(partial)
-    partial.rename(out)
+    with whole_folder(out, alone=True, sync=True) as partial:
+        write_weights(partial, whole, checkpoint.config, manifest)
 
 
 def _write_file(checkpoint: Any, tensors: dict[str, Any], out: Path) -> None:

@@ -76,7 +76,18 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI for ``SpeechLMModule``; every run has one folder."""
+    """LightningCLI for ``SpeechLMModule``; every run has one folder.
+
+    Args:
+        arguments: what ``LightningCLI`` takes.
+        args: the subcommand and its options. Only its parser is made: each takes a good part of a second.
+        named: what ``LightningCLI`` takes.
+    """
+
+    def __init__(self, *arguments: Any, args: Sequence[str], **named: Any) -> None:
+        chosen = {args[0]: LightningCLI.subcommands()[args[0]]}
+        self.subcommands = lambda: chosen  # type: ignore[method-assign]
+        super().__init__(*arguments, args=list(args), **named)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run rather than to model, data or trainer."""
@@ -344,8 +355,7 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
             save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
-            parser_kwargs={"parser_mode": options["parser_mode"]}
-            | {name: dict(options) for name in ("fit", "validate", "test", "predict")},
+            parser_kwargs={"parser_mode": options["parser_mode"], arguments[0]: options},
             seed_everything_default=0,
             args=arguments,
         )
