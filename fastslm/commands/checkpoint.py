@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,10 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Run one of inspect and convert and return its exit status."""
     given = _parser().parse_args(list(arguments[1:]))
-    from fastslm.errors import FastSLMError
-
-    try:
-        if given.action == "inspect":
-            print(_inspect(given.path, given.which, given.tensors, given.json))
-        else:
-            print(convert(given.path, given.out, given.which, given.to))
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
+    if given.action == "inspect":
+        print(_inspect(given.path, given.which, given.tensors, given.json))
+    else:
+        print(convert(given.path, given.out, given.which, given.to))
     return 0
 
 

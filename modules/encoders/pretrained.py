@@ -30,7 +30,8 @@ class PretrainedEncoder(Encoder):
 
     A subclass says what it accepts (``family``, ``_encoder_config``), what follows from the configuration
     (``_describe``), how samples become frames (``forward``) and, where ``AutoModel`` would bring more than the encoder,
-    which class of transformers has the weights (``_architecture``). It may change the configuration in ``_describe``: the encoder's is a copy of its own.
+    which class of transformers has the weights (``_architecture``).
+    It may change the configuration in ``_describe``: the encoder's is a copy of its own.
 
     Args:
         pretrained: hub name, local folder, or ``fastslm:...`` for a folder inside this package.
