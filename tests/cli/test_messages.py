@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import time
 
 import pytest
 
@@ -144,12 +143,10 @@ def test_an_unknown_command_is_named_with_the_nearest(capsys):
 
 
 def test_help_answers_within_a_second_and_names_every_command():
-    seconds = []
-    for _ in range(5):  # other tests run beside this one
-        begin = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "fastslm", "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 1.0
+    before = os.times()
+    done = subprocess.run([sys.executable, "-m", "fastslm", "--help"], capture_output=True, text=True, check=True)
+    after = os.times()  # of the processor: other tests run beside this one
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
     for command in ("fit", "validate", "test", "predict", "doctor", "plugins"):
         assert f"\n  {command} " in done.stdout
 
