@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from fastslm.commands.streams import OutputError, PrintedStream
+from fastslm.errors import FastSLMError, nearest
 from fastslm.processes.signals import EXIT_STATUS, Terminated, ending_in_order
 from fastslm.redaction import redacted
 from fastslm.trust import trusted_process
@@ -61,6 +62,7 @@ A config is a path, or the name of a shipped file (configs/hta.yaml works withou
 
 
 #: Where each command lives, as ``module:function``; the module is imported when its command is run.
+#: It raises ``FastSLMError`` for a mistake of the user, which is printed here.
 _COMMANDS: dict[str, str] = {
     "fit": "fastslm.training.command_line:main",
     "validate": "fastslm.training.command_line:main",
@@ -160,12 +162,16 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     command = _COMMANDS.get(arguments[0])
     if command is None:
-        from fastslm.errors import nearest
-
         print(
             f"fastslm: there is no command {arguments[0]!r}.{nearest(arguments[0], _COMMANDS)}"
             " 'fastslm --help' lists them.",
             file=sys.stderr,
         )
         return 2
-    return _load(command)(arguments)
+    try:
+        return _load(command)(arguments)
+    except OutputError:
+        raise
+    except FastSLMError as error:  # a user's mistake, whatever the command
+        print(f"fastslm: error: {error}", file=sys.stderr)
+        return 2

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -90,26 +91,60 @@ def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], int]]
         yield path, sorted(set(names) - set(companions)), len(companions)
 
 
+def partial_of(folder: Path) -> Path:
+    """Return where a folder is made before it has its name, by one process at a time or by several together."""
+    return folder.with_name(f".{folder.name}{PARTIAL}")
+
+
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, *, alone: bool = False, sync: bool = False) -> Iterator[Path]:
     """Give a new folder to write into, which takes the name ``folder`` when the block ends without an error.
 
+    Args:
+        folder: the name it gets.
+        alone: no other process makes this folder now, so that what one has left that was killed is removed.
+        sync: have all of it on the disk before it takes its name.
+
     Raises:
-        CheckpointError: ``folder`` exists and is not empty.
+        CheckpointError: ``folder`` exists and is not empty, or none can be made there.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty. Give a new folder.")
     folder = folder.absolute()
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            inside = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
-        except OSError as error:
-            raise CheckpointError(f"{folder}: no folder can be made there: {error.strerror}.") from error
-        name = stack.enter_context(inside)
-        partial = Path(name) / "whole"
-        partial.mkdir()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if alone:
+            partial = partial_of(folder)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+        else:
+            partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL))
+            partial.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no folder can be made there: {error.strerror}.") from error
+    try:
         yield partial
+        if sync:
+            sync_tree(partial)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring everything below ``folder`` to the disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            sync_path(Path(root, name))
+        sync_path(Path(root))
+
+
+def sync_path(path: Path) -> None:
+    """Bring a file to the disk, or the names in a folder, so that they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,5 @@
 """Every shipped config parses, alone and in the combinations that make sense, and comes out as it says."""
 
-import itertools
 import re
 from pathlib import Path
 
@@ -18,22 +17,13 @@ AXES = {
     if axis.is_dir()
 }
 LARGE = {"encoder": "encoder/whisper_large_v3.yaml", "llm": "llm/qwen3_4b.yaml"}
-#: An overlay of one part goes with one of the other part.
-OVERLAYS = [
-    [*(LARGE[part] for part in LARGE if axis in LARGE and part != axis), name]
-    for axis, names in AXES.items()
-    for name in names
-]
-#: Each kind of hardware, with encoders, LLMs and stages in turn: they set different keys.
+STACKED = ("encoder", "llm", "hardware", "stage")
+#: Overlays of these axes together, in turn until each was there: they set different keys.
 STACKS = [
-    [*stack]
-    for stack in zip(
-        *(itertools.cycle(AXES[axis]) for axis in ("encoder", "llm")),
-        AXES["hardware"],
-        itertools.cycle(AXES["stage"]),
-        strict=False,
-    )
+    [names[place % len(names)] for names in (AXES[axis] for axis in STACKED)]
+    for place in range(max(len(AXES[axis]) for axis in STACKED))
 ]
+OVERLAYS = [[name] for axis, names in AXES.items() if axis not in STACKED for name in names]
 
 
 def parsed(capsys, *names, flags=()):

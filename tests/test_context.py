@@ -65,7 +65,7 @@ def batch_of(path, *seconds):
 
 
 @torch.no_grad()
-def test_tokens_are_made_of_the_frames_of_the_window_alone_and_those_have_heard_its_context(build):
+def test_tokens_are_made_of_the_frames_of_the_window_alone_and_those_know_its_context(build):
     path = build()
     batch = batch_of(path, 4.0)
     windows = path.listener.cut(batch.num_samples)
@@ -104,7 +104,7 @@ def test_no_context_is_the_path_as_it_was(build):
     assert torch.equal(plain.listen(batch).tokens, with_none.listen(batch).tokens)
 
 
-def test_frames_are_cached_with_the_context_they_heard(build, tmp_path):
+def test_frames_are_cached_with_the_context_they_know(build, tmp_path):
     cached, plain = build(frame_cache=tmp_path), build()
     batch = batch_of(plain, 5.0, 0.4)
     expected = plain(batch).loss_sum.item()

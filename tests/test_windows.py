@@ -138,7 +138,7 @@ def test_cut_from_a_whole_spectrogram_a_recording_has_the_windows_that_its_mel_f
     st.integers(0, 2 * WINDOW),
     st.sampled_from([0, CONTEXT_SAMPLES]),
 )
-def test_a_short_recording_is_heard_as_if_silence_had_been_recorded_after_it(num_samples, shortest, margin):
+def test_a_short_recording_is_encoded_as_if_silence_had_been_recorded_after_it(num_samples, shortest, margin):
     rng = np.random.default_rng(0)
     recordings = [rng.integers(1, 10, n).astype(np.int16) for n in num_samples]
     longer = [np.pad(r, (0, max(0, shortest - len(r)))) for r in recordings]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastslm.errors import ConfigError, FastSLMError
+from fastslm.errors import ConfigError
 from fastslm.evaluation.normalise import NORMALISERS
 from fastslm.evaluation.report import SetResult, markdown, write
 from fastslm.evaluation.score import Transcript, check_installed, compare
@@ -36,9 +36,6 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     try:
         return _run(_parser().parse_intermixed_args(list(arguments[1:])))
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("Interrupted: run it again to go on.", file=sys.stderr)
         return 130

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from fastslm.errors import ConfigError, FastSLMError
+from fastslm.errors import ConfigError
 from fastslm.plugins import names_of
 
 _DESCRIPTION = """\
@@ -182,9 +182,6 @@ def main(arguments: Sequence[str]) -> int:
             subparser = module.add_parser(commands)
             _add_run_options(subparser)
         options = parser.parse_args(arguments[1:])
-    except FastSLMError as error:  # two tasks of one name
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
     except SystemExit as done:  # argparse has said why
         return int(done.code or 0)
     run: Callable[[argparse.Namespace], int] = options.run
@@ -193,9 +190,6 @@ def main(arguments: Sequence[str]) -> int:
         if options.run is not _run_build:
             options.workers = _num_workers(options)
         return run(options)
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nfastslm: stopped. Finished shards are kept; the same command goes on from there.", file=sys.stderr)
         return 130

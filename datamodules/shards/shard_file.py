@@ -2,14 +2,13 @@
 
 import contextlib
 import io
-import os
 import tarfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from fastslm.errors import DataError
-from fastslm.files import PARTIAL, whole_file
+from fastslm.files import PARTIAL, sync_path, whole_file
 
 from ..index.scan import scan_tar
 from ..index.sidecar import sidecar_path, write_sidecar
@@ -59,7 +58,7 @@ def writing(path: Path) -> Iterator[ShardFile]:
             partial.wanted = shard.num_members > 0
             if partial.wanted:
                 shard.close()
-        sync_folder(path.parent)
+        sync_path(path.parent)
 
 
 def index_shard(path: Path, tokenizer: str | None) -> None:
@@ -99,12 +98,3 @@ def remove_shard(path: Path) -> None:
     """Remove a shard and its index, where they are."""
     for name in (path, Path(sidecar_path(str(path)))):
         name.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,8 +10,6 @@ import io
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastslm.errors import DataError
+from fastslm.files import whole_folder
 from fastslm.processes.children import ProcessPool, shielded_context
 
 SAMPLE_RATE_HZ = 16_000
@@ -275,14 +274,8 @@ def build_corpus(cache_folder: Path, settings: CorpusSettings, num_processes: in
     try:
         with _exclusive(folder):
             if not folder.exists():
-                for stale in cache_folder.glob(f"{folder.name}.partial-*"):  # of a killed build; the lock is ours
-                    shutil.rmtree(stale, ignore_errors=True)
-                partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=cache_folder))
-                try:
+                with whole_folder(folder, alone=True) as partial:
                     _write_shards(partial, settings, num_processes or len(os.sched_getaffinity(0)))
-                    partial.rename(folder)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(f"cannot build the corpus of spoken numbers in {folder}: {error}") from error
     return folder

@@ -1,9 +1,7 @@
 """What can be asked of a recording of spoken numbers: its translation, a summary, questions, and a dialogue."""
 
 import json
-import shutil
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastslm.errors import ConfigError, DataError, nearest
+from fastslm.files import whole_folder
 from fastslm.path.prompt import AUDIO, AUDIO_BEGIN, AUDIO_END
 
 from .numbers import _exclusive, number_words
@@ -123,15 +122,9 @@ def build_tasks(corpus: Path, tasks: Sequence[str]) -> Path:
     try:
         with _exclusive(folder):
             if not folder.exists():
-                for stale in corpus.parent.glob(f"{folder.name}.partial-*"):  # of a killed build; the lock is ours
-                    shutil.rmtree(stale, ignore_errors=True)
-                partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=corpus.parent))
-                try:
+                with whole_folder(folder, alone=True) as partial:
                     for split in ("train", "dev"):
                         _write(sorted(corpus.glob(f"{split}-*.tar")), partial, split, tasks)
-                    partial.rename(folder)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(f"cannot write the tasks of the spoken numbers to {folder}: {error}") from error
     return folder

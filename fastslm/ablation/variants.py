@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from fastslm.configuration.find import find_config
-from fastslm.errors import ConfigError
+from fastslm.errors import ConfigError, FastSLMError
 from fastslm.files import write_atomically
 from fastslm.training.command_line import main as training_main
 
@@ -87,17 +87,15 @@ def resolve(name: str, arguments: Sequence[str], told: set[str]) -> str:
         ConfigError: the arguments have a mistake.
     """
     printed, complaints = io.StringIO(), io.StringIO()
-    status = 0
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaints):
         try:
-            status = training_main(["fit", *arguments, "--print_config"])
+            training_main(["fit", *arguments, "--print_config"])
         except SystemExit as stopped:  # how it ends after printing
-            status = int(stopped.code or 0)
-    lines = complaints.getvalue().strip().splitlines()
-    if status:
-        last = lines[-1] if lines else f"fastslm fit ended with {status}"
-        raise ConfigError(f"variant {name!r}: {last.removeprefix('fastslm: error: ')}")
-    for line in dict.fromkeys(lines):
+            if stopped.code:
+                raise ConfigError(f"variant {name!r}: {complaints.getvalue().strip()}") from stopped
+        except FastSLMError as error:
+            raise ConfigError(f"variant {name!r}: {error}") from error
+    for line in dict.fromkeys(complaints.getvalue().strip().splitlines()):
         if line not in told:
             print(line, file=sys.stderr)
             told.add(line)

@@ -16,17 +16,14 @@ import shutil
 import uuid
 from pathlib import Path
 
+from fastslm.files import PARTIAL, partial_of, sync_path, sync_tree
+
 MANIFEST = "checkpoint.json"
 TRAINER_STATE = "trainer.ckpt"
 _LAST = "last"
 #: Of the trainer's state: large, and archives that hold a checksum of each of their parts.
 _CHECKED = {".ckpt", ".pt", ".distcp"}
 _STEP = re.compile(r"step-\d+(-v\d+)?")
-
-
-def partial_of(final: Path) -> Path:
-    """Return where a folder is written before it has its name."""
-    return final.with_name(f".{final.name}.partial")
 
 
 def folder_name(link: Path, step: int) -> str:
@@ -45,7 +42,7 @@ def publish(final: Path, link: Path) -> None:
     partial = partial_of(final)
     sync_tree(partial)
     os.rename(partial, final)
-    _sync(final.parent)
+    sync_path(final.parent)
     if link.name == f"{_LAST}.ckpt":
         _point(link.parent / _LAST, final.name)
         _point(link, f"{_LAST}/{TRAINER_STATE}")
@@ -54,7 +51,7 @@ def publish(final: Path, link: Path) -> None:
         _point(link, f"{final.name}/{TRAINER_STATE}")
         if previous is not None and previous != final:
             remove(previous)
-    _sync(final.parent)
+    sync_path(final.parent)
     sweep(final.parent)
 
 
@@ -85,7 +82,7 @@ def remove(folder: Path) -> None:
 def sweep(parent: Path) -> None:
     """Remove what kills have left, and the step folders that ``last`` has moved on from."""
     for path in parent.glob(".*"):
-        if path.name.endswith((".partial", ".removed")):
+        if path.name.endswith((PARTIAL, ".removed")):
             shutil.rmtree(path)
         elif path.name.endswith(".link") and path.is_symlink():
             path.unlink()
@@ -96,22 +93,6 @@ def sweep(parent: Path) -> None:
     for path in parent.iterdir():
         if _STEP.fullmatch(path.name) and path.name not in wanted and not path.is_symlink() and path.is_dir():
             remove(path)
-
-
-def sync_tree(folder: Path) -> None:
-    """Bring everything below ``folder`` to the disk."""
-    for root, _, names in os.walk(folder):
-        for name in names:
-            _sync(Path(root, name))
-        _sync(Path(root))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def inventory(folder: Path) -> dict[str, dict[str, object]]:

@@ -1,13 +1,13 @@
 """DeepSpeed's optimizer state for another number of processes, through its universal format."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from fastslm.checkpoint.unpickled import deepspeed_objects
 from fastslm.errors import CheckpointError
+from fastslm.files import whole_folder
 
 #: Beside ``trainer.ckpt``, made when a run goes on with another number of processes.
 UNIVERSAL_STATE = "universal.ckpt"
@@ -21,21 +21,19 @@ def make_universal(state: Path, out: Path) -> None:
     """
     if out.exists():
         return
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     command = [sys.executable, "-P", "-m", __name__, "--inject_missing_state"]
+    command += ["--input_folder", str(state / "checkpoint")]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]  # processes of its own would know no kinds
-    command += ["--input_folder", str(state / "checkpoint"), "--output_folder", str(partial / "checkpoint")]
     # A process of its own: it is a program, and this one may have a distributed run under way.
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
-    done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
-    if done.returncode != 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-        raise CheckpointError(f"DeepSpeed cannot make a universal checkpoint of {state}: {last}")
-    for name in ("latest", "latest_universal"):
-        (partial / name).write_text("checkpoint")
-    os.rename(partial, out)
+    with whole_folder(out, alone=True) as partial:
+        command += ["--output_folder", str(partial / "checkpoint")]
+        done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+            raise CheckpointError(f"DeepSpeed cannot make a universal checkpoint of {state}: {last}")
+        for name in ("latest", "latest_universal"):
+            (partial / name).write_text("checkpoint")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from fastslm.checkpoint.folder import (
     folder_name,
     inventory,
     last_complete,
-    partial_of,
     publish,
     sweep,
 )
@@ -36,6 +35,7 @@ from fastslm.checkpoint.gather import stored_tensors
 from fastslm.checkpoint.state import part_of_tensor, some
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.errors import CheckpointError
+from fastslm.files import partial_of
 from fastslm.processes.ranks import gathered
 
 FORMAT = 1

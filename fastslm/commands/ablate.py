@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastslm.ablation.runs import Run
-from fastslm.errors import ConfigError, FastSLMError
+from fastslm.errors import ConfigError
 from fastslm.files import write_atomically
 
 _DESCRIPTION = """\
@@ -51,9 +51,6 @@ def main(arguments: Sequence[str]) -> int:
         if options.report_only:
             return _report(options.out, _known_runs(options.out), _command_of(options.out))
         return _ablate(options, common, shlex.join(["fastslm", *arguments]))
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
         return 130

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fastslm.errors import ConfigError, DataError, FastSLMError
+from fastslm.errors import ConfigError, DataError
 
 from .progress import AudioBar
 from .streams import needs_output
@@ -33,11 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--format", choices=("txt", "jsonl"), default="txt", help="default: txt")
     add_decoding_options(parser)
     options = parser.parse_args(list(arguments[1:]))
-    try:
-        return _run(options)
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
+    return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """``fastslm attention``: draws where the tokens of a recording look."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastslm.configuration.figures import check_figure
-from fastslm.errors import FastSLMError
 
 if TYPE_CHECKING:
     from fastslm.attention.collect import AttentionMaps, Shares
@@ -40,11 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments[1:])
     if options.windows < 1:
         parser.error(f"--windows {options.windows}: must be at least 1")
-    try:
-        return _draw(options)
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
+    return _draw(options)
 
 
 def _draw(options: argparse.Namespace) -> int:

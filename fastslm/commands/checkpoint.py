@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,10 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Run one of inspect and convert and return its exit status."""
     given = _parser().parse_args(list(arguments[1:]))
-    from fastslm.errors import FastSLMError
-
-    try:
-        if given.action == "inspect":
-            print(_inspect(given.path, given.which, given.tensors, given.json))
-        else:
-            print(convert(given.path, given.out, given.which, given.to))
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
+    if given.action == "inspect":
+        print(_inspect(given.path, given.which, given.tensors, given.json))
+    else:
+        print(convert(given.path, given.out, given.which, given.to))
     return 0
 
 
@@ -198,18 +190,14 @@ def convert(path: Path, out: Path, which: str = "last", to: str = "weights") -> 
 
 
 def _write_folder(checkpoint: Any, tensors: dict[str, Any], out: Path) -> None:
-    from fastslm.checkpoint.folder import partial_of, sync_tree
     from fastslm.checkpoint.writer import FORMAT, write_weights
+    from fastslm.files import whole_folder
 
     manifest = dict(checkpoint.manifest) or {"format": FORMAT, **_manifest_of_plain(checkpoint)}
     manifest.pop("files", None)
-    partial = partial_of(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     whole = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-    write_weights(partial, whole, checkpoint.config, manifest)
-    sync_tree(partial)
-    partial.rename(out)
+    with whole_folder(out, alone=True, sync=True) as partial:
+        write_weights(partial, whole, checkpoint.config, manifest)
 
 
 def _write_file(checkpoint: Any, tensors: dict[str, Any], out: Path) -> None:

@@ -1,7 +1,6 @@
 """``fastslm export``: the command line of the exporter."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,19 +33,14 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments[1:])
 
     from fastslm.checkpoint.run import open_run
-    from fastslm.errors import FastSLMError
     from fastslm.export.folder import export_llm, export_model
     from fastslm.inference.load import usable_device
 
-    try:
-        run = open_run(given.run, given.checkpoint, usable_device(None))
-        if given.llm_only:
-            export_llm(run, given.out)
-        else:
-            export_model(run, given.out, merge_lora=given.merge_lora)
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
+    run = open_run(given.run, given.checkpoint, usable_device(None))
+    if given.llm_only:
+        export_llm(run, given.out)
+    else:
+        export_model(run, given.out, merge_lora=given.merge_lora)
     print(f"{run.checkpoint} (step {run.step}) was exported.")
     size = sum(file.stat().st_size for file in given.out.iterdir()) / 2**20
     auto = "AutoModelForCausalLM" if given.llm_only else "AutoModel"

@@ -1,7 +1,6 @@
 """``fastslm import-release``: the command line of the importer."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,21 +39,16 @@ def main(arguments: Sequence[str]) -> int:
     )
     given = parser.parse_args(arguments[1:])
 
-    from fastslm.errors import FastSLMError
     from fastslm.release.importer import KEY_LIST, import_release
 
-    try:
-        imported = import_release(
-            given.checkpoint,
-            given.out,
-            encoder=given.encoder,
-            llm=given.llm,
-            dtype=given.dtype,
-            lora_alpha=given.lora_alpha,
-        )
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
+    imported = import_release(
+        given.checkpoint,
+        given.out,
+        encoder=given.encoder,
+        llm=given.llm,
+        dtype=given.dtype,
+        lora_alpha=given.lora_alpha,
+    )
     print(imported.table())
     rows, ids = imported.vocabulary
     print(

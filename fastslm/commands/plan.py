@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,15 +42,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON with all numbers in bytes")
     given, options = parser.parse_known_args(list(arguments[1:]))
-    from fastslm.errors import ConfigError, FastSLMError
+    from fastslm.errors import ConfigError
 
-    try:
-        if given.seconds <= 0 or given.memory_gib <= 0 or given.labels_per_second <= 0:
-            raise ConfigError("--seconds, --memory_gib and --labels_per_second must be above 0.")
-        plan = make_plan(options, given.seconds, given.memory_gib, given.labels_per_second)
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
+    if given.seconds <= 0 or given.memory_gib <= 0 or given.labels_per_second <= 0:
+        raise ConfigError("--seconds, --memory_gib and --labels_per_second must be above 0.")
+    plan = make_plan(options, given.seconds, given.memory_gib, given.labels_per_second)
     print(json.dumps(plan, indent=1) if given.json else "\n".join(plan_lines(plan)))
     return 0
 

@@ -3,7 +3,7 @@
 import sys
 from typing import Any, TextIO
 
-from fastslm.errors import FastSLMError
+from fastslm.errors import ConfigError, FastSLMError
 from fastslm.redaction import redacted
 
 
@@ -18,10 +18,10 @@ def needs_output(way_out: str = "") -> None:
         way_out: where else the answer could go.
 
     Raises:
-        OutputError: standard output is closed.
+        ConfigError: standard output is closed.
     """
     if sys.stdout is None:
-        raise OutputError(f"standard output is closed, and the answer would be lost.{way_out}")
+        raise ConfigError(f"standard output is closed, and the answer would be lost.{way_out}")
 
 
 class PrintedStream:

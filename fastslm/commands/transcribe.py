@@ -90,9 +90,6 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     try:
         return _run(parser().parse_args(list(arguments[1:])))
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of standard output has seen enough; Python would complain when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,14 +1,16 @@
-"""Floating-point operations per second of audio, counted by torch while the path runs."""
+"""Floating-point operations, counted while code runs, on real tensors or simulated ones; and those of a whole path."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.path.batch import Batch, Sample
@@ -16,7 +18,7 @@ from fastslm.path.model import SpeechLM
 from fastslm.path.prompt import messages_of
 
 #: Adapters add their product to the layer's output where that lies.
-_IN_PLACE = {torch.ops.aten.addmm_: lambda onto, a, b, **_: 2 * a[0] * a[1] * b[1]}
+_PRODUCTS = {**flop_registry, torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm]}
 #: Audio that the path is counted on, to the next whole window: attention in the LLM makes the rate depend on it.
 REFERENCE_SECONDS = 60.0
 
@@ -53,31 +55,54 @@ def count_flops(path: SpeechLM) -> Flops:
     batch.audio = batch.audio.to(weight.device)
     with _as_in_inference(path):
         return Flops(
-            abstractor=_count(lambda: path.abstractor(frames, num_frames)) / seconds,
-            path=_count(lambda: path(batch)) / seconds,
+            abstractor=count_products(lambda: path.abstractor(frames, num_frames)) / seconds,
+            path=count_products(lambda: path(batch)) / seconds,
         )
 
 
-def _count(run: Callable[[], Any]) -> int:
-    # The fused attention of CPUs is no operation that the counter knows; the plain one is made of products.
-    with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter, sdpa_kernel(SDPBackend.MATH):
+class _ProductCounter(TorchDispatchMode):
+    """Adds up the products of a forward pass, and those that its backward pass needs.
+
+    A product with gradients has one more of its size for each of its factors that needs one: so frozen weights cost
+    the way through them, and what stands before everything that trains costs nothing. What is computed again to save
+    memory is not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and count it."""
+        result = func(*args, **(kwargs or {}))
+        formula = _PRODUCTS.get(func._overloadpacket)
+        if formula is not None:
+            summand = 1 if "addmm" in func.name() else 0  # what is added is no factor
+            factors = [value for value in args[summand:] if isinstance(value, Tensor) and value.ndim >= 2]
+            learning = sum(factor.requires_grad for factor in factors[:2]) if torch.is_grad_enabled() else 0
+            self.total += int(formula(*args, **(kwargs or {}), out_val=result)) * (1 + learning)
+        return result
+
+
+def count_products(run: Callable[[], Any]) -> int:
+    """Return the operations of what ``run`` multiplies, and of the backward pass where it makes gradients."""
+    # The fused attention of CPUs is no operation that the formulas know; the plain one is made of products.
+    counter = _ProductCounter()
+    with sdpa_kernel(SDPBackend.MATH), counter:
         run()
-    return int(counter.get_total_flops())
+    return counter.total
 
 
 @contextmanager
 def _as_in_inference(path: SpeechLM) -> Iterator[None]:
     modes = {module: module.training for module in path.modules()}
-    # torch's counter puts a hook on the gradient of what a module gets, which a view of a weight, such as expanded
-    # queries, cannot take without a graph.
-    trained = [parameter for parameter in path.parameters() if parameter.requires_grad]
     cache, path.listener.frame_cache = path.listener.frame_cache, None
-    path.eval().requires_grad_(False)
+    path.eval()
     try:
         yield
     finally:
-        for parameter in trained:
-            parameter.requires_grad = True
         path.listener.frame_cache = cache
         for module, training in modes.items():
             module.training = training

@@ -1,21 +1,17 @@
 """Floating-point operations that training asks for, counted once on fake tensors, for batches of any shape."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from fastslm.path.flops import count_products
 from fastslm.path.one_sequence import one_sequence
 from fastslm.plan.sketch import Sketch
 from fastslm.training.from_settings import build_module
 
-_PRODUCTS = {**flop_registry, torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm]}
 _LENGTH = 64
 
 #: Dense bfloat16 operations per second, by a part of the device's name; what is more special comes first.
@@ -24,32 +20,6 @@ _PEAKS = {
     "B200": 2250e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "MI300X": 1307e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up the products of a forward pass, and those that its backward pass needs.
-
-    A product with gradients has one more of its size for each of its factors that needs one: so frozen weights cost
-    the way through them, and what stands before everything that trains costs nothing. What is computed again to save
-    memory is not counted.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run the operation and count it."""
-        result = func(*args, **(kwargs or {}))
-        formula = _PRODUCTS.get(func._overloadpacket)
-        if formula is not None:
-            summand = 1 if "addmm" in func.name() else 0  # what is added is no factor
-            factors = [value for value in args[summand:] if isinstance(value, Tensor) and value.ndim >= 2]
-            learning = sum(factor.requires_grad for factor in factors[:2]) if torch.is_grad_enabled() else 0
-            self.total += int(formula(*args, **(kwargs or {}), out_val=result)) * (1 + learning)
-        return result
 
 
 @dataclass(frozen=True)
@@ -134,11 +104,8 @@ def _compressing(sketch: Sketch) -> Callable[[], Any]:
 
 
 def _count(sketch: Sketch, run: Callable[[], Any]) -> int:
-    # The fused attention of CPUs is no operation that the formulas know; the plain one is made of products.
-    counter = _Counter()
-    with sketch.simulated(), sdpa_kernel(SDPBackend.MATH), counter, one_sequence():
-        run()
-    return counter.total
+    with sketch.simulated(), one_sequence():
+        return count_products(run)
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -18,7 +18,6 @@ class LiveBytes(TorchDispatchMode):
 
     Attributes:
         peak: most bytes alive at once.
-        at_peak: bytes by label at that moment.
         now: bytes by label at this moment.
     """
 
@@ -26,7 +25,6 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.now: dict[str, int] = {}
         self.peak = 0
-        self.at_peak: dict[str, int] = {}
         self._label = "activations"
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -47,7 +45,7 @@ class LiveBytes(TorchDispatchMode):
 
     def reset_peak(self) -> None:
         """Forget the peak so far."""
-        self.peak, self.at_peak = sum(self.now.values()), dict(self.now)
+        self.peak = self.total
 
     @property
     def total(self) -> int:
@@ -77,8 +75,7 @@ class LiveBytes(TorchDispatchMode):
 
         self._known[key] = weakref.ref(storage, gone)
         self.now[label] = self.now.get(label, 0) + size
-        if self.total > self.peak:
-            self.peak, self.at_peak = self.total, dict(self.now)
+        self.peak = max(self.peak, self.total)
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

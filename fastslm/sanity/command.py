@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
-from fastslm.errors import ConfigError, DataError, FastSLMError
+from fastslm.errors import ConfigError, DataError
 from fastslm.path.batch import Batch, Sample
 from fastslm.sanity.checks import Check, Subject, every_check, sample_as_text
 from fastslm.training.command_line import TrainingCLI, command_line
@@ -43,13 +43,9 @@ def main(arguments: Sequence[str]) -> int:
 
     with tempfile.TemporaryDirectory(prefix="fastslm-doctor-") as frames:
         Doctor.frames = frames
-        try:
-            if given.recordings < 1 or given.steps < 1:
-                raise ConfigError("--recordings and --steps must be at least 1.")
-            command_line(Doctor, ["fit", *options], "doctor")
-        except FastSLMError as error:
-            print(f"fastslm: error: {error}", file=sys.stderr)
-            return 2
+        if given.recordings < 1 or given.steps < 1:
+            raise ConfigError("--recordings and --steps must be at least 1.")
+        command_line(Doctor, ["fit", *options], "doctor")
     failed = [check.name for check in checks if not check.passed]
     print(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}." if failed else "Every check passed.")
     return 1 if failed else 0

@@ -76,7 +76,17 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI for ``SpeechLMModule``; every run has one folder."""
+    """LightningCLI for ``SpeechLMModule``; every run has one folder.
+
+    Args:
+        args: the subcommand and its options. Only its parser is made: each takes a good part of a second.
+        named: what else ``LightningCLI`` takes.
+    """
+
+    def __init__(self, *, args: Sequence[str], **named: Any) -> None:
+        chosen = {args[0]: LightningCLI.subcommands()[args[0]]}
+        self.subcommands = lambda: chosen  # type: ignore[method-assign]
+        super().__init__(args=list(args), **named)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run rather than to model, data or trainer."""
@@ -335,8 +345,8 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
     }
     with _quiet(), _in_one_sentence():
         return kind(
-            SpeechLMModule,
-            L.LightningDataModule,
+            model_class=SpeechLMModule,
+            datamodule_class=L.LightningDataModule,
             trainer_class=Trainer,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -344,8 +354,7 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
             save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
-            parser_kwargs={"parser_mode": options["parser_mode"]}
-            | {name: dict(options) for name in ("fit", "validate", "test", "predict")},
+            parser_kwargs={"parser_mode": options["parser_mode"], arguments[0]: options},
             seed_everything_default=0,
             args=arguments,
         )
@@ -378,13 +387,14 @@ def _leave_processes() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one of fit, validate, test, predict and return its exit status; a user's mistake gives one message."""
+    """Run one of fit, validate, test, predict and return its exit status.
+
+    Raises:
+        FastSLMError: a user's mistake.
+    """
     atexit.register(_leave_processes)
     try:
         command_line(TrainingCLI, arguments)
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
     except Preempted as stopped:
         if _is_first_process():
             print(stopped.text, file=sys.stderr, flush=True)

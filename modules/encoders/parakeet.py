@@ -83,11 +83,6 @@ class ParakeetEncoder(PretrainedEncoder):
             return encoder
         return config if config.model_type == "parakeet_encoder" else None
 
-    def _architecture(self, config: Any) -> Any:
-        from transformers import AutoModel
-
-        return AutoModel._model_mapping[type(config)]
-
     def _describe(self, config: Any) -> None:
         config.layerdrop = 0.0
         self.width = config.hidden_size

@@ -28,9 +28,10 @@ class _Known(str):
 class PretrainedEncoder(Encoder):
     """An encoder around a model of transformers, its weights read from a folder or the hub.
 
-    A subclass says what it accepts (``family``, ``_encoder_config``), which class of transformers has the weights
-    (``_architecture``), what follows from the configuration (``_describe``) and how samples become frames
-    (``forward``). It may change the configuration in ``_describe``: the encoder's is a copy of its own.
+    A subclass says what it accepts (``family``, ``_encoder_config``), what follows from the configuration
+    (``_describe``), how samples become frames (``forward``) and, where ``AutoModel`` would bring more than the encoder,
+    which class of transformers has the weights (``_architecture``).
+    It may change the configuration in ``_describe``: the encoder's is a copy of its own.
 
     Args:
         pretrained: hub name, local folder, or ``fastslm:...`` for a folder inside this package.
@@ -124,9 +125,11 @@ class PretrainedEncoder(Encoder):
     def _encoder_config(cls, config: Any) -> Any:
         """Return the encoder's part of a configuration; None when it is of another architecture."""
 
-    @abstractmethod
     def _architecture(self, config: Any) -> Any:
         """Return the class of transformers that has the encoder's weights and no others."""
+        from transformers import AutoModel
+
+        return AutoModel._model_mapping[type(config)]
 
     @abstractmethod
     def _describe(self, config: Any) -> None:

@@ -87,11 +87,6 @@ class WaveformEncoder(PretrainedEncoder):
     def _encoder_config(cls, config: Any) -> Any:
         return config if config.model_type in _MODEL_TYPES else None
 
-    def _architecture(self, config: Any) -> Any:
-        from transformers import AutoModel
-
-        return AutoModel._model_mapping[type(config)]
-
     def _describe(self, config: Any) -> None:
         if getattr(config, "add_adapter", False):
             raise ConfigError(

@@ -7,7 +7,7 @@ import pytest
 from fastslm.ablation.plots import lines_of
 from fastslm.ablation.report import summarise, write_report
 from fastslm.ablation.runs import Run
-from fastslm.commands.ablate import main
+from fastslm.cli import main
 
 
 def row(variant, seed, errors, **changes):

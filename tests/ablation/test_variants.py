@@ -3,7 +3,7 @@
 import pytest
 
 from fastslm.ablation.variants import flags_of, freeze, read_variants
-from fastslm.commands.ablate import main
+from fastslm.cli import main
 from fastslm.errors import ConfigError
 
 

@@ -9,10 +9,10 @@ import pytest
 import soundfile
 
 from fastslm.callbacks.data_health import DataHealth
+from fastslm.cli import main
 from fastslm.datamodules.index.scan import scan_tar
 from fastslm.datamodules.index.sidecar import read_sidecar, write_sidecar
 from fastslm.datamodules.reading.tar import split_dotted
-from fastslm.datamodules.shards import command
 from fastslm.errors import DataError
 
 
@@ -46,7 +46,7 @@ def check(tmp_path):
     def run(*shards, options=()):
         path = tmp_path / "findings.jsonl"
         arguments = ["shards", "check", *map(str, shards), "--findings", str(path), "--workers", "1", *options]
-        status = command.main(arguments)
+        status = main(arguments)
         found = [json.loads(line) for line in path.read_text().splitlines()]
         assert status == (1 if found else 0)
         return {item["key"]: item["reason"] for item in found if item["reason"] != "no index"}
@@ -86,9 +86,9 @@ def test_links_out_of_the_tar_or_in_a_circle_are_found_once_a_sample(tar_of, fla
 
 def test_a_tar_of_links_to_nothing_is_no_success_for_any_command(tar_of, tmp_path):
     tar = tar_of(("a.flac", tarfile.SYMTYPE, "../a.flac"), ("a.json", tarfile.SYMTYPE, "../a.json"))
-    assert command.main(["shards", "index", str(tar)]) == 1
-    assert command.main(["shards", "check", str(tar)]) == 1
-    assert command.main(["shards", "build", str(tar), "--out", str(tmp_path / "o"), "--max-broken-share", "1"]) == 2
+    assert main(["shards", "index", str(tar)]) == 1
+    assert main(["shards", "check", str(tar)]) == 1
+    assert main(["shards", "build", str(tar), "--out", str(tmp_path / "o"), "--max-broken-share", "1"]) == 2
 
 
 # -- names -----------------------------------------------------------------------------------------------------------

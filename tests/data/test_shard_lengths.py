@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from fastslm.cli import main
 from fastslm.datamodules.index.columns import load_arrays, save_arrays
 from fastslm.datamodules.index.scan import scan_tar
 from fastslm.datamodules.index.sidecar import parse_sidecar, read_sidecar, sidecar_path, write_sidecar
-from fastslm.datamodules.shards import command
 from fastslm.errors import DataError
 
 pytest.importorskip("av")
@@ -74,7 +74,7 @@ def test_fit_and_check_tell_what_is_doubtful(shard, data_of, capsys):
     told = {item.key: item.reason for item in data.doubtful["val"]}
     differs = dict.fromkeys(("stale", "mp3s", "flacs"), "length differs from header")
     assert told == differs | {"oggs": "streams end to end"}  # an Ogg has no header that tells its length
-    assert command.main(["shards", "check", str(shard), "--workers", "1"]) == 1
+    assert main(["shards", "check", str(shard), "--workers", "1"]) == 1
     said = capsys.readouterr().out
     assert "3  length differs from header" in said
     assert said.count("train-000000.tar  stale ") == 1
@@ -86,7 +86,7 @@ def test_channels_of_opposite_phase_are_found_by_check(tmp_path, write_shard, ca
     soundfile.write(buffer, np.stack([samples, -samples], 1), RATE, format="WAV")
     shard = write_shard(tmp_path / "a.tar", [("a", {"wav": buffer.getvalue(), "json": {"text": "some words"}})])
     write_sidecar(shard, scan_tar(shard))
-    assert command.main(["shards", "check", str(shard), "--workers", "1"]) == 1
+    assert main(["shards", "check", str(shard), "--workers", "1"]) == 1
     assert "channels of opposite phase" in capsys.readouterr().out
 
 

@@ -100,7 +100,7 @@ def test_each_recording_takes_part_in_one_task(tmp_path, write_shard, flac):
     assert asr["train-004.flac"] == flac(0.5, seed=4)
     assert json.loads(questions["train-003.json"])["task"] == "sqqa"
     assert build_tasks(corpus, ["asr", "sqqa"]) == folder
-    assert not list(tmp_path.glob("*.partial-*"))
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_a_build_that_fails_leaves_nothing_under_the_final_name(tmp_path, write_shard, flac):

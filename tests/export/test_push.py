@@ -4,12 +4,12 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
+from fastslm.cli import main
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -107,20 +107,29 @@ def exported(tmp_path):
     return folder
 
 
-def push(folder, hub_address, *flags, token="hf_test", offline="0"):
-    environment = {**os.environ, "HF_ENDPOINT": hub_address, "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HOME": str(folder.parent / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment.pop("HF_TOKEN", None)
-    if token:
-        environment["HF_TOKEN"] = token
-    command = [sys.executable, "-m", "fastslm", "push", str(folder), "me/model", *flags]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+@pytest.fixture
+def push(exported, monkeypatch, capsys, tmp_path):
+    """Return a runner of ``fastslm push``; gives its exit status, and what it printed and complained of."""
+    from huggingface_hub import constants
+
+    def run(address, *flags, token="hf_test", offline=False):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+        monkeypatch.setenv("HF_TOKEN", token)
+        status = main(["push", str(exported), "me/model", *flags])
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err
+        return status, shown.out, shown.err
+
+    return run
 
 
-def test_every_file_arrives_as_it_is(exported, hub):
-    done = push(exported, hub.address, "--private", "--message", "First")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{hub.address}/me/model/commit/1"
+def test_every_file_arrives_as_it_is(exported, hub, push):
+    status, out, err = push(hub.address, "--private", "--message", "First")
+    assert status == 0, err
+    assert out.strip() == f"{hub.address}/me/model/commit/1"
     assert hub.files == {file.name: file.read_bytes() for file in exported.iterdir()}
     assert hub.repo["name"] == "model"
     assert hub.repo.get("visibility") == "private" or hub.repo.get("private") is True
@@ -130,57 +139,52 @@ def test_every_file_arrives_as_it_is(exported, hub):
 
 @pytest.mark.parametrize("flags", [[], ["--create-pr"], ["--revision", "next"]])
 @pytest.mark.parametrize("private", [False, None])
-def test_private_stops_at_a_repository_that_exists_and_is_public(exported, hub, flags, private):
+def test_private_stops_at_a_repository_that_exists_and_is_public(hub, push, flags, private):
     hub.exists, hub.private = True, private
-    done = push(exported, hub.address, "--private", *flags)
-    assert done.returncode == 2
-    assert "me/model" in done.stderr
-    assert "is public" in done.stderr
-    assert "nothing was uploaded" in done.stderr
-    assert "Traceback" not in done.stderr
+    status, _, err = push(hub.address, "--private", *flags)
+    assert status == 2
+    assert "me/model" in err
+    assert "is public" in err
+    assert "nothing was uploaded" in err
     assert hub.files == {}
     assert not any(part in path for _, path in hub.calls for part in ("commit", "preupload", "lfs"))
 
 
-def test_private_goes_on_with_one_that_exists_and_is_private(exported, hub):
+def test_private_goes_on_with_one_that_exists_and_is_private(hub, push):
     hub.exists = True
-    assert push(exported, hub.address, "--private").returncode == 0
+    assert push(hub.address, "--private")[0] == 0
     assert hub.files
 
 
-def test_caches_and_hidden_files_stay_here(exported, hub):
+def test_caches_and_hidden_files_stay_here(exported, hub, push):
     (exported / "__pycache__").mkdir()
     (exported / "__pycache__" / "mel.pyc").write_bytes(b"x")
     (exported / ".notes").write_bytes(b"x")
-    assert push(exported, hub.address).returncode == 0
+    assert push(hub.address)[0] == 0
     assert not any(name.startswith((".", "__pycache__")) for name in hub.files)
 
 
-def test_without_a_token_the_way_to_log_in_is_said(exported, hub):
-    done = push(exported, hub.address, token=None)
-    assert done.returncode == 2
-    assert "hf auth login" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_without_a_token_the_way_to_log_in_is_said(hub, push):
+    status, _, err = push(hub.address, token="")
+    assert status == 2
+    assert "hf auth login" in err
     assert hub.files == {}
 
 
-def test_a_hub_that_is_not_there_is_one_sentence(exported):
-    done = push(exported, "http://127.0.0.1:9")
-    assert done.returncode == 2
-    assert "cannot push to me/model at http://127.0.0.1:9" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_hub_that_is_not_there_is_one_sentence(push):
+    status, _, err = push("http://127.0.0.1:9")
+    assert status == 2
+    assert "cannot push to me/model at http://127.0.0.1:9" in err
 
 
-def test_offline_mode_is_one_sentence(exported, hub):
-    done = push(exported, hub.address, offline="1")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+def test_offline_mode_is_one_sentence(hub, push):
+    assert push(hub.address, offline=True)[0] == 2
     assert hub.calls == []
 
 
-def test_a_folder_that_is_no_export_is_refused_before_anything_is_sent(exported, hub):
+def test_a_folder_that_is_no_export_is_refused_before_anything_is_sent(exported, hub, push):
     (exported / "model.safetensors").unlink()
-    done = push(exported, hub.address)
-    assert done.returncode == 2
-    assert "is no exported model: it lacks safetensors" in done.stderr
+    status, _, err = push(hub.address)
+    assert status == 2
+    assert "is no exported model: it lacks safetensors" in err
     assert hub.calls == []

@@ -96,14 +96,16 @@ def test_dtypes_come_along(tiny_encoder, wordy_llm, noise, tmp_path):
     assert after.transcribe(noise(3), max_new_tokens=8).tokens == before.transcribe(noise(3), max_new_tokens=8).tokens
 
 
-def test_the_code_in_the_folder_is_not_run_and_lightning_not_imported(exported, tmp_path):
+def test_the_code_in_the_folder_is_not_run_and_lightning_not_imported(run_folder, exported, tmp_path):
     shutil.copytree(exported, tmp_path / "model")
     for file in (tmp_path / "model").glob("*.py"):
         file.write_text("raise SystemExit('the code of the folder was run')")
     code = (
-        "import sys, numpy, fastslm\n"
-        f"model = fastslm.load({str(tmp_path / 'model')!r}, device='cpu')\n"
-        "model.transcribe(numpy.zeros(8000, numpy.int16), max_new_tokens=2)\n"
+        "import sys, numpy, fastslm; assert 'torch' not in sys.modules\n"
+        f"for path in {str(run_folder)!r}, {str(tmp_path / 'model')!r}:\n"
+        "    model = fastslm.load(path, device='cpu')\n"
+        "    model.transcribe(numpy.zeros(8000, numpy.int16), max_new_tokens=2)\n"
+        "    model.transcribe(numpy.zeros(8000, numpy.int16), max_new_tokens=2, segments=True)\n"
         "bad = [name for name in sys.modules if name.split('.')[0] in ('lightning', 'pytorch_lightning')]\n"
         "assert not bad, bad"
     )

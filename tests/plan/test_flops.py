@@ -8,15 +8,10 @@ from fastslm.callbacks.token_rate import TokenRate
 from fastslm.modules.abstractors.avg_pool import AvgPool
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
-from fastslm.plan.flops import StepFlops, _Counter, count_step, peak_flops
+from fastslm.path.flops import count_products
+from fastslm.plan.flops import StepFlops, count_step, peak_flops
 from fastslm.plan.sketch import Sketch
 from fastslm.training.lightning_module import SpeechLMModule
-
-
-def counted(run):
-    with _Counter() as counter:
-        run()
-    return counter.total
 
 
 @pytest.mark.parametrize(
@@ -25,15 +20,15 @@ def counted(run):
 def test_a_product_costs_once_more_for_each_factor_that_needs_a_gradient(input_learns, weight_learns, times):
     layer = nn.Linear(7, 5).requires_grad_(weight_learns)
     values = torch.randn(3, 7, requires_grad=input_learns)
-    assert counted(lambda: layer(values)) == times * 2 * 3 * 7 * 5
+    assert count_products(lambda: layer(values)) == times * 2 * 3 * 7 * 5
     with torch.no_grad():
-        assert counted(lambda: layer(values)) == 2 * 3 * 7 * 5
+        assert count_products(lambda: layer(values)) == 2 * 3 * 7 * 5
 
 
 def test_the_way_through_a_frozen_layer_costs_its_forward_pass_and_as_much_again():
     first, second = nn.Linear(4, 6), nn.Linear(6, 8).requires_grad_(False)
     values = torch.randn(3, 4)
-    assert counted(lambda: second(first(values))) == 2 * (2 * 3 * 4 * 6) + 2 * (2 * 3 * 6 * 8)
+    assert count_products(lambda: second(first(values))) == 2 * (2 * 3 * 4 * 6) + 2 * (2 * 3 * 6 * 8)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import yaml
 from torch.profiler import ProfilerActivity, profile
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
-from fastslm.commands.plan import main, make_plan, plan_lines
+from fastslm.cli import main
+from fastslm.commands.plan import make_plan, plan_lines
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fastslm.datamodules.shards import command
+from fastslm.cli import main
 
 RATE = 16_000
 
@@ -73,7 +73,7 @@ def shards(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        return command.main(["shards", *map(str, arguments)])
+        return main(["shards", *map(str, arguments)])
 
     return run
 

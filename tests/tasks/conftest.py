@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,30 +38,26 @@ def page():
     return SimpleNamespace(files=files, commands=commands, on_path=on_path)
 
 
+def write_package(folder, name, source, points):
+    """Write a package of one module as pip leaves it; ``points`` are its tasks: name to ``module:object``."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / f"{name}.py").write_text(source)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
+    lines = "".join(f"{point} = {target}\n" for point, target in points.items())
+    (info / "entry_points.txt").write_text(f"[fastslm.tasks]\n{lines}")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def package(page, tmp_path_factory):
-    """Return a folder that the page's package is installed in, by pip."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    for name in ("pyproject.toml", "fastslm_keywords.py"):
-        (source / name).write_text(page.files[name])
-    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation", "--target"]
-    done = subprocess.run([*pip, target, source], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return target
+    """Return a folder that holds the page's package; ``installed`` of test_page.py is the one that pip makes."""
+    points = {"keywords": "fastslm_keywords:keywords"}
+    source = page.files["fastslm_keywords.py"]
+    return write_package(tmp_path_factory.mktemp("site"), "fastslm_keywords", source, points)
 
 
 @pytest.fixture
 def make_package(tmp_path):
     """Return a maker of packages of one module: ``on_path(make_package("fastslm_x", source, entry_point=...))``."""
-
-    def make(name, source, **points):
-        folder = tmp_path / f"site-{name}"
-        info = folder / f"{name}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (folder / f"{name}.py").write_text(source)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
-        lines = "".join(f"{point} = {target}\n" for point, target in points.items())
-        (info / "entry_points.txt").write_text(f"[fastslm.tasks]\n{lines}")
-        return folder
-
-    return make
+    return lambda name, source, **points: write_package(tmp_path / f"site-{name}", name, source, points)

@@ -13,11 +13,24 @@ import yaml
 
 from fastslm.cli import main
 
+pytestmark = pytest.mark.slow  # as the pages in docs/add are
 EXPECTED = ["pip", "plugins", "pytest", "build", "stats", "fit", "validate", "transcribe", "export", "transcribe"]
 
 
 @pytest.fixture(scope="module")
-def outputs(page, package, tmp_path_factory, tiny_encoder, tiny_llm, flac):
+def installed(page, tmp_path_factory):
+    """Return a folder that the page's package is installed in, by pip."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    for name in ("pyproject.toml", "fastslm_keywords.py"):
+        (source / name).write_text(page.files[name])
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation", "--target"]
+    done = subprocess.run([*pip, target, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def outputs(page, installed, tmp_path_factory, tiny_encoder, tiny_llm, flac):
     """Return the folder that the commands were run in, and what each printed."""
     folder = tmp_path_factory.mktemp("followed")
     for name, seconds in (("one", 3.1), ("two", 2.0), ("three", 1.2)):
@@ -39,8 +52,8 @@ def outputs(page, package, tmp_path_factory, tiny_encoder, tiny_llm, flac):
         "trainer": {"accelerator": "cpu", "max_steps": 2, "val_check_interval": 1, "log_every_n_steps": 1},
     }
     (folder / "data.yaml").write_text(yaml.safe_dump(tiny))
-    with contextlib.chdir(folder), page.on_path(package):
-        return folder, [_run(shlex.split(command), package) for command in page.commands]
+    with contextlib.chdir(folder), page.on_path(installed):
+        return folder, [_run(shlex.split(command), installed) for command in page.commands]
 
 
 def _run(words, package):

@@ -62,30 +62,26 @@ class _Found(BaseException):
         self.parser = parser
 
 
-def parsers():
-    """Return the parser of each command, or of each of its subcommands, by name; None for those that have none."""
+def parsers_of(command):
+    """Return the parser of a command, or of each of its subcommands, by name; None for one that has none."""
 
     def stop(parser, *_, **__):
         raise _Found(parser)
 
-    found = {}
+    parser = None
     with pytest.MonkeyPatch.context() as patch:
         for kind in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
             patch.setattr(kind, "parse_args", stop)
             patch.setattr(kind, "parse_known_args", stop)
-        for command in _COMMANDS:
-            found[command] = None
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                try:
-                    main([command, "--config", "configs/hta.yaml"])
-                except _Found as stopped:
-                    found[command] = stopped.parser
-    for command, parser in list(found.items()):
-        for action in parser._actions if parser and command not in TRAINING else ():
-            if isinstance(action, argparse._SubParsersAction):
-                del found[command]
-                found |= {f"{command} {name}": below for name, below in action.choices.items()}
-    return found
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            try:
+                main([command, "--config", "configs/hta.yaml"])
+            except _Found as stopped:
+                parser = stopped.parser
+    for action in parser._actions if parser and command not in TRAINING else ():
+        if isinstance(action, argparse._SubParsersAction):
+            return {f"{command} {name}": below for name, below in action.choices.items()}
+    return {command: parser}
 
 
 def options_of(command, parser):
@@ -216,13 +212,18 @@ def named(flag, value, text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", parsers())
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_odd_arguments_are_answered(command, zoo):
+    for name, parser in parsers_of(command).items():
+        check(name, parser, zoo)
+
+
+def check(command, parser, zoo):
     base, paths, forks = zoo
     generator = random.Random(f"{command} {SEED}")
     if not command.startswith("shards"):  # what is read from a pipe is waited for, as everywhere
         paths = [path for path in paths if not path.endswith("fifo")]
-    options = options_of(command, parsers()[command])
+    options = options_of(command, parser)
     wrong, limit = [], 300 if command == "plan" else 120
     usual = None
     for i, (arguments, odd) in zip(range(CASES), cases_of(command, options, paths, generator), strict=False):
