@@ -68,7 +68,7 @@ def chunked_label_loss(
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -108,8 +108,8 @@ class _ChunkedLoss(torch.autograd.Function):
         return torch.stack(losses).sum()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, by_loss: Tensor) -> Any:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, by_loss: Tensor) -> Any:
         gradients, ctx.gradients = ctx.gradients, None  # scaled where they lie: a head's is as large as the head
         scaled = (None if g is None else g.mul_(by_loss).to(d) for g, d in zip(gradients, ctx.dtypes, strict=True))
         return (*scaled, None, None, None)

@@ -1,12 +1,9 @@
-"""PEFT's adapter of a linear layer with two kernels in place of nine: what it is, and what is stored, stays the same.
+"""PEFT's adapter of a linear layer with four kernels in place of nine: what it is, and what is stored, stays the same.
 
 Trainable weights are float32. In mixed precision PEFT casts each input up to them, draws its dropout there, and casts
-down again for the product; then it scales and adds in passes of their own over the layer's output. Here the small
-matrices are cast down instead, those of a decoder layer in one kernel.
+down again for the product; then it scales and adds in passes of their own over the layer's output.
 """
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,21 +11,7 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
 
-class _Small(nn.Linear):
-    """A matrix of an adapter.
-
-    Attributes:
-        cast: it in the dtype of mixed precision, from its decoder layer's forward to its backward pass.
-    """
-
-    cast: Tensor | None = None
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return the product."""
-        return super().forward(hidden) if self.cast is None else nn.functional.linear(hidden, self.cast)
-
-
-class _OntoLinear(_Small):
+class _OntoLinear(nn.Linear):
     """The second matrix of an adapter, which may add to the layer's output where that lies."""
 
     in_place: bool
@@ -37,8 +20,7 @@ class _OntoLinear(_Small):
         """Return ``onto`` ``[N, out]`` with the product added; without it the product of ``low`` ``[N, rank]``."""
         if onto is None:
             return super().forward(low)
-        weight = self.weight.to(onto.dtype) if self.cast is None else self.cast
-        factors = low.to(onto.dtype), weight.t()
+        factors = low.to(onto.dtype), self.weight.to(onto.dtype).t()
         return onto.addmm_(*factors, alpha=scaling) if self.in_place else onto.addmm(*factors, alpha=scaling)
 
 
@@ -65,50 +47,6 @@ class _LeanLinear(Linear):
         return x.dtype == self.lora_A[name].weight.dtype or torch.is_autocast_enabled(x.device.type)
 
 
-class _InOneKernel(torch.autograd.Function):
-    """Casts the matrices of a decoder layer, and their gradients back."""
-
-    @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, small: Sequence[_Small], *weights: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        ctx.small = small
-        return _cast(weights, dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        _forget(ctx.small)  # what was to be computed again has been, or there would be no gradients
-        return None, None, *_cast(gradients, torch.float32)
-
-
-def _cast(matrices: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    made = tuple(torch.empty_like(matrix, dtype=dtype) for matrix in matrices)
-    torch._foreach_copy_(made, matrices)
-    return made
-
-
-def _cast_down(small: Sequence[_Small], *_: Any) -> None:
-    """Before a decoder layer runs."""
-    _forget(small)
-    weights = [module.weight for module in small]
-    device = weights[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return
-    dtype = torch.get_autocast_dtype(device)
-    if all(weight.dtype == torch.float32 != dtype for weight in weights):
-        for module, cast in zip(small, _InOneKernel.apply(dtype, small, *weights), strict=True):
-            module.cast = cast
-
-
-def _forget_without_gradients(small: Sequence[_Small], *_: Any) -> None:
-    """After a decoder layer ran; with gradients it may run again without its hooks, and must compute the same."""
-    if not torch.is_grad_enabled():
-        _forget(small)
-
-
-def _forget(small: Sequence[_Small]) -> None:
-    for module in small:
-        module.cast = None
-
-
 def make_lean(model: nn.Module, in_place: bool = True) -> None:
     """Let the adapters of a model's linear layers do with fewer kernels; names and weights stay.
 
@@ -116,17 +54,10 @@ def make_lean(model: nn.Module, in_place: bool = True) -> None:
         model: with adapters.
         in_place: add to a layer's output where that lies; not where the output itself is kept for a second pass.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     for module in model.modules():
         if type(module) is Linear and type(module.base_layer) is nn.Linear:
             module.__class__ = _LeanLinear
-            for first, second in zip(module.lora_A.values(), module.lora_B.values(), strict=True):
-                if type(first) is type(second) is nn.Linear and first.bias is second.bias is None:
-                    first.__class__, second.__class__ = _Small, _OntoLinear
+            for second in module.lora_B.values():
+                if type(second) is nn.Linear:
+                    second.__class__ = _OntoLinear
                     second.in_place = in_place  # type: ignore[assignment]
-    for layer in model.modules():
-        small = [module for module in layer.modules() if isinstance(module, _Small)]
-        if small and isinstance(layer, GradientCheckpointingLayer):
-            layer.register_forward_pre_hook(partial(_cast_down, small))
-            layer.register_forward_hook(partial(_forget_without_gradients, small), always_call=True)

@@ -4,7 +4,6 @@ transformers writes each as eight operations; two norms of the stream and two of
 """
 
 import copy
-import functools
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ class _LeanNorm(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return ``hidden`` ``[..., D]`` with a root mean square of one, times the weight."""
         if hidden.dtype != self.weight.dtype:  # of what trains, in mixed precision: its results are float32
-            return super().forward(hidden)  # type: ignore[no-any-return, misc]
+            return super().forward(hidden)  # type: ignore[no-any-return]
         if hidden.is_cuda and torch.is_autocast_enabled("cuda"):  # mixed precision would cast to float32, and not back
             with torch.autocast("cuda", enabled=False):
                 return F.rms_norm(hidden, self.weight.shape, self.weight, _epsilon(self))
@@ -35,7 +34,6 @@ def make_norms_lean(model: nn.Module) -> None:
         module.__class__ = kinds[kind] or kind
 
 
-@functools.cache
 def _lean(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (_LeanNorm, kind), {"__module__": kind.__module__})
 

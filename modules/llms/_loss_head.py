@@ -41,7 +41,7 @@ def give_loss(causal_lm: Any) -> bool:
     Returns:
         Whether it can: not where the head is more than a matrix, or what follows it is not done position by position.
     """
-    head = causal_lm.get_output_embeddings()
+    head: Any = causal_lm.get_output_embeddings()
     if type(head) is not nn.Linear or not _has_its_parts(causal_lm):
         return False
     raw = torch.linspace(-9, 9, 2 * head.out_features, device="cpu").view(2, -1)

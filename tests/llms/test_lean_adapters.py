@@ -113,8 +113,8 @@ def test_a_layer_with_adapters_has_few_kernels_in_mixed_precision(monkeypatch):
 
     adapters = {"lora_dropout": 0.0}
     bare, peft, lean = count(False), count(False, **adapters), count(True, **adapters)
-    assert (bare, peft, lean) == (54, 54 + 7 * 8, 54 + 7 * 2 + 1)
-    assert (count(False, norms=True), count(True, norms=True, **adapters)) == (54 - 4 * 7, 26 + 7 * 2 + 1)
+    assert (bare, peft, lean) == (54, 54 + 7 * 8, 54 + 7 * 4)
+    assert (count(False, norms=True), count(True, norms=True, **adapters)) == (54 - 4 * 7, 26 + 7 * 4)
 
 
 @pytest.mark.parametrize("checkpointing", [None, "all", "selective"])
@@ -129,7 +129,6 @@ def test_loss_and_gradients_of_mixed_precision_are_those_of_peft(checkpointing):
             model.activation_checkpointing_enable({"use_reentrant": False, **contexts})
         with torch.autocast("cpu", torch.bfloat16):
             found.append(outcome(model, hidden))
-        assert all(getattr(module, "cast", None) is None for module in model.modules())
     for wanted, given in zip(found[0][2].values(), found[1][2].values(), strict=True):
         torch.testing.assert_close(given, wanted, rtol=0, atol=0.06 * float(wanted.abs().max()))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-2, atol=0)
