@@ -26,16 +26,12 @@ class _LeanNorm(nn.Module):
 
 def make_norms_lean(model: nn.Module) -> None:
     """Let norms that compute what torch's own does be computed by it; names and weights stay."""
-    kinds: dict[type[nn.Module], type[nn.Module] | None] = {}
+    kinds: dict[type[nn.Module], type[nn.Module]] = {}
     for module in model.modules():
-        kind = type(module)
-        if kind not in kinds:
-            kinds[kind] = _lean(kind) if _is_torchs(module) else None
-        module.__class__ = kinds[kind] or kind
-
-
-def _lean(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (_LeanNorm, kind), {"__module__": kind.__module__})
+        if _is_torchs(module):  # each by itself: those of one class may differ, as Gemma 3n's do
+            kind = type(module)
+            kinds.setdefault(kind, type(kind.__name__, (_LeanNorm, kind), {"__module__": kind.__module__}))
+            module.__class__ = kinds[kind]
 
 
 def _epsilon(module: Any) -> float | None:
@@ -45,7 +41,8 @@ def _epsilon(module: Any) -> float | None:
 
 def _is_torchs(module: nn.Module) -> bool:
     """Whether a module is a norm as torch has it; Gemma's adds one to its weight, others have gates or groups."""
-    if "RMSNorm" not in type(module).__name__ or set(module._parameters) != {"weight"} or not _epsilon(module):
+    named = "RMSNorm" in type(module).__name__ and not isinstance(module, _LeanNorm)
+    if not named or set(module._parameters) != {"weight"} or not _epsilon(module):
         return False
     twin, hidden = copy.copy(module), torch.linspace(-1, 2, 16, device="cpu").view(2, 8)
     twin._parameters = {"weight": nn.Parameter(torch.linspace(0.5, 1.5, 8, device="cpu"))}  # real ones may be sharded

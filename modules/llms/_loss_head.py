@@ -17,7 +17,7 @@ _CHUNK_BYTES = 2**28
 class _LossHead(nn.Linear):
     """A linear head that gives the loss while it has labels."""
 
-    labels: Tensor | None
+    labels: Tensor | None = None
     causal_lm: Any
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def give_loss(causal_lm: Any) -> bool:
     Returns:
         Whether it can: not where the head is more than a matrix, or what follows it is not done position by position.
     """
-    head: Any = causal_lm.get_output_embeddings()
+    head = causal_lm.get_output_embeddings()
     if type(head) is not nn.Linear or not _has_its_parts(causal_lm):
         return False
     raw = torch.linspace(-9, 9, 2 * head.out_features, device="cpu").view(2, -1)
@@ -52,7 +52,6 @@ def give_loss(causal_lm: Any) -> bool:
     if both.shape != raw.shape or not torch.equal(both[1:], second):
         return False
     head.__class__ = _LossHead
-    head.labels = None
     object.__setattr__(head, "causal_lm", causal_lm)  # no child of its own child
     return True
 

@@ -91,7 +91,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(_loss_head, "_CHUNK_BYTES", 3 * 4 * 704)
 
 
-@pytest.mark.parametrize("name", ["Qwen3", "Gemma 2", "Granite", "Phi", "GPT-2", "Jamba"])
+@pytest.mark.parametrize("name", ["Qwen3", "Gemma 2", "Gemma 3n (text)", "Granite", "Phi", "GPT-2", "Jamba"])
 @pytest.mark.parametrize("trains", ["adapters", "all"])
 def test_an_llm_gives_the_loss_of_its_own_logits(family, small_chunks, name, trains):
     llm = CausalLM(str(family(name)), lora=LoRA(rank=2) if trains == "adapters" else None)
