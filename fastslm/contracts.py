@@ -304,6 +304,7 @@ class LanguageModel(nn.Module, ABC):
             training.
         can_pack: ``forward`` takes ``lengths``, and it is wanted there.
         packs: training gives it dialogues end to end; set where ``fastslm.path.packing`` found them to be kept apart.
+        takes_labels: ``forward`` takes ``labels``.
     """
 
     width: int
@@ -314,6 +315,7 @@ class LanguageModel(nn.Module, ABC):
     in_step: bool = False
     can_pack: bool = False
     packs: bool = False
+    takes_labels: bool = False
 
     def settle(self, device: torch.device) -> None:
         """Decide what depends on the device, such as a dtype of ``auto``; called before ``load``. Does nothing here.
@@ -344,8 +346,9 @@ class LanguageModel(nn.Module, ABC):
         attention_mask: Tensor | None,
         positions: Tensor,
         lengths: Sequence[int] | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
-        """Return logits ``[N, V]`` at chosen positions only.
+        """Return logits ``[N, V]`` at chosen positions only, or the summed cross-entropy of labels there, a scalar.
 
         Args:
             embeddings: ``[B, S, D_llm]``, right-padded.
@@ -353,6 +356,8 @@ class LanguageModel(nn.Module, ABC):
             positions: flat indices into ``B * S`` of the N positions whose next token is wanted, N at least 1.
             lengths: of dialogues that stand end to end in one row, B is 1; given where ``packs`` is set, so that an LLM
                 that never sets ``can_pack`` may leave this argument out.
+            labels: ids ``[N]`` at those positions, -100 counting nothing; given where ``takes_labels`` is set, so that
+                the LLM need not have all logits at once. An LLM that never sets it may leave this argument out.
         """
 
     @abstractmethod

@@ -21,6 +21,8 @@ _CHUNK_ELEMENTS = 1 << 21
 _LEAST_CHUNK = 16
 _WATCH_EVERY = 32
 _MOST_BEAMS = 256  # each is a row of the cache
+#: Tokens that are chosen before the host asks for them, where asking would wait for the device.
+_AT_ONCE = {"cuda": 8}
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,16 @@ class _Draw:
         self.decoding = decoding
         self.generators = [torch.Generator(device).manual_seed(decoding.seed) for _ in range(num_rows)]
 
-    def __call__(self, logits: Tensor, rows: Sequence[int]) -> list[int]:
+    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         if not self.decoding.temperature:
-            return logits.argmax(-1).tolist()
+            return logits.argmax(-1)
         # Below 0 before the division, so that no temperature is too low for a float.
         below = logits.float() - logits.float().amax(-1, keepdim=True)
         shares, ids = torch.softmax(below / self.decoding.temperature, -1).sort(-1, descending=True)
         if self.decoding.top_p < 1:
             shares = shares.masked_fill(shares.cumsum(-1) - shares >= self.decoding.top_p, 0.0)
         places = [torch.multinomial(s, 1, generator=self.generators[r]) for s, r in zip(shares, rows, strict=True)]
-        return [int(row[place]) for row, place in zip(ids, places, strict=True)]
+        return ids.gather(1, torch.stack(places))[:, 0]
 
 
 def write(
@@ -117,7 +119,8 @@ def write(
 ) -> Iterator[list[Generated]]:
     """Write answers token by token; gives the answers so far, the same objects, after each token.
 
-    Rows that are finished leave the batch when half of it is; an answer that runs in circles ends early.
+    Rows that are finished leave the batch when half of it is; an answer that runs in circles ends early. On a GPU the
+    host asks for several tokens at once: what a row wrote behind its end is cut off, and the answers are the same.
 
     Args:
         llm: the model.
@@ -133,24 +136,37 @@ def write(
     draw = _Draw(decoding, len(answers), logits.device)
     rows = list(range(len(answers)))  # which answer each row of the cache writes
     alive = [limit > 0 for limit in limits]
+    at_once = 1  # the first token is wanted soon
     while any(alive):
-        ids = draw(logits, rows)
-        for row, token in zip(rows, ids, strict=True):
-            if alive[row]:
-                alive[row] = _take(answers[row], token, limits[row], stop_ids)
-        yield answers
-        if not any(alive):
-            return
+        chosen = [draw(logits, rows)]
+        longest = max(limits[row] - len(answers[row].ids) for row in rows if alive[row])
+        for _ in range(min(at_once, longest) - 1):
+            attention_mask = _one_more(attention_mask)
+            logits = llm.extend(llm.embed(chosen[-1][:, None]), attention_mask, cache)
+            chosen.append(draw(logits, rows))
+        for ids in torch.stack(chosen).tolist():
+            for row, token in zip(rows, ids, strict=True):
+                if alive[row]:
+                    alive[row] = _take(answers[row], token, limits[row], stop_ids)
+            yield answers
+            if not any(alive):
+                return
+        last, at_once = chosen[-1], _AT_ONCE.get(logits.device.type, 1)
         if sum(alive) * 2 <= len(rows):
             kept = [i for i, row in enumerate(rows) if alive[row]]
-            chosen = torch.tensor(kept, device=logits.device)
-            cache.select(chosen)
-            attention_mask = None if attention_mask is None else attention_mask[chosen]
-            rows, ids = [rows[i] for i in kept], [ids[i] for i in kept]
-        if attention_mask is not None:
-            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], 1)
-        embeddings = llm.embed(torch.tensor(ids, device=logits.device)[:, None])
-        logits = llm.extend(embeddings, attention_mask, cache)
+            places = torch.tensor(kept, device=logits.device)
+            cache.select(places)
+            attention_mask = None if attention_mask is None else attention_mask[places]
+            rows, last = [rows[i] for i in kept], last[places]
+        attention_mask = _one_more(attention_mask)
+        logits = llm.extend(llm.embed(last[:, None]), attention_mask, cache)
+
+
+def _one_more(attention_mask: Tensor | None) -> Tensor | None:
+    """Return the mask with one more position that is read."""
+    if attention_mask is None:
+        return None
+    return torch.cat([attention_mask, attention_mask.new_ones(len(attention_mask), 1)], 1)
 
 
 def _take(answer: Generated, token: int, limit: int, stop_ids: Sequence[int]) -> bool:

@@ -20,7 +20,7 @@ from fastslm.path.batch import Batch, Int64Array
 from fastslm.path.frame_cache import FrameCache
 from fastslm.path.layer_mix import LayerMix
 from fastslm.path.listen import Listener, Speech
-from fastslm.path.loss import label_loss
+from fastslm.path.loss import answer_loss
 from fastslm.path.prompt import Prompter
 from fastslm.path.settings import SpeechSettings
 from fastslm.path.text import TextSide
@@ -129,8 +129,7 @@ class SpeechLM(nn.Module):
             embeddings = self.text.embed(layout, additions.tokens(speech.tokens))  # [B, S, D_llm]
             mask, labels, positions = self.text.labels(layout, embeddings.device)
             packed = {"lengths": layout.num_tokens} if layout.packed else {}
-            logits = self.llm(embeddings, mask, positions, **packed)  # [N, V]
-            loss_sum = label_loss(logits, labels)
+            loss_sum = answer_loss(self.llm, embeddings, mask, positions, labels, **packed)  # logits [N, V]
         alignment_sum, num_aligned = additions.align(batch, speech.rows, speech.tokens, self.llm.embed, classes)
         return Output(
             loss_sum=loss_sum,

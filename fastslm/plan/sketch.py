@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastslm.errors import ConfigError
-from fastslm.path.loss import label_loss
+from fastslm.path.loss import answer_loss
 from fastslm.path.one_sequence import one_sequence
 from fastslm.path.parts import parameters_by_part, settle_parts
 from fastslm.path.prompt import messages_of
@@ -248,8 +248,8 @@ class Sketch:
         text = self.path.llm.embed(torch.zeros(num_text, dtype=torch.int64))
         source = torch.zeros(1, num_text + tokens.shape[0] * tokens.shape[1], dtype=torch.int64)
         embeddings = splice(text, tokens, source)
-        logits = self.path.llm(embeddings, None, torch.zeros(num_labels, dtype=torch.int64))
-        return label_loss(logits, torch.zeros(num_labels, dtype=torch.int64))
+        places, labels = torch.zeros(2, num_labels, dtype=torch.int64)
+        return answer_loss(self.path.llm, embeddings, None, places, labels)
 
     def _alignment_bytes(self, num_windows: int, num_labels: int) -> int:
         """Return what the CTC loss keeps, in float32: tokens twice, and logits, their softmax and its gradient."""

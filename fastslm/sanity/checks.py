@@ -11,7 +11,7 @@ import torch
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.path.batch import Batch, Dialogue, Sample
-from fastslm.path.loss import label_loss
+from fastslm.path.loss import answer_loss
 from fastslm.path.model import Output, SpeechLM
 from fastslm.path.stepwise import check_stepwise
 from fastslm.training.lightning_module import SpeechLMModule
@@ -165,8 +165,7 @@ def loss_before_training(subject: Subject, batch: Batch) -> Check:
         tokens = torch.zeros(1, 1, path.llm.width, device=batch.audio.device)
         embeddings = path.text.embed(silent, tokens)
         mask, targets, positions = path.text.labels(silent, embeddings.device)
-        logits = path.llm(embeddings, mask, positions)
-        alone = float(label_loss(logits, targets)) / len(targets)
+        alone = float(answer_loss(path.llm, embeddings, mask, positions, targets)) / len(targets)
     return Check(
         "loss before training",
         math.isfinite(with_audio) and with_audio <= alone + _HIGHEST_RISE,

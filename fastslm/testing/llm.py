@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastslm.contracts import LanguageModel
 from fastslm.errors import ConfigError
+from fastslm.path.loss import label_loss
 
 
 class LanguageModelContract:
@@ -45,6 +46,16 @@ class LanguageModelContract:
         torch.testing.assert_close(
             self._logits(llm, embeddings, None, chosen), everywhere[chosen], rtol=1e-4, atol=1e-4
         )
+
+    def test_loss_of_labels(self) -> None:
+        """An LLM that takes labels gives the summed cross-entropy of its logits."""
+        llm = self._built()
+        if not llm.takes_labels:
+            return
+        embeddings, positions = self._embeddings(llm, 2, 6), torch.tensor([7, 0, 11, 3])
+        labels = torch.tensor([4, -100, 9, 2])
+        expected = label_loss(self._logits(llm, embeddings, None, positions), labels)
+        torch.testing.assert_close(llm(embeddings, None, positions, labels=labels), expected, rtol=1e-4, atol=1e-4)
 
     def test_padding_at_the_right_is_ignored(self) -> None:
         """A row has the same logits alone, and padded with anything beside a longer one."""

@@ -12,11 +12,14 @@ from torch import Tensor
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
 from fastslm.path.base_folder import base_folder, no_configuration
+from fastslm.path.loss import label_loss
 from fastslm.path.one_sequence import one_sequence
 from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
+from ._lean_norm import make_norms_lean
 from ._liger import use_liger
+from ._loss_head import give_loss, losing, rows_of
 from ._new_rows import enlarge
 from ._packing import packed_arguments
 from ._recomputing import Recomputing, keeping_products
@@ -187,6 +190,7 @@ class CausalLM(LanguageModel):
         # The head sees label positions only: logits of a 150k vocabulary at every position would be the largest
         # tensor of the step. A hook, so that scaling and capping after the head stay the model's own.
         causal_lm.get_output_embeddings().register_forward_pre_hook(self._select_positions)
+        self.takes_labels = give_loss(causal_lm)
         self.causal_lm = causal_lm
         table = causal_lm.get_input_embeddings().weight
         self.width = int(getattr(table, "ds_shape", table.shape)[-1])  # ZeRO-3 leaves an empty tensor here
@@ -236,6 +240,7 @@ class CausalLM(LanguageModel):
 
             self._add_adapters(model, self.lora)
             make_lean(model, in_place=self.gradient_checkpointing != "selective")
+        make_norms_lean(model)
         if self.liger and (lacking := use_liger(model, self._device)) is not None:
             from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 
@@ -337,23 +342,30 @@ class CausalLM(LanguageModel):
         attention_mask: Tensor | None,
         positions: Tensor,
         lengths: Sequence[int] | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
-        """Return logits ``[N, V]`` at ``positions``; see ``LanguageModel.forward``."""
+        """Return logits ``[N, V]`` at ``positions``, or the loss there; see ``LanguageModel.forward``."""
         if self._is_causal:  # what stands at the right is seen by nobody: no mask, which fused attention cannot take
             attention_mask = None
         packed: dict[str, Any] = {}
         masks: contextlib.AbstractContextManager[Any] = one_sequence()
         if lengths is not None:
             packed, masks = packed_arguments(lengths, embeddings.device, self.causal_lm.config.get_text_config())
+        head = self.causal_lm.get_output_embeddings()
+        loss: contextlib.AbstractContextManager[list[Tensor]] = contextlib.nullcontext([])
+        if labels is not None and len(labels) > rows_of(head):
+            loss = losing(head, labels)
         self._positions = positions
         try:
-            with self._recomputed(embeddings), masks:
+            with self._recomputed(embeddings), masks, loss as losses:
                 output = self.causal_lm(
                     inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False, **packed
                 )
         finally:
             self._positions = None
-        return output.logits  # type: ignore[no-any-return]
+        if labels is None:
+            return output.logits  # type: ignore[no-any-return]
+        return losses[0] if losses else label_loss(output.logits, labels)
 
     @torch.no_grad()
     def generate(

@@ -41,6 +41,12 @@ class Detached(CausalLM):
         return super().forward(embeddings.detach(), attention_mask, positions) + 0 * embeddings.sum()
 
 
+class MeanLoss(CausalLM):
+    def forward(self, embeddings, attention_mask, positions, labels=None):
+        given = super().forward(embeddings, attention_mask, positions, labels=labels)
+        return given if labels is None else given / len(labels)
+
+
 class SecondBest(CausalLM):
     def generate(self, embeddings, attention_mask, max_new_tokens, stop_ids):
         return super().generate(embeddings, attention_mask, max_new_tokens, stop_ids) + 1
@@ -62,7 +68,7 @@ class LoadsAgain(CausalLM):
 
 
 @pytest.mark.parametrize(
-    "broken", [WrongWidth, PositionsIgnored, SeesPadding, Detached, SecondBest, ForgetfulCache, LoadsAgain]
+    "broken", [WrongWidth, PositionsIgnored, SeesPadding, Detached, MeanLoss, SecondBest, ForgetfulCache, LoadsAgain]
 )
 def test_each_promise_that_is_broken_fails_a_test(broken, tiny_llm):
     class Contract(LanguageModelContract):

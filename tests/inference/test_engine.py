@@ -114,20 +114,42 @@ def test_greedy_answers_are_those_of_transformers(llm, other_llm):
         assert [answer.ids] == greedy_of_transformers(model, embeddings, 30)
 
 
-def test_answers_of_a_batch_are_those_alone_whatever_their_limits(llm):
-    lengths, limits = (5, 23, 11, 8), (4, 40, 12, 1)
-    prompts = [prompt(llm, length, length)[0] for length in lengths]
-    longest = max(lengths)
+def written(llm, prompts, limits, decoding, stop_ids=STOP):
+    """Return the answers to prompts in one batch, and how many there were to look at."""
+    longest = max(map(len, prompts))
     embeddings, mask = torch.zeros(4, longest, 32), torch.zeros(4, longest, dtype=torch.int64)
     for row, one in enumerate(prompts):
         embeddings[row, longest - len(one) :], mask[row, longest - len(one) :] = one, 1
     cache = llm.new_cache()
     with torch.inference_mode():
         logits = read(llm, embeddings, cache, mask)
-        *_, answers = write(llm, cache, logits, limits, STOP, Decoding(), mask)
+        *before, answers = write(llm, cache, logits, limits, stop_ids, decoding, mask)
+    return answers, 1 + len(before)
+
+
+def test_answers_of_a_batch_are_those_alone_whatever_their_limits(llm):
+    prompts, limits = [prompt(llm, length, length)[0] for length in (5, 23, 11, 8)], (4, 40, 12, 1)
+    answers, _ = written(llm, prompts, limits, Decoding())
     for one, limit, answer in zip(prompts, limits, answers, strict=True):
         assert answer.ids == Memory(llm, STOP).answer(one, limit, Decoding()).ids
         assert len(answer.ids) == limit or answer.end == "stop"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("at_once", [2, 5, 64])
+def test_tokens_that_are_asked_for_together_make_the_same_answers(llm, monkeypatch, at_once, temperature):
+    prompts, limits = [prompt(llm, length, length)[0] for length in (5, 23, 11, 8)], (4, 40, 12, 1)
+    decoding = Decoding(temperature=temperature)
+    asked, ask = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: asked.append(0) or ask(tensor))
+    stop_ids = [written(llm, prompts, limits, decoding)[0][1].ids[17]]
+    asked.clear()
+    expected = written(llm, prompts, limits, decoding, stop_ids)
+    one_by_one = len(asked)
+    monkeypatch.setitem(engine._AT_ONCE, "cpu", at_once)
+    asked.clear()
+    assert written(llm, prompts, limits, decoding, stop_ids) == expected
+    assert len(asked) <= 3 + one_by_one // at_once
 
 
 def test_an_answer_says_what_ended_it(llm):
@@ -164,7 +186,7 @@ def test_draws_follow_the_probabilities():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
     draw = engine._Draw(Decoding(temperature=1.0, top_p=0.79), 4000, torch.device("cpu"))
     draw.generators = [torch.Generator().manual_seed(seed) for seed in range(4000)]
-    drawn = torch.tensor(draw(logits, range(4000)))
+    drawn = draw(logits, range(4000))
     shares = torch.bincount(drawn, minlength=4) / 4000
     torch.testing.assert_close(shares, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.03, rtol=0)
 

@@ -100,6 +100,7 @@ def test_families_that_are_refused_are_named():
 def test_a_family_of_the_table_trains_answers_and_reads_as_it_says(family, name):
     llm = loaded(family(name))
     assert rows()[name] == described(llm, check_stepwise(llm))
+    assert llm.takes_labels
     check_right_padding(llm)
     losses = trained(llm)
     assert all(torch.isfinite(torch.tensor(losses)))

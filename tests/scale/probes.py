@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 
 from fastslm.checkpoint.gather import stored_tensors
+from fastslm.modules.llms import _loss_head
 
 
 class Probe(L.Callback):
@@ -54,6 +55,16 @@ class Probe(L.Callback):
                 }
             )
         )  # fmt: skip
+
+
+class SmallChunks(L.Callback):
+    """The LLM has the logits of one position at a time."""
+
+    def setup(self, trainer, module, stage):
+        self.before, _loss_head._CHUNK_BYTES = _loss_head._CHUNK_BYTES, 1
+
+    def teardown(self, trainer, module, stage):
+        _loss_head._CHUNK_BYTES = self.before
 
 
 class Stall(L.Callback):

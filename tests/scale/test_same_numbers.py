@@ -84,6 +84,25 @@ def test_dialogues_end_to_end_give_the_numbers_of_padded_ones_alone_and_under_ev
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trained", ["lora", "llm"])
+def test_logits_in_chunks_give_the_numbers_of_whole_ones_under_every_strategy(run_jobs, run_config, tmp_path, trained):
+    short = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "4", "--model.alignment_weight", "0"]
+    short += ["--model.train_parts", f"[abstractor,projector,{trained}]"]
+    chunked = [*short, "--trainer.callbacks+=probes.SmallChunks"]
+    run_jobs(1, jobs_of({"whole": [*ONE["batch 4"], *short]}, run_config, tmp_path, 1))
+    shared = {name: [*flags, "--data.batch_samples", "2", *chunked] for name, flags in TWO.items() if name != "zero2"}
+    run_jobs(2, jobs_of(shared, run_config, tmp_path, 2))
+
+    expected = seen(tmp_path, "whole")
+    for name in shared:
+        found = seen(tmp_path, name)
+        assert found["losses"] == pytest.approx(expected["losses"], abs=1e-4), name
+        assert found["validation"]["val/loss"] == pytest.approx(expected["validation"]["val/loss"], abs=1e-4), name
+        for weight, norm in expected["norms"].items():
+            assert found["norms"][weight] == pytest.approx(norm, abs=2e-3), (name, weight)
+
+
+@pytest.mark.slow
 def test_rotary_frequencies_stay_float32_under_every_strategy_and_precision(run_jobs, run_config, tmp_path):
     short = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
     settings = {
