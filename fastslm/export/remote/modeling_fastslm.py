@@ -298,7 +298,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         return embeddings, mask, spread.reshape(embeddings.shape[:2]), max(seconds)
 
     def _kept(self, input_ids: Tensor, attention_mask: Tensor | None, counts: list[int]) -> Tensor:
-        """Return the ids to read ``[B, L]``: no padding, and the first alone of as many marks as a recording has tokens.
+        """Return which ids to read ``[B, L]``: no padding, and of as many marks as a recording has tokens the first.
 
         Args:
             input_ids: on the CPU.

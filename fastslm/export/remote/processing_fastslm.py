@@ -39,9 +39,9 @@ class FastSLMFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
         return_tensors: str = "pt",
         return_attention_mask: bool | None = None,
     ) -> BatchFeature:
-        """Return ``input_features`` int16 ``[R, N]``, zeros behind a recording's end, and ``audio_feature_lens`` ``[R]``.
+        """Return ``input_features``, which are samples, int16 ``[R, N]``, and ``audio_feature_lens`` ``[R]``.
 
-        The features are samples, and the second says how many of a row are the recording's.
+        The second says how many samples a recording has; zeros stand behind its end.
 
         Args:
             audio: one recording or several: floats in -1..1 or int16, ``[N]``, NumPy or torch, mono.
@@ -165,9 +165,25 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
             task: see ``__call__``.
             language: see ``__call__``.
         """
-        known = {values["name"]: Task(**values) for values in self.tasks}
-        around = [Request(task, words, language, known.get(task)).ids(self._prompter) for words in texts]
+        around = [self._request(words, task, language).ids(self._prompter) for words in texts]
         return self._padded([[*before, self._prompter.audio_id, *after] for before, after in around])
+
+    def prompt_text(self, text: str | None = None, task: str = "asr", language: str | None = None) -> str:
+        """Return a whole prompt about one recording, which ``audio_token`` marks, as SGLang takes it.
+
+        Args:
+            text: see ``__call__``.
+            task: see ``__call__``.
+            language: see ``__call__``.
+
+        Raises:
+            ValueError: words spell a control token, which they would be in a text.
+        """
+        return self._prompter.prompt_text(self._request(text, task, language).messages())
+
+    def _request(self, text: str | None, task: str, language: str | None) -> Request:
+        brought = {values["name"]: Task(**values) for values in self.tasks}
+        return Request(task, text, language, brought.get(task))
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         longest = max(len(row) for row in rows)
@@ -184,13 +200,19 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         if marks != len(lengths):
             raise ValueError(f"There are {len(lengths)} recordings, and the prompts mark {marks} with {AUDIO}.")
         replacements = [self.replace_audio_token(features, i) for i in range(len(lengths))]
-        texts, offsets = self.get_text_with_replacements(list(texts), audio_replacements=replacements)
-        inputs = {**self._padded(self.tokenizer(texts, add_special_tokens=False)["input_ids"]), **features}
+        counts = iter([len(replacement) // len(AUDIO) for replacement in replacements])
+        rows = [
+            [id_ for id_ in ids for _ in range(next(counts) if id_ == self.audio_token_id else 1)]
+            for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        ]
+        inputs = {**self._padded(rows), **features}
         if located:
-            inputs["text_replacement_offsets"] = offsets
+            inputs["text_replacement_offsets"] = self.get_text_with_replacements(
+                list(texts), audio_replacements=replacements
+            )[1]
         if end_to_end:
-            rows = zip(features["input_features"], lengths.tolist(), strict=True)
-            inputs["input_features"] = torch.cat([row[:length] for row, length in rows])
+            recordings = zip(features["input_features"], lengths.tolist(), strict=True)
+            inputs["input_features"] = torch.cat([samples[:length] for samples, length in recordings])
         return BatchFeature(inputs)
 
     def replace_audio_token(self, audio_inputs: Mapping[str, Any], audio_idx: int, **_others: Any) -> str:
