@@ -130,9 +130,9 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
             sampling_rate: of the audio; must be 16000.
             audios: what SGLang calls the audio of whole prompts. It puts features of several requests end to end, so
                 they come out as the samples of all recordings, end to end, ``[N]``.
-            others: ``return_tensors="pt"``, ``padding=True`` and ``add_special_tokens=False``, which is what comes out
-                anyway, and for whole prompts ``return_text_replacement_offsets``, by which vLLM asks for the places of
-                the recordings.
+            others: ``return_tensors="pt"``, ``padding=True``, ``truncation=False`` and ``add_special_tokens=False``, which
+                is what comes out anyway, and for whole prompts ``return_text_replacement_offsets``, by which vLLM asks
+                for the places of the recordings.
 
         Raises:
             ValueError: recordings and texts or marks differ in number, or the request makes no sense.
@@ -141,7 +141,7 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         given = audio if audios is None else audios
         if given is None:
             raise ValueError("Give audio; for text alone use the tokenizer's chat template and the LLM.")
-        anyway = {"return_tensors": "pt", "padding": True, "add_special_tokens": False}
+        anyway = {"return_tensors": "pt", "padding": True, "truncation": False, "add_special_tokens": False}
         if refused := [name for name, value in others.items() if anyway.get(name) != value]:
             raise ValueError(
                 f"This processor returns PyTorch tensors of padded prompts, and takes no {', '.join(refused)}."
