@@ -130,9 +130,9 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
             sampling_rate: of the audio; must be 16000.
             audios: what SGLang calls the audio of whole prompts. It puts features of several requests end to end, so
                 they come out as the samples of all recordings, end to end, ``[N]``.
-            others: ``return_tensors="pt"``, ``padding=True``, ``truncation=False`` and ``add_special_tokens=False``, which
-                is what comes out anyway, and for whole prompts ``return_text_replacement_offsets``, by which vLLM asks
-                for the places of the recordings.
+            others: ``return_tensors="pt"``, ``padding=True``, ``truncation=False`` and ``add_special_tokens=False``,
+                which is what comes out anyway, and for whole prompts ``return_text_replacement_offsets``, by which vLLM
+                asks for the places of the recordings.
 
         Raises:
             ValueError: recordings and texts or marks differ in number, or the request makes no sense.
