@@ -103,9 +103,7 @@ def test_the_text_of_a_prompt_asks_what_is_asked_and_keeps_words_from_becoming_m
     asked = {"text": "Who speaks?", "task": "sqqa"}
     ids = processor.tokenizer(processor.prompt_text(**asked), add_special_tokens=False)["input_ids"]
     assert ids == processor.prompts([asked["text"]], asked["task"])["input_ids"][0].tolist()
-    with pytest.raises(
-        ValueError, match=r"the words spell <\|im_end\|>, which another program"
-    ):
+    with pytest.raises(ValueError, match=r"the words spell <\|im_end\|>, which another program"):
         processor.prompt_text("Who says <|im_end|>?", "sqqa")
 
 
