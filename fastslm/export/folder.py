@@ -17,6 +17,7 @@ from fastslm.checkpoint.run import Run, speech_settings
 from fastslm.errors import ConfigError
 from fastslm.export.card import model_card
 from fastslm.export.remote.configuration_fastslm import FastSLMConfig
+from fastslm.export.remote.modeling_fastslm import names_in_folders
 from fastslm.export.remote.token_counts import token_counts
 from fastslm.export.sources import export_sources
 from fastslm.export.stock import hf_model, llm_state, save_stock_llm
@@ -147,7 +148,7 @@ def _lora(path: SpeechLM) -> dict[str, Any] | None:
 
 
 def _state(path: SpeechLM, merged: bool) -> dict[str, Tensor]:
-    """Return every weight by its name in the exported model, each storage once."""
+    """Return every weight by its name in the folder, each storage once."""
     llm = hf_model(path.llm)
     state = {f"path.encoder.{name}": value for name, value in path.encoder.state_dict().items()}
     for part in ("layer_mix", "abstractor"):
@@ -156,7 +157,13 @@ def _state(path: SpeechLM, merged: bool) -> dict[str, Tensor]:
     text = llm_state(llm, merged=True) if merged else llm.state_dict()
     tied = set(getattr(llm, "all_tied_weights_keys", {}))
     state |= {f"path.llm.causal_lm.{name}": value for name, value in text.items() if name not in tied}
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    names = names_in_folders(llm)
+    return {_renamed(name, names): value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _renamed(name: str, beginnings: dict[str, str]) -> str:
+    old = next((old for old in beginnings if name.startswith(old)), "")
+    return beginnings.get(old, "") + name.removeprefix(old)
 
 
 def _save_weights(state: dict[str, Tensor], folder: Path) -> None:
@@ -210,8 +217,9 @@ def _check(folder: Path, state: dict[str, Tensor]) -> None:
         config = modeling.FastSLMConfig.from_pretrained(folder)
         with torch.device("meta"):
             model = getattr(modeling, _MODEL_CLASS)(config)
-        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        tied = set(model.all_tied_weights_keys)
+        names = names_in_folders(model.path.llm.causal_lm)
+        expected = {_renamed(name, names): tuple(value.shape) for name, value in model.state_dict().items()}
+        tied = {_renamed(name, names) for name in model.all_tied_weights_keys}
     except Exception as error:  # whatever a third party's compressor does when it is built
         raise ConfigError(
             f"the exported files cannot build the model: {type(error).__name__}: {error}. Arguments of a compressor"

@@ -239,6 +239,17 @@ class Prompter:
         """
         return self._prompt(messages).ids
 
+    def prompt_text(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return the text that has these ids, for programs that encode it themselves.
+
+        Raises:
+            DataError: see ``prompt_ids``, or the words of people spell a control token, which it would be there.
+        """
+        prompt = self._prompt(messages)
+        if prompt.spelt:
+            raise DataError(f"the words spell {', '.join(prompt.spelt)}, which another program reads as control tokens")
+        return prompt.text
+
     def dialogue(
         self, messages: Sequence[Mapping[str, str]], num_recordings: int, task: str, language: str = ""
     ) -> Dialogue:

@@ -109,7 +109,7 @@ def test_with_the_end_of_an_answer_left_out_they_still_agree(said):
         rows = [torch.from_numpy(noise(length)) for length in lengths]
         audio = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) if rows else None
         expected = model.generate(
-            torch.tensor([prompt]), input_features=audio, num_samples=[len(row) for row in rows],
+            torch.tensor([prompt]), input_features=audio, audio_feature_lens=[len(row) for row in rows],
             min_new_tokens=LIMIT, max_new_tokens=LIMIT,
         )  # fmt: skip
         assert answer["ids"] == expected[0].tolist(), lengths

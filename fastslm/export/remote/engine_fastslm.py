@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fastslm.export.remote.configuration_fastslm import FastSLMConfig
@@ -43,7 +41,7 @@ class FastSLMModel(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: FastSLMConfig) -> None:
         super().__init__(config)
         before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)  # of tables that are computed; engines settle what is loaded
+        torch.set_default_dtype(torch.float32)  # of tables that are computed
         try:
             path = path_of(config, TextModel(config.text_config, config.lora))
         finally:
@@ -63,16 +61,9 @@ class FastSLMModel(PreTrainedModel):  # type: ignore[misc]
                 module.__class__ = _Linear  # type: ignore[assignment]
         names = {"encoder": "audio_tower.", "abstractor": "abstractor.", "llm": "language_model."}
         self._keep_in_fp32_modules_strict = {names[part] for part in config.float32_parts}
-        llm = "path.llm.causal_lm."
-        renamed = {
-            "path.encoder.": "audio_tower.",
-            "path.abstractor.": "abstractor.",
-            "path.layer_mix.": "layer_mix.",
-            f"{llm}{causal_lm.base_model_prefix}.": "language_model.",
-            f"{llm}lm_head.": "lm_head.",
-        }
-        renaming = [WeightRenaming(f"^{old}".replace(".", r"\."), new) for old, new in renamed.items()]
-        register_checkpoint_conversion_mapping(type(self).__name__, renaming, overwrite=True)
+        for name, parameter in self.named_parameters():  # SGLang takes the dtypes as they are here
+            if not name.startswith(tuple(self._keep_in_fp32_modules_strict)):
+                parameter.data = parameter.data.to(before)
         self.post_init()
 
     @classmethod
@@ -90,12 +81,12 @@ class FastSLMModel(PreTrainedModel):  # type: ignore[misc]
         self.language_model.set_input_embeddings(value)
 
     @torch.no_grad()
-    def get_audio_features(self, input_features: Tensor, num_samples: Any = None, **_others: Any) -> Any:
+    def get_audio_features(self, input_features: Tensor, audio_feature_lens: Any = None, **_others: Any) -> Any:
         """Return speech tokens of all recordings, end to end, as ``pooler_output`` ``[n, D_llm]``.
 
         Args:
-            input_features: int16 ``[R, N]``.
-            num_samples: of each recording ``[R]``; None where no row is padded.
+            input_features: int16 ``[R, N]``, or all recordings end to end ``[N]``.
+            audio_feature_lens: samples of each recording ``[R]``; None where no row is padded.
         """
         device: Any = self.get_input_embeddings().weight.device
         if not self._has_tables:  # engines build parameters without values, and what is computed beside them too
@@ -105,13 +96,33 @@ class FastSLMModel(PreTrainedModel):  # type: ignore[misc]
             for part in (self.audio_tower, self.abstractor):
                 part.to(device)
             self._has_tables = True
-        audio, lengths = flat(input_features, num_samples)
+        audio, lengths = flat(input_features, audio_feature_lens)
         llm: Any = SimpleNamespace(embed=self.get_input_embeddings())
         listener = Listener(self.audio_tower, self.abstractor, llm, self._settings, layer_mix=self.layer_mix)
         speech = listener(audio.to(device), listener.cut(lengths))
         rows = torch.from_numpy(np.concatenate(speech.rows)).to(device)
         return BaseModelOutputWithPooling(pooler_output=speech.tokens.flatten(0, 1)[rows])
 
-    def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, **others: Any) -> Any:
-        """Return what the LLM makes of ids, or of embeddings in which speech tokens have their places."""
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        input_features: Tensor | None = None,
+        audio_feature_lens: Any = None,
+        **others: Any,
+    ) -> Any:
+        """Return what the LLM makes of ids, or of embeddings in which speech tokens have their places (vLLM).
+
+        Args:
+            input_ids: with one mark for each speech token where there are features (SGLang).
+            inputs_embeds: in place of ids.
+            input_features: see ``get_audio_features``.
+            audio_feature_lens: see ``get_audio_features``.
+            others: of the LLM.
+        """
+        if input_features is not None:
+            speech = self.get_audio_features(input_features, audio_feature_lens).pooler_output
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            inputs_embeds[input_ids == self.config.audio_token_id] = speech.to(inputs_embeds.dtype)
+            input_ids = None
         return self.language_model(input_ids=input_ids, inputs_embeds=inputs_embeds, **others)

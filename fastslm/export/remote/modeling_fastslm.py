@@ -1,6 +1,7 @@
 """An exported speech language model: transformers' interface around the same ``SpeechLM`` that was trained."""
 
 import copy
+import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -9,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.contracts import LanguageModel, TokenBudget
@@ -98,16 +101,30 @@ def computed(ours: Abstractor, config: FastSLMConfig, kind: Any = Abstractor) ->
     return {name: value for name, value in twin.named_buffers() if name not in stored}
 
 
-def flat(input_features: Tensor | None, num_samples: Iterable[Any] | None) -> tuple[Tensor, list[int]]:
-    """Return recordings ``[R, N]`` end to end ``[N]``, and the samples of each; see ``Batch``."""
+def flat(input_features: Tensor | None, audio_feature_lens: Iterable[Any] | None) -> tuple[Tensor, list[int]]:
+    """Return recordings ``[R, N]``, or already end to end, ``[N]``, and the samples of each; see ``Batch``."""
+    lengths = None if audio_feature_lens is None else [int(n) for n in audio_feature_lens]
+    if input_features is not None and input_features.ndim == 1:
+        input_features = input_features.split(lengths or len(input_features))
     rows = [] if input_features is None else list(input_features)
-    lengths = [len(row) for row in rows] if num_samples is None else [int(n) for n in num_samples]
+    lengths = [len(row) for row in rows] if lengths is None else lengths
     if len(lengths) != len(rows) or any(n > len(row) for n, row in zip(lengths, rows, strict=True)):
-        raise ValueError(
-            f"num_samples says {lengths}, and input_features has {len(rows)} rows of {[len(row) for row in rows][:1]}."
-        )
+        rows_of = [len(row) for row in rows][:1]
+        raise ValueError(f"audio_feature_lens says {lengths}, and input_features has {len(rows)} rows of {rows_of}.")
     parts = [row[:n] for n, row in zip(lengths, rows, strict=True)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int16), lengths
+
+
+def names_in_folders(causal_lm: nn.Module) -> dict[str, str]:
+    """Return how the names of weights begin in a folder, where serving engines read them, by how they do in the model.
+
+    Args:
+        causal_lm: the LLM in the model.
+    """
+    llm, base = "path.llm.causal_lm.", causal_lm.base_model_prefix
+    heads = {f"{llm}{name}.": f"{name}." for name, _ in causal_lm.named_children() if name != base}
+    parts = {"encoder": "audio_tower", "abstractor": "abstractor", "layer_mix": "layer_mix"}
+    return {f"path.{old}.": f"{new}." for old, new in parts.items()} | {f"{llm}{base}.": "language_model.", **heads}
 
 
 def _unsplit(model: nn.Module) -> set[str]:
@@ -119,7 +136,8 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
     """Speech and text in, text out; recordings of any length.
 
     Inputs come from ``FastSLMProcessor``: ``input_ids`` and ``attention_mask`` ``[B, L]`` with one placeholder for each
-    recording, ``input_features`` int16 ``[R, N]``, a row of samples at 16 kHz for each, and ``num_samples`` ``[R]``.
+    recording, or one for each of its speech tokens; ``input_features`` int16 ``[R, N]``, a row of samples at 16 kHz for
+    each recording, and ``audio_feature_lens`` ``[R]``, its samples.
     """
 
     config_class = FastSLMConfig
@@ -144,6 +162,8 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         self._no_split_modules = {*_unsplit(llm.causal_lm), *_unsplit(self.path.encoder)}
         self._keep_in_fp32_modules_strict = {f"path.{part}." for part in config.float32_parts}
         self._computed_done = False
+        renaming = [WeightRenaming("^" + re.escape(n), m) for m, n in names_in_folders(llm.causal_lm).items()]
+        register_checkpoint_conversion_mapping(type(self).__name__, renaming, overwrite=True)
         self.post_init()
 
     @torch.no_grad()
@@ -175,7 +195,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         input_features: Tensor | None = None,
-        num_samples: Tensor | None = None,
+        audio_feature_lens: Tensor | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         **others: Any,
@@ -186,7 +206,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
             input_ids: ``[B, L]``.
             attention_mask: ``[B, L]``, 0 at padding.
             input_features: int16 ``[R, N]``; None for text alone.
-            num_samples: samples of each recording ``[R]``; None where no row is padded.
+            audio_feature_lens: samples of each recording ``[R]``; None where no row is padded.
             labels: ``[B, L]``, -100 where nothing is to be predicted. With labels rows are padded at the right, without
                 at the left.
             inputs_embeds: the spliced sequence itself, ``[B, S, D_llm]``, in place of all of these.
@@ -194,9 +214,9 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         """
         if inputs_embeds is None:
             if input_ids is None:
-                raise ValueError("Give input_ids (and input_features with num_samples), or inputs_embeds.")
-            inputs_embeds, attention_mask, labels = self._splice(
-                input_ids, attention_mask, input_features, num_samples, labels
+                raise ValueError("Give input_ids (and input_features with audio_feature_lens), or inputs_embeds.")
+            inputs_embeds, attention_mask, labels, _ = self._splice(
+                input_ids, attention_mask, input_features, audio_feature_lens, labels
             )
         causal_lm: Any = self.path.llm.causal_lm
         return causal_lm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **others)
@@ -207,7 +227,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         input_features: Tensor | None = None,
-        num_samples: Tensor | None = None,
+        audio_feature_lens: Tensor | None = None,
         generation_config: Any = None,
         **others: Any,
     ) -> Any:
@@ -216,8 +236,8 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         Without ``max_new_tokens`` the limit follows the longest audio of a row.
         """
         if input_ids is None:
-            raise ValueError("Give input_ids, and input_features with num_samples, as the processor makes them.")
-        embeddings, mask, _ = self._splice(input_ids, attention_mask, input_features, num_samples, None)
+            raise ValueError("Give input_ids, and input_features with audio_feature_lens, as the processor makes them.")
+        embeddings, mask, _, seconds = self._splice(input_ids, attention_mask, input_features, audio_feature_lens, None)
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device)
         causal_lm: Any = self.path.llm.causal_lm
@@ -225,7 +245,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         settings = copy.deepcopy(generation_config) or causal_lm.generation_config
         given = [others.get(name) or getattr(settings, name) for name in ("max_new_tokens", "max_length")]
         if not any(given):
-            settings.max_new_tokens = self._limit(input_ids, flat(input_features, num_samples)[1])
+            settings.max_new_tokens = int(32 + self.config.new_tokens_per_second * seconds)
         if generation_config is not None:  # transformers takes either a whole configuration or single settings
             others["generation_config"] = settings
         return causal_lm.generate(inputs_embeds=embeddings, attention_mask=mask, **others)
@@ -236,10 +256,10 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         input_features: Tensor | None = None,
-        num_samples: Tensor | None = None,
+        audio_feature_lens: Tensor | None = None,
     ) -> list[Tensor]:
         """Return for each row what the LLM reads, ``[S, D_llm]``, as engines with prompt embeddings take it."""
-        embeddings, mask, _ = self._splice(input_ids, attention_mask, input_features, num_samples, None)
+        embeddings, mask, *_ = self._splice(input_ids, attention_mask, input_features, audio_feature_lens, None)
         if mask is None:
             return list(embeddings)
         return [row[kept.bool()] for row, kept in zip(embeddings, mask, strict=True)]
@@ -249,43 +269,46 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         input_ids: Tensor,
         attention_mask: Tensor | None,
         input_features: Tensor | None,
-        num_samples: Tensor | None,
+        audio_feature_lens: Tensor | None,
         labels: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return embeddings ``[B, S, D_llm]``, their mask (None when nothing is padded) and labels ``[B, S]``."""
-        batch = self._batch(input_ids, attention_mask, input_features, num_samples, labels)
-        speech = self.path.listen(batch)
-        layout = self.path.text.layout(batch.dialogues, speech.rows, prompt_only=labels is None)
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
+        """Return embeddings ``[B, S, D_llm]``, their mask (None when nothing is padded), labels ``[B, S]`` and seconds.
+
+        The seconds are those of audio in the row that has most.
+        """
+        samples, lengths = flat(input_features, audio_feature_lens)
+        speech = self.path.listen(Batch(samples.to(self.device), lengths, [], [], []))
+        dialogues, seconds, place = [], [0.0], 0
+        kept = self._kept(input_ids.cpu(), attention_mask, [len(rows) for rows in speech.rows])
+        for i, (row, keep) in enumerate(zip(input_ids.cpu(), kept, strict=True)):
+            ids = row[keep].numpy()
+            targets = torch.full_like(row, -100) if labels is None else labels[i].cpu()
+            dialogues.append(Dialogue(ids, targets[keep].numpy(), len(ids), reference="", task="dialogue"))
+            count = int((ids == self.config.audio_token_id).sum())
+            seconds.append(sum(lengths[place : place + count]) / SAMPLE_RATE_HZ)
+            place += count
+        layout = self.path.text.layout(dialogues, speech.rows, prompt_only=labels is None)
         embeddings = self.path.text.embed(layout, speech.tokens)
         device = embeddings.device
         mask = None if layout.attention_mask is None else layout.attention_mask.to(device)
         if labels is None:
-            return embeddings, mask, None
+            return embeddings, mask, None, max(seconds)
         spread = torch.full((embeddings.shape[0] * embeddings.shape[1],), -100, device=device)
         spread[layout.predicting.to(device) + 1] = layout.labels.to(device)
-        return embeddings, mask, spread.reshape(embeddings.shape[:2])
+        return embeddings, mask, spread.reshape(embeddings.shape[:2]), max(seconds)
 
-    def _batch(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        input_features: Tensor | None,
-        num_samples: Tensor | None,
-        labels: Tensor | None,
-    ) -> Batch:
-        kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        dialogues = []
-        for i, (row, keep) in enumerate(zip(input_ids.cpu(), kept.cpu().bool(), strict=True)):
-            ids = row[keep].numpy()
-            targets = torch.full_like(row, -100) if labels is None else labels[i].cpu()
-            dialogues.append(Dialogue(ids, targets[keep].numpy(), len(ids), reference="", task="dialogue"))
-        samples, lengths = flat(input_features, num_samples)
-        names = [str(i) for i in range(len(dialogues))]
-        return Batch(samples.to(self.device), lengths, dialogues, names, [1.0] * len(dialogues))
+    def _kept(self, input_ids: Tensor, attention_mask: Tensor | None, counts: list[int]) -> Tensor:
+        """Return which ids to read ``[B, L]``: no padding, and of as many marks as a recording has tokens the first.
 
-    def _limit(self, input_ids: Tensor, lengths: Sequence[int]) -> int:
-        seconds, place = [0.0], 0
-        for count in (input_ids == self.config.audio_token_id).sum(1).tolist():
-            seconds.append(sum(lengths[place : place + count]) / SAMPLE_RATE_HZ)
-            place += count
-        return int(32 + self.config.new_tokens_per_second * max(seconds))
+        Args:
+            input_ids: on the CPU.
+            attention_mask: on any device.
+            counts: tokens of each recording.
+        """
+        kept = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
+        marks = kept & (input_ids == self.config.audio_token_id)
+        if not counts or int(marks.sum()) != sum(counts):
+            return kept  # one mark for each recording
+        first = torch.zeros(sum(counts), dtype=torch.bool)
+        first[torch.tensor([0, *counts[:-1]]).cumsum(0)] = True
+        return kept.masked_scatter(marks, first)

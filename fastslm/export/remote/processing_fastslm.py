@@ -24,7 +24,7 @@ class FastSLMFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
         chunk_length: seconds of audio that engines measure memory with; a recording may have any length.
     """
 
-    model_input_names = ("input_features", "num_samples")
+    model_input_names = ("input_features", "audio_feature_lens")
     padding_value = 0  # of a batch that a pipeline makes
 
     def __init__(self, sampling_rate: int = SAMPLE_RATE_HZ, chunk_length: float = 30.0, **others: Any) -> None:
@@ -39,13 +39,15 @@ class FastSLMFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
         return_tensors: str = "pt",
         return_attention_mask: bool | None = None,
     ) -> BatchFeature:
-        """Return ``input_features`` int16 ``[R, N]``, zeros behind a recording's end, and ``num_samples`` ``[R]``.
+        """Return ``input_features``, which are samples, int16 ``[R, N]``, and ``audio_feature_lens`` ``[R]``.
+
+        The second says how many samples a recording has; zeros stand behind its end.
 
         Args:
             audio: one recording or several: floats in -1..1 or int16, ``[N]``, NumPy or torch, mono.
             sampling_rate: samples per second; None means that of the model.
             return_tensors: ``pt``, which is what comes out anyway.
-            return_attention_mask: of no matter, for ``num_samples`` says what is no padding.
+            return_attention_mask: of no matter, for ``audio_feature_lens`` says what is no padding.
 
         Raises:
             ValueError: the rate is another, a recording is empty or has more than one channel, or is not finite.
@@ -60,7 +62,7 @@ class FastSLMFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
         samples = [_int16(recording) for recording in (audio if several else [audio])]
         lengths = torch.tensor([len(recording) for recording in samples], dtype=torch.int64)
         rows = pad_sequence([torch.from_numpy(recording) for recording in samples], batch_first=True)
-        return BatchFeature({"input_features": rows, "num_samples": lengths})
+        return BatchFeature({"input_features": rows, "audio_feature_lens": lengths})
 
 
 def _int16(recording: Any) -> np.ndarray:
@@ -109,41 +111,49 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         audio: Any = None,
         text: str | Sequence[str] | None = None,
         *,
-        task: str = "asr",
+        task: str | None = None,
         language: str | None = None,
         sampling_rate: int | None = None,
+        audios: Any = None,
         **others: Any,
     ) -> BatchFeature:
-        """Return inputs for ``generate``: one row for each recording.
+        """Return inputs for ``generate``: one row for each recording, or one for each whole prompt.
 
         Args:
             audio: one recording or a list of them, see ``FastSLMFeatureExtractor``.
-            text: words in place of the task's own, one for all or one for each; for ``sqqa`` the question.
-            task: ``asr``, ``ast`` (translation), ``ssum`` (summary), ``sqqa`` (the answer to a question), or another of
-                this model's tasks.
+            text: words in place of the task's own, one for all or one for each; for ``sqqa`` the question. Without a
+                task, text with ``audio_token`` in it is whole prompts, where it becomes as many as the recording in
+                its place has speech tokens; with a task, whatever it spells is words.
+            task: ``asr``, which None means too, ``ast`` (translation), ``ssum`` (summary), ``sqqa`` (the answer to a
+                question), or another of this model's tasks.
             language: what ``ast`` translates into, in English (``Korean``).
             sampling_rate: of the audio; must be 16000.
-            others: ``return_tensors="pt"``, which is what comes out anyway. With ``return_text_replacement_offsets``,
-                as engines ask, ``text`` is the whole prompt with a mark for each recording.
+            audios: what SGLang calls the audio of whole prompts. It puts features of several requests end to end, so
+                they come out as the samples of all recordings, end to end, ``[N]``.
+            others: ``return_tensors="pt"``, ``padding=True``, ``truncation=False`` and ``add_special_tokens=False``,
+                which is what comes out anyway, and for whole prompts ``return_text_replacement_offsets``, by which vLLM
+                asks for the places of the recordings.
 
         Raises:
-            ValueError: recordings and texts differ in number, or the request makes no sense.
+            ValueError: recordings and texts or marks differ in number, or the request makes no sense.
         """
-        if audio is None:
-            raise ValueError("Give audio; for text alone use the tokenizer's chat template and the LLM.")
         located = others.pop("return_text_replacement_offsets", False)
-        if not located and (others.pop("return_tensors", "pt") != "pt" or others):
+        given = audio if audios is None else audios
+        if given is None:
+            raise ValueError("Give audio; for text alone use the tokenizer's chat template and the LLM.")
+        anyway = {"return_tensors": "pt", "padding": True, "truncation": False, "add_special_tokens": False}
+        if refused := [name for name, value in others.items() if anyway.get(name) != value]:
             raise ValueError(
-                f"This processor returns PyTorch tensors, and takes no {', '.join(others) or 'other kind'}."
+                f"This processor returns PyTorch tensors of padded prompts, and takes no {', '.join(refused)}."
             )
-        features = self.feature_extractor(audio, sampling_rate)
-        if located:
-            return self._located([text] if isinstance(text, str) else list(text or ()), features)
-        count = len(features["num_samples"])
+        features = self.feature_extractor(given, sampling_rate)
+        count = len(features["audio_feature_lens"])
         texts = [text] * count if text is None or isinstance(text, str) else list(text)
+        if task is None and any(AUDIO in (words or "") for words in texts):
+            return self._whole([text] if isinstance(text, str) else texts, features, located, audios is not None)
         if len(texts) != count:
             raise ValueError(f"There are {count} recordings and {len(texts)} texts.")
-        return BatchFeature({**self.prompts(texts, task, language), **features})
+        return BatchFeature({**self.prompts(texts, task or "asr", language), **features})
 
     def prompts(
         self, texts: Sequence[str | None] = (None,), task: str = "asr", language: str | None = None
@@ -155,9 +165,27 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
             task: see ``__call__``.
             language: see ``__call__``.
         """
-        known = {values["name"]: Task(**values) for values in self.tasks}
-        around = [Request(task, words, language, known.get(task)).ids(self._prompter) for words in texts]
-        rows = [[*before, self._prompter.audio_id, *after] for before, after in around]
+        around = [self._request(words, task, language).ids(self._prompter) for words in texts]
+        return self._padded([[*before, self._prompter.audio_id, *after] for before, after in around])
+
+    def prompt_text(self, text: str | None = None, task: str = "asr", language: str | None = None) -> str:
+        """Return a whole prompt about one recording, which ``audio_token`` marks, as SGLang takes it.
+
+        Args:
+            text: see ``__call__``.
+            task: see ``__call__``.
+            language: see ``__call__``.
+
+        Raises:
+            ValueError: words spell a control token, which they would be in a text.
+        """
+        return self._prompter.prompt_text(self._request(text, task, language).messages())
+
+    def _request(self, text: str | None, task: str, language: str | None) -> Request:
+        brought = {values["name"]: Task(**values) for values in self.tasks}
+        return Request(task, text, language, brought.get(task))
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         longest = max(len(row) for row in rows)
         ids = np.full((len(rows), longest), self._prompter.stop_ids[0], np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
@@ -165,12 +193,27 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
             ids[i, longest - len(row) :], mask[i, longest - len(row) :] = row, 1
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
-    def _located(self, texts: list[str], features: BatchFeature) -> BatchFeature:
-        """Return prompts in which each mark has become as many as the recording has tokens, and where these stand."""
-        replacements = [self.replace_audio_token(features, i) for i in range(len(features["num_samples"]))]
-        texts, offsets = self.get_text_with_replacements(texts, audio_replacements=replacements)
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return BatchFeature({"input_ids": ids, "text_replacement_offsets": offsets, **features})
+    def _whole(self, texts: Sequence[str], features: BatchFeature, located: bool, end_to_end: bool) -> BatchFeature:
+        """Return whole prompts in which each mark has become as many as its recording has tokens."""
+        lengths = features["audio_feature_lens"]
+        marks = sum(words.count(AUDIO) for words in texts)
+        if marks != len(lengths):
+            raise ValueError(f"There are {len(lengths)} recordings, and the prompts mark {marks} with {AUDIO}.")
+        replacements = [self.replace_audio_token(features, i) for i in range(len(lengths))]
+        counts = iter([len(replacement) // len(AUDIO) for replacement in replacements])
+        rows = [
+            [id_ for id_ in ids for _ in range(next(counts) if id_ == self.audio_token_id else 1)]
+            for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        ]
+        inputs = {**self._padded(rows), **features}
+        if located:
+            inputs["text_replacement_offsets"] = self.get_text_with_replacements(
+                list(texts), audio_replacements=replacements
+            )[1]
+        if end_to_end:
+            recordings = zip(features["input_features"], lengths.tolist(), strict=True)
+            inputs["input_features"] = torch.cat([samples[:length] for samples, length in recordings])
+        return BatchFeature(inputs)
 
     def replace_audio_token(self, audio_inputs: Mapping[str, Any], audio_idx: int, **_others: Any) -> str:
         """Return as many marks as a recording has tokens.
@@ -180,7 +223,7 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         """
         if self.token_counts is None:
             raise ValueError("The compressor gives as many tokens as the audio holds, so nobody knows beforehand.")
-        return str(AUDIO * num_tokens(int(audio_inputs["num_samples"][audio_idx]), **self.token_counts))
+        return str(AUDIO * num_tokens(int(audio_inputs["audio_feature_lens"][audio_idx]), **self.token_counts))
 
     @property
     def audio_token_id(self) -> int:
@@ -190,4 +233,4 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
     @property
     def model_input_names(self) -> list[str]:
         """Names of what ``__call__`` returns."""
-        return ["input_ids", "attention_mask", "input_features", "num_samples"]
+        return ["input_ids", "attention_mask", "input_features", "audio_feature_lens"]
