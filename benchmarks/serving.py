@@ -59,6 +59,16 @@ class Held:
         return cls(len(links), int(memory[1]) / 1024, sizes / 2**20)
 
 
+def model_process(pid: int) -> int | None:
+    """Return the process id of a server's model, or None where it has none now."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"--multiprocessing-fork" in (entry / "cmdline").read_bytes():
+                return int(entry.name)
+    return None
+
+
 @dataclass
 class Outcome:
     """What clients got."""
