@@ -135,7 +135,8 @@ def _run(options: argparse.Namespace) -> int:
             print(f"Anybody who reaches {host} may use it: set {KEY_VARIABLE} to ask for a key.", file=sys.stderr)
         server = uvicorn.Server(config)
         worker.on_failure = lambda: setattr(server, "should_exit", True)
-        server.should_exit = worker.failed  # meanwhile
+        if worker.failed:  # meanwhile
+            server.should_exit = True
         try:
             server.run(sockets=[listener])
         except (KeyboardInterrupt, Terminated):  # raised again when the server has ended in order

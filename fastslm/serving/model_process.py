@@ -148,10 +148,12 @@ class _Answering:
         if sent is None:
             return
         with contextlib.ExitStack() as opened:
+            descriptors = []
             with socket.fromfd(self._connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as carrier:
-                _, descriptors, *_ = socket.recv_fds(carrier, 1, len(sent))
-            for descriptor in descriptors:
-                opened.callback(os.close, descriptor)
+                for _ in sent:
+                    _, (descriptor,), *_ = socket.recv_fds(carrier, 1, 1)
+                    opened.callback(os.close, descriptor)
+                    descriptors.append(descriptor)
             self._tell("begun")
             self._try(sent, descriptors)
         self._tell("done", (self._num_encoded, self._num_reused, self._cache.num_bytes))

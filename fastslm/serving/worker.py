@@ -288,7 +288,8 @@ class Worker:
                 for job, upload, is_watched in zip(jobs, uploads, watched, strict=True)
             ]
         )
-        socket.send_fds(carrier, [b"."], [upload.fileno() for upload in uploads])
+        for upload in uploads:  # one by one: the kernel takes a limited number at once
+            socket.send_fds(carrier, [b"."], [upload.fileno()])
 
     def _next(self) -> list[Job]:
         """Take the oldest job from the queue, and those like it."""
