@@ -56,7 +56,7 @@ class Server:
         for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with contextlib.suppress(OSError):
                 found.append(os.readlink(link))
-        return sorted(name for name in found if not name.startswith("socket:"))
+        return sorted(re.sub(r"^pipe:.*", "pipe", name) for name in found if not name.startswith("socket:"))
 
 
 @contextlib.contextmanager

@@ -39,7 +39,8 @@ def mortal(serve, run_folder, folder):
 
 
 def ask(server, name, recording, **fields):
-    return server.client().with_options(timeout=300).audio.transcriptions.create(model="tiny", file=(name, recording), **fields)
+    patient = server.client().with_options(timeout=300)
+    return patient.audio.transcriptions.create(model="tiny", file=(name, recording), **fields)
 
 
 @pytest.mark.slow
