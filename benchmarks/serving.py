@@ -6,8 +6,8 @@
 
 Starts a server of the model, with no recording kept encoded, and sends it the recordings that are given (the run's own
 sample by default): one at a time, then by many clients at once, while others stop in the middle of an upload, lie
-about its length and send bodies that are none. Prints rates, times, statuses, and what the server process held before
-and after: descriptors, memory, bytes of deleted files.
+about its length and send bodies that are none, and its model's process is killed. Prints rates, times, statuses, and
+what the server held before and after: descriptors, memory, bytes of deleted files.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -57,6 +58,22 @@ class Held:
         memory = re.search(r"VmRSS:\s+(\d+)", status)
         assert memory is not None
         return cls(len(links), int(memory[1]) / 1024, sizes / 2**20)
+
+
+def model_process(pid: int) -> int | None:
+    """Return the process id of a server's model, or None where it has none now."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"--multiprocessing-fork" in (entry / "cmdline").read_bytes():
+                return int(entry.name)
+    return None
+
+
+def kill_model(pid: int) -> None:
+    """Kill a server's model as a lack of memory does."""
+    if (model := model_process(pid)) is not None:
+        os.kill(model, signal.SIGKILL)
 
 
 @dataclass
@@ -295,16 +312,18 @@ def main() -> None:
         attacks: list[Outcome] = []
         together = load(port, recordings, given.clients, given.seconds)
         attacker.start()
+        threading.Timer(given.seconds / 2, kill_model, [pid]).start()
         under_attack = load(port, recordings, given.clients, given.seconds)
         attacker.join()
         time.sleep(35.0)  # uploads that stalled are ended by now
-        after = Held.by(pid)
+        after, model = Held.by(pid), model_process(pid)
+        of_model = "nothing" if model is None else Held.by(model)
     print("| clients | requests/s | audio s/s | median s | 95 % s | statuses |\n|---|--:|--:|--:|--:|---|")
     print(alone.line("1"))
     print(together.line(str(given.clients)))
-    print(under_attack.line(f"{given.clients}, under attack"))
+    print(under_attack.line(f"{given.clients}, attacked, model killed"))
     print("\nAttack:", *(f"{kind}: {n}" for kind, n in sorted(attacks[0].statuses.items())), sep="\n  ")
-    print(f"\nHeld before: {before}\nHeld after:  {after}")
+    print(f"\nHeld before: {before}\nHeld after:  {after}\nIts model:    {of_model}")
 
 
 if __name__ == "__main__":

@@ -104,25 +104,41 @@ def installed_only() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tensors_only() -> Iterator[None]:
-    """Within it, no ``torch.load`` of any library, nor of a child process, makes objects out of a file."""
-    before = {name: os.environ.pop(name, None) for name in (_TENSORS_ONLY, _ALL_OBJECTS)}
-    os.environ[_TENSORS_ONLY] = "1"
+def _environment(**values: str | None) -> Iterator[None]:
+    """Within it, variables of the environment have these values; None is not set."""
+    before = {name: os.environ.get(name) for name in values}
+
+    def put(given: dict[str, str | None]) -> None:
+        for name, value in given.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    put(values)
     try:
         yield
     finally:
-        os.environ.pop(_TENSORS_ONLY, None)
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        put(before)
+
+
+@contextlib.contextmanager
+def tensors_only() -> Iterator[None]:
+    """Within it, no ``torch.load`` of any library, nor of a child process, makes objects out of a file."""
+    with _environment(**{_TENSORS_ONLY: "1", _ALL_OBJECTS: None}):
+        yield
 
 
 @contextlib.contextmanager
 def trusted_process() -> Iterator[None]:
-    """Within it, all of the process is as strict as ``installed_only`` and ``tensors_only``; for commands."""
+    """Within it, all of the process and its children is as strict as ``installed_only`` and ``tensors_only``.
+
+    For commands. A child's interpreter would search the working directory before it gets this process's ``sys.path``.
+    """
     before = list(sys.path)
     local = local_entries()
     sys.path[:] = [entry for entry in sys.path if entry not in local]
     try:
-        with tensors_only():
+        with tensors_only(), _environment(PYTHONSAFEPATH="1"):
             yield
     finally:
         sys.path[:] = before

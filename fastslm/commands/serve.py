@@ -1,14 +1,22 @@
 """``fastslm serve``: a trained model behind the API that OpenAI's clients speak, and a page."""
 
 import argparse
+import contextlib
+import functools
 import os
 import re
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fastslm.commands.streams import PrintedStream
 from fastslm.errors import ConfigError, FastSLMError, MissingExtraError
 from fastslm.processes.signals import Terminated
+
+if TYPE_CHECKING:
+    from fastslm.inference.model import Model
 
 #: The key in the environment, where no list of processes shows it.
 KEY_VARIABLE = "FASTSLM_API_KEY"
@@ -22,7 +30,7 @@ examples:
   OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-").audio.transcriptions.create(model="hta", file=...)
 
 SIGTERM and Ctrl+C finish what was asked within --grace seconds.
-exit status: 0 it was ended; 2 it could not start."""
+exit status: 0 it was ended; 1 the model's process dies again and again; 2 it could not start."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -86,10 +94,11 @@ def _run(options: argparse.Namespace) -> int:
         import uvicorn
 
         from fastslm.serving.app import Settings, build_app
+        from fastslm.serving.worker import Ended, Worker
     except ImportError as error:
         raise MissingExtraError(str(error.name), extra="serve", purpose="fastslm serve") from error
     from fastslm.inference.arguments import check_limits, whole_number
-    from fastslm.inference.load import find_model, load
+    from fastslm.inference.load import find_model
 
     for name, least in (("port", 0), ("queue", 1), ("batch_size", 1), ("grace", 0)):
         whole_number(f"--{name.replace('_', '-')}", getattr(options, name), least, 65_535)
@@ -101,15 +110,18 @@ def _run(options: argparse.Namespace) -> int:
         )
     found = find_model(options.model)
     names = tuple(options.name or [_name_of(options.model)])
-    with _listening(options.host, options.port) as listener:
-        model = load(found, device=options.device)
-        settings = Settings(
-            names, api_key, options.max_upload, options.queue, options.batch_size, options.cache,
-            options.section_minutes, options.allow_urls,
-        )  # fmt: skip
-        app = build_app(model, settings)
+    settings = Settings(names, api_key, options.max_upload, options.section_minutes, options.allow_urls)
+    load = functools.partial(_load, found, options.device)
+    with contextlib.ExitStack() as open_now:
+        listener = open_now.enter_context(_listening(options.host, options.port))
+        worker = Worker(load, options.queue, options.batch_size, options.cache)
+        open_now.callback(worker.stop)
+        try:
+            worker.start()
+        except Ended:  # the log says why
+            return 1
         config = uvicorn.Config(
-            app,
+            build_app(worker, settings),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -122,12 +134,23 @@ def _run(options: argparse.Namespace) -> int:
         if api_key is None and not host.startswith("127.") and host != "::1":
             print(f"Anybody who reaches {host} may use it: set {KEY_VARIABLE} to ask for a key.", file=sys.stderr)
         server = uvicorn.Server(config)
-        app.state.worker.on_failure = lambda: setattr(server, "should_exit", True)
+        worker.on_failure = lambda: setattr(server, "should_exit", True)
+        if worker.failed:  # meanwhile
+            server.should_exit = True
         try:
             server.run(sockets=[listener])
         except (KeyboardInterrupt, Terminated):  # raised again when the server has ended in order
             print("Ended.", file=sys.stderr)
-    return int(app.state.worker.failed)
+        return int(worker.failed)
+
+
+def _load(model: Path, device: str | None) -> "Model":
+    """Return the model, in its own process, whose standard output and error are as those of the command."""
+    from fastslm.inference.load import load
+
+    if sys.stderr is not None:
+        sys.stdout = sys.stderr = PrintedStream(sys.stderr)  # type: ignore[assignment]
+    return load(model, device=device)
 
 
 def _name_of(model: str | None) -> str:

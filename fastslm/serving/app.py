@@ -1,8 +1,6 @@
 """The server's routes in one application."""
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
@@ -11,8 +9,6 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-
-from fastslm.inference.model import Model
 
 from . import chat, page, transcriptions
 from .gate import Gate
@@ -30,47 +26,29 @@ class Settings:
         names: by which clients may ask for the model.
         api_key: what they must send; None lets anybody in.
         most_upload_bytes: of a request.
-        most_waiting: requests that may wait for the model.
-        batch_size: most requests that are answered side by side.
-        cache_bytes: of speech tokens kept for further questions about the same recordings.
         section_minutes: transcripts are made section by section.
         allow_urls: recordings may be fetched from URLs, public ones only.
-        stop_seconds: how long the model may take to give up what it does when the server ends.
     """
 
     names: tuple[str, ...]
     api_key: str | None = None
     most_upload_bytes: int = 1 << 30
-    most_waiting: int = 64
-    batch_size: int = 8
-    cache_bytes: int = 256 << 20
     section_minutes: float | None = None
     allow_urls: bool = False
-    stop_seconds: float = 60.0
 
 
-def build_app(model: Model, settings: Settings) -> FastAPI:
-    """Return the application of a model; its worker, ``app.state.worker``, starts and stops with it."""
-    worker = Worker(model, settings.most_waiting, settings.batch_size, settings.cache_bytes)
+def build_app(worker: Worker, settings: Settings) -> FastAPI:
+    """Return the application of a model that a worker has."""
     metrics = Metrics(worker)
     service = Service(
-        model, worker, metrics, settings.names, settings.section_minutes, int(time.time()), settings.allow_urls,
+        worker, metrics, settings.names, settings.section_minutes, int(time.time()), settings.allow_urls,
         settings.most_upload_bytes,
     )  # fmt: skip
-
-    @asynccontextmanager
-    async def running(_app: FastAPI) -> AsyncIterator[None]:
-        worker.start()
-        yield
-        worker.stop(settings.stop_seconds)
 
     gate = Middleware(
         Gate, worker=worker, metrics=metrics, api_key=settings.api_key, most_upload_bytes=settings.most_upload_bytes
     )
-    app = FastAPI(
-        title="fastslm serve", middleware=[gate], lifespan=running, docs_url=None, redoc_url=None, openapi_url=None
-    )
-    app.state.worker = worker
+    app = FastAPI(title="fastslm serve", middleware=[gate], docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(ClientDisconnect, lambda _request, _error: Response(status_code=499))
@@ -90,13 +68,14 @@ def build_app(model: Model, settings: Settings) -> FastAPI:
 
     @app.get("/health")
     async def health() -> JSONResponse:
+        status = "ended" if not worker.alive else "ok" if worker.ready else "loading"
         facts = {
-            "status": "ok" if worker.alive else "ended",
+            "status": status,
             "waiting": worker.num_waiting,
             "running": worker.num_running,
             "model": service.names[0],
         }
-        return JSONResponse(facts, 200 if worker.alive else 503)
+        return JSONResponse(facts, 200 if status == "ok" else 503)
 
     @app.get("/metrics")
     async def measured() -> Response:

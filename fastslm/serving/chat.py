@@ -17,10 +17,10 @@ from starlette.responses import JSONResponse, Response
 from fastslm.inference.results import Answer, Segment
 
 from .fetch import fetch
+from .model_process import Asked
 from .problems import Problem
 from .service import Live, Service, streamed, unless_gone, warnings_of
 from .uploads import Upload
-from .worker import Asked
 
 #: What changes an answer and is not done here, with the values that change nothing.
 _NOT_DONE: dict[str, tuple[Any, ...]] = {
@@ -138,7 +138,7 @@ async def _complete(service: Service, request: Request) -> Response:
 async def _stream(
     service: Service, request: Request, upload: Upload, asked: Asked, head: dict[str, Any], with_usage: bool
 ) -> Response:
-    live = Live(segments=asked.section_minutes is not None)
+    live = Live()
     job = service.begin(upload, asked, live)
     began = False
 

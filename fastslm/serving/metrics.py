@@ -65,6 +65,9 @@ class _OfWorker(Collector):
         return [
             GaugeMetricFamily("fastslm_waiting", "Requests that wait for the model.", worker.num_waiting),
             GaugeMetricFamily("fastslm_running", "Requests that the model answers now.", worker.num_running),
-            GaugeMetricFamily("fastslm_cache_bytes", "Of speech tokens that are kept.", worker.cache.num_bytes),
+            GaugeMetricFamily("fastslm_cache_bytes", "Of speech tokens that are kept.", worker.kept_bytes),
             encoded,
+            CounterMetricFamily(
+                "fastslm_model_restarts", "Of the model's process, each after it ended by itself.", worker.num_restarts
+            ),
         ]

@@ -16,6 +16,7 @@ class Problem(Exception):
         param: the field that is wrong.
         code: for a program.
         retry_seconds: when to come again.
+        again: whether clients that ask again by themselves may.
     """
 
     def __init__(
@@ -25,11 +26,12 @@ class Problem(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_seconds: int | None = None,
+        again: bool = True,
     ) -> None:
         message = message.encode("utf-8", "replace").decode()  # a name that a client sends may be no text
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
-        self.retry_seconds = retry_seconds
+        self.retry_seconds, self.again = retry_seconds, again
 
     def body(self) -> dict[str, Any]:
         """Return it as OpenAI's API words it."""
@@ -41,12 +43,20 @@ class Problem(Exception):
         headers = {} if self.retry_seconds is None else {"Retry-After": str(self.retry_seconds)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if not self.again:
+            headers["x-should-retry"] = "false"  # read by OpenAI's clients, which ask twice more after any 5xx
         return JSONResponse(self.body(), self.status, headers)
 
 
 def ending() -> Problem:
     """Return what a request is told that came too late."""
     return Problem(503, "The server is ending. Ask again.", None, "ending", 5)
+
+
+def died() -> Problem:
+    """Return what a request is told whose answer ended the model's process."""
+    said = "The model's process ended while it answered this request, and is started again; the server's log says how."
+    return Problem(500, said, None, "model_died", again=False)  # it may be what ended it
 
 
 def failed() -> Problem:

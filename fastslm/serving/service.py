@@ -13,14 +13,15 @@ from starlette.responses import StreamingResponse
 from fastslm.errors import FastSLMError, nearest
 from fastslm.inference.arguments import check_limits
 from fastslm.inference.engine import Decoding
-from fastslm.inference.model import Model
 from fastslm.inference.results import Answer, Segment
+from fastslm.path.request import Request as Question
 
 from .gate import busy
 from .metrics import Metrics
-from .problems import Problem, ending, failed
+from .model_process import Asked, NobodyWaits
+from .problems import Problem, died, ending, failed
 from .uploads import Upload
-from .worker import Asked, Ended, Job, NobodyWaits, QueueFull, Worker
+from .worker import Ended, Job, ModelDied, QueueFull, Worker
 
 _Result = TypeVar("_Result")
 
@@ -30,8 +31,7 @@ class Service:
     """What the routes share.
 
     Attributes:
-        model: the model.
-        worker: its thread.
+        worker: the queue before the model.
         metrics: told of answers.
         names: by which clients may ask for the model; the first is listed as its own.
         section_minutes: transcripts are made section by section.
@@ -40,7 +40,6 @@ class Service:
         most_upload_bytes: of a recording.
     """
 
-    model: Model
     worker: Worker
     metrics: Metrics
     names: tuple[str, ...]
@@ -73,7 +72,8 @@ class Service:
         try:
             Decoding(1, asked.temperature, asked.top_p, asked.seed)
             check_limits(asked.max_new_tokens)
-            timed = self.model.request(asked.task, asked.prompt, asked.language).definition.timed
+            brought = self.worker.tasks.get(asked.task)
+            timed = Question(asked.task, asked.prompt, asked.language, brought).definition.timed
         except FastSLMError as error:
             raise Problem(400, str(error)) from error
         if asked.segments and not timed:
@@ -86,7 +86,7 @@ class Service:
         Raises:
             Problem: too many wait, or the server ends.
         """
-        job = Job(upload.source, upload.content, asked, upload.close)
+        job = Job(upload, asked)
         if live is not None:
             live.follow(job)
         try:
@@ -100,15 +100,15 @@ class Service:
         """Wait for an answer; a client that goes ends the work.
 
         Raises:
-            Problem: the recording or the request cannot be used.
+            Problem: there is none; it says why.
             ClientDisconnect: nobody waits any more.
         """
         try:
             answer = await unless_gone(request, _of(job))
-        except FastSLMError as error:
-            raise Problem(400, str(error), None, "invalid_audio") from error
-        except NobodyWaits:
-            raise ending() from None
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            raise _problem(error) from error
         finally:
             self.worker.give_up(job)
         self.metrics.gave(answer)
@@ -122,11 +122,9 @@ class Live:
     Chunks begin with the first letter, so that together they are the answer's text.
 
     Attributes:
-        segments: whether segments are wanted in place of text.
         text: what came, as far as it was taken.
     """
 
-    segments: bool = False
     text: str = ""
     _began: bool = False
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -134,10 +132,7 @@ class Live:
 
     def follow(self, job: Job) -> None:
         """Let a job put here what it adds."""
-        if self.segments:
-            job.on_segment = self._put
-        else:
-            job.on_text = self._put
+        job.on_added = self._put
         job.answer.add_done_callback(lambda _: self._put(None))
 
     def _put(self, item: str | Segment | None) -> None:
@@ -229,17 +224,22 @@ async def streamed(
                 yield _event(event)
             if last:
                 yield f"data: {last}\n\n"
-        except FastSLMError as error:
-            yield _event(Problem(400, str(error)).body())
-        except NobodyWaits:
-            yield _event(ending().body())
-        except Exception:  # the worker has put it into the log
-            yield _event(failed().body())
+        except Exception as error:
+            yield _event(_problem(error).body())
         finally:
             service.worker.give_up(job)
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+def _problem(error: Exception) -> Problem:
+    """Return what a client is told of a job without an answer."""
+    if isinstance(error, FastSLMError):
+        return Problem(400, str(error), None, "invalid_audio")
+    if isinstance(error, NobodyWaits):
+        return ending()
+    return died() if isinstance(error, ModelDied) else failed()
 
 
 def warnings_of(answer: Answer) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from fastslm.errors import nearest
 from fastslm.inference.formats import TIMED, render
 from fastslm.inference.results import Answer, Segment
 
+from .model_process import Asked
 from .problems import Problem
 from .service import Live, Service, streamed, warnings_of
 from .uploads import Upload, read_form, uploaded
-from .worker import Asked
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 _MEDIA_TYPES = {"text": "text/plain", "srt": "application/x-subrip", "vtt": "text/vtt"}
@@ -81,8 +81,7 @@ async def _speech_to_text(service: Service, request: Request, task: str | None) 
 
 
 async def _stream(service: Service, request: Request, upload: Upload, asked: Asked) -> Response:
-    by_time = asked.segments or asked.section_minutes is not None
-    live = Live(segments=by_time)
+    live = Live()
     job = service.begin(upload, asked, live)
     num_segments = 0
 

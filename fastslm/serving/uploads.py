@@ -45,6 +45,10 @@ class Upload:
             file.close()
             raise
 
+    def fileno(self) -> int:
+        """Return the descriptor of its file."""
+        return self._file.fileno()
+
     def close(self) -> None:
         """Free its disk space."""
         self._file.close()

@@ -1,64 +1,49 @@
-"""The one thread that owns the model: requests wait in a bounded queue, and like ones are answered side by side."""
+"""The queue before the model: like requests are answered side by side, by a process that is started again if it dies.
+
+The process and what is said between are in ``model_process``.
+"""
 
 import logging
+import signal
+import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.process import BaseProcess
 
-import torch
-
-from fastslm.errors import DataError, FastSLMError
-from fastslm.inference.audio import AudioSource
+from fastslm.contracts import Task
+from fastslm.errors import FastSLMError
 from fastslm.inference.batch import side_by_side
-from fastslm.inference.listening import EncodedAudio
 from fastslm.inference.model import Model
 from fastslm.inference.results import Answer, Segment
 
-from .cache import EncodedCache
+from .model_process import Asked, NobodyWaits, Sent, Told, start_process
+from .uploads import Upload
 
 _LOG = logging.getLogger(__name__)
+#: A process that dies so often without an answer between would die for ever.
+MOST_DEATHS = 3
+_EXIT_SECONDS, _PAUSE_SECONDS = 10.0, 2.0
 
 
 class QueueFull(Exception):
     """As many requests wait as may."""
 
 
-class NobodyWaits(Exception):
-    """Work was given up because nobody waits for its result."""
-
-
 class Ended(Exception):
     """The worker takes no jobs any more."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of a recording, as ``Model.transcribe`` takes it; jobs that ask the same can be answered together.
+class ModelDied(Exception):
+    """The model's process ended while it answered."""
 
-    Attributes:
-        task: see ``Model.transcribe``, as the others.
-        prompt: words in place of the task's own; the question of ``sqqa``.
-        language: what ``ast`` translates into.
-        temperature: of the draws.
-        top_p: of the draws.
-        seed: of the draws.
-        max_new_tokens: most tokens of the answer.
-        section_minutes: write section by section.
-        segments: give text by time.
-    """
 
-    task: str = "asr"
-    prompt: str | None = None
-    language: str | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    max_new_tokens: int | None = None
-    section_minutes: float | None = None
-    segments: bool = False
+class ModelFailed(Exception):
+    """A request met a fault, which the log has."""
 
 
 @dataclass(eq=False)
@@ -66,77 +51,115 @@ class Job:
     """One request for the model.
 
     Attributes:
-        source: the recording; open until the job is done.
-        content: what tells its content from others.
+        upload: the recording; open until the job is done.
         asked: what is asked.
-        close: frees the recording.
-        on_text: gets the text in chunks; None where nobody watches it come.
-        on_segment: gets finished segments.
+        on_added: gets text in chunks, or finished segments; None where nobody watches them come.
         answer: the answer, or why there is none.
-        gone: set when nobody waits any more.
+        gone: nobody waits any more.
     """
 
-    source: AudioSource
-    content: str
+    upload: Upload
     asked: Asked
-    close: Callable[[], None] = lambda: None
-    on_text: Callable[[str], None] | None = None
-    on_segment: Callable[[Segment], None] | None = None
+    on_added: Callable[[str | Segment], None] | None = None
     answer: "Future[Answer]" = field(default_factory=Future)
-    gone: threading.Event = field(default_factory=threading.Event)
+    gone: bool = False
+
+    def __post_init__(self) -> None:
+        self.answer.set_running_or_notify_cancel()  # it is given up by the worker alone
 
     @property
     def alone(self) -> bool:
         """Whether it cannot be answered side by side with others."""
-        by_section = self.asked.segments or self.asked.section_minutes is not None
-        return by_section or self.on_text is not None or self.on_segment is not None
+        return self.asked.segments or self.asked.section_minutes is not None or self.on_added is not None
+
+    def end(self, found: Answer | Exception) -> None:
+        """Free the recording, and say how it went where that is not known yet."""
+        self.put(found)
+        self.upload.close()
+
+    def put(self, found: Answer | Exception) -> None:
+        """Say how it went; what is said first counts."""
+        if self.answer.done():
+            return
+        if isinstance(found, Answer):
+            self.answer.set_result(found)
+        else:
+            self.answer.set_exception(found)
 
 
 class Worker:
-    """Answers jobs in a thread of its own.
+    """Answers jobs by a model in a process of its own.
+
+    A process that dies is started again. Requests that it was answering are told; those that wait keep their place.
 
     Args:
-        model: the model; only this thread uses it.
+        load: loads the model, in that process; can be pickled.
         most_waiting: jobs that may wait.
         batch_size: most jobs that are answered side by side.
         cache_bytes: of speech tokens that are kept for further questions about the same recordings.
 
     Attributes:
-        failed: whether its thread ended by a failure; nothing is answered from then on.
-        on_failure: called then, in that thread.
+        tasks: what the model brings itself, by name; known when it has started.
+        ready: whether the model is loaded.
+        failed: whether it ended by a failure; nothing is answered from then on.
+        on_failure: called then, in a thread of the worker's.
+        num_restarts: of the process.
+        num_encoded: recordings that were encoded.
+        num_reused: recordings that had been encoded before.
+        kept_bytes: of speech tokens that are kept.
     """
 
-    def __init__(self, model: Model, most_waiting: int = 64, batch_size: int = 8, cache_bytes: int = 256 << 20) -> None:
-        self.model, self.most_waiting, self.batch_size = model, most_waiting, batch_size
-        self.cache = EncodedCache(cache_bytes)
-        self.num_encoded = self.num_reused = 0
-        self.seconds_per_job = 1.0  # a running mean
+    def __init__(
+        self, load: Callable[[], Model], most_waiting: int = 64, batch_size: int = 8, cache_bytes: int = 256 << 20
+    ) -> None:
+        self.most_waiting = most_waiting
+        self._load, self._batch_size, self._cache_bytes = load, batch_size, cache_bytes
+        self.tasks: Mapping[str, Task] = {}
+        self.ready = self.failed = False
+        self.on_failure: Callable[[], None] = lambda: None
+        self.num_restarts = self.num_encoded = self.num_reused = self.kept_bytes = 0
+        self._encoded_before = (0, 0)  # by processes that died
+        self._seconds_per_job = 1.0  # a running mean
+        self._num_deaths = 0  # since the last answer
+        self._refusal: FastSLMError | None = None
         self._waiting: deque[Job] = deque()
         self._running: Sequence[Job] = ()
-        self._changed = threading.Condition(threading.RLock())
-        self._stopped = False
-        self.failed = False
-        self.on_failure: Callable[[], None] = lambda: None
+        self._running_since = 0.0
+        self._begun = self._given_up = False  # of those that run
+        self._lock = threading.RLock()
+        self._bell, self._rope = Pipe(duplex=False)
+        self._rung = self._stopped = False
+        self._settled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fastslm-serve", daemon=True)
 
     def start(self) -> None:
-        """Begin to take jobs."""
-        self._thread.start()
+        """Load the model, and begin to take jobs.
 
-    def stop(self, seconds: float) -> bool:
-        """Give up what waits and what runs; say whether the thread ended in time."""
-        with self._changed:
+        Raises:
+            FastSLMError: it cannot be loaded.
+            Ended: its process dies; the log says how.
+        """
+        self._thread.start()
+        self._settled.wait()
+        if self._refusal is not None:
+            raise self._refusal
+        if self.failed:
+            raise Ended
+
+    def stop(self) -> None:
+        """Give up what waits and what runs, and end the process."""
+        with self._lock:
             self._stopped = True
-            for job in (*self._waiting, *self._running):
-                self.give_up(job)
-            self._changed.notify()
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+            self._ring()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._bell.close()
+        self._rope.close()
 
     @property
     def alive(self) -> bool:
         """Whether it takes jobs."""
-        return self._thread.is_alive()
+        return not self._stopped
 
     @property
     def num_waiting(self) -> int:
@@ -156,7 +179,7 @@ class Worker:
     @property
     def retry_seconds(self) -> int:
         """When to come again, by how long jobs took."""
-        return max(1, round(self.seconds_per_job * (self.num_waiting + self.num_running)))
+        return max(1, round(self._seconds_per_job * (self.num_waiting + self.num_running)))
 
     def submit(self, job: Job) -> None:
         """Take a job.
@@ -165,125 +188,177 @@ class Worker:
             QueueFull: too many wait.
             Ended: nothing is answered any more.
         """
-        with self._changed:
+        with self._lock:
             if self._stopped:
                 raise Ended
             if self.is_full:
                 raise QueueFull
             self._waiting.append(job)
-            self._changed.notify()
+            self._ring()
 
     def give_up(self, job: Job) -> None:
         """Say that nobody waits for a job any more: it is not begun, or ends soon. One that is done stays so."""
-        with self._changed:
-            job.gone.set()
+        with self._lock:
+            job.gone = True
             if job in self._waiting:
                 self._waiting.remove(job)
-                _put(job, NobodyWaits())
-                job.close()
+                job.end(NobodyWaits())
+            elif job in self._running:
+                self._ring()
+
+    def _ring(self) -> None:
+        if not self._rung:
+            self._rung = True
+            self._rope.send_bytes(b".")
+
+    # -- in the worker's thread ------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while (jobs := self._next()) is not None:
-                self._do(jobs)
-        except BaseException as error:  # nobody else would see it, and clients would wait for ever
-            _LOG.critical("The model cannot go on, and the server ends.", exc_info=error)
-            with self._changed:
-                self._stopped = self.failed = True
-                for job in tuple(self._waiting):
-                    self.give_up(job)
-            self.on_failure()
-
-    def _do(self, jobs: Sequence[Job]) -> None:
-        began = time.perf_counter()
-        self._running = jobs
-        try:
-            self._answer(jobs)
-        except BaseException as error:  # whatever it is, also sys.exit() of a part, the next request is answered
-            for job in jobs:
-                _put(job, _named(job, error))
-            if isinstance(error, torch.AcceleratorError):
-                raise  # the device answers nothing more to this process
+            while not self._stopped and self._num_deaths < MOST_DEATHS:
+                self._one_process()
+        except FastSLMError as error:
+            self._refusal = error
+            if self._settled.is_set():
+                _LOG.critical("The model cannot be loaded again, and the server ends: %s", error)
+        except Exception as error:  # nobody else would see it, and clients would wait for ever
+            _LOG.critical("The queue before the model failed, and the server ends.", exc_info=error)
         finally:
-            self._running = ()
-            for job in jobs:
-                job.close()
-        spent = (time.perf_counter() - began) / len(jobs)
-        self.seconds_per_job += (spent - self.seconds_per_job) / 8
+            with self._lock:
+                self.failed, self._stopped, self.ready = not self._stopped, True, False
+                for job in (*self._waiting, *self._running):
+                    job.end(NobodyWaits())
+                self._waiting.clear()
+                self._running = ()
+            self._settled.set()
+            if self.failed:
+                self.on_failure()
 
-    def _next(self) -> list[Job] | None:
-        """Return the jobs to do next, the oldest and those like it; None when it is time to stop."""
-        with self._changed:
-            while not self._waiting and not self._stopped:
-                self._changed.wait()
-            if self._stopped:
-                return None
-            first = self._waiting[0]
-            chosen = [first]
-            if not first.alone:
-                like = [job for job in self._waiting if job.asked == first.asked and not job.alone]
-                chosen = next(side_by_side([(job, job.source.seconds) for job in like], self.batch_size))
-            for job in chosen:
-                self._waiting.remove(job)
-            for job in chosen:
-                job.answer.set_running_or_notify_cancel()
+    def _one_process(self) -> None:
+        """Start a process and let it answer until it dies, or all is to end.
+
+        Raises:
+            FastSLMError: it cannot load the model.
+        """
+        try:
+            process, connection = start_process(self._load, self._cache_bytes)
+        except OSError as error:  # of memory, processes or descriptors there are none left now
+            self._num_deaths += 1
+            _LOG.error("The model's process cannot be started: %s.", error.strerror)
+            time.sleep(_PAUSE_SECONDS)
+            return
+        try:
+            with connection, socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as carrier:
+                self._converse(connection, carrier)
+        except (EOFError, OSError):
+            process.join(_EXIT_SECONDS)
+            self._note_death(process)
+        finally:
+            process.kill()
+            process.join()
+            process.close()
+
+    def _converse(self, connection: Connection, carrier: socket.socket) -> None:
+        while not self._stopped:
+            self._hand_out(connection, carrier)
+            for ready in wait([connection, self._bell]):
+                if ready is connection:
+                    self._take(connection.recv())
+                    continue
+                with self._lock:
+                    self._bell.recv_bytes()
+                    self._rung = False
+
+    def _hand_out(self, connection: Connection, carrier: socket.socket) -> None:
+        """Send the jobs that are next, or that nobody waits for those that run."""
+        with self._lock:
+            if self._running and not self._given_up and all(job.gone for job in self._running):
+                self._given_up = True
+                connection.send(None)
+            if self._running or not self._waiting or not self.ready:
+                return
+            self._running = jobs = self._next()
+            self._running_since = time.perf_counter()
+            self._begun = self._given_up = False
+        uploads = [job.upload for job in jobs]
+        watched = [job.on_added is not None for job in jobs]
+        connection.send(
+            [
+                Sent(upload.source.name, upload.content, job.asked, is_watched)
+                for job, upload, is_watched in zip(jobs, uploads, watched, strict=True)
+            ]
+        )
+        for upload in uploads:  # one by one: the kernel takes a limited number at once
+            socket.send_fds(carrier, [b"."], [upload.fileno()])
+
+    def _next(self) -> list[Job]:
+        """Take the oldest job from the queue, and those like it."""
+        first = self._waiting[0]
+        chosen = [first]
+        if not first.alone:
+            like = [job for job in self._waiting if job.asked == first.asked and not job.alone]
+            chosen = next(side_by_side([(job, job.upload.source.seconds) for job in like], self._batch_size))
+        for job in chosen:
+            self._waiting.remove(job)
         return chosen
 
-    def _answer(self, jobs: Sequence[Job]) -> None:
-        def go_on(_what: str, _amount: float) -> None:
-            if all(job.gone.is_set() for job in jobs):
-                raise NobodyWaits
+    def _take(self, told: Told) -> None:
+        match told:
+            case Told("loaded", tasks):
+                self.tasks, self.ready = tasks, True
+                self._settled.set()
+            case Told("refused", error):
+                raise error
+            case Told("begun"):
+                self._begun = True
+            case Told("added", item, place):
+                if (on_added := self._running[place].on_added) is not None:
+                    on_added(item)
+            case Told("answer", found, place):
+                self._num_deaths = 0
+                self._running[place].put(found)
+            case Told("fault", text):
+                _LOG.error("A request failed.\n%s", text.rstrip())
+                for job in self._running:
+                    job.put(ModelFailed())
+            case Told("done", (num_encoded, num_reused, kept_bytes)):
+                spent = (time.perf_counter() - self._running_since) / len(self._running)
+                self._seconds_per_job += (spent - self._seconds_per_job) / 8
+                encoded, reused = self._encoded_before
+                self.num_encoded, self.num_reused = encoded + num_encoded, reused + num_reused
+                self.kept_bytes = kept_bytes
+                with self._lock:
+                    for job in self._running:
+                        job.end(NobodyWaits())
+                    self._running = ()
 
-        ready = []
-        for job, audio in zip(jobs, self._encoded(jobs, go_on), strict=True):
-            if isinstance(audio, FastSLMError):
-                _put(job, audio)
-            else:
-                ready.append((job, audio))
-        if not ready:
-            return
-        settings = asdict(ready[0][0].asked)
-        if len(ready) == 1:
-            ((job, audio),) = ready
-            on_text, on_segment = job.on_text, job.on_segment
-            _put(
-                job,
-                self.model.transcribe(audio, on_progress=go_on, on_text=on_text, on_segment=on_segment, **settings),
+    def _note_death(self, process: BaseProcess) -> None:
+        with self._lock:
+            jobs, self._running, self.ready, self.kept_bytes = self._running, (), False, 0
+            told = [job for job in jobs if self._begun or job.gone]
+            for job in told:
+                job.end(ModelDied())
+            self._waiting.extendleft(reversed([job for job in jobs if job not in told]))
+            num_waiting = len(self._waiting)
+        self._encoded_before = self.num_encoded, self.num_reused
+        self._num_deaths += 1
+        how = _how(process.exitcode)
+        if self._num_deaths == MOST_DEATHS:
+            _LOG.critical(
+                "The model's process %s, the %d. time without an answer between: the server ends.", how, MOST_DEATHS
             )
             return
-        together = {name: value for name, value in settings.items() if name not in ("section_minutes", "segments")}
-        answers = self.model.transcribe_batch([audio for _, audio in ready], on_progress=go_on, **together)
-        for (job, _), answer in zip(ready, answers, strict=True):
-            _put(job, answer)
-
-    def _encoded(self, jobs: Sequence[Job], go_on: Callable[[str, float], None]) -> list[EncodedAudio | FastSLMError]:
-        """Return the recordings of jobs with their speech tokens; those that were encoded before are not again."""
-        known = {job.content: kept for job in jobs if (kept := self.cache.get(job.content)) is not None}
-        missing = {job.content: job.source for job in jobs if job.content not in known}
-        made: dict[str, EncodedAudio | FastSLMError] = {**known}
-        for content, audio in zip(missing, self.model.encode_all(list(missing.values()), go_on), strict=True):
-            made[content] = audio
-            if isinstance(audio, EncodedAudio):
-                self.cache.put(content, audio)
-        self.num_encoded, self.num_reused = self.num_encoded + len(missing), self.num_reused + len(jobs) - len(missing)
-        return [
-            audio.named(job.source.name) if isinstance(audio := made[job.content], EncodedAudio) else audio
-            for job in jobs
-        ]
+        self.num_restarts += 1
+        _LOG.error(
+            "The model's process %s. Of the requests %d that it was answering were told so, and %d wait for the"
+            " process that is started in its place.", how, len(told), num_waiting,
+        )  # fmt: skip
 
 
-def _put(job: Job, found: Answer | BaseException) -> None:
-    if job.answer.done():
-        return
-    if isinstance(found, Answer):
-        job.answer.set_result(found)
-    else:
-        job.answer.set_exception(found)
-
-
-def _named(job: Job, error: BaseException) -> Exception:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return DataError(f"{job.source.name}: the device's memory is too small for it.")
-    if not isinstance(error, (FastSLMError, NobodyWaits)):
-        _LOG.error("A request failed.", exc_info=error)
-    return error if isinstance(error, Exception) else RuntimeError(repr(error))  # an exit would end the loop
+def _how(code: int | None) -> str:
+    if code is None:
+        return "closed its connection and does not end"
+    if code >= 0:
+        return f"ended with exit status {code}"
+    memory = ", as when memory runs out" if -code == signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(-code).name}{memory}"

@@ -182,6 +182,29 @@ def test_the_egg_info_of_a_checkout_that_one_stands_in_hides_no_installed_part(s
     assert "Part" not in shown
 
 
+CHILD = """
+import multiprocessing
+from fastslm.trust import trusted_process
+
+if __name__ == "__main__":
+    with trusted_process():
+        child = multiprocessing.get_context("spawn").Process(target=print)
+        child.start()
+        child.join()
+    raise SystemExit(child.exitcode)
+"""
+
+
+def test_what_lies_in_the_working_directory_is_not_imported_by_a_child_that_a_command_starts(tmp_path, mark):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+    (here / "pickle.py").write_text(f"open({str(mark)!r}, 'w')")
+    (elsewhere / "command.py").write_text(CHILD)
+    assert subprocess.run([sys.executable, elsewhere / "command.py"], cwd=here, check=False).returncode == 0
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("path", [".", "", os.pathsep + "/nowhere", "src"])
 def test_what_the_environment_names_relatively_is_the_working_directory_too(tmp_path, path, monkeypatch):
     (tmp_path / "src").mkdir()

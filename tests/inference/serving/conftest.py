@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from model_thread import start_thread
 from server_process import Server, started, until
 
 
@@ -26,30 +27,35 @@ def server(run_folder):
 
 
 @pytest.fixture
-def serve_here():
-    """Return a starter of servers in this process: ``serve_here(model, **settings)``."""
+def serve_here(monkeypatch):
+    """Return a starter of servers in this process: ``serve_here(model, most_waiting=64, **settings)``."""
     import uvicorn
 
+    from fastslm.serving import worker as worker_module
     from fastslm.serving.app import Settings, build_app
 
     running = []
 
-    def start(model, **settings):
+    def start_server(model, most_waiting=64, start=start_thread, **settings):
+        monkeypatch.setattr(worker_module, "start_process", start)
         listener = socket.create_server(("127.0.0.1", 0))
-        app = build_app(model, Settings(("scripted",), stop_seconds=5, **settings))
+        worker = worker_module.Worker(lambda: model, most_waiting)
+        worker.start()
+        app = build_app(worker, Settings(("scripted",), **settings))
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        running.append((server, thread))
+        running.append((server, thread, worker))
         until(lambda: server.started)
         return Server(listener.getsockname()[1])
 
-    yield start
-    for server, thread in running:
+    yield start_server
+    for server, thread, worker in running:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+        worker.stop()
 
 
 @pytest.fixture(name="until")

@@ -1,12 +1,15 @@
 """A server as a process, and waiting for it."""
 
 import contextlib
+import http.client
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +34,29 @@ class Server:
 
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=40)
 
+    def health(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection.request("GET", "/health")
+        response = connection.getresponse()
+        facts = json.load(response)
+        connection.close()
+        assert response.status == (200 if facts["status"] == "ok" else 503)
+        return facts
+
+    def metrics(self):
+        with urllib.request.urlopen(f"{self.url}/metrics") as response:
+            return response.read().decode()
+
+    def num_restarts(self):
+        return float(re.search(r"^fastslm_model_restarts_total (.+)$", self.metrics(), re.MULTILINE)[1])
+
     def open_files(self):
         """Return what the process has open, but for connections."""
         found = []
         for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with contextlib.suppress(OSError):
                 found.append(os.readlink(link))
-        return sorted(name for name in found if not name.startswith("socket:"))
+        return sorted(re.sub(r"^pipe:.*", "pipe", name) for name in found if not name.startswith("socket:"))
 
 
 @contextlib.contextmanager
@@ -47,7 +66,7 @@ def started(model, *options, key=KEY, program=("-m", "fastslm")):
         del environment["FASTSLM_API_KEY"]
     process = subprocess.Popen(
         [sys.executable, *program, "serve", str(model), "--port", "0", *options],
-        stderr=subprocess.PIPE, text=True, env=environment,
+        stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
     )  # fmt: skip
     lines = []
     try:

@@ -1,26 +1,28 @@
 """The queue before the model: its limit, like requests together, clients that go, and an end in order."""
 
 import contextlib
+import functools
 import http.client
 import json
+import os
 import signal
 import socket
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 import torch
+from model_thread import start_thread
 
-from fastslm.contracts import Task
 from fastslm.errors import DataError
 from fastslm.inference.listening import EncodedAudio
 from fastslm.inference.results import Answer, Timings
-from fastslm.path.request import Request
+from fastslm.serving import worker
+from fastslm.serving.model_process import Told
 
 FAULTS = {
     "fault": RuntimeError("a bug"),
@@ -34,13 +36,11 @@ class ScriptedModel:
     """A model that answers with names of recordings once it may; notes what it did."""
 
     def __init__(self, may=True):
+        self.tasks = {}
         self.may, self.began = threading.Event(), threading.Event()
         self.encoded, self.answered, self.ended = [], [], []
         if may:
             self.may.set()
-
-    def request(self, task="asr", prompt=None, language=None):
-        return Request(task, prompt, language, Task(task, "{audio}", "text", {}, "", timed=True))
 
     def encode_all(self, audios, on_progress):
         if audios:
@@ -94,7 +94,7 @@ def test_a_full_queue_says_when_to_come_again_and_the_loop_goes_on(serve_here, r
         first = pool.submit(ask, server, "first", recording)
         model.began.wait(10)
         others = [pool.submit(ask, server, f"other {i}", recording + bytes(i + 1)) for i in range(2)]
-        until(lambda: json.load(urllib.request.urlopen(f"{server.url}/health"))["waiting"] == 2)
+        until(lambda: server.health()["waiting"] == 2)
         with pytest.raises(openai.RateLimitError, match="2 requests wait already") as caught:
             ask(server, "one too many", recording)
         assert int(caught.value.response.headers["Retry-After"]) >= 1
@@ -112,7 +112,7 @@ def test_like_requests_are_answered_side_by_side_and_one_that_is_broken_breaks_n
         names = ["a", "broken", "c"]
         others = {n: pool.submit(ask, server, n, recording + n.encode()) for n in names}
         hot = pool.submit(ask, server, "hot", recording + b"h", temperature=1.0)
-        until(lambda: json.load(urllib.request.urlopen(f"{server.url}/health"))["waiting"] == 4)
+        until(lambda: server.health()["waiting"] == 4)
         model.may.set()
         assert others["a"].result(20).text == "text of a"
         assert others["c"].result(20).text == "text of c"
@@ -129,7 +129,7 @@ def test_a_recording_is_encoded_once_however_often_it_is_asked_about(serve_here,
     for i, prompt in enumerate(("Who?", "Why?", "Who?")):
         assert ask(server, f"name {i}", recording, prompt=prompt).text == f"text of name {i}"
     assert model.encoded == [["name 0"]]
-    assert b'fastslm_recordings_total{encoded="before"} 2' in urllib.request.urlopen(f"{server.url}/metrics").read()
+    assert 'fastslm_recordings_total{encoded="before"} 2' in server.metrics()
 
 
 def test_a_client_that_goes_ends_the_work(serve_here, recording, until):
@@ -183,42 +183,42 @@ def test_a_fault_in_the_middle_of_a_stream_is_its_last_event(serve_here, recordi
         list(stream)
 
 
-def test_when_the_device_fails_nobody_waits_in_vain(serve_here, recording, until):
+def test_when_the_device_fails_its_request_is_told_and_those_that_wait_keep_their_place(serve_here, recording, until):
     model = ScriptedModel(may=False)
     server = serve_here(model)
     with ThreadPoolExecutor(3) as pool:
         running = pool.submit(ask, server, "device", recording)
         until(model.began.is_set)
         waiting = [pool.submit(ask, server, f"other {i}", recording, prompt=f"{i}") for i in range(2)]
-        until(lambda: json.load(urllib.request.urlopen(f"{server.url}/health"))["waiting"] == 2)
+        until(lambda: server.health()["waiting"] == 2)
         model.may.set()
-        assert running.exception(10).status_code == 500
-        assert [other.exception(10).status_code for other in waiting] == [503, 503]
+        assert running.exception(10).body["code"] == "model_died"
+        assert running.exception(10).response.headers["x-should-retry"] == "false"
+        assert [other.result(10).text for other in waiting] == ["text of other 0", "text of other 1"]
+    assert server.num_restarts() == 1
+
+
+def test_a_request_that_the_process_had_not_begun_keeps_its_place(serve_here, recording, monkeypatch):
+    def dies(connection, _load, _cache_bytes):
+        with connection:
+            connection.send(Told("loaded", {}))
+            connection.recv()
+            monkeypatch.setattr(worker, "start_process", start_thread)
+
+    server = serve_here(ScriptedModel(), start=functools.partial(start_thread, run=dies))
+    assert ask(server, "first", recording).text == "text of first"
+    assert server.num_restarts() == 1
+
+
+def test_a_model_that_dies_again_and_again_ends_the_server(serve_here, recording, caplog):
+    server = serve_here(ScriptedModel())
+    for _ in range(3):
+        with pytest.raises(openai.InternalServerError, match="The model's process ended while it answered this"):
+            ask(server, "device", recording)
     with pytest.raises(openai.InternalServerError, match="The server is ending"):
         ask(server, "late", recording)
-    with pytest.raises(urllib.error.HTTPError, match="503"):
-        urllib.request.urlopen(f"{server.url}/health")
-
-
-FAILING = """
-import torch
-from fastslm.cli import main
-from fastslm.inference.model import Model
-
-def transcribe(self, *_, **__):
-    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-Model.transcribe = transcribe
-raise SystemExit(main())
-"""
-
-
-def test_a_server_whose_device_fails_ends_and_says_so(serve, run_folder, recording):
-    with serve(run_folder, "--name", "scripted", program=("-c", FAILING)) as server:
-        with pytest.raises(openai.InternalServerError, match="The server failed"):
-            ask(server, "a", recording)
-        assert server.process.wait(60) == 1
-        assert "The model cannot go on, and the server ends." in "".join(server.lines)
+    assert server.health()["status"] == "ended"
+    assert "the 3. time without an answer between: the server ends" in caplog.text
 
 
 def test_what_a_stream_cannot_read_is_an_error_like_others(serve_here, recording):
@@ -292,9 +292,9 @@ def test_a_server_that_is_told_to_end_answers_what_was_asked_first(serve, run_fo
     with serve(run_folder, "--name", "scripted") as server, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, server, "long", encoded(noise(60), "WAV"))
         deadline = time.monotonic() + 20
-        while not (busy := json.load(urllib.request.urlopen(f"{server.url}/health")))["running"]:
+        while not (busy := server.health())["running"]:
             assert time.monotonic() < deadline, busy
-        server.process.send_signal(signal.SIGTERM)
+        os.killpg(server.process.pid, signal.SIGTERM)  # as clusters and service managers do
         assert answer.result(60).usage.input_tokens == 120
         assert server.process.wait(60) == 0
         assert "".join(server.lines).endswith("Ended.\n")
