@@ -121,6 +121,7 @@ def _channels(path: str) -> dict[str, int]:
 #: Where it stands, utterance, recording, begin and end in seconds, channel; an error in place of the begin.
 _Span = tuple[str, str, str, float | DataError | None, float | None, int | None]
 _SIDES = {"A": 0, "B": 1}
+_CHANNELS = {**_SIDES, **{str(channel): channel for channel in range(64)}}
 
 
 def _spans(path: str, recordings: dict[str, str]) -> Iterator[_Span]:
@@ -131,10 +132,9 @@ def _spans(path: str, recordings: dict[str, str]) -> Iterator[_Span]:
     for number, line in lines(segments):
         where, parts = f"{segments} line {number}", composed(line).split()
         try:
-            key, recording, start, end, *channels = parts
-            channel = None if channels in ([], ["-1"]) else _SIDES.get(channels[0], channels[0])
-            times = float(start), float(end)
-            yield where, key, recording, *times, None if channel is None else int(channel)
-        except ValueError:
+            key, recording, start, end = parts[:4]
+            channel = None if parts[4:] in ([], ["-1"]) else _CHANNELS[" ".join(parts[4:])]
+            yield where, key, recording, float(start), float(end), channel
+        except (ValueError, KeyError):
             wanted = "expected: utterance, recording, begin, end, and perhaps a channel (0 or 1, A or B)"
             yield where, parts[0], "", DataError(wanted), None, None
