@@ -1,6 +1,7 @@
-"""Files and folders that are whole or not there, whenever the process is killed."""
+"""Files and folders that are whole or not there, whenever the process is killed; and files that are read."""
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -71,6 +72,23 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading; a pipe would be waited for, and a device never ends.
+
+    Raises:
+        OSError: there is none, or it is no file; ``strerror`` says which.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", os.fspath(path))
+        return open(path, "rb")
+    except ValueError as error:  # half a character, or a zero byte
+        raise FileNotFoundError(errno.ENOENT, "no file system has such a name") from error
 
 
 def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], int]]:

@@ -14,7 +14,11 @@ from ..reading.tar import readable
 from .utterance import Noted, Refused, Utterance, answer_field, check_fields
 
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
+_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
 _PATH = re.compile(r"\S+\.(txt|lab|trn|json|srt|vtt|TextGrid)", re.IGNORECASE)
+#: As programs write what is not there.
+_MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"))
+_CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f]")
 _LONGEST_KEY = 120  # the rest of a longer one is replaced by a digest
 
 
@@ -150,7 +154,7 @@ def _with_unique_keys(
                     item.fields[name] = value
             _spell(item)
             try:
-                _check_words(item.fields)
+                _check_words(item.key, item.fields)
                 check_fields(item.fields, len(item.audio))
             except DataError as error:
                 yield Refused.of(item, error)
@@ -163,15 +167,19 @@ def _with_unique_keys(
             elif first.setdefault(item.key, item.where) and item.key != unicodedata.normalize("NFC", name):
                 yield Noted(item.where, name, "key spelt anew", f"called {item.key}")
             yield from _said_otherwise(item, texts)
+            yield from _doubts(item)
         yield item
 
 
-def _check_words(fields: dict[str, Any]) -> None:
-    """Raise where fields hold bytes that are no text, or the answer is the name of a file.
+def _check_words(key: str, fields: dict[str, Any]) -> None:
+    """Raise where key or fields hold halves of characters or bytes that are no text, or the answer names a file.
 
     Raises:
         DataError: so it is.
     """
+    for name, value in (("id", key), *fields.items()):
+        if isinstance(value, str) and _HALVES.search(value):
+            raise DataError(f"unusable fields: {name} holds half a character: {value!r:.80}")
     for name, value in fields.items():
         if isinstance(value, str) and not value.isascii() and _BYTES.search(value):
             raw = value.encode("utf-8", "surrogateescape")
@@ -195,6 +203,16 @@ def _said_otherwise(item: Utterance, texts: dict[int, tuple[int, str]]) -> Itera
         yield Noted(
             item.where, item.key, "same audio, other text", f"{where} has the same stretch of {item.audio[0].path}"
         )
+
+
+def _doubts(item: Utterance) -> Iterator[Noted]:
+    """Note where the words may be none."""
+    answer = item.fields.get(answer_field(item.fields) or "")
+    if isinstance(answer, str):
+        if answer.strip() in _MISSING:
+            yield Noted(item.where, item.key, "text may be missing", f"it is {answer.strip()!r}")
+        if _CONTROL.search(answer):
+            yield Noted(item.where, item.key, "control characters", f"in its text: {answer!r:.80}")
 
 
 def _spell(utterance: Utterance) -> None:

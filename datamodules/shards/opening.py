@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from fastslm.errors import DataError
+from fastslm.files import open_file
 
 from ..reading.audio import AudioInfo, open_region, read_info
 from .table_cells import read_cell
@@ -41,7 +42,7 @@ def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
     else:
         path = audio.path
     try:
-        stream = open(path, "rb")  # noqa: SIM115 -- closed below; only opening may fail here
+        stream = open_file(path)
     except FileNotFoundError:
         beside = sorted(glob.glob(f"{glob.escape(path)}.*"))
         raise DataError(f"missing file: {path}{f'; {beside[0]} is there' if beside else ''}") from None
@@ -95,6 +96,6 @@ def state_of(audio: Audio) -> tuple[int, int]:
     """Return size and time of change of the file that holds a recording, zeros where it is missing."""
     try:
         status = os.stat(audio.path)
-    except OSError:
+    except (OSError, ValueError):
         return 0, 0
     return status.st_size, status.st_mtime_ns

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from fastslm.errors import DataError, MissingExtraError
+from fastslm.files import open_file
 
 _BATCH_ROWS = 1024
 
@@ -127,9 +128,10 @@ def open_table(path: str) -> Table:
     """
     pyarrow = _pyarrow()
     try:
+        open_file(path).close()  # a pipe would be waited for
         return ParquetTable(path) if path.endswith(".parquet") else ArrowTable(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: unreadable table ({error}).") from error
+        raise DataError(f"{path}: unreadable table ({getattr(error, 'strerror', None) or error}).") from error
 
 
 def read_cell(path: str, column: str, group: int, row: int) -> tuple[bytes | None, str]:

@@ -23,6 +23,8 @@ from .utterance import Audio, Noted, Refused, Utterance
 
 Samples = npt.NDArray[np.int16]
 _BLOCK_SAMPLES = 1 << 20
+_CHANNEL = ("channel", "channel_id", "channel_selector")
+_CHANNELS = frozenset(("0", "1", "2", "A", "B", "left", "right", "[0]", "[1]"))
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ def render(job: Job, options: AudioOptions) -> Rendered:
     utterance, remarks = job.utterances[0], list[str]()
     try:
         encoded = [_encode(audio, options.keep_audio, remarks) for audio in utterance.audio]
+        remarks += _mixed(utterance)
         seconds = math.fsum(length for _, _, length in encoded)
         check_inside(utterance.fields.get("segments"), seconds)
     except DataError as error:
@@ -94,7 +97,7 @@ def _render_joined(job: Job, options: AudioOptions) -> Rendered:
         remarks: list[str] = []
         try:
             parts.append((utterance, _samples(utterance.audio[0], remarks)))
-            noted += Noted.of(utterance, remarks)
+            noted += Noted.of(utterance, remarks + _mixed(utterance))
         except DataError as error:
             refused.append(Refused.of(utterance, error))
     if not parts:
@@ -156,6 +159,17 @@ def _encode(audio: Audio, keep_audio: bool, remarks: list[str]) -> tuple[str, by
                 return extension, file.read(), seconds
     samples = _samples(audio, remarks)
     return "flac", to_flac(samples), len(samples) / SAMPLE_RATE_HZ
+
+
+def _mixed(utterance: Utterance) -> list[str]:
+    """Return a remark where a row names a channel, which its text may be of alone, and all of them were mixed."""
+    named = next((name for name in _CHANNEL if str(utterance.fields.get(name)) in _CHANNELS), None)
+    for audio in utterance.audio if named else ():
+        with opened(audio) as (file, _):
+            if audio.channel is None and read_info(file).num_channels > 1:
+                value = utterance.fields[named]
+                return [f"channel not taken: {named} is {value!r}, and all channels are mixed; make a file of each"]
+    return []
 
 
 def _samples(audio: Audio, remarks: list[str] | None = None) -> Samples:

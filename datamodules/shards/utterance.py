@@ -51,6 +51,8 @@ class Audio:
         """
         begin = self.start_seconds or 0.0
         end = total_seconds if self.seconds is None else begin + self.seconds
+        if not begin >= 0.0:
+            raise DataError(f"unusable fields: offset {begin:g} is negative or no number")
         if self.seconds is not None and not self.seconds > 0.0:  # a number that is none, too
             raise DataError(f"empty audio: a stretch of {self.seconds:g} s")
         if begin >= total_seconds or end > total_seconds + TOLERANCE_SECONDS:

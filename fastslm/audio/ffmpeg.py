@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastslm.audio.resampling import Blocks, check_rate
+from fastslm.audio.streams import Clamped
 from fastslm.errors import DataError, MissingExtraError
 
 _PURPOSE = "audio in m4a, aac, webm, a video, or an MP3 whose first frame does not tell its length"
@@ -49,7 +50,7 @@ def _open(file: BinaryIO) -> tuple[Any, Any]:
     av.logging.set_level(None)
     file.seek(0, os.SEEK_SET)
     try:  # a playlist must not open other files
-        container = av.open(file, "r", metadata_errors="replace", options={"protocol_whitelist": "none"})
+        container = av.open(Clamped(file), "r", metadata_errors="replace", options={"protocol_whitelist": "none"})
     except (av.FFmpegError, ValueError, OSError) as error:
         raise DataError(f"unreadable audio: {_short(error)}") from error
     if not container.streams.audio:
@@ -207,7 +208,7 @@ def _least_seconds(container: Any, stream: Any) -> float:
         return 0.0
     told = float((stream.duration or 0) * stream.time_base)
     if not told and len(container.streams) == 1:  # Matroska tells the length of the whole
-        told = (container.duration or 0) / 1_000_000
+        told = ((container.duration or 0) - max(container.start_time or 0, 0)) / 1_000_000
     return told - _HEADER_TOLERANCE_SECONDS
 
 

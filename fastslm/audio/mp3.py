@@ -3,7 +3,7 @@
 import functools
 from typing import BinaryIO
 
-from .streams import Stream, after_id3, read_at, size_of
+from .streams import Stream, after_id3, excerpt, read_at, size_of
 
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _KBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
@@ -20,7 +20,8 @@ def mp3_stream(file: BinaryIO) -> Stream | None:
     """
     begin = after_id3(file)
     head = read_at(file, begin, _PADDING_BYTES)
-    begin, head = begin + len(head) - len(stripped := head.lstrip(b"\0")), stripped[:200]
+    padding = len(head) - len(stripped := head.lstrip(b"\0"))
+    begin, head = begin + padding, stripped[:200]
     frame = _frame(head)
     if frame is None:
         return None
@@ -35,7 +36,8 @@ def mp3_stream(file: BinaryIO) -> Stream | None:
     found = _count(file, begin + frame_bytes, end) * samples / rate
     if abs(found - seconds) > 1.5 * samples / rate:  # of more than there is, nothing is missing: all bytes are there
         return Stream(file, "av", min(seconds, found), "the note in its first frame has another number of frames")
-    return Stream(file, "sound", seconds)
+    bare = excerpt(file, begin, size_of(file) - begin) if padding else file  # libsndfile knows no MP3 behind zeros
+    return Stream(bare, "sound", seconds)
 
 
 def _count(file: BinaryIO, begin: int, end: int) -> int:

@@ -72,7 +72,9 @@ def excerpt(file: BinaryIO, begin: int, size: int, head: bytes = b"") -> BinaryI
 
 
 class Clamped:
-    """A file for libsndfile, which goes to places before its begin or far behind its end where a header lies.
+    """A file for libsndfile and FFmpeg, which go to places before its begin or far behind its end where a header lies.
+
+    It has no name, by which FFmpeg would take it for something else than the same bytes inside of a shard.
 
     Args:
         file: seekable.

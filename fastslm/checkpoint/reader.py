@@ -21,6 +21,8 @@ from fastslm.checkpoint.unpickled import deepspeed_objects, read_tensors, unread
 from fastslm.checkpoint.writer import CONFIG, FORMAT, WEIGHTS
 from fastslm.errors import CheckpointError
 
+_LONGEST_NAME = 250  # of a file in a checkpoint
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -86,8 +88,10 @@ def open_checkpoint(path: Path, which: str = "last") -> Checkpoint:
     _verify_files(folder, manifest)
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / CONFIG} is no configuration, but a {type(config).__name__}.")
     return Checkpoint(folder, manifest, config)
 
 
@@ -133,15 +137,22 @@ def _is_deepspeed(path: Path) -> bool:
 def _read_manifest(file: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}. The checkpoint is damaged.") from error
     if not isinstance(manifest, dict) or not {"format", "files", "tensors"} <= manifest.keys():
         raise CheckpointError(f"{file} is no manifest of a checkpoint.")
     if manifest["format"] != FORMAT:
+        versions = manifest.get("versions")
+        writer = versions.get("fastslm") if isinstance(versions, dict) else None
         raise CheckpointError(
             f"{file}: the checkpoint has format {manifest['format']}, and this version of fastslm reads {FORMAT}."
-            f" It was written by fastslm {manifest.get('versions', {}).get('fastslm', 'of unknown version')}."
+            f" It was written by fastslm {writer or 'of unknown version'}."
         )
+    for name, key, kind in (("files", "bytes", int), ("tensors", "shape", list)):
+        listed = manifest[name]
+        rows = list(listed.values()) if isinstance(listed, dict) else [None]
+        if not all(isinstance(row, dict) and isinstance(row.get(key), kind) for row in rows):
+            raise CheckpointError(f"{file}: its {name!r} do not each have {key!r}. The checkpoint is damaged.")
     return manifest
 
 
@@ -149,6 +160,8 @@ def _verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     bad = []
     for name, listed in manifest["files"].items():
         path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or len(name) > _LONGEST_NAME:
+            raise CheckpointError(f"{folder / MANIFEST} lists {name!r:.200}, which is no file of the checkpoint.")
         if name.startswith(TRAINER_STATE) and not (folder / TRAINER_STATE).exists():
             continue  # removed to save space: the weights can still be used
         if not path.is_file():

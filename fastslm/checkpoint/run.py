@@ -17,7 +17,7 @@ from fastslm.checkpoint.unpickled import read_tensors
 from fastslm.configuration.instantiate import instantiated
 from fastslm.configuration.renamed import renamed
 from fastslm.contracts import Encoder, LanguageModel
-from fastslm.errors import CheckpointError
+from fastslm.errors import CheckpointError, ConfigError
 from fastslm.path.build import AbstractorFactory, build
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import settle_parts
@@ -166,8 +166,10 @@ def _parts(settings: Mapping[str, Any]) -> tuple[Encoder, AbstractorFactory, Lan
     values = {}
     for name, kind in {"encoder": Encoder, "abstractor": AbstractorFactory, "llm": LanguageModel}.items():
         parser.add_argument(f"--{name}", type=kind)
-        given = settings[name]
-        given = {"class_path": given} if isinstance(given, str) else dict(given)
+        given = settings.get(name)
+        given = {"class_path": given} if isinstance(given, str) else given
+        if not isinstance(given, Mapping) or not isinstance(given.get("class_path"), str):
+            raise ConfigError(f"model.{name}: a class_path is needed, and it is {given!r:.100}.")
         found = class_of(f"{name}s", given["class_path"])
         values[name] = {**given, "class_path": f"{found.__module__}.{found.__qualname__}"}
     made, _ = instantiated(parser, values)

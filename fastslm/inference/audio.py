@@ -2,9 +2,9 @@
 
 import base64
 import contextlib
+import errno
 import os
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from fastslm.audio.decoding import BLOCK_SECONDS, decoded, told_seconds
 from fastslm.audio.resampling import resampled
 from fastslm.errors import DataError
-from fastslm.files import walk
+from fastslm.files import open_file, walk
 from fastslm.path.batch import Int16Array
 
 from .samples import checked_rate, encoded_stream, is_encoded, samples_of, unpacked
@@ -97,16 +97,10 @@ class FileSource(AudioSource):
 
     def _open(self) -> BinaryIO:
         try:
-            mode = self.path.stat().st_mode
-            if stat.S_ISDIR(mode):
-                raise DataError("it is a folder")
-            if not stat.S_ISREG(mode):  # a pipe would be waited for, and a device never ends
-                raise DataError("it is a pipe or a device, and no file: give - and pipe the recording into the command")
-            file = self.path.open("rb")
+            file = open_file(self.path)
         except OSError as error:
-            raise DataError(f"cannot be opened: {error.strerror}") from error
-        except UnicodeError as error:
-            raise DataError("cannot be opened: no file system has such a name") from error
+            piped = ": give - and pipe the recording into the command" * (error.errno == errno.EINVAL)
+            raise DataError(f"cannot be opened: {error.strerror}{piped}") from error
         if not os.fstat(file.fileno()).st_size:
             file.close()
             raise DataError("the file is empty")

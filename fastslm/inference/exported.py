@@ -45,7 +45,7 @@ def is_exported(folder: Path) -> bool:
 def _configuration(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no such file, or not one of a model
+    except (OSError, ValueError, RecursionError):  # no such file, or not one of a model
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -122,7 +122,7 @@ def open_exported(folder: Path) -> Exported:
         kind: Any = type(FastSLMForConditionalGeneration.__name__, (FastSLMForConditionalGeneration,), kinds)
         model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        processor = json.loads((folder / _PROCESSOR).read_text(encoding="utf-8"))
+        enable_thinking = bool(json.loads((folder / _PROCESSOR).read_text(encoding="utf-8"))["enable_thinking"])
     except FastSLMError:
         raise
     except ImportError as error:  # of peft, or of a tokenizer's package
@@ -136,7 +136,7 @@ def open_exported(folder: Path) -> Exported:
     path: SpeechLM = model.path
     llm = class_of("llms", "CausalLM")
     path.llm = llm.around(path.llm.causal_lm, tokenizer, config.context_length)
-    path.prompter = Prompter(tokenizer, bool(processor["enable_thinking"]))
+    path.prompter = Prompter(tokenizer, enable_thinking)
     path.requires_grad_(False).eval()
     trained_on = TrainedOn.of([config.trained_on])
     return Exported(path, model.generation_config.max_new_tokens, config.new_tokens_per_second, trained_on)

@@ -21,14 +21,14 @@ def encode(container, subtype=None, endian=None):
     return buffer.getvalue()
 
 
-def ffmpeg(container, codec, **options):
+def ffmpeg(container, codec, late_seconds=0, **options):
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=options) as output:
         stream = output.add_stream(codec, rate=RATE, layout="mono")
         size = stream.codec_context.frame_size or 1152
         for begin in range(0, len(TONE), size):
             frame = av.AudioFrame.from_ndarray(TONE[None, begin : begin + size].copy(), "flt", "mono")
-            frame.sample_rate, frame.pts = RATE, begin
+            frame.sample_rate, frame.pts = RATE, begin + late_seconds * RATE
             for part in av.AudioResampler(stream.format.name).resample(frame):
                 output.mux(stream.encode(part))
         output.mux(stream.encode(None))
@@ -52,6 +52,10 @@ SELDOM = {
     "Creative's VOC": lambda: ffmpeg("voc", "pcm_u8"),
     "raw AAC": lambda: ffmpeg("adts", "aac"),
     "live Matroska": lambda: ffmpeg("matroska", "pcm_s16le", live="1"),
+    "WebM that begins late": lambda: ffmpeg("webm", "libopus", late_seconds=5),
+    "Matroska that begins late": lambda: ffmpeg("matroska", "pcm_s16le", late_seconds=5),
+    "MP3 behind zeros": lambda: bytes(4096) + encode("MP3"),
+    "MP3 with a tag and zeros": lambda: b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10 + 500) + encode("MP3"),
     "WAV of mu-law": lambda: encode("WAV", "ULAW"),
     "WAV of ADPCM": lambda: encode("WAV", "MS_ADPCM"),
     "big-endian WAV": lambda: encode("WAV", endian="BIG"),
@@ -141,3 +145,24 @@ def test_a_rate_that_no_recording_has_is_refused(rate):
 def test_what_is_no_audio_is_named(data, what):
     with pytest.raises(DataError, match=what):
         read_info(io.BytesIO(data))
+
+
+def test_a_file_is_what_its_bytes_are_whatever_its_name(tmp_path, capfd):
+    kinds = {
+        "WAV": encode("WAV"),
+        "MP3": encode("MP3"),
+        "M4A": ffmpeg("mp4", "aac"),
+        "nothing": b"",
+        "few": b"\xff\xfb\x90",
+    }
+    for kind, data in kinds.items():
+        told = set()
+        for suffix in ("", ".mp3", ".wav", ".m4a", ".flac", ".ogg", ".txt"):
+            (tmp_path / f"a{suffix}").write_bytes(data)
+            with open(tmp_path / f"a{suffix}", "rb") as file:
+                try:
+                    told.add(str(read_info(file)))
+                except DataError as error:
+                    told.add(str(error))
+        assert len(told) == 1, kind
+    assert "Traceback" not in capfd.readouterr().err

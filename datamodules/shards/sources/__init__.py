@@ -14,6 +14,7 @@ from fastslm.errors import DataError, nearest
 from ...index.sources import with_braces
 from ..utterance import Noted, Refused, Utterance
 from . import huggingface, kaldi, lhotse, librispeech, nemo, table, webdataset
+from ._lines import no_objects
 from .options import SourceOptions
 
 __all__ = ["FORMATS", "SourceOptions", "expand_paths", "format_of", "read"]
@@ -85,6 +86,7 @@ def format_of(path: str, forced: str | None = None) -> str:
         f"{path}: cannot tell what corpus this is. Looked for wav.scp (Kaldi), dataset_info.json, *.arrow or *.parquet"
         " (Hugging Face), *.trans.txt (LibriSpeech), *.tar (WebDataset), .csv or .tsv (table), JSON lines with"
         f" 'recording' (Lhotse) or 'audio_filepath' (NeMo). Say which with --format {'|'.join(FORMATS)}."
+        + no_objects(path)
     )
 
 

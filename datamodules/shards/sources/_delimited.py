@@ -1,6 +1,7 @@
 """Rows of delimited text with the lines they stand on; a quotation mark that nobody closes swallows no other row."""
 
 import csv
+import io
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -61,7 +62,7 @@ def read_rows(lines: Iterable[tuple[int, str]], delimiter: str, width: int, audi
 def _parsed(text: str, delimiter: str) -> list[str] | None:
     """Return the fields of one row; None where its quotation marks are not those of a row."""
     try:
-        rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True))
+        rows = list(csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True))
     except csv.Error:
         return None
     return rows[0] if len(rows) == 1 else None

@@ -30,9 +30,24 @@ def _files(folder: str) -> list[str]:
     """Return the data files of a folder, in the order that the library gives them."""
     state = Path(folder, "state.json")
     if state.is_file():
-        return [str(Path(folder, item["filename"])) for item in json.loads(state.read_text())["_data_files"]]
+        return [str(Path(folder, item["filename"])) for item in _list_in(state, "_data_files")]
     found = [p for pattern in ("*.arrow", "*.parquet", "data/*.parquet") for p in sorted(Path(folder).glob(pattern))]
     return [str(path) for path in found]
+
+
+def _list_in(file: Path, name: str) -> list[Any]:
+    """Return a list that ``save_to_disk`` wrote into a JSON file.
+
+    Raises:
+        DataError: it is not there.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))[name]
+        if isinstance(found, list) and all(isinstance(i, str) or isinstance(i["filename"], str) for i in found):
+            return found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{file}: no {name!r} as save_to_disk writes it ({type(error).__name__}: {error}).") from error
+    raise DataError(f"{file}: no {name!r} as save_to_disk writes it.")
 
 
 def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
@@ -44,8 +59,8 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
         MissingExtraError: pyarrow is not installed.
     """
     if os.path.isfile(os.path.join(path, "dataset_dict.json")):
-        splits = json.loads(Path(path, "dataset_dict.json").read_text())["splits"]
-        choices = ", ".join(os.path.join(path, split) for split in splits)
+        splits = _list_in(Path(path, "dataset_dict.json"), "splits")
+        choices = ", ".join(os.path.join(path, str(split)) for split in splits)
         raise ConfigError(f"{path}: holds several splits. Give one of {choices}.")
     files = _files(path) if os.path.isdir(path) else [path]
     splits = sorted({m["split"] for m in (_SPLIT_NAME.match(os.path.basename(f)) for f in files) if m} - {"data"})

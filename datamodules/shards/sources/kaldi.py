@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fastslm.errors import DataError
 
 from ..utterance import Audio, Noted, Refused, Utterance
-from ._lines import lines, located
+from ._lines import composed, lines, located
 from .options import SourceOptions
 
 _ARCHIVE = re.compile(r"\.ark:\d+$")
@@ -34,7 +34,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     channels = _channels(os.path.join(path, "reco2file_and_channel"))
     spans = _Table(os.path.join(path, "segments"))
     described = set()
-    for where, key, recording, start, end in _spans(path, recordings):
+    for where, key, recording, start, end, channel in _spans(path, recordings):
         again = key in described
         described.add(key)
         differing = spans.differing.get(key) or recordings.differing.get(recording)
@@ -53,7 +53,8 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             yield Refused(where, key, "missing audio", f"wav.scp has no recording {recording!r}")
         else:
             seconds = None if end is None or start is None or end < 0 else end - start  # -1: to the end
-            audio = Audio(recordings[recording], start, seconds, channels.get(recording))
+            channel = channels.get(recording) if channel is None else channel
+            audio = Audio(recordings[recording], start, seconds, channel)
             yield Utterance(key, [audio], fields, where, recording if start is not None else None)
     for table in (recordings, *tables):
         yield from (Noted(where, key, "line stands twice", "the same as before") for where, key in table.repeated)
@@ -75,9 +76,9 @@ class _Table(dict[str, str]):
         self.differing: dict[str, str] = {}
         self.repeated: list[tuple[str, str]] = []
         first: dict[str, int] = {}
-        for number, line in lines(path) if os.path.isfile(path) else ():
-            key, *rest = line.split(None, 1)
-            value = rest[0].strip() if rest else ""
+        for number, line in lines(path) if os.path.lexists(path) else ():
+            key, *rest = composed(line).split(None, 1)
+            value = line.split(None, 1)[1].strip() if rest else ""
             if self.setdefault(key, value) != value:
                 name = os.path.basename(path)
                 self.differing[key] = (
@@ -104,30 +105,36 @@ def _recordings(path: str, audio_root: str | None) -> _Table:
             )
         if not target:
             raise DataError(f"{path} line {number}: recording {key!r} has no path.")
-        found[key] = located(target, [audio_root or os.getcwd(), os.path.dirname(os.path.abspath(path))])
+        try:
+            found[key] = located(target, [audio_root or os.getcwd(), os.path.dirname(os.path.abspath(path))])
+        except DataError as error:
+            raise DataError(f"{path} line {number}: recording {key!r}: {error}.") from error
     return found
 
 
 def _channels(path: str) -> dict[str, int]:
-    names = {"A": 0, "B": 1, "1": 0, "2": 1}
+    names = {**_SIDES, "1": 0, "2": 1}
     rows = (f"{key} {rest}".split() for key, rest in _Table(path).items())
     return {row[0]: names[row[2]] for row in rows if len(row) == 3 and row[2] in names}
 
 
-#: Where it stands, utterance, recording, begin and end in seconds; an error in place of the begin.
-_Span = tuple[str, str, str, float | DataError | None, float | None]
+#: Where it stands, utterance, recording, begin and end in seconds, channel; an error in place of the begin.
+_Span = tuple[str, str, str, float | DataError | None, float | None, int | None]
+_SIDES = {"A": 0, "B": 1}
+_CHANNELS = {**_SIDES, **{str(channel): channel for channel in range(64)}}
 
 
 def _spans(path: str, recordings: dict[str, str]) -> Iterator[_Span]:
     segments = os.path.join(path, "segments")
-    if not os.path.isfile(segments):
-        yield from ((f"{path}/wav.scp", key, key, None, None) for key in recordings)
+    if not os.path.lexists(segments):
+        yield from ((f"{path}/wav.scp", key, key, None, None, None) for key in recordings)
         return
     for number, line in lines(segments):
-        where, parts = f"{segments} line {number}", line.split()
+        where, parts = f"{segments} line {number}", composed(line).split()
         try:
-            key, recording, start, end = parts[0], parts[1], float(parts[2]), float(parts[3])
-        except (IndexError, ValueError):
-            yield where, parts[0], "", DataError("expected: utterance, recording, begin, end"), None
-            continue
-        yield where, key, recording, start, end
+            key, recording, start, end = parts[:4]
+            channel = None if parts[4:] in ([], ["-1"]) else _CHANNELS[" ".join(parts[4:])]
+            yield where, key, recording, float(start), float(end), channel
+        except (ValueError, KeyError):
+            wanted = "expected: utterance, recording, begin, end, and perhaps a channel (0 or 1, A or B)"
+            yield where, parts[0], "", DataError(wanted), None, None

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastslm.errors import DataError
 
-from ..utterance import Audio, Refused, Utterance
+from ..utterance import TOLERANCE_SECONDS, Audio, Refused, Utterance
 from ._lines import first_object, json_lines, located
 from .options import SourceOptions
 
@@ -43,20 +43,46 @@ def _utterance(cut: Mapping[str, Any], key: str, where: str, roots: list[str]) -
     recording = cut.get("recording")
     if not isinstance(recording, Mapping):
         raise DataError("missing audio: the cut has no recording (features alone cannot be used)")
-    kinds = {str(step.get("name", "?")) for step in recording.get("transforms") or [] if isinstance(step, Mapping)}
+    steps = recording.get("transforms") or []
+    kinds = {str(step.get("name", "?") if isinstance(step, Mapping) else step) for step in steps}
     if kinds - {"Resample"}:  # these shards are resampled anyway
         raise DataError(f"unsupported cut: its recording is transformed on the fly by {', '.join(sorted(kinds))}")
     start, seconds = float(cut["start"]), float(cut["duration"])
     path, channel = _source(recording, cut, roots)
+    _check_inside(cut, seconds)
     whole = start == 0.0 and abs(seconds - float(recording["duration"])) < 1e-3
     audio = Audio(path, None if whole else start, seconds, channel)
     return Utterance(key, [audio], _fields(cut, seconds), where, str(recording["id"]))
 
 
+def _check_inside(cut: Mapping[str, Any], seconds: float) -> None:
+    """Raise where a supervision is of more than the cut's audio, or of other channels: its text would be, too.
+
+    Raises:
+        DataError: so it is.
+    """
+    wanted = _channels(cut)
+    for supervision in cut.get("supervisions") or []:
+        begin = float(supervision["start"])
+        end = begin + float(supervision.get("duration", 0.0))
+        if not (begin >= -TOLERANCE_SECONDS and end <= seconds + TOLERANCE_SECONDS):
+            raise DataError(
+                f"text leaves the cut: a supervision lies at {begin:g} to {end:g} s, of {seconds:g} s; cut where nobody"
+                " speaks, or drop it (CutSet.trim_to_supervisions)"
+            )
+        spoken = supervision.get("channel", wanted)
+        if not set([spoken] if isinstance(spoken, int) else spoken) <= set(wanted):
+            raise DataError(f"text of another channel: a supervision is of channel {spoken}, and the cut of {wanted}")
+
+
+def _channels(cut: Mapping[str, Any]) -> list[int]:
+    wanted = cut.get("channel", 0)
+    return [wanted] if isinstance(wanted, int) else list(wanted)
+
+
 def _source(recording: Mapping[str, Any], cut: Mapping[str, Any], roots: list[str]) -> tuple[str, int | None]:
     """Return the file that holds a cut's audio, and the channel in it where that is a choice."""
-    wanted = cut.get("channel", 0)
-    wanted = [wanted] if isinstance(wanted, int) else list(wanted)
+    wanted = _channels(cut)
     sources = [s for s in recording["sources"] if set(wanted) & set(s["channels"])]
     if len(sources) != 1:
         raise DataError(f"unsupported cut: channels {wanted} lie in {len(sources)} sources, and must lie in one")

@@ -6,7 +6,7 @@ from pathlib import Path
 from fastslm.files import walk
 
 from ..utterance import Audio, Noted, Refused, Utterance
-from ._lines import lines
+from ._lines import composed, lines
 from .options import SourceOptions
 
 _SUFFIX = ".trans.txt"
@@ -38,11 +38,12 @@ def _chapter(transcript: Path) -> Iterator[Utterance | Refused | Noted]:
     audio: dict[str, Path] = {}
     for path in sorted(transcript.parent.iterdir()):
         is_audio = path.suffix.lower() in _AUDIO and not path.name.startswith("._")
-        if is_audio and (first := audio.setdefault(path.stem, path)) != path:
+        if is_audio and (first := audio.setdefault(composed(path.stem), path)) != path:
             yield Noted(str(path), path.stem, "recording in two formats", f"{first.name} is taken")
     described: dict[str, int] = {}
     for number, line in lines(str(transcript)):
-        key, _, text = line.strip().partition(" ")
+        key, *rest = line.strip().split(None, 1)
+        key, text = composed(key), "".join(rest)
         where = f"{transcript} line {number}"
         if (first_line := described.setdefault(key, number)) != number:
             yield Refused(where, key, "id stands twice", f"line {first_line} is taken")

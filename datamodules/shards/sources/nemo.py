@@ -56,7 +56,8 @@ def from_row(fields: dict[str, Any], where: str, roots: list[str], stated: float
         return Utterance(str(key or "dialogue"), [], fields, where)
     if not isinstance(path, str) or not path:
         raise DataError("missing audio: the row names no audio file")
+    place = located(path, roots)
     if key in (None, ""):
-        key = stem(path) if start is None else f"{stem(path)}-{round(start * 1000):09d}"
-    audio = Audio(located(path, roots), start, seconds, stated=stated)
+        key = stem(place) if start is None else f"{stem(place)}-{round(start * 1000):09d}"
+    audio = Audio(place, start, seconds, stated=stated)
     return Utterance(str(key), [audio], fields, where, None if group in (None, "") else str(group))

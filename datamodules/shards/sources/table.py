@@ -3,6 +3,7 @@
 import csv
 import itertools
 import os
+import re
 from collections.abc import Iterator
 
 from fastslm.errors import ConfigError, DataError
@@ -15,6 +16,7 @@ from .nemo import from_row
 from .options import SourceOptions
 
 _DELIMITERS = ",\t;|"
+_SEPARATOR = re.compile('"?sep=([,;|\t])"?', re.IGNORECASE)  # what Excel puts above a table
 _LJSPEECH = ["id", "text", "normalized_text"]
 
 
@@ -34,21 +36,26 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     folder = os.path.dirname(os.path.abspath(path))
     clips = os.path.join(folder, "clips")
     roots = [options.audio_root] if options.audio_root else [folder, clips] if os.path.isdir(clips) else [folder]
-    header = next((line for _, line in lines(path)), None)
-    if header is None:
+    numbered = lines(path)
+    number, header = next(numbered, (1, ""))
+    separator = _SEPARATOR.fullmatch(header)
+    if separator:
+        number, header = next(numbered, (2, ""))
+    if not header:
         raise DataError(f"{path}: the table is empty.")
     wavs = options.audio_root or os.path.join(folder, "wavs")
     ljspeech = os.path.isfile(os.path.join(wavs, f"{header.partition('|')[0]}.wav"))
-    delimiter, names = header_of(header, "|" if ljspeech else _DELIMITERS)
+    delimiter, names = header_of(header, "|" if ljspeech else separator[1] if separator else _DELIMITERS)
     if ljspeech:
-        yield Noted(f"{path} line 1", names[0], "no header", "read as LJSpeech: id, text, normalized text")
+        numbered = itertools.chain([(number, header)], numbered)
+        yield Noted(f"{path} line {number}", names[0], "no header", "read as LJSpeech: id, text, normalized text")
         names = _LJSPEECH[: len(names)]
     else:
         _check_header(names, path, roots)
     resolved = resolve_columns(names, options.columns, path)
     check_columns(resolved if not ljspeech else {**resolved, "audio": "id"}, names, path)
-    rows = read_rows(lines(path), delimiter, len(names), names.index(resolved.get("audio", names[0])))
-    for row in itertools.islice(rows, 0 if ljspeech else 1, None):
+    audio = names.index(resolved.get("audio", names[0]))
+    for row in read_rows(numbered, delimiter, len(names), audio):
         where = f"{path} line {row.line}"
         if len(row.values) != len(names):
             what = f"{len(row.values)} columns where the header has {len(names)}"
@@ -70,11 +77,14 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
 
 
 def _check_header(names: list[str], path: str, roots: list[str]) -> None:
-    """Raise where the first line is a row already.
+    """Raise where the first line is a row already, or names a column twice.
 
     Raises:
         ConfigError: so it is.
     """
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{path}: two of its columns are called {twice!r}, and one alone can be meant. Rename one.")
     value = next((name for name in names if os.path.splitext(name)[1] and os.path.isfile(located(name, roots))), None)
     if value is not None:
         raise ConfigError(

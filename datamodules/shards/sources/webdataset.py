@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastslm.errors import DataError
+from fastslm.files import open_file
 
 from ...index.dialogues import parse_fields
 from ...reading.tar import Members, read_groups, recordings_of
@@ -37,7 +38,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         if shard.endswith(_COMPRESSED):
             raise DataError(f"{shard}: a compressed tar cannot be read by offset. Unpack it to .tar first (gunzip).")
         try:
-            with open(shard, "rb") as file:
+            with open_file(shard) as file:
                 groups, lost, noted = read_groups(file, shard)
                 yield from (Noted(shard, item.key, item.reason, item.detail) for item in noted)
                 yield from (Refused(shard, item.key, item.reason, item.detail) for item in lost)
@@ -67,9 +68,11 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
             resolved.pop(kept, None)
         fields = renamed(fields, resolved)
         stated = loose_length(fields)
-        if "txt" in members and not fields.get("text"):
-            text = os.pread(descriptor, members["txt"].size, members["txt"].offset)
-            fields["text"] = text.decode("utf-8-sig").strip()
+        if "txt" in members:
+            text = os.pread(descriptor, members["txt"].size, members["txt"].offset).decode("utf-8-sig").strip()
+            if text and "task" not in fields and fields.get("text") not in (None, "", text):
+                raise DataError(f"two texts: the .json says {fields['text']!r:.60}, the .txt {text!r:.60}")
+            fields["text"] = fields.get("text") or text
     except UnicodeDecodeError as error:
         return Refused(shard, key, "unreadable text", str(error))
     except DataError as error:
@@ -77,7 +80,8 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
         return Refused(shard, key, reason, detail)
     recordings = recordings_of(members)
     if not recordings and fields.get("messages") is None:
-        return Refused(shard, key, "missing audio", "the sample has no audio member")
+        there = ", ".join(sorted(members))
+        return Refused(shard, key, "missing audio", f"of its members ({there:.80}) none is audio, by their names")
     stated = stated if len(recordings) == 1 else None
     audio = [Audio(shard, region=(m.offset, m.size), num_bytes=m.size, stated=stated) for _, m in recordings]
     group = fields.get("group")
