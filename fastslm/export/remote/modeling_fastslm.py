@@ -104,9 +104,10 @@ def computed(ours: Abstractor, config: FastSLMConfig, kind: Any = Abstractor) ->
 def flat(input_features: Tensor | None, audio_feature_lens: Iterable[Any] | None) -> tuple[Tensor, list[int]]:
     """Return recordings ``[R, N]``, or already end to end, ``[N]``, and the samples of each; see ``Batch``."""
     lengths = None if audio_feature_lens is None else [int(n) for n in audio_feature_lens]
-    if input_features is not None and input_features.ndim == 1:
-        input_features = input_features.split(lengths or len(input_features))
-    rows = [] if input_features is None else list(input_features)
+    rows: list[Tensor] = []
+    if input_features is not None:
+        joined = input_features.ndim == 1
+        rows = list(torch.split(input_features, lengths or len(input_features)) if joined else input_features)
     lengths = [len(row) for row in rows] if lengths is None else lengths
     if len(lengths) != len(rows) or any(n > len(row) for n, row in zip(lengths, rows, strict=True)):
         rows_of = [len(row) for row in rows][:1]
@@ -115,7 +116,7 @@ def flat(input_features: Tensor | None, audio_feature_lens: Iterable[Any] | None
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int16), lengths
 
 
-def names_in_folders(causal_lm: nn.Module) -> dict[str, str]:
+def names_in_folders(causal_lm: Any) -> dict[str, str]:
     """Return how the names of weights begin in a folder, where serving engines read them, by how they do in the model.
 
     Args:

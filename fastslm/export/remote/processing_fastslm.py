@@ -150,7 +150,8 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         count = len(features["audio_feature_lens"])
         texts = [text] * count if text is None or isinstance(text, str) else list(text)
         if task is None and any(AUDIO in (words or "") for words in texts):
-            return self._whole([text] if isinstance(text, str) else texts, features, located, audios is not None)
+            prompts = [text] if isinstance(text, str) else [words or "" for words in texts]
+            return self._whole(prompts, features, located, audios is not None)
         if len(texts) != count:
             raise ValueError(f"There are {count} recordings and {len(texts)} texts.")
         return BatchFeature({**self.prompts(texts, task or "asr", language), **features})
