@@ -164,7 +164,9 @@ def _encode(audio: Audio, keep_audio: bool, remarks: list[str]) -> tuple[str, by
 def _mixed(utterance: Utterance) -> list[str]:
     """Return a remark where a row names a channel, which its text may be of alone, and all of them were mixed."""
     named = next((name for name in _CHANNEL if str(utterance.fields.get(name)) in _CHANNELS), None)
-    for audio in utterance.audio if named else ():
+    if named is None:
+        return []
+    for audio in utterance.audio:
         with opened(audio) as (file, _):
             if audio.channel is None and read_info(file).num_channels > 1:
                 value = utterance.fields[named]
