@@ -91,6 +91,12 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         raise FileNotFoundError(errno.ENOENT, "no file system has such a name") from error
 
 
+def no_file_in(folder: Path) -> str:
+    """Return what a folder holds right in it that would be waited for, for libraries that open all they find there."""
+    odd = (path for path in sorted(folder.iterdir()) if path.exists() and not path.is_file() and not path.is_dir())
+    return next((f"holds {path.name}, which is a pipe or a device, and no file" for path in odd), "")
+
+
 def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], int]]:
     """Yield each folder below one and itself, the names of its files, sorted, and how many more macOS has put there.
 

@@ -1,9 +1,11 @@
 """The tokenizer that text lengths in an index are counted with, loaded once in each process."""
 
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastslm.errors import ConfigError
+from fastslm.errors import ConfigError, FastSLMError
+from fastslm.files import no_file_in
 
 if TYPE_CHECKING:
     from fastslm.path.prompt import Prompter
@@ -23,7 +25,11 @@ def prompter_of(tokenizer: str | None) -> "Prompter | None":
     from fastslm.path.pretrained import reason
     from fastslm.path.prompt import Prompter
 
+    if Path(tokenizer).is_dir() and (odd := no_file_in(Path(tokenizer))):
+        raise ConfigError(f"--tokenizer {tokenizer}: {odd}.")
     try:
         return Prompter(AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False))
-    except (OSError, ValueError) as error:
+    except FastSLMError:
+        raise
+    except Exception as error:  # transformers raises whatever the files make it stumble over
         raise ConfigError(f"--tokenizer {tokenizer}: cannot be loaded ({reason(error)})") from error

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastslm.errors import CheckpointError
+from fastslm.files import open_file
 from fastslm.trust import tensors_only
 
 _KINDS = {
@@ -65,7 +66,7 @@ def read_tensors(file: Path) -> dict[str, Any]:
 def _other_kind(file: Path) -> str:
     """Return what a file is by its first bytes, where that is nothing that ``torch.save`` writes; else nothing."""
     try:
-        with file.open("rb") as opened:
+        with open_file(file) as opened:
             head = opened.read(64)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from error

@@ -8,6 +8,7 @@ from typing import Any
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.contracts import Task
 from fastslm.errors import CheckpointError, ConfigError, FastSLMError, HubError
+from fastslm.files import no_file_in, open_file
 from fastslm.path.base_folder import EXPORTED_TYPES
 from fastslm.path.model import SpeechLM
 from fastslm.path.pretrained import reason
@@ -44,7 +45,8 @@ def is_exported(folder: Path) -> bool:
 
 def _configuration(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        with open_file(file) as opened:
+            values = json.loads(opened.read())
     except (OSError, ValueError, RecursionError):  # no such file, or not one of a model
         return {}
     return values if isinstance(values, dict) else {}
@@ -97,9 +99,12 @@ def tasks_in(folder: Path) -> dict[str, Task]:
     """
     file = folder / _PROCESSOR
     try:
-        stored = json.loads(file.read_text(encoding="utf-8")).get("tasks", []) if is_exported(folder) else []
+        if not is_exported(folder):
+            return {}
+        with open_file(file) as opened:
+            stored = json.loads(opened.read()).get("tasks", [])
         return {values["name"]: Task(**values) for values in stored}
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, RecursionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"model {folder}: no task can be read from {_PROCESSOR}: {reason(error)}") from error
 
 
@@ -115,6 +120,8 @@ def open_exported(folder: Path) -> Exported:
     from fastslm.export.remote.configuration_fastslm import FastSLMConfig
     from fastslm.export.remote.modeling_fastslm import FastSLMForConditionalGeneration
 
+    if odd := no_file_in(folder):
+        raise CheckpointError(f"model {folder}: {odd}.")
     try:
         stored, _ = FastSLMConfig.get_config_dict(folder, local_files_only=True)
         config = FastSLMConfig.from_dict({**stored, "model_type": _TYPE})

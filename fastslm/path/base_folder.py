@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastslm.errors import ConfigError
+from fastslm.files import no_file_in
 from fastslm.path.pretrained import reason, resolve
 
 #: The type of exported models, and that of version 0.1, which the authors' own folders on the hub have too.
@@ -41,6 +42,8 @@ def _what_else(folder: Path) -> str:
     kinds = {Path(name).suffix for name in names}
     if not names:
         return f"is empty. {_WANTED}."
+    if odd := no_file_in(folder):
+        return f"{odd}. {_WANTED}."
     if "model.bin" in names and any(name.startswith(("vocabulary.", "shared_vocabulary.")) for name in names):
         return f"is a model of CTranslate2 (faster-whisper). {_WANTED} of transformers that it was converted from."
     if ".gguf" in kinds and ".safetensors" not in kinds:

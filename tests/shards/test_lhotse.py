@@ -75,7 +75,7 @@ def test_the_channel_of_a_cut_is_taken(build, cuts, save, tone):
     path = save("two.wav", samples=np.stack([tone(1.0, 300), tone(1.0, 700)], axis=1))
     audio = recording(path, 1.0)
     audio["sources"][0]["channels"] = audio["channel_ids"] = [0, 1]
-    right = cut("right", 0, 1.0, audio, supervision(0, 1.0, "x")) | {"channel": 1}
+    right = cut("right", 0, 1.0, audio, supervision(0, 1.0, "x", channel=1)) | {"channel": 1}
     both = cut("both", 0, 1.0, audio, supervision(0, 1.0, "x")) | {"channel": [0, 1], "type": "MultiCut"}
     samples = build(cuts([right, both]))
     np.testing.assert_allclose(samples["right"].audio, tone(1.0, 700), atol=1e-4)

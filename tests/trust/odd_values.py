@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import socket
 import stat
 
 NUMBERS = (
@@ -61,7 +62,10 @@ def make_paths(folder):
     os.symlink("loop", put("loop"))
     put("circle").mkdir()
     os.symlink(put("circle"), put("circle", "again"))
-    os.mkfifo(put("fifo"))
+    for suffix in ("", ".yaml", ".tar", ".jsonl", ".csv", ".wav", ".ckpt"):
+        os.mkfifo(put(f"fifo{suffix}"))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(put("socket")))
     put("unreadable").write_text("x")
     put("unreadable").chmod(0)
     for name in ("b\udcff", "line\nbreak"):
@@ -82,8 +86,17 @@ def make_paths(folder):
             os.mknod(put(name), stat.S_IFCHR | 0o666, os.makedev(1, minor))
         else:
             put(name).symlink_to(f"/dev/{name}")
+    for name in ("run", "exported", "encoder", "llm"):  # a folder of a model with a pipe where a file is looked for
+        piped = put(f"piped-{name}")
+        shutil.copytree(put(name), piped, symlinks=True)
+        for path in sorted(path for path in piped.rglob("*") if path.is_file() and path.suffix != ".safetensors"):
+            path.unlink()
+            os.mkfifo(path)
     here = [os.path.join(folder.name, path.name) for path in sorted(folder.iterdir())]
-    missing = [os.path.join(folder.name, name) for name in ("missing", "empty/x", "n" * 300, "a\u0301", "folder/")]
+    missing = [
+        os.path.join(folder.name, name)
+        for name in ("missing", "empty/x", "n" * 300, "x/" * 3000, "a\u0301", "folder/", "a\0b")
+    ]
     return [
         *here,
         *missing,

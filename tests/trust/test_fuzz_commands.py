@@ -19,7 +19,7 @@ import jsonargparse
 import pytest
 import soundfile
 import yaml
-from forked import Forks
+from forked import Ended, Forks
 from odd_values import ADDRESSES, NUMBERS, TEXTS, make_paths
 from tiny_run import settings_of, write_run
 
@@ -211,6 +211,42 @@ def named(flag, value, text):
     return any(word and word in text for word in words) or not (flag or value.strip()) or value.startswith("-")
 
 
+#: What is there and no file, or cannot be there.
+NO_FILES = ("fifo", "fifo.yaml", "fifo.tar", "fifo.jsonl", "socket", "zero", "a\0b", "n" * 300, "line\nbreak",
+            "piped-run", "piped-exported", "piped-llm", "piped-encoder")  # fmt: skip
+#: Options that take paths and that a command works without.
+PATH_OPTIONS = {
+    "transcribe": ("--output",), "attention": ("--out",), "evaluate": ("--beside",), "shards stats": ("--plot",),
+    "shards build": ("--audio-root", "--tokenizer"), "shards index": ("--tokenizer",),
+    "fit": ("--run_folder", "--init_from", "--ckpt_path", "--data.train_shards", "--data.cache_dir",
+            "--model.llm.pretrained", "--model.encoder.pretrained", "--seed_everything"),
+    "doctor": ("--llm",), "import-release": ("--source",),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", WORKING)
+def test_what_is_no_file_is_waited_for_nowhere(command, zoo):
+    base, _, forks = zoo
+    known = {flag for flag, _, _ in options_of(command, parsers_of(command.split()[0])[command])}
+    working = WORKING[command]
+    places = [i for i, word in enumerate(working) if word.startswith(ZOO) or working[i - 1] == "--out" or word == "out"]
+    given = [(place, None) for place in places]
+    given += [(None, flag) for flag in PATH_OPTIONS.get(command, ()) if flag in known]
+    wrong, folder = [], base / "no-files"
+    for place, flag in given:
+        for name in NO_FILES:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            subprocess.run(["cp", "-a", base / ZOO, folder], check=True)
+            path = f"{ZOO}/{name}"
+            words = [*working, flag, path] if place is None else [*working[:place], path, *working[place + 1 :]]
+            ended = forks.run([*command.split(), *words], folder, 90)
+            if why := complaint(ended, [(flag or "", path)], Ended(0, "", "", 0.0)):
+                wrong.append(f"{why}: fastslm {command} {' '.join(map(repr, words))[:500]}\n{ended.told[-900:]}")
+    assert not wrong, f"{len(wrong)}:\n" + "\n\n".join(wrong)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_odd_arguments_are_answered(command, zoo):
@@ -221,8 +257,6 @@ def test_odd_arguments_are_answered(command, zoo):
 def check(command, parser, zoo):
     base, paths, forks = zoo
     generator = random.Random(f"{command} {SEED}")
-    if not command.startswith("shards"):  # what is read from a pipe is waited for, as everywhere
-        paths = [path for path in paths if not path.endswith("fifo")]
     options = options_of(command, parser)
     wrong, limit = [], 300 if command == "plan" else 120
     usual = None
