@@ -149,7 +149,7 @@ def _load(model: Path, device: str | None) -> "Model":
     from fastslm.inference.load import load
 
     if sys.stderr is not None:
-        sys.stdout = sys.stderr = PrintedStream(sys.stderr)  # type: ignore[assignment]
+        sys.stdout = sys.stderr = PrintedStream(sys.stderr)
     return load(model, device=device)
 
 
