@@ -116,7 +116,14 @@ def _main(connection: Connection, load: Callable[[], Model], cache_bytes: int) -
     follow_parent()
     if sys.stderr is not None:
         faulthandler.enable()  # where a library crashes is otherwise told nowhere
-    answer_through(connection, load, cache_bytes)
+    status = 1
+    try:
+        answer_through(connection, load, cache_bytes)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)  # what libraries do at an end may wait for a device that answers nothing more
 
 
 def answer_through(connection: Connection, load: Callable[[], Model], cache_bytes: int) -> None:

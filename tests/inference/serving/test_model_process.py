@@ -46,6 +46,7 @@ def ask(server, name, recording, **fields):
 @pytest.mark.slow
 def test_a_kill_is_told_to_the_request_that_ran_and_the_others_are_answered(mortal, recording, until, folder):
     ask(mortal, "first", recording)  # what is opened once stays open
+    until(lambda: mortal.health()["running"] == 0)
     before, restarts = mortal.open_files(), mortal.num_restarts()
     with ThreadPoolExecutor(5) as pool:
         running = pool.submit(ask, mortal, "slow", recording)
@@ -76,6 +77,7 @@ def test_a_stream_that_its_process_leaves_ends_with_the_error(mortal, recording)
 @pytest.mark.slow
 def test_kills_between_requests_leave_nothing_open(mortal, recording, until):
     ask(mortal, "first", recording)
+    until(lambda: mortal.health()["running"] == 0)
     before = mortal.open_files()
     for _ in range(2):
         died = model_process(mortal.process.pid)
