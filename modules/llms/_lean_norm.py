@@ -4,6 +4,7 @@ transformers writes each as eight operations; two norms of the stream and two of
 """
 
 import copy
+import functools
 from typing import Any
 
 import torch
@@ -23,15 +24,26 @@ class _LeanNorm(nn.Module):
                 return F.rms_norm(hidden, self.weight.shape, self.weight, _epsilon(self))
         return F.rms_norm(hidden, self.weight.shape, self.weight, _epsilon(self))
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle and copy by the class of the LLM's own norm, since the one made of it has no name."""
+        return _empty, (type(self).__bases__[1],), self.__dict__
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    lean = _lean(kind)
+    return lean.__new__(lean)
+
 
 def make_norms_lean(model: nn.Module) -> None:
     """Let norms that compute what torch's own does be computed by it; names and weights stay."""
-    kinds: dict[type[nn.Module], type[nn.Module]] = {}
     for module in model.modules():
         if _is_torchs(module):  # each by itself: those of one class may differ, as Gemma 3n's do
-            kind = type(module)
-            kinds.setdefault(kind, type(kind.__name__, (_LeanNorm, kind), {"__module__": kind.__module__}))
-            module.__class__ = kinds[kind]
+            module.__class__ = _lean(type(module))
+
+
+@functools.cache
+def _lean(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_LeanNorm, kind), {"__module__": kind.__module__})
 
 
 def _epsilon(module: Any) -> float | None:
