@@ -126,6 +126,11 @@ class Budget:
 
     # -- inference -------------------------------------------------------------------------------------------------
 
+    def inference(self, num_windows: int) -> Memory:
+        """Return the memory of transcribing one recording of ``num_windows``."""
+        chunk = self._chunk(num_windows)
+        return self._with_cache(self.sketch.inference_peaks(num_windows, chunk), num_windows)
+
     def _chunk(self, num_windows: int) -> int:
         from fastslm.inference.engine import chunk_positions
 
