@@ -122,6 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = "" if error.filename is None else f"{redacted(os.fsdecode(error.filename))}: "
         print(f"fastslm: error: {name}{error.strerror}.", file=sys.stderr)
         return 2
+    except ValueError as error:
+        if str(error) != "embedded null byte":  # as Python says it of any path, without naming it
+            raise
+        print("fastslm: error: a path holds a zero byte, which the name of no file can.", file=sys.stderr)
+        return 2
     return status
 
 
@@ -159,6 +164,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         (argument for argument in arguments if argument.startswith("--") and argument.endswith("=--")), None
     ):
         print(f"fastslm: error: {wrong}: '--' is no value.", file=sys.stderr)  # argparse makes an empty list of it
+        return 2
+    if wrong := next((argument for argument in arguments if "\0" in argument), None):
+        print(f"fastslm: error: {wrong!r}: no argument can hold a zero byte.", file=sys.stderr)
         return 2
     command = _COMMANDS.get(arguments[0])
     if command is None:
