@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastslm.errors import ConfigError, DataError
+from fastslm.files import open_file
 
 from ..index.sidecar import current_rows
 from ..reading.audio import open_region
@@ -113,7 +114,7 @@ def _samples(paths: Sequence[str]) -> list[_Sample]:
     first: dict[str, str] = {}
     for path in paths:
         try:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 groups, lost, _ = read_groups(file, path)
         except OSError as error:
             raise DataError(f"shard {path}: {error.strerror or error}.") from error

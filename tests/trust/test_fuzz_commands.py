@@ -19,7 +19,7 @@ import jsonargparse
 import pytest
 import soundfile
 import yaml
-from forked import Ended, Forks
+from forked import Forks
 from odd_values import ADDRESSES, NUMBERS, TEXTS, make_paths
 from tiny_run import settings_of, write_run
 
