@@ -29,7 +29,7 @@ class _LeanNorm(nn.Module):
         return _empty, (type(self).__bases__[1],), self.__dict__
 
 
-def _empty(kind: type[nn.Module]) -> nn.Module:
+def _empty(kind: Any) -> nn.Module:
     lean = _lean(kind)
     return lean.__new__(lean)
 
@@ -38,7 +38,8 @@ def make_norms_lean(model: nn.Module) -> None:
     """Let norms that compute what torch's own does be computed by it; names and weights stay."""
     for module in model.modules():
         if _is_torchs(module):  # each by itself: those of one class may differ, as Gemma 3n's do
-            module.__class__ = _lean(type(module))
+            kind: Any = type(module)
+            module.__class__ = _lean(kind)
 
 
 @functools.cache
