@@ -11,6 +11,8 @@ import torch
 import yaml
 
 from fastslm.checkpoint import trainable_state
+from fastslm.checkpoint.run import open_run
+from tests.inference.tiny_run import settings_of, write_run
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1, "targets": "all-linear"}
 ALL_PARTS = ["abstractor", "projector", "lora"]
@@ -19,6 +21,13 @@ RATE = 16_000
 
 def speech(seconds, seed=0):
     return (np.random.default_rng(seed).standard_normal(round(seconds * RATE)) * 2000).astype(np.int16)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """Return a run on the embedded encoder and LLM, its compressor untrained."""
+    settings = settings_of("fastslm:demo/encoder", "fastslm:demo/llm", window_seconds=4.8, tokens_per_window=8)
+    return open_run(write_run(tmp_path_factory.mktemp("embedded") / "run", settings))
 
 
 @pytest.fixture(scope="session")

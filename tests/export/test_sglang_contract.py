@@ -10,7 +10,6 @@ from fastslm.checkpoint.run import open_run
 from fastslm.export.folder import export_model
 from fastslm.path.request import Request
 from tests.export.sglang_like import Server
-from tests.inference.tiny_run import settings_of, write_run
 from tests.tokenizer_kinds import make_tokenizer
 
 RATE = 16_000
@@ -29,13 +28,6 @@ def loaded(seconds):
 def tokens_of(model, seconds):
     tokens, _ = model.embed(noise(seconds))
     return tokens
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Return a run on the embedded encoder and LLM, its compressor untrained."""
-    settings = settings_of("fastslm:demo/encoder", "fastslm:demo/llm", window_seconds=4.8, tokens_per_window=8)
-    return open_run(write_run(tmp_path_factory.mktemp("sglang") / "run", settings))
 
 
 @pytest.fixture(scope="module")

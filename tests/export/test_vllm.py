@@ -17,10 +17,8 @@ import torch
 
 import fastslm
 from benchmarks.vllm_server import PYTHON, serving
-from fastslm.checkpoint.run import open_run
 from fastslm.export.folder import export_llm, export_model
 from fastslm.path.request import Request
-from tests.inference.tiny_run import settings_of, write_run
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,13 +45,6 @@ def in_vllm(folder, work, requests, **options):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return json.loads((work / "out.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Return a run on the embedded encoder and LLM, its compressor untrained."""
-    settings = settings_of("fastslm:demo/encoder", "fastslm:demo/llm", window_seconds=4.8, tokens_per_window=8)
-    return open_run(write_run(tmp_path_factory.mktemp("vllm") / "run", settings))
 
 
 @pytest.fixture(scope="module")
