@@ -92,6 +92,7 @@ class RunReport(L.Callback):
         assert isinstance(pl_module, SpeechLMModule)
         if not pl_module.settings.answer_weight:
             print(f"  next        the LLM has not learnt to read these tokens: fastslm fit ... --init_from {folder}")
+            print(f"  use         transcripts by their letters: fastslm transcribe FILES --model {folder}")
         elif sample_of(folder).exists():
             print(f"  sample      {sample_of(folder)}, which training has not seen; to have it transcribed:")
             print(f"\n    {command_for(folder)}")

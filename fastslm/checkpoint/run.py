@@ -19,6 +19,7 @@ from fastslm.configuration.renamed import renamed
 from fastslm.contracts import Encoder, LanguageModel
 from fastslm.errors import CheckpointError, ConfigError
 from fastslm.path.build import AbstractorFactory, build
+from fastslm.path.letters import LetterHead
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import settle_parts
 from fastslm.path.prompt import Prompter
@@ -37,6 +38,7 @@ class Run:
         step: optimizer steps behind it.
         metrics: what was last measured when it was saved, by name.
         trained_on: what it was trained on, as far as that is known.
+        letters: reads its speech tokens where the LLM did not train (``answer_weight: 0``).
     """
 
     path: SpeechLM
@@ -45,6 +47,7 @@ class Run:
     step: int
     metrics: dict[str, float]
     trained_on: TrainedOn
+    letters: LetterHead | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -101,7 +104,8 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     metrics = dict(checkpoint.manifest.get("metrics", {}))
     told = checkpoint.manifest.get("trained_on")
     trained_on = TrainedOn.of([told]) if told else TrainedOn.of_configuration(config)
-    return Run(model.requires_grad_(False).eval(), config, checkpoint.path, int(step), metrics, trained_on)
+    letters = _letters(settings, model.llm.width, tensors, str(checkpoint.path))
+    return Run(model.requires_grad_(False).eval(), config, checkpoint.path, int(step), metrics, trained_on, letters)
 
 
 def _as_before(settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -110,6 +114,20 @@ def _as_before(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(llm, Mapping) or str(llm.get("class_path")).rpartition(".")[2] != "CausalLM":
         return settings
     return {**settings, "llm": {**llm, "init_args": {"new_rows": "alike", **(llm.get("init_args") or {})}}}
+
+
+def _letters(settings: Mapping[str, Any], width: int, stored: Mapping[str, Tensor], source: str) -> LetterHead | None:
+    """Return what reads letters where training has left the LLM alone, with its weights; else None."""
+    if settings.get("answer_weight", 1.0) or not settings.get("letters_per_token"):
+        return None
+    head = LetterHead(width, settings["letters_per_token"])
+    begin = "path.alignment."
+    found = {name.removeprefix(begin): tensor for name, tensor in stored.items() if name.startswith(begin)}
+    try:
+        head.load_state_dict(found)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source}: the weights of its letters do not fit model.letters_per_token.") from error
+    return head.requires_grad_(False).eval()
 
 
 class _Named(nn.Module):

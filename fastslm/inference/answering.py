@@ -10,6 +10,7 @@ import torch
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.contracts import Task
 from fastslm.errors import ConfigError, DataError
+from fastslm.path.letters import LetterHead
 from fastslm.path.model import SpeechLM
 from fastslm.path.request import Request
 
@@ -17,6 +18,7 @@ from . import guards
 from .engine import Decoding, Memory
 from .generated import Generated
 from .results import Answer, Segment, Timings
+from .words import Vocabulary
 
 _FALLBACK_TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -31,6 +33,7 @@ class AnsweringModel:
         new_tokens_per_second: see ``max_new_tokens``.
         tasks: what it brings itself, by name; for others the installed ones are taken.
         trained_on: what it was trained on, as far as that is known.
+        letters: reads speech tokens where the LLM has not learned to; transcripts then are those of its letters.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class AnsweringModel:
         new_tokens_per_second: float = 4.0,
         tasks: Mapping[str, Task] | None = None,
         trained_on: TrainedOn | None = None,
+        letters: LetterHead | None = None,
     ) -> None:
         self.path = path
         self.source = source
@@ -48,14 +52,17 @@ class AnsweringModel:
         self.new_tokens_per_second = new_tokens_per_second
         self.tasks = tasks or {}
         self.trained_on = trained_on or TrainedOn()
+        self.letters = letters
         self._begin_in_process()
 
     def _begin_in_process(self) -> None:
         self._text_lock = threading.Lock()  # fast tokenizers must not be used by two threads at once
         self._process = os.getpid()
+        self._vocabulary: Vocabulary | None = None  # holds the lock
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_text_lock", "_process")}
+        made_here = ("_text_lock", "_process", "_vocabulary")
+        return {name: value for name, value in self.__dict__.items() if name not in made_here}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -109,6 +116,12 @@ class AnsweringModel:
         """Return the text of ids, as it stands."""
         with self._text_lock:
             return str(self.path.prompter.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the tokens with which words begin, by their letters; made at the first call."""
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self.path.prompter.tokenizer, self._text_lock)
+        return self._vocabulary
 
     def limit(self, seconds: float, given: int | None, num_positions: int) -> int:
         """Return the most new tokens of an answer.

@@ -129,6 +129,13 @@ class DownloadedSource(FileSource):
         super().__init__(Path(f"/dev/fd/{self._file.fileno()}"), name)
 
 
+def name_of(audio: Any) -> str:
+    """Return what to call audio that may not have been opened yet, or cannot be."""
+    if isinstance(audio, AudioSource):
+        return audio.name
+    return str(audio) if isinstance(audio, (str, os.PathLike)) else "audio"
+
+
 def open_audio(audio: Any, sample_rate_hz: Any = None) -> AudioSource:
     """Return audio in whatever form it comes.
 

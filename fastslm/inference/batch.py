@@ -1,6 +1,5 @@
 """Many recordings at once: they share passes of the encoder, and the LLM writes all answers side by side."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from fastslm.errors import DataError, FastSLMError
 from fastslm.path.request import Request
 
 from .answering import AnsweringModel
-from .audio import AudioSource, open_audio
+from .audio import AudioSource, name_of, open_audio
 from .engine import Decoding, read, write
 from .generated import Generated
 from .listening import encode
@@ -55,8 +54,7 @@ class _Recording:
         self.tokens: list[Tensor] = []
         self.seconds, self.num_signal_samples = 0.0, 0
         self.limit = 0
-        self.name = str(audio) if isinstance(audio, (str, os.PathLike)) else "audio"
-        self.name = audio.name if isinstance(audio, AudioSource) else self.name
+        self.name = name_of(audio)
         try:
             self.source = open_audio(audio, sample_rate_hz)
         except FastSLMError as error:

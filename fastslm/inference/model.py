@@ -9,11 +9,12 @@ from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError, FastSLMError
+from fastslm.path.request import Request
 
-from . import batch, sections
+from . import batch, letters, sections
 from .answering import AnsweringModel
 from .arguments import check_limits, list_of_questions, list_of_recordings
-from .audio import AudioSource, open_audio
+from .audio import AudioSource, name_of, open_audio
 from .engine import Decoding
 from .listening import EncodedAudio, SpeechPart, encode
 from .results import Answer, Embedding, Segment, Timings
@@ -33,6 +34,7 @@ class Model(AnsweringModel):
         new_tokens_per_second: see ``max_new_tokens``.
         tasks: what it brings itself, by name; for others the installed ones are taken.
         trained_on: what it was trained on, as far as that is known.
+        letters: reads speech tokens where the LLM has not learned to; transcripts then are those of its letters.
     """
 
     def __repr__(self) -> str:
@@ -88,7 +90,11 @@ class Model(AnsweringModel):
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         check_limits(max_new_tokens, section_minutes, on_progress)
         source = _opened(audio, sample_rate_hz)
-        if section_minutes is not None or segments:
+        if self.letters is not None and request.definition.transcript:
+            letters.check(decoding)
+            answer = letters.transcribe(self, source, request, decoding, on_progress, on_text, on_segment)
+            answer = answer if segments else replace(answer, segments=())
+        elif section_minutes is not None or segments:
             answer = sections.transcribe(
                 self, source, request, decoding, section_minutes, segments, max_new_tokens, on_progress, on_segment
             )
@@ -126,7 +132,26 @@ class Model(AnsweringModel):
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         check_limits(max_new_tokens, None, on_progress)
         audios = list_of_recordings(audios)
+        if self.letters is not None and request.definition.transcript:
+            letters.check(decoding)
+            return [self._or_error(audio, request, decoding, sample_rate_hz, on_progress) for audio in audios]
         return batch.transcribe(self, audios, request, decoding, max_new_tokens, sample_rate_hz, on_progress)
+
+    def _or_error(
+        self,
+        audio: Any,
+        request: Request,
+        decoding: Decoding,
+        sample_rate_hz: int | None,
+        on_progress: Progress | None,
+    ) -> Answer | FastSLMError:
+        """Return a transcript by letters, or why there is none."""
+        try:
+            source = open_audio(audio, sample_rate_hz)
+            answer = letters.transcribe(self, source, request, decoding, on_progress)
+        except FastSLMError as error:
+            return DataError(f"{name_of(audio)}: {error}")
+        return replace(answer, segments=(), remarks=tuple(source.remarks))
 
     @overload
     def ask(self, audio: Any, questions: str, **settings: Any) -> Answer: ...

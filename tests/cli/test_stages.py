@@ -37,14 +37,14 @@ def equal(state, other, names):
     return [torch.equal(state[name], other[name]) for name in names]
 
 
-def test_the_end_of_a_stage_without_the_llm_names_the_next_stage_and_no_transcription(run_config, tmp_path, capfd):
+def test_the_end_of_a_stage_without_the_llm_names_the_next_stage_and_its_use(run_config, tmp_path, capfd):
     letters = ["--model.answer_weight", "0", "--model.letters_per_token", "16", "--model.alignment_weight", "1"]
     letters += ["--model.train_parts", "[abstractor, projector]", "--run_folder", str(tmp_path / "stage0")]
     steps = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
     command_line(TrainingCLI, ["fit", "--config", str(run_config), *letters, *steps])
     said = capfd.readouterr().out
     assert f"--init_from {tmp_path / 'stage0'}" in said
-    assert "fastslm transcribe" not in said
+    assert f"fastslm transcribe FILES --model {tmp_path / 'stage0'}" in said
 
 
 def test_a_stage_starts_from_the_former_one_and_leaves_frozen_parts_as_they_are(run_config, tmp_path, tiny_llm, capfd):

@@ -1,0 +1,239 @@
+"""Transcripts from the letters that speech tokens spell, with the LLM as the language model: beam search over CTC.
+
+Graves and Jaitly, "Towards End-to-End Speech Recognition with Recurrent Neural Networks" (ICML 2014), section 4; Hannun
+et al., "First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional Recurrent DNNs" (arXiv
+1408.2873), whose language model is one over words, as here.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.errors import ConfigError, DataError
+from fastslm.path.letters import BLANK
+from fastslm.path.request import Request
+
+from .answering import AnsweringModel
+from .audio import AudioSource
+from .engine import Decoding
+from .generated import Generated
+from .listening import encode
+from .results import Answer, Segment, Timings
+from .words import History, WordModel
+
+_SPACE = ord(" ")
+#: Weight of the LLM's log-probabilities beside those of the letters, and what a word is worth; docs/stages.md.
+_LLM_WEIGHT, _WORD_BONUS = 0.5, 2.0
+#: Hypotheses where none are asked for, most new words that the LLM reads at a time, and how far behind the best one.
+_BEAMS, _MOST_WORDS, _BEHIND = 24, 8, 8.0
+#: Letters below this log-probability are not tried, and slots whose blank is this likely hold no letter.
+_LEAST_LETTER, _SURE_BLANK = -7.0, -0.002
+#: Ids of the text so far that the LLM reads again at the beginning of a window.
+_CONTEXT_IDS = 64
+
+_NEVER = -math.inf
+
+#: Words, and the letters of one that is not finished.
+Hypothesis = tuple[History, bytes]
+
+
+def _added(a: float, b: float) -> float:
+    """Return the log of the sum of two probabilities given by their logs."""
+    low, high = min(a, b), max(a, b)
+    return high if low == _NEVER else high + math.log1p(math.exp(low - high))
+
+
+class LetterSearch:
+    """Beam search over the letters of one recording, window by window.
+
+    A hypothesis is words and the letters of one that is not finished. It is worth the log-probability of its letters
+    (the ways to spell it that end in a blank, and the others), and for each word the LLM's, weighted. An unfinished
+    word is judged by how likely the LLM finds words that begin so. At the end of a window the best hypothesis alone
+    goes on, so that neither time nor memory grow with the recording.
+
+    Args:
+        new_words: gives a language model over words that has read these ids.
+        beams: hypotheses side by side.
+    """
+
+    def __init__(self, new_words: Callable[[Sequence[int]], WordModel], beams: int) -> None:
+        self.new_words, self.beams = new_words, beams
+        self.ids: list[int] = []
+        self._begin((), (0.0, _NEVER))
+
+    def _begin(self, rest: tuple[bytes, ...], ways: tuple[float, float]) -> None:
+        self.words = self.new_words(self.ids[-_CONTEXT_IDS:])
+        self._scores: dict[History, float] = {(): 0.0}
+        self._hypotheses: dict[Hypothesis, tuple[float, float]] = {((), rest[0] if rest else b""): ways}
+
+    def read(self, log_probs: np.ndarray) -> None:
+        """Read the slots of a window ``[S, 257]``: log-probabilities of letters and blank."""
+        for slot in log_probs:
+            self._read_slot(slot)
+
+    def _read_slot(self, slot: np.ndarray) -> None:
+        blank = float(slot[BLANK])
+        if blank > _SURE_BLANK:
+            self._hypotheses = {key: (_added(*ways) + blank, _NEVER) for key, ways in self._hypotheses.items()}
+            return
+        letters = [int(letter) for letter in np.flatnonzero(slot > _LEAST_LETTER) if letter != BLANK]
+        new: dict[Hypothesis, tuple[float, float]] = {}
+
+        def add(key: Hypothesis, ends_blank: float, ends_letter: float) -> None:
+            known = new.get(key, (_NEVER, _NEVER))
+            new[key] = _added(known[0], ends_blank), _added(known[1], ends_letter)
+
+        for (history, word), (ends_blank, ends_letter) in self._hypotheses.items():
+            both = _added(ends_blank, ends_letter)
+            add((history, word), both + blank, _NEVER)
+            last = word[-1] if word else _SPACE
+            for letter in letters:
+                likely, before = float(slot[letter]), both
+                if letter == last:  # the same one goes on; a second one needs a blank before it
+                    add((history, word), _NEVER, ends_letter + likely)
+                    before = ends_blank
+                if before == _NEVER or (letter == _SPACE and not word):
+                    continue
+                if letter == _SPACE:
+                    add(((*history, word), b""), _NEVER, before + likely)
+                else:
+                    add((history, word + bytes([letter])), _NEVER, before + likely)
+        self._judge_words(new)
+        ranked = sorted(new, key=lambda key: -self._worth(key, new[key]))
+        self._hypotheses = {key: new[key] for key in ranked[: self.beams]}
+
+    def _worth(self, key: Hypothesis, ways: tuple[float, float]) -> float:
+        history, word = key
+        ahead = _LLM_WEIGHT * self.words.ahead(history, word) if word else 0.0
+        return _added(*ways) + self._scores[history] + ahead
+
+    def _judge_words(self, hypotheses: dict[Hypothesis, tuple[float, float]]) -> None:
+        """Ask the LLM about words that have just been finished, and drop those far behind."""
+        finished = [key for key in hypotheses if key[0] not in self.words]
+        if not finished:
+            return
+        worth: dict[Hypothesis, float] = {
+            key: self._scores[key[0][:-1]]
+            + _LLM_WEIGHT * self.words.ahead(key[0][:-1], key[0][-1])
+            + _added(*hypotheses[key])
+            for key in finished
+        }
+        best = max([*worth.values(), *(self._worth(k, w) for k, w in hypotheses.items() if k not in worth)])
+        finished.sort(key=lambda key: -worth[key])
+        asked = [key for key in finished[:_MOST_WORDS] if worth[key] > best - _BEHIND]
+        for key in set(finished) - set(asked):
+            del hypotheses[key]
+        if asked:
+            self._grow([key[0] for key in asked], [history for history, _ in hypotheses])
+
+    def _grow(self, histories: Sequence[History], known: Sequence[History]) -> None:
+        wanted = [(history[:-1], history[-1]) for history in dict.fromkeys(histories)]
+        for (history, word), score in zip(wanted, self.words.grow(wanted, known), strict=True):
+            self._scores[(*history, word)] = self._scores[history] + _LLM_WEIGHT * score + _WORD_BONUS
+
+    def end_of_window(self) -> list[int]:
+        """Settle what was read, but for a word that is not finished, and return the ids of the words."""
+        key = max(self._hypotheses, key=lambda key: self._worth(key, self._hypotheses[key]))
+        return self._settle(key[0], (key[1],) if key[1] else (), self._hypotheses[key])
+
+    def end(self) -> list[int]:
+        """Settle all of it, the last word finished, and return the ids of the words since the last window's end."""
+        wanted: list[History] = [(*history, word) for history, word in self._hypotheses if word]
+        unknown = [history for history in wanted if history not in self.words]
+        if unknown:
+            self._grow(unknown, [h for key in self._hypotheses for h in (key[0], (*key[0], key[1]))])
+        worth: dict[History, float] = {}
+        for (history, word), ways in self._hypotheses.items():
+            whole: History = (*history, word) if word else history
+            worth[whole] = max(worth.get(whole, _NEVER), self._scores[whole] + _added(*ways))
+        return self._settle(max(worth, key=lambda whole: worth[whole]), (), (0.0, _NEVER))
+
+    def _settle(self, history: History, rest: tuple[bytes, ...], ways: tuple[float, float]) -> list[int]:
+        ids = self.words.ids(history)
+        self.ids += ids
+        top = max(ways)
+        self._begin(rest, (ways[0] - top, ways[1] - top))
+        return ids
+
+
+def check(decoding: Decoding) -> None:
+    """Refuse what a search among letters does not do.
+
+    Raises:
+        ConfigError: it is asked to draw.
+    """
+    if decoding.temperature > 0:
+        raise ConfigError("temperature: a model that was trained by letters alone searches them, and draws nothing.")
+
+
+@torch.inference_mode()
+def transcribe(
+    model: AnsweringModel,
+    source: AudioSource,
+    request: Request,
+    decoding: Decoding,
+    on_progress: Callable[[str, float], None] | None = None,
+    on_text: Callable[[str], None] | None = None,
+    on_segment: Callable[[Segment], None] | None = None,
+) -> Answer:
+    """Return the transcript of a recording by the letters that its speech tokens spell; see ``Model.transcribe``.
+
+    Raises:
+        ConfigError: the LLM cannot be a language model over words; see ``WordModel`` and ``Vocabulary``.
+        DataError: the audio cannot be read.
+    """
+    assert model.letters is not None
+    tokenizer, vocabulary = model.path.prompter.tokenizer, model.vocabulary()
+    begin = [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+    search = LetterSearch(
+        lambda ids: WordModel(model.path.llm, vocabulary, [*begin, *ids]),
+        decoding.beams if decoding.beams > 1 else _BEAMS,
+    )
+    started = time.perf_counter()
+    encoding, seconds, signal, num_tokens = 0.0, 0.0, 0, 0
+    segments: list[Segment] = []
+
+    def told(ids: list[int], start: float, end: float) -> None:
+        segments.append(Segment(start, end, model.text_of(ids).strip()))
+        if on_segment:
+            on_segment(segments[-1])
+        if on_text and ids:
+            on_text(model.text_of(ids))
+        if on_progress:
+            on_progress("generated", len(search.ids))
+
+    window: tuple[float, float] | None = None
+    begun = started
+    for part in encode(model.path, [source]):
+        encoding += time.perf_counter() - begun
+        first = 0
+        for count, num_samples in zip(part.counts, part.num_samples, strict=True):
+            if window is not None:
+                told(search.end_of_window(), *window)
+            log_probs = model.letters.log_probs(part.tokens[None, first : first + count].float())
+            search.read(log_probs[0].cpu().numpy())
+            window = (seconds, seconds + num_samples / SAMPLE_RATE_HZ)
+            first, seconds = first + count, window[1]
+        signal, num_tokens = signal + part.num_signal_samples, num_tokens + len(part.tokens)
+        if on_progress:
+            on_progress("encoded", part.seconds)
+        begun = time.perf_counter()
+    if window is None:
+        raise DataError("there is no audio in it.")
+    told(search.end(), *window)
+    return model.result(
+        Generated(search.ids, "stop"),
+        request,
+        seconds=seconds,
+        signal_seconds=signal / SAMPLE_RATE_HZ,
+        speech_tokens=num_tokens,
+        timings=Timings(encoding, 0.0, time.perf_counter() - started - encoding),
+        source=source.name,
+        attempts=1,
+        temperature=0.0,
+        segments=segments,
+    )

@@ -1,0 +1,218 @@
+"""Transcripts by letters: the search against all spellings there are, the LLM over words, and runs without an LLM."""
+
+import itertools
+import math
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny_run import settings_of, write_run
+
+import fastslm
+from fastslm.checkpoint.run import open_run
+from fastslm.errors import CheckpointError, ConfigError, DataError
+from fastslm.inference.letters import _LLM_WEIGHT, _WORD_BONUS, LetterSearch
+from fastslm.inference.words import Vocabulary, WordModel
+from fastslm.path.letters import BLANK, LetterHead
+
+WORDS = {b"a": -2.0, b"b": -3.0, b"ab": -1.0, b"ba": -6.0}
+
+
+class KnownWords:
+    """Stands for a WordModel: each word has a probability of its own, whatever is before it."""
+
+    def __init__(self, ids):
+        self.known = {()}
+
+    def __contains__(self, history):
+        return history in self.known
+
+    def ahead(self, history, letters):
+        return max((p for word, p in WORDS.items() if word.startswith(letters)), default=-9.0)
+
+    def ids(self, history):
+        return [list(WORDS).index(word) if word in WORDS else 9 for word in history]
+
+    def grow(self, wanted, kept):
+        self.known = {()} | (self.known & set(kept)) | {(*history, word) for history, word in wanted}
+        return [WORDS.get(word, -9.0) for _, word in wanted]
+
+
+def slots(num, seed):
+    """Return log-probabilities of a, b, space and blank ``[num, 257]``; nothing else is spelled."""
+    scores = np.full((num, BLANK + 1), -40.0)
+    scores[:, [*b"ab ", BLANK]] = np.random.default_rng(seed).normal(scale=1.5, size=(num, 4))
+    return scores - np.log(np.exp(scores).sum(1, keepdims=True))
+
+
+def best_of_all(log_probs):
+    """Return the ids of the best words among all that the slots could spell."""
+    likely = {}
+    for way in itertools.product([*b"ab ", BLANK], repeat=len(log_probs)):
+        text = bytes(letter for letter, _ in itertools.groupby(way) if letter != BLANK)
+        if not text.startswith(b" ") and b"  " not in text:
+            likelihood = math.exp(sum(log_probs[i, letter] for i, letter in enumerate(way)))
+            likely[text] = likely.get(text, 0.0) + likelihood
+    worth = {
+        text: math.log(p) + sum(_LLM_WEIGHT * WORDS.get(word, -9.0) + _WORD_BONUS for word in text.split())
+        for text, p in likely.items()
+    }
+    return KnownWords([]).ids(tuple(max(worth, key=worth.get).split()))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_search_finds_the_best_of_all_spellings(seed):
+    log_probs = slots(6, seed)
+    search = LetterSearch(KnownWords, beams=200)
+    search.read(log_probs)
+    assert search.end() == best_of_all(log_probs)
+
+
+def test_a_word_goes_on_across_the_end_of_a_window():
+    sure = np.full((4, BLANK + 1), -30.0)
+    for slot, letter in zip(sure, (*b"a ", *b"ab"), strict=True):
+        slot[letter] = 0.0
+    search = LetterSearch(KnownWords, beams=8)
+    search.read(sure[:3])
+    assert search.end_of_window() == KnownWords([]).ids((b"a",))
+    search.read(sure[3:])
+    assert search.end() == KnownWords([]).ids((b"ab",))
+    assert search.ids == KnownWords([]).ids((b"a", b"ab"))
+
+
+# -- the LLM over words --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llm(model):
+    return model.path.llm
+
+
+@pytest.fixture(scope="module")
+def vocabulary(model):
+    return Vocabulary(model.path.prompter.tokenizer, threading.Lock())
+
+
+@torch.inference_mode()
+def log_probs_of(llm, ids):
+    """Return what a whole pass over ids expects after each of them ``[S, V]``."""
+    ids = torch.tensor([ids])
+    positions = torch.arange(ids.shape[1])
+    logits = llm(llm.embed(ids), torch.ones_like(ids), positions)
+    return logits.float().log_softmax(-1)[-ids.shape[1] :].reshape(ids.shape[1], -1)
+
+
+@torch.inference_mode()
+def test_words_have_the_probabilities_of_whole_passes_whatever_they_are_read_beside(llm, vocabulary):
+    begin = [1, 5]
+    words = WordModel(llm, vocabulary, begin)
+    histories = [()]
+    for wanted in (
+        [((), b"seven"), ((), b"unheardof"), ((), b"two")],
+        [((b"seven",), b"two"), ((b"unheardof",), b"seven")],
+        [((b"seven", b"two"), b"eight"), ((b"seven",), b"nine"), ((b"unheardof", b"seven"), b"xyzzy")],
+    ):
+        scores = words.grow(wanted, histories)
+        for (history, word), score in zip(wanted, scores, strict=True):
+            before, whole = [*begin, *words.ids(history)], [*begin, *words.ids((*history, word))]
+            expected = log_probs_of(llm, whole)
+            told = sum(float(expected[i - 1, whole[i]]) for i in range(len(before), len(whole)))
+            assert score == pytest.approx(told, abs=1e-4)
+            histories.append((*history, word))
+    assert words.grow([((), b"one")], [()])  # all others are forgotten
+    assert (b"seven",) not in words
+
+
+@torch.inference_mode()
+def test_first_letters_are_as_likely_as_the_words_that_begin_so(llm, vocabulary):
+    words = WordModel(llm, vocabulary, [1])
+    expected = log_probs_of(llm, [1])[0].exp()
+    tokenizer = vocabulary.tokenizer
+    starts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    mass = sum(float(expected[i]) for i, text in enumerate(starts) if text.lower().startswith(" se"))
+    assert words.ahead((), b"se") >= math.log(mass)
+    assert words.ahead((), b"s") > words.ahead((), b"se")
+
+
+def test_an_llm_that_forgets_what_it_has_read_is_refused(llm, vocabulary, monkeypatch):
+    monkeypatch.setattr(type(llm.new_cache()), "can_cut", property(lambda cache: False))
+    with pytest.raises(ConfigError, match="sliding window"):
+        WordModel(llm, vocabulary, [1])
+
+
+# -- runs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def letters_run(tmp_path_factory, tiny_encoder, wordy_llm):
+    """Return a run that was trained by letters alone, with a head that spells."""
+    settings = settings_of(
+        tiny_encoder, wordy_llm, answer_weight=0.0, alignment_weight=1.0, letters_per_token=3,
+        train_parts=["abstractor", "projector"],
+    )  # fmt: skip
+    settings["llm"]["init_args"] |= {"lora": None}
+    folder = write_run(tmp_path_factory.mktemp("letters"), settings)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    contents = torch.load(checkpoint, weights_only=True)
+    torch.manual_seed(0)
+    head = LetterHead(32, 3)
+    with torch.no_grad():
+        head.letters.weight *= 6
+        head.letters.bias.fill_(-12.0)
+        head.letters.bias[list(b"abcdefghijklmnopqrstuvwxyz  ")] = 0.0
+        head.letters.bias[[32, BLANK]] = 2.0
+    contents["state_dict"] |= {f"path.alignment.{name}": value for name, value in head.state_dict().items()}
+    torch.save(contents, checkpoint)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def speller(letters_run):
+    return fastslm.load(letters_run, device="cpu")
+
+
+def test_a_run_without_an_llm_that_reads_transcribes_by_its_letters(speller, noise):
+    audio, told, texts = noise(9), [], []
+    answer = speller.transcribe(audio, on_segment=told.append, on_text=texts.append)
+    assert answer.text
+    assert (answer.segments, answer.seconds, answer.truncated) == ((), 9.0, False)
+    assert [(s.start, s.end) for s in told] == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 9)]
+    assert " ".join(s.text for s in told if s.text) == answer.text == "".join(texts).strip()
+    with_segments = speller.transcribe(audio, segments=True)
+    assert (list(with_segments.segments), with_segments.text) == (told, answer.text)
+    assert speller.transcribe(audio).tokens == answer.tokens
+
+
+def test_what_the_llm_says_without_having_learnt_to_read_is_not_taken_for_a_transcript(speller, noise):
+    written = fastslm.inference.model.batch.transcribe(
+        speller, [noise(5)], speller.request(), fastslm.inference.engine.Decoding(), None, None, None
+    )
+    assert speller.transcribe(noise(5)).text != written[0].text
+    assert speller.ask(noise(5), "Who?").task == "sqqa"
+
+
+def test_of_several_recordings_each_has_its_text_or_its_error(speller, noise, tmp_path):
+    (tmp_path / "text.wav").write_text("words " * 100)
+    soundfile.write(tmp_path / "good.wav", noise(3), 16_000)
+    found = speller.transcribe_batch([noise(5), tmp_path / "text.wav", tmp_path / "good.wav"])
+    assert found[0].text == speller.transcribe(noise(5)).text
+    assert isinstance(found[1], DataError)
+    assert "text.wav: unreadable audio" in str(found[1])
+    assert found[2].text == speller.transcribe(tmp_path / "good.wav").text
+
+
+def test_letters_are_not_drawn(speller, noise):
+    with pytest.raises(ConfigError, match="temperature: a model that was trained by letters alone"):
+        speller.transcribe(noise(2), temperature=0.5)
+
+
+def test_letters_stay_with_training_where_the_llm_reads(model, letters_run, tmp_path):
+    assert model.letters is None
+    assert open_run(letters_run).letters is not None
+    contents = torch.load(letters_run / "checkpoints" / "last.ckpt", weights_only=True)
+    contents["state_dict"].pop("path.alignment.slots.bias")
+    torch.save(contents, tmp_path / "cut.ckpt")
+    with pytest.raises(CheckpointError, match=r"model\.letters_per_token"):
+        open_run(tmp_path / "cut.ckpt")
