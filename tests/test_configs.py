@@ -242,3 +242,14 @@ def test_settings_that_a_new_class_does_not_have_are_dropped_and_named(capsys, t
     assert "WebDatasetModule takes the place of SpokenNumbers" in told
     assert "'tasks': {'asr': 1.0" in told
     assert told.count("takes the place of") == 1
+
+
+def test_a_shard_is_not_read_as_a_configuration_of_its_setting(capsys, tmp_path):
+    """A shard may be gigabytes, and a pipe is waited for."""
+    shard, other = tmp_path / "train.tar", tmp_path / "more.yaml"
+    shard.write_text("[read.tar]")
+    other.write_text("class_path: WebDatasetModule\ninit_args: {train_shards: [a.tar], batch_samples: 3}\n")
+    given = ["--data", "WebDatasetModule", "--data.train_shards", str(shard)]
+    assert parsed(capsys, "hta.yaml", flags=given)["data"]["init_args"]["train_shards"] == str(shard)
+    whole = parsed(capsys, "hta.yaml", flags=["--data", str(other)])["data"]["init_args"]
+    assert (whole["train_shards"], whole["batch_samples"]) == (["a.tar"], 3)

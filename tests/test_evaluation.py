@@ -75,6 +75,7 @@ def test_a_callback_that_waits_for_a_score_of_a_task_that_is_not_there_is_told()
         check_monitors(callbacks, {"val/bleu", "val/error", "val/loss"})
 
 
+@pytest.mark.slow
 def test_two_ranks_with_different_tasks_and_languages_get_what_one_process_gets():
     """The first rank has two tasks, the second three others and one in common: none may wait for the other."""
     shares = [rows(*ROWS[:1], *ROWS[3:4]), rows(*ROWS[1:3], *ROWS[4:])]

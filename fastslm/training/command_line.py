@@ -64,6 +64,17 @@ def _options(parser: LightningArgumentParser) -> Iterator[str]:
                 yield from _options(sub)
 
 
+def _take_paths_as_they_are(parser: LightningArgumentParser) -> None:
+    """Let no file that a setting of the data names stand for what it holds.
+
+    jsonargparse reads a file, whole, where a setting may be a list of objects, as weighted sources of shards are: a
+    shard of gigabytes, or a pipe that nobody writes to. ``--data FILE`` is a configuration all the same.
+    """
+    for action in parser._actions:
+        if action.dest == "data":
+            action.sub_add_kwargs = {**action.sub_add_kwargs, "sub_configs": False}
+
+
 class _SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` of the run without passwords and signatures: run folders are passed on."""
 
@@ -91,6 +102,7 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run rather than to model, data or trainer."""
         name_refusals(parser)
+        _take_paths_as_they_are(parser)
         parser.add_argument(
             "--run_folder",
             type=str,

@@ -218,6 +218,7 @@ def test_sigterm_ends_training_too_and_says_how_to_go_on(ablate, tmp_path, send)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in training)
 
 
+@pytest.mark.slow
 def test_a_mistake_in_any_variant_is_named_before_the_first_run(ablate, tmp_path):
     shown = ablate(*POOLING, "--variant", "Typo", "--model.abstractor=AvgPol", status=2)
     assert "variant 'Typo'" in shown

@@ -70,6 +70,7 @@ def keys_of(shard):
         return sorted({name.partition(".")[0] for name in tar.getnames()})
 
 
+@pytest.mark.slow
 def test_files_become_shards_and_shards_a_run_with_a_word_error_rate(fastslm, built, fit, tmp_path):
     assert "0 findings" in fastslm("shards", "check", str(built)).stdout
     done = fit(built, "--data.num_workers", "2")

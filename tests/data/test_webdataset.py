@@ -119,6 +119,7 @@ def test_dialogues_without_audio_make_a_batch(tmp_path, write_shard, data_of):
     assert [d.task for d in batch.dialogues] == ["dialogue", "dialogue"]
 
 
+@pytest.mark.slow
 def test_more_shards_than_a_process_may_open_are_read(tmp_path, write_shard, data_of):
     messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
     for i in range(120):

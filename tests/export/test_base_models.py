@@ -62,6 +62,7 @@ def said(tmp_path_factory, make_run, outside):
     return runs, outside(jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", REQUESTS)
 @pytest.mark.parametrize("name", BASES)
 def test_prompt_and_answer_are_those_of_validation_and_use(said, one_thread, name, task):

@@ -31,8 +31,8 @@ RUNS = {
     "window": ("WindowQFormer", {}, {"match_embedding_norm": True}),
     "many_rates": ("HTA", {"head_width": 16}, {"tokens_per_window": [2, 4]}),
 }  # fmt: skip
-QUICK = {"hta": ("hta", False), "hta_merged": ("hta", True)}
-MORE = {name: (name, False) for name in RUNS if name != "hta"}
+QUICK = {"hta": ("hta", False)}
+MORE = {name: (name, False) for name in RUNS if name != "hta"} | {"hta_merged": ("hta", True)}
 EXPORTS = QUICK | MORE
 NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 

@@ -56,6 +56,7 @@ def their_package(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_a_compressor_in_a_file_of_its_own_comes_along(tmp_path, their_package, make_run, outside):
     their_package(
         pool=POOLING.format(imports="import math\nfrom .scale import twice", value="twice(self.projector(chosen))"),

@@ -9,7 +9,7 @@ from fastslm.serving.cache import EncodedCache
 
 @pytest.fixture
 def talks(tmp_path, noise, write_audio):
-    return [write_audio(tmp_path / f"{seconds}.wav", noise(seconds, seconds)) for seconds in (1, 5, 9)]
+    return [write_audio(tmp_path / f"{seconds}.wav", noise(seconds, seconds)) for seconds in (1, 3, 5)]
 
 
 def test_answers_about_encoded_recordings_are_those_about_their_audio(model, talks):

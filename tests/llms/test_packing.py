@@ -69,6 +69,7 @@ def test_so_they_are_where_layers_compute_again_whatever_the_attention(family, a
     check_the_same(loaded(family("Qwen3"), attention, gradient_checkpointing=again))
 
 
+@pytest.mark.slow
 def test_and_where_layers_are_compiled_one_graph_serves_any_number_of_dialogues(family):
     llm = loaded(family("Llama"))
     llm.eval()

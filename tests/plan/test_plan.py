@@ -241,6 +241,7 @@ def test_what_is_sharded_is_divided_by_the_ranks(make):
     assert offloaded.host == 12 * trainable // 8
 
 
+@pytest.mark.slow
 def test_the_longest_recording_fits_and_a_longer_one_does_not(make):
     budget = Budget(Sketch(make()), CPU)
     capacity = budget.training(100).total

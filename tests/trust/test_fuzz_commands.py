@@ -219,11 +219,15 @@ PATH_OPTIONS = {
     "transcribe": ("--output",), "attention": ("--out",), "evaluate": ("--beside",), "shards stats": ("--plot",),
     "shards build": ("--audio-root", "--tokenizer"), "shards index": ("--tokenizer",),
     "doctor": ("--llm",), "import-release": ("--source",),
+    "fit": (
+        "--run_folder", "--init_from", "--ckpt_path", "--data.train_shards", "--data.cache_dir",
+        "--model.llm.pretrained", "--model.encoder.pretrained",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [name for name in WORKING if name != "fit"])  # trains each time, for minutes
+@pytest.mark.parametrize("command", WORKING)
 def test_what_is_no_file_is_waited_for_nowhere(command, zoo):
     base, _, forks = zoo
     known = {flag for flag, _, _ in options_of(command, parsers_of(command.split()[0])[command])}

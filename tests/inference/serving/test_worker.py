@@ -288,6 +288,7 @@ def test_uploads_that_break_off_leave_nothing_open(server, until):
         until(lambda: server.open_files() == before)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_told_to_end_answers_what_was_asked_first(serve, run_folder, encoded, noise):
     with serve(run_folder, "--name", "scripted") as server, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, server, "long", encoded(noise(60), "WAV"))
