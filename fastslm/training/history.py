@@ -22,6 +22,8 @@ def _cells(path: Path) -> Iterator[tuple[str, int, float]]:
     if path.exists():
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
+                if None in row or None in row.values():  # not of this header: two runs wrote the file, or it was cut
+                    continue
                 for name, value in row.items():
                     if value and row.get("step") and name not in ("step", "epoch"):
                         yield name, int(row["step"]), float(value)

@@ -31,6 +31,7 @@ def settle_trainer(trainer: Namespace, folder: Path, command: str) -> list[str]:
         ConfigError: a setting that a run cannot do with.
     """
     _refuse(trainer)
+    _forget_folder(trainer)
     if trainer.default_root_dir is None:
         trainer.default_root_dir = str(folder)
     if isinstance(trainer.val_check_interval, float) and trainer.check_val_every_n_epoch is None:
@@ -48,6 +49,32 @@ def settle_trainer(trainer: Namespace, folder: Path, command: str) -> list[str]:
             arguments.dirpath = str(folder / _CHECKPOINTS)
             callback.init_args = arguments
     return [_name(callback) for callback in kept if callback in trainer.callbacks]
+
+
+def _forget_folder(trainer: Namespace) -> None:
+    """Take out what an earlier run put in, where this is its ``config.yaml``: its folder is not this run's.
+
+    Left in, a validation of that run would have Lightning delete its ``metrics.csv``, and a new run write its checkpoints
+    among the old ones.
+    """
+    if (stored := trainer.default_root_dir) is None:
+        return
+    given = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    ours = [logger for logger in given if isinstance(logger, Namespace) and _is_ours(logger, stored)]
+    if ours:
+        trainer.logger = [logger for logger in given if logger not in ours] or None
+        trainer.default_root_dir = None
+    for callback in trainer.callbacks or []:
+        arguments = callback.get("init_args") or Namespace()
+        if _name(callback).endswith("Checkpoint") and arguments.get("dirpath") == str(Path(stored) / _CHECKPOINTS):
+            arguments.dirpath = trainer.default_root_dir = None
+
+
+def _is_ours(logger: Namespace, folder: str) -> bool:
+    found = logger.get("init_args") or Namespace()
+    places = {_CSV: "", _TENSORBOARD: "tensorboard"}
+    made = (found.get("save_dir"), found.get("name"), found.get("version"))
+    return _name(logger) in places and made == (folder, "", places[_name(logger)])
 
 
 def _refuse(trainer: Namespace) -> None:
