@@ -72,7 +72,7 @@ def _take_paths_as_they_are(parser: LightningArgumentParser) -> None:
     """
     for action in parser._actions:
         if action.dest == "data":
-            action.sub_add_kwargs = {**action.sub_add_kwargs, "sub_configs": False}
+            action.sub_add_kwargs = {**action.sub_add_kwargs, "sub_configs": False}  # type: ignore[attr-defined]
 
 
 class _SaveConfig(SaveConfigCallback):

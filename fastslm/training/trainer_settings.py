@@ -54,8 +54,8 @@ def settle_trainer(trainer: Namespace, folder: Path, command: str) -> list[str]:
 def _forget_folder(trainer: Namespace) -> None:
     """Take out what an earlier run put in, where this is its ``config.yaml``: its folder is not this run's.
 
-    Left in, a validation of that run would have Lightning delete its ``metrics.csv``, and a new run write its checkpoints
-    among the old ones.
+    Left in, a validation of that run would have Lightning delete its ``metrics.csv``, and a new run write its
+    checkpoints among the old ones.
     """
     if (stored := trainer.default_root_dir) is None:
         return
