@@ -23,7 +23,8 @@ History = tuple[bytes, ...]
 
 #: What each letter costs that no token tells about; e^-2 is a guess between the next letter of a word and any.
 _UNTOLD_LETTER = 2.0
-_LEAST = 1e-9
+#: Share of words that no token begins.
+_UNKNOWN = 1e-3
 
 
 class Vocabulary:
@@ -121,12 +122,13 @@ class WordModel:
         state = self._states[history]
         if letters not in state.ahead:
             first, last = self.vocabulary.span(letters)
-            mass = state.mass[last] - state.mass[first]
+            # Every letter costs, or a word that never ends would be cheaper than all that do.
+            mass = state.mass[last] - state.mass[first] + _UNKNOWN * math.exp(-_UNTOLD_LETTER * len(letters))
             for size in range(1, len(letters)):  # tokens that are its beginning: another one follows them
                 first, last = self.vocabulary.equal(letters[:size])
                 rest = len(letters) - size
                 mass += (state.mass[last] - state.mass[first]) * math.exp(-_UNTOLD_LETTER * rest)
-            state.ahead[letters] = math.log(mass + _LEAST)
+            state.ahead[letters] = math.log(mass)
         return state.ahead[letters]
 
     def ids(self, history: History) -> list[int]:

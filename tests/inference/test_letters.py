@@ -134,6 +134,8 @@ def test_first_letters_are_as_likely_as_the_words_that_begin_so(llm, vocabulary)
     mass = sum(float(expected[i]) for i, text in enumerate(starts) if text.lower().startswith(" se"))
     assert words.ahead((), b"se") >= math.log(mass)
     assert words.ahead((), b"s") > words.ahead((), b"se")
+    endless = [words.ahead((), b"q" * size) for size in (20, 40, 80)]
+    assert endless[0] > endless[1] + 20 > endless[2] + 60  # a word that never ends gains nothing
 
 
 def test_an_llm_that_forgets_what_it_has_read_is_refused(llm, vocabulary, monkeypatch):
