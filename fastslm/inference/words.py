@@ -23,6 +23,8 @@ History = tuple[bytes, ...]
 
 #: What each letter costs that no token tells about; e^-2 is a guess between the next letter of a word and any.
 _UNTOLD_LETTER = 2.0
+#: Tokens of a word that are judged, the first and the last ones; the others of what is hardly a word cost this each.
+_MOST_JUDGED, _UNJUDGED_TOKEN = 12, 4.0
 #: Share of words that no token begins.
 _UNKNOWN = 1e-3
 
@@ -149,9 +151,13 @@ class WordModel:
         parents = [self._states[history] for history, _ in wanted]
         self._states = {history: self._states[history] for history in kept if history in self._states}
         self._share([state.ids for state in (*parents, *self._states.values())])
-        scores = [float(state.next[ids[0]]) for state, ids in zip(parents, spellings, strict=True)]
+        longest = min(_MOST_JUDGED, max(map(len, spellings)))
+        scores = [
+            float(state.next[ids[0]]) - _UNJUDGED_TOKEN * max(0, len(ids) - longest)
+            for state, ids in zip(parents, spellings, strict=True)
+        ]
         rows = [state.ids[self._num_shared :] + ids for state, ids in zip(parents, spellings, strict=True)]
-        size, longest = max(map(len, rows)), max(map(len, spellings))
+        size = max(map(len, rows))
         padded = torch.tensor([[0] * (size - len(row)) + row for row in rows], device=self.device)
         seen = torch.tensor([[0] * (size - len(row)) + [1] * len(row) for row in rows], device=self.device)
         seen = torch.cat([seen.new_ones(len(rows), self.cache.num_positions), seen], 1)
