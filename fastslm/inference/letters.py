@@ -63,12 +63,12 @@ class LetterSearch:
     def __init__(self, new_words: Callable[[Sequence[int]], WordModel], beams: int) -> None:
         self.new_words, self.beams = new_words, beams
         self.ids: list[int] = []
-        self._begin((), (0.0, _NEVER))
+        self._begin(b"", (0.0, _NEVER))
 
-    def _begin(self, rest: tuple[bytes, ...], ways: tuple[float, float]) -> None:
+    def _begin(self, word: bytes, ways: tuple[float, float]) -> None:
         self.words = self.new_words(self.ids[-_CONTEXT_IDS:])
         self._scores: dict[History, float] = {(): 0.0}
-        self._hypotheses: dict[Hypothesis, tuple[float, float]] = {((), rest[0] if rest else b""): ways}
+        self._hypotheses: dict[Hypothesis, tuple[float, float]] = {((), word): ways}
 
     def read(self, log_probs: np.ndarray) -> None:
         """Read the slots of a window ``[S, 257]``: log-probabilities of letters and blank."""
@@ -137,26 +137,27 @@ class LetterSearch:
 
     def end_of_window(self) -> list[int]:
         """Settle what was read, but for a word that is not finished, and return the ids of the words."""
-        key = max(self._hypotheses, key=lambda key: self._worth(key, self._hypotheses[key]))
-        return self._settle(key[0], (key[1],) if key[1] else (), self._hypotheses[key])
+        history, word = key = max(self._hypotheses, key=lambda key: self._worth(key, self._hypotheses[key]))
+        ids, ways = self._settle(history), self._hypotheses[key]
+        top = max(ways)
+        self._begin(word, (ways[0] - top, ways[1] - top))
+        return ids
 
     def end(self) -> list[int]:
         """Settle all of it, the last word finished, and return the ids of the words since the last window's end."""
         wanted: list[History] = [(*history, word) for history, word in self._hypotheses if word]
         unknown = [history for history in wanted if history not in self.words]
         if unknown:
-            self._grow(unknown, [h for key in self._hypotheses for h in (key[0], (*key[0], key[1]))])
+            self._grow(unknown, [*wanted, *(history for history, _ in self._hypotheses)])
         worth: dict[History, float] = {}
         for (history, word), ways in self._hypotheses.items():
             whole: History = (*history, word) if word else history
             worth[whole] = max(worth.get(whole, _NEVER), self._scores[whole] + _added(*ways))
-        return self._settle(max(worth, key=lambda whole: worth[whole]), (), (0.0, _NEVER))
+        return self._settle(max(worth, key=lambda whole: worth[whole]))
 
-    def _settle(self, history: History, rest: tuple[bytes, ...], ways: tuple[float, float]) -> list[int]:
+    def _settle(self, history: History) -> list[int]:
         ids = self.words.ids(history)
         self.ids += ids
-        top = max(ways)
-        self._begin(rest, (ways[0] - top, ways[1] - top))
         return ids
 
 

@@ -90,8 +90,7 @@ class Model(AnsweringModel):
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         check_limits(max_new_tokens, section_minutes, on_progress)
         source = _opened(audio, sample_rate_hz)
-        if self.letters is not None and request.definition.transcript:
-            letters.check(decoding)
+        if self._spells(request, decoding):
             answer = letters.transcribe(self, source, request, decoding, on_progress, on_text, on_segment)
             answer = answer if segments else replace(answer, segments=())
         elif section_minutes is not None or segments:
@@ -132,10 +131,16 @@ class Model(AnsweringModel):
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         check_limits(max_new_tokens, None, on_progress)
         audios = list_of_recordings(audios)
-        if self.letters is not None and request.definition.transcript:
-            letters.check(decoding)
+        if self._spells(request, decoding):
             return [self._or_error(audio, request, decoding, sample_rate_hz, on_progress) for audio in audios]
         return batch.transcribe(self, audios, request, decoding, max_new_tokens, sample_rate_hz, on_progress)
+
+    def _spells(self, request: Request, decoding: Decoding) -> bool:
+        """Say whether letters give the answer, and refuse what a search among them does not do."""
+        if self.letters is None or not request.definition.transcript:
+            return False
+        letters.check(decoding)
+        return True
 
     def _or_error(
         self,

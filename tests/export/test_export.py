@@ -87,7 +87,7 @@ def more_results(tmp_path_factory, make_run, outside):
     folder = tmp_path_factory.mktemp("more-exports")
     runs, jobs = made(folder, make_run, MORE)
     found = outside(jobs)
-    return {name: (found[name], runs[name], folder / name) for name in jobs}
+    return {name: (found[name], runs[MORE[name][0]], folder / name) for name in jobs}
 
 
 @pytest.fixture
