@@ -63,6 +63,40 @@ def test_a_warm_up_that_is_no_number_of_steps_says_what_to_give(steps, max_steps
         factors(OptimizerSettings(warmup_steps=steps, schedule="constant"), max_steps, 1)
 
 
+# -- rates by part -----------------------------------------------------------------------------------------------------
+
+
+def rates(monkeypatch, names, part_learning_rates):
+    """Return the rate of each parameter; 1e-3 where no part is named."""
+    parts = {part: [(name, torch.nn.Parameter(torch.zeros(2, 2))) for name in found] for part, found in names.items()}
+    monkeypatch.setattr(optim, "parameters_by_part", lambda _: {part: list(named) for part, named in parts.items()})
+    settings = OptimizerSettings(learning_rate=1e-3, part_learning_rates=part_learning_rates)
+    groups = optim.build_optimizer(None, settings).param_groups
+    by_parameter = {id(p): group["lr"] for group in groups for p in group["params"]}
+    return {name: by_parameter[id(p)] for named in parts.values() for name, p in named}
+
+
+def test_the_head_that_spells_may_learn_faster_than_the_compressor(monkeypatch):
+    names = {"abstractor": ["alignment.slots", "abstractor.query"], "projector": ["abstractor.projector"]}
+    assert rates(monkeypatch, names, {"abstractor": 2e-4, "alignment": 5e-4}) == {
+        "alignment.slots": 5e-4, "abstractor.query": 2e-4, "abstractor.projector": 1e-3,
+    }  # fmt: skip
+    assert rates(monkeypatch, names, {"abstractor": 2e-4})["alignment.slots"] == 2e-4
+
+
+def test_a_rate_for_a_compressor_that_is_nothing_but_its_projector_is_of_no_effect(monkeypatch):
+    names = {"abstractor": ["alignment.slots"], "projector": ["abstractor.projector"]}
+    found = rates(monkeypatch, names, {"abstractor": 2e-4, "alignment": 5e-4})
+    assert found == {"alignment.slots": 5e-4, "abstractor.projector": 1e-3}
+
+
+def test_a_rate_for_what_does_not_train_is_refused(monkeypatch):
+    names = {"abstractor": ["abstractor.query"], "projector": ["abstractor.projector"]}
+    for part in ("alignment", "lora"):
+        with pytest.raises(ConfigError, match=rf"'{part}' does not train \(it trains: abstractor, projector\)"):
+            rates(monkeypatch, names, {part: 1e-4})
+
+
 # -- AdamW in one kernel ---------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,8 @@ History = tuple[bytes, ...]
 _UNTOLD_LETTER = 2.0
 #: Tokens of a word that are judged, the first and the last ones; the others of what is hardly a word cost this each.
 _MOST_JUDGED, _UNJUDGED_TOKEN = 12, 4.0
+#: Tokens that all histories have to share before they are read for good: fewer are read again with each row.
+_LEAST_SHARED = 4
 #: Share of words that no token begins.
 _UNKNOWN = 1e-3
 
@@ -151,34 +153,40 @@ class WordModel:
         parents = [self._states[history] for history, _ in wanted]
         self._states = {history: self._states[history] for history in kept if history in self._states}
         self._share([state.ids for state in (*parents, *self._states.values())])
-        longest = min(_MOST_JUDGED, max(map(len, spellings)))
-        scores = [
-            float(state.next[ids[0]]) - _UNJUDGED_TOKEN * max(0, len(ids) - longest)
-            for state, ids in zip(parents, spellings, strict=True)
-        ]
-        rows = [state.ids[self._num_shared :] + ids for state, ids in zip(parents, spellings, strict=True)]
+        rows: dict[tuple[int, ...], int] = {}  # what is read behind the shared beginning, each text once
+        places: list[list[int]] = []  # of the beginnings of each word that are judged, the whole word last
+        for state, ids in zip(parents, spellings, strict=True):
+            before, ends = state.ids[self._num_shared :], range(max(1, len(ids) - _MOST_JUDGED + 1), len(ids) + 1)
+            places.append([rows.setdefault((*before, *ids[:end]), len(rows)) for end in ends])
+        logits = self._read_rows(list(rows))
+        scores = []
+        for (history, word), state, ids, of_word in zip(wanted, parents, spellings, places, strict=True):
+            score = float(state.next[ids[0]]) - _UNJUDGED_TOKEN * (len(ids) - len(of_word))
+            for row, token in zip(of_word[:-1], ids[len(ids) - len(of_word) + 1 :], strict=True):
+                score += float(logits[row].float().log_softmax(-1)[token])
+            scores.append(score)
+            self._states[(*history, word)] = self._state([*state.ids, *ids], logits[of_word[-1]])
+        return scores
+
+    def _read_rows(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return what the LLM expects after each of these texts ``[B, V]``, read behind the shared beginning.
+
+        They go through the LLM together: a pass costs about as much for many short rows as for one.
+        """
         size = max(map(len, rows))
-        padded = torch.tensor([[0] * (size - len(row)) + row for row in rows], device=self.device)
+        padded = torch.tensor([[0] * (size - len(row)) + [*row] for row in rows], device=self.device)
         seen = torch.tensor([[0] * (size - len(row)) + [1] * len(row) for row in rows], device=self.device)
         seen = torch.cat([seen.new_ones(len(rows), self.cache.num_positions), seen], 1)
-        cache, begin = self.cache.copy(), 0
+        cache = self.cache.copy()
         cache.select(torch.zeros(len(rows), dtype=torch.int64, device=self.device))
-        for end in range(size - longest + 1, size + 1):  # words end together; each of their tokens is looked at
-            mask = seen[:, : cache.num_positions + end - begin]
-            logits, begin = self.llm.extend(self.llm.embed(padded[:, begin:end]), mask, cache), end
-            for i, ids in enumerate(spellings):
-                if 0 < (place := end - size + len(ids)) < len(ids):
-                    scores[i] += float(logits[i].float().log_softmax(-1)[ids[place]])
-        for i, ((history, word), ids) in enumerate(zip(wanted, spellings, strict=True)):
-            self._states[(*history, word)] = self._state([*parents[i].ids, *ids], logits[i])
-        return scores
+        return self.llm.extend(self.llm.embed(padded), seen, cache)
 
     def _share(self, texts: Sequence[list[int]]) -> None:
         """Read what all of these texts begin with."""
         shared = min(map(len, texts))
         while len({tuple(ids[self._num_shared : shared]) for ids in texts}) > 1:
             shared -= 1
-        if shared > self._num_shared:
+        if shared >= self._num_shared + _LEAST_SHARED:
             self._extend(texts[0][self._num_shared : shared])
             self._num_shared = shared
 

@@ -18,7 +18,8 @@ class OptimizerSettings:
 
     Attributes:
         learning_rate: peak rate of parts not named in ``part_learning_rates``.
-        part_learning_rates: peak rate by part, such as ``{lora: 2.0e-4}``.
+        part_learning_rates: peak rate by part, such as ``{lora: 2.0e-4}``. ``alignment`` is the head that spells, which
+            otherwise trains at the abstractor's rate.
         weight_decay: decoupled weight decay of matrices; vectors (biases, norms) have none.
         betas: decay of AdamW's two moments.
         warmup_steps: optimizer steps of linear warm-up; a number between 0 and 1 is a share of all steps.
@@ -47,10 +48,16 @@ def build_optimizer(model: SpeechLM, settings: OptimizerSettings, fused: bool = 
         ConfigError: a learning rate is given for a part that does not train.
     """
     groups = []
-    trainable = {part: [p for _, p in named if p.requires_grad] for part, named in parameters_by_part(model).items()}
+    named_by_part = parameters_by_part(model)
+    if "alignment" in settings.part_learning_rates:
+        named = named_by_part.get("abstractor", [])
+        for part, is_head in (("abstractor", False), ("alignment", True)):
+            named_by_part[part] = [(n, p) for n, p in named if n.startswith("alignment.") is is_head]
+    trainable = {part: [p for _, p in named if p.requires_grad] for part, named in named_by_part.items()}
     trainable = {part: parameters for part, parameters in trainable.items() if parameters}
     for part in settings.part_learning_rates:
-        if part not in trainable:
+        # A compressor may be nothing but its projector.
+        if part not in trainable and (part != "abstractor" or named_by_part.get(part)):
             raise ConfigError(
                 f"model.optimizer.part_learning_rates: {part!r} does not train (it trains: {', '.join(trainable)})."
             )

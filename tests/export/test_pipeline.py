@@ -12,6 +12,8 @@ from fastslm.path.batch import Batch, Sample
 from fastslm.path.request import Request
 from tests.inference.tiny_run import settings_of, write_run
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 #: 41.3 s, of which a model that takes 30 s would say something else, as its first 30 s show.
 LONG = (np.random.default_rng(0).standard_normal(round(41.3 * RATE)) * 2000).astype(np.int16)
