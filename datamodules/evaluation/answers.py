@@ -47,7 +47,7 @@ class Answering:
         Raises:
             ConfigError: an option makes no sense, or the model cannot be used.
         """
-        from fastslm.commands.outputs import identity
+        from fastslm.commands.outputs import base_models, identity
         from fastslm.inference.arguments import check_limits, whole_number
         from fastslm.inference.engine import Decoding
         from fastslm.inference.load import find_model, load
@@ -58,7 +58,11 @@ class Answering:
         settings = {"beams": options.beam, "max_new_tokens": options.max_new_tokens}
         sections = {"section_minutes": options.section_minutes} if options.section_minutes is not None else {}
         checkpoint = find_model(options.system)
-        made_with = {"model": str(checkpoint.resolve()), "identity": identity(checkpoint)}
+        made_with = {
+            "model": str(checkpoint.resolve()),
+            "identity": identity(checkpoint),
+            "base_models": base_models(checkpoint),
+        }
         return cls(
             load(options.system, device=options.device),
             settings | sections,
@@ -150,7 +154,7 @@ def _read(kept: Path, answering: Answering) -> dict[str, dict[str, Any]]:
             first, *rows = [json.loads(line) for line in whole]
         except ValueError as error:
             raise DataError(f"{kept}: is damaged ({error}). Remove it to transcribe anew.") from error
-        changed = [name for name, value in answering.made_with.items() if first.get(name) != value]
+        changed = [name for name, value in answering.made_with.items() if first.get(name, value) != value]
         if changed:
             what = "; ".join(f"{name} {first.get(name)!r}, now {answering.made_with[name]!r}" for name in changed)
             raise ConfigError(f"{kept}: made with other settings ({what}). Choose another --out, or --overwrite.")

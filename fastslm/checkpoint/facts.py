@@ -33,10 +33,11 @@ def base_models(module: Any) -> dict[str, dict[str, Any]]:
     of the architecture where weights are random.
     """
     encoder, _, llm = module.parts
-    return {part: _base_model(model, part) for part, model in (("encoder", encoder), ("llm", llm))}
+    return {part: base_model(model, part) for part, model in (("encoder", encoder), ("llm", llm))}
 
 
-def _base_model(model: Any, part: str) -> dict[str, Any]:
+def base_model(model: Any, part: str) -> dict[str, Any]:
+    """Return what ``base_models`` says about one part, ``encoder`` or ``llm``."""
     name = getattr(model, "pretrained", None)
     config = getattr(model, "config", None)
     record: dict[str, Any] = {
@@ -51,6 +52,20 @@ def _base_model(model: Any, part: str) -> dict[str, Any]:
     elif name is not None and Path(folder := resolve(name, f"model.{part}.pretrained")).is_dir():
         record["fingerprint"] = fingerprint(folder)
     return record
+
+
+def base_fingerprints(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fingerprints of the local folders that a model's settings name, by part."""
+    found = {}
+    for part in ("encoder", "llm"):
+        given = settings.get(part)
+        arguments = (given.get("init_args") if isinstance(given, Mapping) else None) or {}
+        name = arguments.get("pretrained")
+        if name and arguments.get("initialize", "pretrained") == "pretrained":
+            folder = resolve(str(name), f"model.{part}.pretrained")
+            if Path(folder).is_dir():
+                found[part] = fingerprint(folder)
+    return found
 
 
 @lru_cache(maxsize=8)

@@ -3,6 +3,7 @@
 Everything that uses a trained model (``fastslm.load``, transcribe, ask, export, attention) comes through ``open_run``.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastslm.checkpoint import adopt_shapes, check_state, find_folder, find_plain, open_checkpoint
+from fastslm.checkpoint import Checkpoint, adopt_shapes, check_state, find_folder, find_plain, open_checkpoint
+from fastslm.checkpoint.facts import base_fingerprints
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.checkpoint.unpickled import read_tensors
 from fastslm.configuration.instantiate import instantiated
@@ -92,12 +94,11 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     """
     checkpoint = open_checkpoint(find_checkpoint(path, which))
     config = renamed(checkpoint.config)
-    settings = config.get("model")
-    if not isinstance(settings, Mapping):
-        raise CheckpointError(f"{checkpoint.path} is no checkpoint of fastslm: it holds no configuration of a model.")
+    settings = _settings_of(checkpoint, config)
     tensors = checkpoint.tensors()
     model = build_path(_as_before(settings), device, tensors)
     _load(model, tensors, str(checkpoint.path))
+    _warn_of_other_bases(checkpoint, settings)
     step = checkpoint.manifest.get("step")
     if step is None:
         step = read_tensors(checkpoint.path).get("global_step", 0) if checkpoint.path.is_file() else 0
@@ -106,6 +107,37 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     trained_on = TrainedOn.of([told]) if told else TrainedOn.of_configuration(config)
     letters = _letters(settings, model.llm.width, tensors, str(checkpoint.path))
     return Run(model.requires_grad_(False).eval(), config, checkpoint.path, int(step), metrics, trained_on, letters)
+
+
+def bases_of(path: Path) -> dict[str, str]:
+    """Return fingerprints of the encoder and the LLM that a checkpoint stands on, of those that lie in a folder here.
+
+    Raises:
+        CheckpointError: ``path`` is no checkpoint.
+        ConfigError: a folder that it names is not there.
+    """
+    checkpoint = open_checkpoint(path)
+    return base_fingerprints(_settings_of(checkpoint, renamed(checkpoint.config)))
+
+
+def _settings_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings = config.get("model")
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(f"{checkpoint.path} is no checkpoint of fastslm: it holds no configuration of a model.")
+    return settings
+
+
+def _warn_of_other_bases(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Say where encoder or LLM are not those that the weights were trained on: what comes out may mean nothing."""
+    now = base_fingerprints(settings)
+    for part, record in checkpoint.manifest.get("base_models", {}).items():
+        if part in now and record["initialize"] == "pretrained" and record["fingerprint"] not in (None, now[part]):
+            warnings.warn(
+                f"model.{part}.pretrained: the files of {record['name']} have changed since {checkpoint.path} was"
+                f" trained on them ({record['fingerprint']} then, {now[part]} now): what it says may mean nothing."
+                " Put the former files back.",
+                stacklevel=2,
+            )
 
 
 def _as_before(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -134,7 +134,8 @@ class Notes:
         if note is None:
             return "else", None
         if note.recording.is_now(audio):
-            return ("finished" if note.settings == settings else "other settings"), note
+            same = all(note.settings.get(name, value) == value for name, value in settings.items())
+            return ("finished" if same else "other settings"), note  # a note of before may lack a setting
         return ("edited" if note.recording.lies_at(audio) else "another"), note
 
     def add(self, output: Path, text: str, recording: Recording, settings: dict[str, Any]) -> None:

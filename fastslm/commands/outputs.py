@@ -101,7 +101,7 @@ def unfinished(
         if state == "other settings":
             assert note is not None
             changed = [f"{name} {note.settings.get(name)!r}, now {value!r}" for name, value in settings.items()
-                       if note.settings.get(name) != value]  # fmt: skip
+                       if note.settings.get(name, value) != value]  # fmt: skip
             raise ConfigError(
                 f"--output {notes.folder}: {job.output.name} was made with other settings ({'; '.join(changed)})."
                 " Choose another folder, or --overwrite to make it anew."
@@ -124,6 +124,19 @@ def identity(model: Path) -> str:
     files = sorted(path for path in found.rglob("*") if path.is_file()) if found.is_dir() else [found]
     facts = [(str(path.relative_to(found.parent)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def base_models(model: Path) -> dict[str, str]:
+    """Return marks of the folders with encoder and LLM that a checkpoint stands on; an exported folder has its own.
+
+    Raises:
+        CheckpointError: it is no checkpoint.
+        ConfigError: a folder that it names is not there.
+    """
+    from fastslm.checkpoint.run import bases_of
+    from fastslm.inference.exported import is_exported
+
+    return {} if is_exported(model) else bases_of(model)
 
 
 def save(job: Job, answer: Answer, form: str, headed: bool, note: Callable[[Path, str], None]) -> None:

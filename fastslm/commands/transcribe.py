@@ -14,7 +14,7 @@ from fastslm.inference.formats import FORMATS, TIMED, clock
 from fastslm.plugins import names_of
 
 from .notes import Notes, Recording
-from .outputs import Job, find_jobs, identity, save, unfinished
+from .outputs import Job, base_models, find_jobs, identity, save, unfinished
 from .progress import AudioBar
 from .streams import needs_output
 
@@ -113,7 +113,9 @@ def _run(options: argparse.Namespace) -> int:
     refused: list[str] = []
     notes, waiting, noted = None, jobs, settings
     if folder is not None:
-        noted = {**settings, "format": options.format, "model": identity(find_model(options.model))}
+        found = find_model(options.model)
+        made_with = {"format": options.format, "model": identity(found), "base_models": base_models(found)}
+        noted = {**settings, **made_with}
         notes = _notes_of(folder)
         waiting, refused = unfinished(jobs, notes, noted, options.overwrite)
     num_kept = len(jobs) - len(waiting) - len(refused)

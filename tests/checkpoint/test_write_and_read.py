@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from torch.distributed import checkpoint as distributed_checkpoint
 
 from fastslm.checkpoint import check_state, load_weights, open_checkpoint, stored_names, verify_trainer_state
 from fastslm.checkpoint.compare import compare
+from fastslm.checkpoint.facts import fingerprint
+from fastslm.checkpoint.run import bases_of, open_run
 from fastslm.errors import CheckpointError
 from fastslm.modules.llms.causal_lm import LoRA
+from tests.inference.tiny_run import settings_of
 
 ALL = ("abstractor", "projector", "lora")
 
@@ -200,6 +204,25 @@ def test_another_base_model_is_refused_though_it_has_the_same_shapes(built, save
     shutil.copytree(tiny_llm, moved)
     module.parts[2].pretrained = str(moved)
     load_weights(module, checkpoint, "resume", report=False)  # the same weights elsewhere are the same model
+
+
+def test_a_model_in_use_warns_where_the_llm_has_changed_under_it(built, save, tiny_encoder, tiny_llm, tmp_path):
+    llm = shutil.copytree(tiny_llm, tmp_path / "llm")
+    module = built()
+    module.parts[2].pretrained = str(llm)
+    projector_alone = {"abstractor": {"class_path": "AvgPool"}, "train_parts": ["projector"]}
+    module.run_config["model"] = settings_of(tiny_encoder, llm, **projector_alone)
+    folder = save(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_run(folder)
+    before = bases_of(folder)
+    save_file({n: w + 1 for n, w in load_file(llm / "model.safetensors").items()}, llm / "model.safetensors")
+    fingerprint.cache_clear()  # within a process a folder is looked at once
+    with pytest.warns(UserWarning, match=r"model\.llm\.pretrained: the files of .* have changed since"):
+        open_run(folder)
+    assert bases_of(folder)["llm"] != before["llm"]
+    assert bases_of(folder)["encoder"] == before["encoder"]
 
 
 def test_another_vocabulary_is_refused_with_the_token_that_moved(built, save):

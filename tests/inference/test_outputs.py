@@ -4,8 +4,11 @@ import os
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
+from tiny_run import settings_of, write_run
 
 from fastslm import cli
+from fastslm.checkpoint.facts import fingerprint
 from fastslm.commands.notes import NOTES, Recording
 from fastslm.commands.outputs import identity
 
@@ -78,6 +81,19 @@ def test_making_one_anew_says_nothing_of_the_others(transcribe, recording, tmp_p
     status, said = transcribe(tmp_path / "in", output=out)
     assert status == 2
     assert "a.txt was made with other settings (beams 2, now 1)" in said
+
+
+def test_texts_of_another_llm_at_the_same_place_are_not_kept(tiny_encoder, wordy_llm, recording, tmp_path, capsys):
+    llm = shutil.copytree(wordy_llm, tmp_path / "llm")
+    run = write_run(tmp_path / "run", settings_of(tiny_encoder, llm))
+    command = ["transcribe", str(recording("a.flac")), "--output", str(tmp_path / "out"), "--model", str(run), *LIMIT]
+    assert cli.main(command) == 0
+    assert cli.main(command) == 0
+    assert "1 of 1 are finished" in capsys.readouterr().err
+    save_file({n: w + 1 for n, w in load_file(llm / "model.safetensors").items()}, llm / "model.safetensors")
+    fingerprint.cache_clear()
+    assert cli.main(command) == 2
+    assert "a.txt was made with other settings (base_models " in capsys.readouterr().err
 
 
 def test_a_moved_folder_is_still_finished_and_a_changed_recording_is_not(transcribe, recording, tmp_path):
