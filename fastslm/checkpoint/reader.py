@@ -127,6 +127,11 @@ def find_plain(path: Path, which: str = "last") -> Path:
         return found[-1]
     if (path / WEIGHTS).exists():
         raise CheckpointError(f"{path} is no complete checkpoint: it has no {MANIFEST}, which is written last.")
+    if (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} is the folder of a model, such as fastslm export writes, and no run: give a run folder, or a"
+            " checkpoint's folder or file."
+        )
     raise CheckpointError(f"{path} holds no {which} checkpoint: give a checkpoint's folder or file, or a run folder.")
 
 

@@ -312,6 +312,11 @@ class CausalLM(LanguageModel):
                     f"model.llm.lora.dropout: {lora.dropout:g} cannot be had for the experts of this LLM, whose weights"
                     " are stacked in one tensor. Set it to 0, or name the layers to adapt in model.llm.lora.targets."
                 ) from error
+            if "Mamba" in str(error):
+                raise ConfigError(
+                    "model.llm.lora.targets: PEFT cannot adapt out_proj and conv1d of Mamba layers. Name the layers to"
+                    " adapt without them, such as '[in_proj]', and q_proj, v_proj of a hybrid's attention."
+                ) from error
             raise ConfigError(f"model.llm.lora.targets: {reason(error)}") from error
 
     def _select_positions(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

@@ -42,6 +42,11 @@ def test_an_exported_folder_says_what_its_run_says(exported, model, noise):
     assert not any(module.training for module in loaded.path.modules())
 
 
+def test_a_command_that_wants_a_run_says_that_it_was_given_an_exported_model(exported, capsys):
+    assert main(["checkpoint", "inspect", str(exported)]) == 2
+    assert "is the folder of a model, such as fastslm export writes, and no run" in capsys.readouterr().err
+
+
 def test_one_with_merged_adapters_says_the_same_up_to_rounding(run_folder, model, noise, tmp_path):
     assert main(["export", str(run_folder), str(tmp_path / "merged"), "--merge-lora"]) == 0
     loaded = fastslm.load(tmp_path / "merged", device="cpu")

@@ -123,3 +123,9 @@ def test_fit_says_what_has_no_adapter(family, run_config, capsys):
 def test_dropout_that_experts_cannot_have_is_named_by_its_own_key(family):
     with pytest.raises(ConfigError, match=r"model\.llm\.lora\.dropout: 0\.1 .*Set it to 0"):
         loaded(family("Mixtral"), dropout=0.1)
+
+
+def test_adapters_that_peft_refuses_for_mamba_are_said_with_those_that_it_takes(family):
+    llm = CausalLM(str(family("Mamba-2")), lora=LoRA(rank=2))
+    with pytest.raises(ConfigError, match=r"model\.llm\.lora\.targets: PEFT cannot adapt out_proj .* '\[in_proj\]'"):
+        llm.load()
