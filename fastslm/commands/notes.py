@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastslm.errors import DataError
+from fastslm.inference.audio import version_of
 
 #: In the output folder: one JSON line for each transcript that was written.
 NOTES = ".fastslm-transcribe.jsonl"
@@ -23,12 +24,14 @@ class Recording:
         size: bytes; 0 where it is no file.
         times_ns: when its content and its entry in the folder were changed; empty where it is no file.
         sha256: of its bytes; of a URL, of the address.
+        version: of a URL, what its server says the content is known by; empty where it says nothing.
     """
 
     path: str
     size: int
     times_ns: tuple[int, ...]
     sha256: str
+    version: str = ""
 
     @classmethod
     def of(cls, audio: str) -> "Recording":
@@ -44,7 +47,8 @@ class Recording:
             scheme, _, rest = address.partition("://")
             host, slash, path = rest.partition("/")
             shown = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-            return cls(shown, 0, (), hashlib.sha256(audio.encode("utf-8", "surrogateescape")).hexdigest())
+            digest = hashlib.sha256(audio.encode("utf-8", "surrogateescape")).hexdigest()
+            return cls(shown, 0, (), digest, version_of(audio))
         try:
             before = os.stat(audio)
             return cls(os.path.realpath(audio), before.st_size, _times(before), _sha256(Path(audio)))
@@ -59,20 +63,28 @@ class Recording:
         """
         if audio == "-":
             return False  # what comes through a pipe may be anything
-        if "://" not in audio:
-            try:
-                now = os.stat(audio)
-            except OSError as error:
-                raise DataError(f"{audio}: cannot be read: {error.strerror}") from error
-            if (self.path, self.size, self.times_ns) == (os.path.realpath(audio), now.st_size, _times(now)):
-                return True
-            if self.size != now.st_size:
-                return False
-        return self.sha256 == Recording.of(audio).sha256
+        if "://" in audio:
+            return self._is_still_at(audio)
+        try:
+            now = os.stat(audio)
+        except OSError as error:
+            raise DataError(f"{audio}: cannot be read: {error.strerror}") from error
+        if (self.path, self.size, self.times_ns) == (os.path.realpath(audio), now.st_size, _times(now)):
+            return True
+        return self.size == now.st_size and self.sha256 == Recording.of(audio).sha256
+
+    def _is_still_at(self, url: str) -> bool:
+        now = Recording.of(url)
+        if not (self.version and now.version):  # a server that says nothing of it
+            return self.sha256 == now.sha256
+        signed_anew = self.path == now.path and "etag" in self.version  # the same file by another address
+        return self.version == now.version and (self.sha256 == now.sha256 or signed_anew)
 
     def lies_at(self, audio: str) -> bool:
         """Whether it is what lay at this path, whatever it was."""
-        return "://" not in audio and audio != "-" and self.path == os.path.realpath(audio)
+        if "://" in audio:
+            return self.sha256 == Recording.of(audio).sha256
+        return audio != "-" and self.path == os.path.realpath(audio)
 
 
 @dataclass(frozen=True)

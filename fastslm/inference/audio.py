@@ -204,6 +204,28 @@ def _open_url(url: str) -> Iterator[Any]:
         raise DataError(f"cannot be fetched: {error}") from error
 
 
+def version_of(url: str) -> str:
+    """Return what a server says the content at a URL is known by: its ETag, or else time and length; empty if nothing.
+
+    Nothing is fetched but the header.
+    """
+    if not url.startswith(("http://", "https://")):
+        return ""
+    import urllib.request
+
+    try:
+        request = _request(url)
+        request.method = "HEAD"
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            headers = answer.headers
+    except (OSError, ValueError, HTTPException):  # a signed address may be for GET alone
+        return ""
+    if etag := headers.get("ETag"):
+        return f"etag {etag}"
+    time, length = headers.get("Last-Modified"), headers.get("Content-Length")
+    return f"modified {time}, {length} bytes" if time and length else ""
+
+
 def _request(url: str) -> Any:
     """Return the request for a URL; a user and password in it go into a header, for urllib takes them for a port."""
     import urllib.request

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -166,3 +169,65 @@ def test_a_model_is_another_one_when_a_file_in_its_folder_changes(tmp_path):
     with open(folder / "model.safetensors", "r+b") as file:  # in place: the folder's own time stays
         file.write(b"6789012")
     assert identity(folder) != before
+
+
+@pytest.fixture
+def site(tmp_path, noise, write_audio):
+    """Return a server of one recording at any address: its URL, and what it sends and says of it."""
+
+    class Site(BaseHTTPRequestHandler):
+        content: ClassVar[bytes] = b""
+        said: ClassVar[dict[str, str]] = {}
+
+        def do_HEAD(self):
+            self.send_response(200)
+            for name, value in self.said.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(self.content)
+
+        def log_message(self, *_):
+            return
+
+    def put(seed):
+        Site.content = write_audio(tmp_path / "served.flac", noise(1.0, seed)).read_bytes()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/a.flac", Site.said, put
+        server.shutdown()
+        Site.said.clear()
+
+
+def test_another_content_at_the_same_address_is_done_anew(transcribe, site, tmp_path):
+    url, said_of_it, put = site
+    put(1)
+    said_of_it["ETag"] = '"one"'
+    assert "1 of 1 done" in transcribe(url, output=tmp_path / "out")[1]
+    assert "1 of 1 are finished" in transcribe(url, output=tmp_path / "out")[1]
+    put(2)
+    said_of_it["ETag"] = '"two"'
+    status, said = transcribe(url, output=tmp_path / "out")
+    assert (status, "has changed since" in said, "1 of 1 done" in said) == (0, True, True)
+
+
+def test_an_address_that_is_signed_anew_is_the_same_recording_and_another_query_is_not(transcribe, site, tmp_path):
+    url, said_of_it, put = site
+    put(1)
+    said_of_it["ETag"] = '"one"'
+    transcribe(f"{url}?signature=x", output=tmp_path / "out")
+    assert "1 of 1 are finished" in transcribe(f"{url}?signature=y", output=tmp_path / "out")[1]
+    said_of_it["ETag"] = '"two"'
+    status, said = transcribe(f"{url}?id=2", output=tmp_path / "out")
+    assert (status, "is the text of another recording" in said) == (1, True)
+
+
+def test_a_server_that_says_nothing_of_its_content_is_taken_by_its_address(transcribe, site, tmp_path):
+    url, _, put = site
+    put(1)
+    transcribe(url, output=tmp_path / "out")
+    assert "1 of 1 are finished" in transcribe(url, output=tmp_path / "out")[1]
+    assert transcribe(f"{url}?id=2", output=tmp_path / "out")[0] == 1
