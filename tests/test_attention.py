@@ -116,6 +116,7 @@ def test_panels_stand_at_their_time_and_shares_add_up(hta):
         maps.panels(2)
 
 
+@pytest.mark.slow
 def test_windows_that_pass_in_parts_have_the_maps_and_shares_of_each_alone():
     """Wide windows go through a compressor a few at a time; here 4 and 1 of 5."""
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture(params=["spawn", "forkserver"])
+@pytest.fixture(params=[pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def pool_at_work(request, tmp_path):
     """Return a starter of a process whose two children work for some seconds, in a group of its own."""
     script = tmp_path / "pool.py"

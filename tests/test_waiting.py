@@ -128,6 +128,7 @@ def test_no_compressor_waits(on_meta, tiny_encoder, abstractor):
     assert step(*on_meta(WhisperEncoder(str(tiny_encoder)), abstractor)).waiting == []
 
 
+@pytest.mark.slow
 def test_no_encoder_that_masks_its_own_padding_waits(on_meta, tiny_encoder, tiny_parakeet):
     """Those of transformers that take a mask (WaveformEncoder) ask once a group whether anything is masked."""
     for encoder in (WhisperEncoder(str(tiny_encoder), mel_range="recording"), ParakeetEncoder(str(tiny_parakeet))):

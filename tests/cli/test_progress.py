@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from fastslm.cli import main
 
 SHOWN = ["--trainer.enable_progress_bar", "true", "--trainer.enable_model_summary", "true"]
@@ -29,6 +31,7 @@ def test_one_bar_counts_all_steps_and_a_resumed_run_goes_on_with_it(run_config, 
     assert resumed[-1] == (10, 10)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_count_as_one_step(run_config, capsys):
     fit(run_config, "--trainer.max_steps", "3", "--trainer.accumulate_grad_batches", "2")
     assert steps_shown(capsys.readouterr().out)[-1] == (3, 3)

@@ -1,5 +1,6 @@
 """What the ``trainer`` part of a configuration may say: it works, or is one sentence before the first step."""
 
+import functools
 import importlib.util
 import logging
 
@@ -128,15 +129,18 @@ def test_epochs_that_end_before_the_schedule_are_told(fit):
     assert "ends the run" not in fit(*epochs, "--model.optimizer.total_steps", "6")[1]
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("flags", "kept"),
     [
         (["--trainer.logger", "false"], ["checkpoints/best-2.ckpt", "checkpoints/last.ckpt"]),
-        (["--trainer.enable_checkpointing", "false"], ["metrics.csv", "training.png"]),
+        slow(["--trainer.enable_checkpointing", "false"], ["metrics.csv", "training.png"]),
         (["--trainer.val_check_interval", "0.5", "--trainer.max_steps", "3"], ["checkpoints/best-3.ckpt"]),
         (["--trainer.limit_val_batches", "0"], ["checkpoints/last.ckpt"]),
-        (["--trainer.num_sanity_val_steps", "1"], ["checkpoints/best-2.ckpt"]),
-        (["--trainer.callbacks+=Timer", "--trainer.callbacks.duration", "01:00:00:00"], ["config.yaml"]),
+        slow(["--trainer.num_sanity_val_steps", "1"], ["checkpoints/best-2.ckpt"]),
+        slow(["--trainer.callbacks+=Timer", "--trainer.callbacks.duration", "01:00:00:00"], ["config.yaml"]),
         (["--trainer.fast_dev_run", "true"], []),
     ],
     ids=lambda value: " ".join(value),

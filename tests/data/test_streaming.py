@@ -23,8 +23,9 @@ def streamed(tmp_path, make_shards, data_of):
     return make
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize(
+    ("world_size", "num_workers"), [(1, 0), (1, 2), (3, 0), pytest.param(3, 2, marks=pytest.mark.slow)]
+)
 def test_every_rank_has_as_many_steps(streamed, num_workers, world_size):
     for rank in range(world_size):
         loader = streamed(num_workers=num_workers, rank=rank, world_size=world_size, stream_steps=7).train_dataloader()

@@ -22,7 +22,7 @@ def batches_of(loader):
 
 @pytest.mark.parametrize(
     ("world_size", "num_workers"),
-    [*itertools.product([1, 2, 3], [0, 1, 4]), (7, 0), (7, 1), pytest.param(7, 4, marks=pytest.mark.slow)],
+    [*itertools.product([1, 2, 3], [0, 1, 4]), (7, 0), *(pytest.param(7, n, marks=pytest.mark.slow) for n in (1, 4))],
 )
 def test_every_sample_comes_once_in_training_and_in_validation(pattern, data_of, keys_of, world_size, num_workers):
     found = {"train": [], "val": []}
@@ -56,7 +56,7 @@ def test_workers_change_neither_batches_nor_their_order(pattern, data_of, world_
         assert epochs[0] == epochs[1] == epochs[2]
 
 
-@pytest.mark.parametrize("num_workers", [0, 4])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_stopped_at_any_step_goes_on_with_what_was_left(pattern, data_of, num_workers):
     settings = {"train_shards": pattern, "val_shards": pattern, "batch_samples": 2, "seed": 3}
     data = data_of(num_workers=4, **settings)
@@ -71,7 +71,7 @@ def test_a_run_stopped_at_any_step_goes_on_with_what_was_left(pattern, data_of, 
         assert batches_of(again.train_dataloader()) == whole[steps:], f"stopped after {steps} steps"
 
 
-@pytest.mark.parametrize(("first_world", "second_world"), [(2, 3), (7, 2)])
+@pytest.mark.parametrize(("first_world", "second_world"), [(2, 3), pytest.param(7, 2, marks=pytest.mark.slow)])
 def test_with_other_ranks_and_workers_what_was_left_comes_once(pattern, data_of, keys_of, first_world, second_world):
     settings = {"train_shards": pattern, "val_shards": pattern, "batch_samples": 2, "seed": 3}
     seen = []

@@ -12,6 +12,7 @@ def talks(tmp_path, noise, write_audio):
     return [write_audio(tmp_path / f"{seconds}.wav", noise(seconds, seconds)) for seconds in (1, 3, 5)]
 
 
+@pytest.mark.slow
 def test_answers_about_encoded_recordings_are_those_about_their_audio(model, talks):
     encoded = model.encode_all(talks)
     for audio, known in zip(talks, encoded, strict=True):

@@ -167,7 +167,7 @@ def tokens_of(model, frames, num_frames=None):
     return model(frames, num_frames)
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)], ids=["small", "large"])
 def test_released_settings_agree_with_the_naive_model(size):
     released = released_state(**size)
     model = ours(size, released, full_tail=True)
