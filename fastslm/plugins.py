@@ -1,5 +1,6 @@
 """Installed parts by short name: entry points in the groups ``fastslm.*``, which the built-in parts use too."""
 
+import argparse
 import importlib
 import re
 import sys
@@ -190,9 +191,9 @@ def _misfit(kind: str, name: str, loaded: object) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Print every installed part; the exit status is 1 when one cannot be imported."""
-    if len(arguments) > 1:
-        print("usage: fastslm plugins\n\nLists all installed parts, from encoders to callbacks, by short name.")
-        return 0 if arguments[1] in ("-h", "--help") else 2
+    argparse.ArgumentParser(
+        prog="fastslm plugins", description="Lists all installed parts, from encoders to callbacks, by short name."
+    ).parse_args(arguments[1:])
     plugins = discover()
     for kind in GROUPS:
         print(kind)
