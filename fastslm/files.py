@@ -132,8 +132,10 @@ def whole_folder(folder: Path, *, alone: bool = False, sync: bool = False) -> It
     Raises:
         CheckpointError: ``folder`` exists and is not empty, or none can be made there.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} exists and is not empty. Give a new folder.")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CheckpointError(f"{folder} is there already, and no folder. Give a new one.")
     folder = folder.absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """``fastslm evaluate``: word errors of a model and of other systems on named sets, as the leaderboard counts them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
         for reason, count in each.left_out.items():
             print(f"{each.name}: {count} samples left out: {reason}.", file=sys.stderr)
     system = Path(options.system)
-    name = options.name or system.resolve().name
+    name = options.name or os.path.basename(os.path.realpath(system))
     if name in beside:
         raise ConfigError(f"--beside {name}: is the name of SYSTEM, too. Give another, or --name.")
     foreign = are_transcripts(system)

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the new shards that are not there yet."""
     size = ShardSize.parse(options.shard_size)
     paths = shard_paths(options.shards)
-    if options.out.resolve() in {Path(path).resolve().parent for path in paths}:
+    if os.path.realpath(options.out) in {os.path.dirname(os.path.realpath(path)) for path in paths}:
         raise ConfigError(f"--out {options.out}: the old shards lie there. Give another folder.")
     name = options.name or _name_of(paths)
     samples = _ordered(_samples(paths), options.order, options.seed)

@@ -1,6 +1,7 @@
 """Where transcripts go: standard output, or one file for each recording, kept when the command is run again."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def find_jobs(inputs: Sequence[str], folder: Path | None, form: str) -> list[Job
     folders = [given for given in inputs if given != "-" and "://" not in given and Path(given).is_dir()]
     for given in inputs:
         if given in folders:
-            base = Path() if len(folders) == 1 else Path(Path(given).resolve().name)
+            base = Path() if len(folders) == 1 else Path(os.path.basename(os.path.realpath(given)))
             found += [(str(path), base / path.relative_to(given)) for path in find_audio(Path(given))]
         else:
             place = urlsplit(given).path if "://" in given else given  # a query may hold slashes and secrets

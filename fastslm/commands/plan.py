@@ -44,8 +44,10 @@ def main(arguments: Sequence[str]) -> int:
     given, options = parser.parse_known_args(list(arguments[1:]))
     from fastslm.errors import ConfigError
 
-    if given.seconds <= 0 or given.memory_gib <= 0 or given.labels_per_second <= 0:
-        raise ConfigError("--seconds, --memory_gib and --labels_per_second must be above 0.")
+    for name, most in (("seconds", 1e7), ("memory_gib", 1e6), ("labels_per_second", 1e3)):
+        value = getattr(given, name)
+        if not 0 < value <= most:
+            raise ConfigError(f"--{name}: {value:g} must be above 0, and at most {most:g}.")
     plan = make_plan(options, given.seconds, given.memory_gib, given.labels_per_second)
     print(json.dumps(plan, indent=1) if given.json else "\n".join(plan_lines(plan)))
     return 0

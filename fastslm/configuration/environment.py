@@ -1,6 +1,7 @@
 """``${oc.env:NAME}`` in configurations: those of one's own may read the environment, one that came with a model not."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -48,4 +49,4 @@ def interpolated(configs: Sequence[str]) -> Iterator[None]:
 
 
 def _came_with_a_model(config: Path) -> bool:
-    return any(next(config.resolve().parent.glob(name), None) for name in _OF_A_MODEL)
+    return any(next(Path(os.path.realpath(config)).parent.glob(name), None) for name in _OF_A_MODEL)

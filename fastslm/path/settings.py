@@ -49,8 +49,11 @@ class SpeechSettings:
     match_embedding_norm: bool = setting(False, changes="run")
 
     def __post_init__(self) -> None:
-        if self.min_recording_seconds < 0:
-            raise ConfigError(f"model.min_recording_seconds: {self.min_recording_seconds:g} must not be below 0.")
+        if not 0 <= self.min_recording_seconds <= self.window_seconds:
+            raise ConfigError(
+                f"model.min_recording_seconds: {self.min_recording_seconds:g} must lie between 0 and"
+                f" model.window_seconds, {self.window_seconds:g}."
+            )
         if self.encoder_batch_windows is not None and self.encoder_batch_windows < 1:
             raise ConfigError(f"model.encoder_batch_windows: {self.encoder_batch_windows} must be at least 1.")
         if not self.rates:

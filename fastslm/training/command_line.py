@@ -264,7 +264,7 @@ def find_weights(
     if init_from is None or command != "fit":
         return None
     checkpoint = open_checkpoint(Path(os.path.expanduser(init_from)))
-    if folder.resolve() in checkpoint.path.resolve().parents and _is_first_process():
+    if Path(os.path.realpath(folder)) in checkpoint.path.resolve().parents and _is_first_process():
         raise ConfigError(
             f"init_from: {init_from} lies in the run folder {folder}, which a new run moves aside. Give the new run"
             " another --run_folder, or go on with the old one by --ckpt_path last."

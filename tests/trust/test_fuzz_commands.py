@@ -49,6 +49,7 @@ WORKING = {
     "ablate": ["--config", "zoo/run.yaml", "--variant", "A", "--model.abstractor=AvgPool", "--out", "out", "--list"],
     "doctor": ["--config", "zoo/run.yaml", "--steps", "1", "--recordings", "1"],
     "plugins": [],
+    "serve": ["zoo/audio.wav"],  # no model, or it would serve
     **{name: ["--config", "zoo/run.yaml"] for name in ("plan", "fit", "predict")},
     **{
         name: ["--config", "zoo/run.yaml", "--ckpt_path", "zoo/run/checkpoints/last.ckpt"]
@@ -266,13 +267,15 @@ def check(command, parser, zoo):
     generator = random.Random(f"{command} {SEED}")
     options = options_of(command, parser)
     wrong, limit = [], 300 if command == "plan" else 120
-    usual = None
+    folder = base / "usual"
+    folder.mkdir()
+    subprocess.run(["cp", "-a", base / ZOO, folder], check=True)
+    usual = forks.run([*command.split(), *WORKING.get(command, [])], folder, limit)
+    shutil.rmtree(folder, ignore_errors=True)
     for i, (arguments, odd) in zip(range(CASES), cases_of(command, options, paths, generator), strict=False):
         folder = base / f"case-{i}"
         folder.mkdir()
         subprocess.run(["cp", "-a", base / ZOO, folder], check=True)
-        if usual is None:
-            usual = forks.run([*command.split(), *WORKING.get(command, [])], folder, limit)
         ended = forks.run(arguments, folder, limit)
         if why := complaint(ended, odd, usual):
             wrong.append(f"{why}: fastslm {' '.join(map(repr, arguments))[:900]}\n{ended.told[-2500:]}")
