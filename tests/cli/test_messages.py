@@ -58,6 +58,7 @@ def mistake(run_config, capsys, monkeypatch):
         (["--model.tokens_per_window", "101"], ["101 tokens", "100 encoder frames"]),
         (["--model.window_seconds", "3"], ["model.window_seconds", "3", "at most the encoder's 2 s"]),
         (["--model.window_seconds", "1.01"], ["model.window_seconds", "1.01", "multiple of 0.02 s"]),
+        (["--model.min_recording_seconds", "5"], ["model.min_recording_seconds: 5 must lie between 0 and", ", 2."]),
         (["--model.train_parts", "[abstractor, lorra]"], ["model.train_parts", "'lorra'", "'lora'"]),
         (["--model.llm.lora", "null"], ["model.train_parts", "'lora'", "model.llm.lora.rank"]),
         (["--model.encoder.pretrained", "./nowhere"], ["model.encoder.pretrained", "./nowhere"]),

@@ -221,6 +221,13 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, make_run, capsys)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+def test_a_link_to_nothing_is_no_place_for_a_folder(tmp_path, make_run, capsys):
+    run = make_run(tmp_path / "run", "AvgPool", lora=None)
+    (tmp_path / "out").symlink_to(tmp_path / "nothing")
+    assert main(["export", str(run), str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'out'} is there already, and no folder" in capsys.readouterr().err
+
+
 def test_an_export_that_fails_leaves_nothing_behind(tmp_path, make_run, monkeypatch):
     run = open_run(make_run(tmp_path / "run", "AvgPool", lora=None))
     monkeypatch.setattr("fastslm.export.folder._save_weights", lambda *_: (_ for _ in ()).throw(OSError("disk full")))

@@ -11,7 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.cli import main
+from fastslm.commands.plan import main as plan_command
 from fastslm.commands.plan import make_plan, plan_lines
+from fastslm.errors import ConfigError
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
@@ -296,3 +298,10 @@ def test_mistakes_are_one_message(without_weights, capsys):
     assert "tokens_per_window" in capsys.readouterr().err
     assert main(["plan", *without_weights, "--seconds", "0"]) == 2
     assert "--seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--seconds", "--memory_gib", "--labels_per_second"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "1e30"])
+def test_a_figure_that_no_machine_or_talk_has_is_refused(flag, value):
+    with pytest.raises(ConfigError, match=f"{flag}: .* must be above 0, and at most"):
+        plan_command(["plan", flag, value])

@@ -102,3 +102,9 @@ def test_changed_shards_are_not_mixed_in(built, shards, tmp_path, capsys):
     assert shards("reshard", built, "--out", tmp_path / "new") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert shards("reshard", built, "--out", tmp_path / "new", "--overwrite") == 0
+
+
+def test_a_target_that_links_to_itself_is_named(built, shards, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert shards("reshard", built, "--out", tmp_path / "loop") == 2
+    assert f"cannot write {tmp_path / 'loop'}: Too many levels of symbolic links" in capsys.readouterr().err
