@@ -21,6 +21,14 @@ class FastSLMError(ValueError):
         super().__init__(redacted(_WORKERS_TRACEBACK.sub("", text, count=1).rstrip("\n")))
 
 
+def cause_of(error: BaseException) -> FastSLMError | None:
+    """Return the error for people that another one was raised from; None where there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, FastSLMError):
+        cause = cause.__cause__
+    return cause
+
+
 class ConfigError(FastSLMError):
     """A value in the configuration cannot work; the text names its key."""
 

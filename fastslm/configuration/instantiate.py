@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from fastslm.configuration.messages import shorten
-from fastslm.errors import ConfigError, FastSLMError
+from fastslm.errors import ConfigError, FastSLMError, cause_of
 from fastslm.plugins import discover
 from fastslm.trust import installed_only
 
@@ -28,6 +28,8 @@ def instantiated(parser: Any, values: Mapping[str, Any]) -> tuple[Any, dict[str,
         except FastSLMError:
             raise
         except (ArgumentError, TypeError, ValueError) as error:
+            if (ours := cause_of(error)) is not None:
+                raise ours from None
             options = [action.dest for action in parser._actions]
             raise ConfigError(shorten(str(error), options, discover())) from error
         except Exception as error:  # whatever a third party's part raises when it is made

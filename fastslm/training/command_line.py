@@ -24,7 +24,7 @@ from fastslm.configuration.messages import shorten
 from fastslm.configuration.named_parts import Preset, named_parts, preset_for
 from fastslm.configuration.replaced_classes import replacement_logger
 from fastslm.configuration.shell_commands import check_commands
-from fastslm.errors import ConfigError, FastSLMError
+from fastslm.errors import ConfigError, FastSLMError, cause_of
 from fastslm.files import write_atomically
 from fastslm.plugins import discover
 from fastslm.processes.signals import EXIT_STATUS
@@ -320,6 +320,8 @@ def _in_one_sentence() -> Iterator[None]:
     except RecursionError as error:
         raise ConfigError("a value, or a file that a value names, is nested too deep to be a configuration.") from error
     except Exception as error:
+        if (ours := cause_of(error)) is not None:  # of a class that jsonargparse was making
+            raise ours from None
         text = refusal(error)
         if text is None:
             raise
