@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from fastslm.configuration.find import find_config
+from fastslm.configuration.yaml_values import load_values
 from fastslm.errors import ConfigError, FastSLMError
 from fastslm.files import write_atomically
 from fastslm.training.command_line import main as training_main
@@ -27,7 +28,7 @@ def read_variants(path: Path) -> dict[str, list[str]]:
         ConfigError: the file cannot be read, or an entry is neither a flag nor a config file.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_values(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--variants {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:

@@ -19,6 +19,7 @@ from fastslm.checkpoint.folder import MANIFEST, TRAINER_STATE, last_complete, sh
 from fastslm.checkpoint.state import some
 from fastslm.checkpoint.unpickled import deepspeed_objects, read_tensors, unreadable
 from fastslm.checkpoint.writer import CONFIG, FORMAT, WEIGHTS
+from fastslm.configuration.yaml_values import load_values
 from fastslm.errors import CheckpointError
 
 _LONGEST_NAME = 250  # of a file in a checkpoint
@@ -87,7 +88,7 @@ def open_checkpoint(path: Path, which: str = "last") -> Checkpoint:
     manifest = _read_manifest(folder / MANIFEST)
     _verify_files(folder, manifest)
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {}
+        config = load_values((folder / CONFIG).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):

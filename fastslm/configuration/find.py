@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from fastslm.configuration.yaml_values import load_values
 from fastslm.errors import ConfigError, nearest
 
 
@@ -63,7 +64,7 @@ def given_configs(arguments: Sequence[str]) -> list[str]:
 def _checked_config(name: str) -> str:
     path = find_config(name)
     try:
-        yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        load_values(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: this is no YAML: {' '.join(str(error).split())}") from error
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from fastslm.configuration.find import shipped_configs
+from fastslm.configuration.yaml_values import load_values
 from fastslm.errors import ConfigError
 
 #: What `configs/preset/demo.yaml` itself names: weights inside this package, and the embedded corpus.
@@ -161,13 +162,13 @@ def _is_demo(path: Path) -> bool:
 
 def _content(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return load_values(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):  # the parser says what is wrong with it
         return None
 
 
 def _parsed(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return load_values(text)
     except yaml.YAMLError:
         return text

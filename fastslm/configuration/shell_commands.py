@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from fastslm.configuration.yaml_values import load_values
 from fastslm.errors import ConfigError
 
 _COMMAND = "pipe:"
@@ -32,7 +33,7 @@ def _typed(argument: str) -> Iterator[str]:
     for given in (argument, argument.partition("=")[2]):
         yield given
         with contextlib.suppress(yaml.YAMLError):  # as it is, then
-            yield from (text for _, text in _texts(yaml.safe_load(given), ""))
+            yield from (text for _, text in _texts(load_values(given), ""))
 
 
 def handed_on(config: Mapping[str, Any]) -> list[str]:

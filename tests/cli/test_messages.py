@@ -1,6 +1,7 @@
 """What a user reads after a mistake: one message that says what, where and what to do, and no traceback."""
 
 import io
+import itertools
 import logging
 import os
 import subprocess
@@ -46,6 +47,7 @@ def mistake(run_config, capsys, monkeypatch):
         (["--model.tokens_per_window", "[8, 4.5]"], ["model.tokens_per_window: 4.5 must be a whole number."]),
         (["--trainer.max_steps", "8.5"], ["trainer.max_steps: 8.5 must be a whole number."]),
         (["--model.llm.lora.rank", "x"], ["model.llm.lora.rank: x must be a whole number."]),
+        (["--data.max_broken_share", "2"], ["fastslm: error: data.max_broken_share: 2.0 is outside 0 to 1."]),
         (["--data.max_audio_seconds", "abc"], ["data.max_audio_seconds: abc must be a number."]),
         (["--data.long_audio", "keep"], ["data.long_audio: keep must be one of 'drop', 'split', 'error'."]),
         (["--model.abstractor.head_width", "x"], ["model.abstractor.head_width: x must be a whole number or null."]),
@@ -192,3 +194,16 @@ def test_plugins_lists_the_built_in_parts(capsys):
     shown = capsys.readouterr().out
     for name in ("HTA", "AvgPool", "WhisperEncoder", "CausalLM", "WebDatasetModule"):
         assert name in shown
+
+
+BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(BOMB, "holds more than 100,000 values"), ("a: &a [1, *a]\n", "stands for what it is part of")]
+)
+def test_aliases_that_write_out_to_too_much_are_refused_before_anything_copies_them(tmp_path, mistake, text, words):
+    (tmp_path / "bomb.yaml").write_text(text)
+    assert words in mistake("--config", str(tmp_path / "bomb.yaml"))

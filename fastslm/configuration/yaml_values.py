@@ -1,0 +1,45 @@
+"""YAML of configurations, whose aliases may not write out to more than anybody would have written."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+_MOST_VALUES = 100_000
+
+
+def load_values(text: str) -> Any:
+    """Return the plain values of a YAML text.
+
+    An alias is a reference, and costs nothing here. Whoever copies or walks the values pays for each of them, and nine
+    levels of nine aliases are a billion.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or its aliases write out to too much, or to themselves.
+    """
+    values = yaml.safe_load(text)
+    if _written_out(values, {}) > _MOST_VALUES:
+        raise yaml.YAMLError(f"with its aliases (*) written out it holds more than {_MOST_VALUES:,} values")
+    return values
+
+
+def _written_out(value: Any, known: dict[int, int]) -> int:
+    """Return how many values there are, each alias counted as what it stands for.
+
+    Args:
+        value: to count.
+        known: sizes by identity; 0 while they are counted.
+
+    Raises:
+        yaml.YAMLError: a value holds itself.
+    """
+    if not isinstance(value, (Mapping, list)):
+        return 1
+    size = known.get(id(value))
+    if size == 0:
+        raise yaml.YAMLError("an alias (*) stands for what it is part of")
+    if size is None:
+        known[id(value)] = 0
+        inner = value.values() if isinstance(value, Mapping) else value
+        size = known[id(value)] = 1 + sum(_written_out(item, known) for item in inner)
+    return size
