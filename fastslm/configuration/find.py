@@ -2,6 +2,8 @@
 
 import importlib.resources
 import itertools
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,6 +63,26 @@ def given_configs(arguments: Sequence[str]) -> list[str]:
     return [*found, *(value for flag, value in pairs if flag in ("--config", "-c"))]
 
 
+def refuse_pipes(arguments: Sequence[str]) -> None:
+    """Refuse an option whose value is a pipe or a device: the parser opens what may be a file, and would wait for it.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--"):
+            continue
+        if not equals:
+            value = next(iter(arguments[i + 1 : i + 2]), "")
+        try:
+            mode = os.stat(value).st_mode
+        except (OSError, ValueError):
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ConfigError(f"{flag}: {value} is a pipe or a device, and no file.")
+
+
 def _checked_config(name: str) -> str:
     path = find_config(name)
     try:
@@ -69,6 +91,4 @@ def _checked_config(name: str) -> str:
         raise ConfigError(f"--config {path}: this is no YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read: {error.strerror}.") from error
-    except RecursionError as error:
-        raise ConfigError(f"--config {path}: this is no configuration: it is nested too deep.") from error
     return path

@@ -15,10 +15,14 @@ def load_values(text: str) -> Any:
     levels of nine aliases are a billion.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or its aliases write out to too much, or to themselves.
+        yaml.YAMLError: it is no YAML, is nested too deep, or its aliases write out to too much or to themselves.
     """
-    values = yaml.safe_load(text)
-    if _written_out(values, {}) > _MOST_VALUES:
+    try:
+        values = yaml.safe_load(text)
+        size = _written_out(values, {})
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deep") from error
+    if size > _MOST_VALUES:
         raise yaml.YAMLError(f"with its aliases (*) written out it holds more than {_MOST_VALUES:,} values")
     return values
 

@@ -207,3 +207,15 @@ BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
 def test_aliases_that_write_out_to_too_much_are_refused_before_anything_copies_them(tmp_path, mistake, text, words):
     (tmp_path / "bomb.yaml").write_text(text)
     assert words in mistake("--config", str(tmp_path / "bomb.yaml"))
+
+
+def test_a_pipe_given_for_a_setting_is_not_waited_for(tmp_path, mistake):
+    os.mkfifo(tmp_path / "pipe")
+    assert "--model.llm.lora: " in mistake(f"--model.llm.lora={tmp_path / 'pipe'}")
+    assert "is a pipe or a device, and no file" in mistake("--trainer.logger", str(tmp_path / "pipe"))
+
+
+def test_a_file_nested_too_deep_is_no_traceback_wherever_it_is_named(tmp_path, mistake):
+    (tmp_path / "deep.yaml").write_text("[" * 3000)
+    assert "nested too deep" in mistake("--config", str(tmp_path / "deep.yaml"))
+    assert "model.llm.packing" in mistake(f"--model.llm.packing={tmp_path / 'deep.yaml'}")
