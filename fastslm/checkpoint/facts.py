@@ -33,11 +33,10 @@ def base_models(module: Any) -> dict[str, dict[str, Any]]:
     of the architecture where weights are random.
     """
     encoder, _, llm = module.parts
-    return {part: base_model(model, part) for part, model in (("encoder", encoder), ("llm", llm))}
+    return {part: _base_model(model, part) for part, model in (("encoder", encoder), ("llm", llm))}
 
 
-def base_model(model: Any, part: str) -> dict[str, Any]:
-    """Return what ``base_models`` says about one part, ``encoder`` or ``llm``."""
+def _base_model(model: Any, part: str) -> dict[str, Any]:
     name = getattr(model, "pretrained", None)
     config = getattr(model, "config", None)
     record: dict[str, Any] = {

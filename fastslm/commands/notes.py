@@ -77,7 +77,7 @@ class Recording:
         now = Recording.of(url)
         if not (self.version and now.version):  # a server that says nothing of it
             return self.sha256 == now.sha256
-        signed_anew = self.path == now.path and "etag" in self.version  # the same file by another address
+        signed_anew = self.path == now.path and self.version.startswith("etag ")  # the same file by another address
         return self.version == now.version and (self.sha256 == now.sha256 or signed_anew)
 
     def lies_at(self, audio: str) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+#: Values that aliases may make of a text that is shorter; one without them has no more values than characters.
 _MOST_VALUES = 100_000
 
 
@@ -22,7 +23,7 @@ def load_values(text: str) -> Any:
         size = _written_out(values, {})
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deep") from error
-    if size > _MOST_VALUES:
+    if size > max(_MOST_VALUES, len(text)):
         raise yaml.YAMLError(f"with its aliases (*) written out it holds more than {_MOST_VALUES:,} values")
     return values
 
