@@ -14,7 +14,8 @@ from lightning.pytorch.strategies import Strategy
 from fastslm.errors import ConfigError, FastSLMError
 
 _LONGEST = 500
-#: Raised on purpose, as a rule; others are slips of code, whose traceback says more than their text.
+#: Raised on purpose, as a rule; others are slips of code, whose traceback says more than their text, unless the line
+#: that they come from says ``raise``.
 _ON_PURPOSE = (ValueError, RuntimeError, ImportError)
 _KEYS: dict[type, str] = {
     Logger: "trainer.logger",
@@ -57,7 +58,8 @@ def refusal(error: Exception) -> str | None:
         return f"trainer: {_line(error)}"
     frames = traceback.extract_tb(error.__traceback__)
     by_lightning = bool(frames) and re.search(r"[/\\](pytorch_)?lightning[/\\]", frames[-1].filename)
-    return f"trainer: {_line(error)}" if by_lightning and isinstance(error, _ON_PURPOSE) else None
+    on_purpose = isinstance(error, _ON_PURPOSE) or (frames and str(frames[-1].line).startswith("raise "))
+    return f"trainer: {_line(error)}" if by_lightning and on_purpose else None
 
 
 def _line(error: BaseException) -> str:

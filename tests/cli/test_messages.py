@@ -46,6 +46,7 @@ def mistake(run_config, capsys, monkeypatch):
         (["--model.tokens_per_window", "8.5"], ["model.tokens_per_window: 8.5 must be a whole number or a list"]),
         (["--model.tokens_per_window", "[8, 4.5]"], ["model.tokens_per_window: 4.5 must be a whole number."]),
         (["--trainer.max_steps", "8.5"], ["trainer.max_steps: 8.5 must be a whole number."]),
+        (["--trainer.devices+=x"], ["trainer: `devices` selected with `CPUAccelerator` should be an int > 0."]),
         (["--model.llm.lora.rank", "x"], ["model.llm.lora.rank: x must be a whole number."]),
         (["--data.max_broken_share", "2"], ["fastslm: error: data.max_broken_share: 2.0 is outside 0 to 1."]),
         (["--data.max_audio_seconds", "abc"], ["data.max_audio_seconds: abc must be a number."]),
