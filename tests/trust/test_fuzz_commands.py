@@ -202,6 +202,8 @@ def named(flag, value, text):
     value = value.split("?")[0].replace("user:pass", "***")  # secrets are left out
     spelt = (
         value,
+        value.partition("=")[2] or value,  # a set with its name: name=path
+        (value.split() or [value])[0],  # the name of a class ends where a space is
         repr(value)[1:-1],
         value.encode("ascii", "backslashreplace").decode(),
         os.path.normpath(value),
