@@ -89,7 +89,7 @@ def open_checkpoint(path: Path, which: str = "last") -> Checkpoint:
     _verify_files(folder, manifest)
     try:
         config = load_values((folder / CONFIG).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder / CONFIG} is no configuration, but a {type(config).__name__}.")

@@ -47,8 +47,7 @@ class Recording:
             scheme, _, rest = address.partition("://")
             host, slash, path = rest.partition("/")
             shown = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-            digest = hashlib.sha256(audio.encode("utf-8", "surrogateescape")).hexdigest()
-            return cls(shown, 0, (), digest, version_of(audio))
+            return cls(shown, 0, (), _sha256_of_address(audio), version_of(audio))
         try:
             before = os.stat(audio)
             return cls(os.path.realpath(audio), before.st_size, _times(before), _sha256(Path(audio)))
@@ -83,7 +82,7 @@ class Recording:
     def lies_at(self, audio: str) -> bool:
         """Whether it is what lay at this path, whatever it was."""
         if "://" in audio:
-            return self.sha256 == Recording.of(audio).sha256
+            return self.sha256 == _sha256_of_address(audio)
         return audio != "-" and self.path == os.path.realpath(audio)
 
 
@@ -163,6 +162,10 @@ class Notes:
 
 def _times(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_mtime_ns, stat.st_ctime_ns  # a tool that sets the first cannot set the second
+
+
+def _sha256_of_address(url: str) -> str:
+    return hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -202,8 +202,9 @@ def named(flag, value, text):
     value = value.split("?")[0].replace("user:pass", "***")  # secrets are left out
     spelt = (
         value,
-        value.partition("=")[2] or value,  # a set with its name: name=path
-        (value.split() or [value])[0],  # the name of a class ends where a space is
+        # A set with its name, name=path; the name of a class, which ends where a space is.
+        f"{value.partition('=')[2]}: there is no such file" if not flag and "=" in value else "",
+        value.split()[0] if flag.endswith(".help") and value.strip() else "",
         repr(value)[1:-1],
         value.encode("ascii", "backslashreplace").decode(),
         os.path.normpath(value),
