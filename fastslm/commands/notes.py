@@ -102,6 +102,10 @@ class Note:
     recording: Recording
     settings: dict[str, Any]
 
+    def changed(self, settings: dict[str, Any]) -> list[str]:
+        """Return the names of settings that have another value now; a note of before may lack one."""
+        return [name for name, value in settings.items() if self.settings.get(name, value) != value]
+
 
 #: What is at the place of a transcript: ``nothing``; one that is ``finished``; one of the recording before it was
 #: ``edited``, or made with ``other settings``; a text that somebody ``else`` wrote, or that of ``another`` recording.
@@ -145,8 +149,7 @@ class Notes:
         if note is None:
             return "else", None
         if note.recording.is_now(audio):
-            same = all(note.settings.get(name, value) == value for name, value in settings.items())
-            return ("finished" if same else "other settings"), note  # a note of before may lack a setting
+            return ("other settings" if note.changed(settings) else "finished"), note
         return ("edited" if note.recording.lies_at(audio) else "another"), note
 
     def add(self, output: Path, text: str, recording: Recording, settings: dict[str, Any]) -> None:
