@@ -4,16 +4,18 @@
     python -m benchmarks.serving runs/hta --seconds 10 --clients 8 --malformed 500        a quick look
     python -m benchmarks.serving runs/hta --beside-vllm        beside vLLM, which FASTSLM_VLLM_PYTHON names
 
-Starts a server of the model, with no recording kept encoded, and sends it the recordings that are given (the run's own
-sample by default): one at a time, then by many clients at once, while others stop in the middle of an upload, lie
-about its length and send bodies that are none, and its model's process is killed. Prints rates, times, statuses, and
-what the server held before and after: descriptors, memory, bytes of deleted files.
+Starts a server of the model and sends it the recordings that are given (the run's own sample by default), each time
+with other last bits, so that no server answers from what it keeps: one at a time, then by many clients at once, while
+others stop in the middle of an upload, lie about its length and send bodies that are none, and its model's process is
+killed. Prints rates, times, statuses, and what the server held before and after: descriptors, memory, bytes of deleted
+files.
 """
 
 import argparse
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import os
 import random
@@ -36,6 +38,7 @@ import soundfile
 from benchmarks.vllm_server import PYTHON, serving
 
 BOUNDARY = "fastslm-benchmark"
+_NUMBERS = itertools.count(1)  # of recordings that were sent
 
 
 @dataclass
@@ -152,6 +155,8 @@ def load(port: int, recordings: Sequence[tuple[bytes, float]], clients: int, sec
             place = turn % len(recordings)
             recording, length = recordings[place]
             turn += 1
+            with lock:
+                recording = marked(recording, next(_NUMBERS))
             began = time.monotonic()
             try:
                 limit = str(int(32 + 4 * length))  # that of fastslm, which leaves this field alone
@@ -171,6 +176,15 @@ def load(port: int, recordings: Sequence[tuple[bytes, float]], clients: int, sec
 
     _together([threading.Thread(target=client, args=(i,)) for i in range(clients)], outcome)
     return outcome
+
+
+def marked(recording: bytes, number: int) -> bytes:
+    """Return a WAV file with a number in the last bits of its first samples, so that no cache of a server knows it."""
+    changed = bytearray(recording)
+    begin = changed.index(b"data") + 8
+    for i in range(32):
+        changed[begin + 2 * i] ^= number >> i & 1
+    return bytes(changed)
 
 
 def _together(threads: list[threading.Thread], outcome: Outcome) -> None:

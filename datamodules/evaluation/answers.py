@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from fastslm.commands.notes import changed_settings
 from fastslm.errors import ConfigError, DataError, FastSLMError
 from fastslm.evaluation.score import Transcript
 from fastslm.files import write_atomically
@@ -55,7 +56,7 @@ class Answering:
         whole_number("--batch-size", options.batch_size, 1, 1 << 20)
         check_limits(options.max_new_tokens, options.section_minutes)
         Decoding(options.beam)
-        settings = {"beams": options.beam, "max_new_tokens": options.max_new_tokens}
+        settings = {"beams": options.beam, "max_new_tokens": options.max_new_tokens, "letters": options.letters}
         sections = {"section_minutes": options.section_minutes} if options.section_minutes is not None else {}
         checkpoint = find_model(options.system)
         made_with = {
@@ -154,8 +155,7 @@ def _read(kept: Path, answering: Answering) -> dict[str, dict[str, Any]]:
             first, *rows = [json.loads(line) for line in whole]
         except ValueError as error:
             raise DataError(f"{kept}: is damaged ({error}). Remove it to transcribe anew.") from error
-        changed = [name for name, value in answering.made_with.items() if first.get(name, value) != value]
-        if changed:
+        if changed := changed_settings(first, answering.made_with):
             what = "; ".join(f"{name} {first.get(name)!r}, now {answering.made_with[name]!r}" for name in changed)
             raise ConfigError(f"{kept}: made with other settings ({what}). Choose another --out, or --overwrite.")
         found = {row["key"]: row for row in rows if not row["error"]}

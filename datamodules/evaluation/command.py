@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fastslm.commands.transcribe import add_letters_option
 from fastslm.errors import ConfigError
 from fastslm.evaluation.normalise import NORMALISERS
 from fastslm.evaluation.report import SetResult, markdown, write
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--beam", type=int, default=1, metavar="N", help="beam search over N hypotheses (default: greedy)")
     add("--section-minutes", type=float, metavar="M", help="transcribe section by section, for hours of audio")
     add("--max-new-tokens", type=int, metavar="N", help="longest transcript (default: follows the audio)")
+    add_letters_option(parser)
     add("--batch-size", type=int, default=8, metavar="N", help="most recordings side by side (default: 8)")
     add("--overwrite", action="store_true", help="transcribe anew what has an answer in --out")
     return parser

@@ -40,7 +40,8 @@ class Run:
         step: optimizer steps behind it.
         metrics: what was last measured when it was saved, by name.
         trained_on: what it was trained on, as far as that is known.
-        letters: reads its speech tokens where the LLM did not train (``answer_weight: 0``).
+        letters: reads the letters that its speech tokens spell, where training compared them.
+        llm_reads: whether the LLM was trained to read them too.
     """
 
     path: SpeechLM
@@ -50,6 +51,7 @@ class Run:
     metrics: dict[str, float]
     trained_on: TrainedOn
     letters: LetterHead | None = None
+    llm_reads: bool = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -106,7 +108,9 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     told = checkpoint.manifest.get("trained_on")
     trained_on = TrainedOn.of([told]) if told else TrainedOn.of_configuration(config)
     letters = _letters(settings, model.llm.width, tensors, str(checkpoint.path))
-    return Run(model.requires_grad_(False).eval(), config, checkpoint.path, int(step), metrics, trained_on, letters)
+    reads = bool(settings.get("answer_weight", 1.0))
+    model.requires_grad_(False).eval()
+    return Run(model, config, checkpoint.path, int(step), metrics, trained_on, letters, reads)
 
 
 def bases_of(path: Path) -> dict[str, str]:
@@ -149,8 +153,8 @@ def _as_before(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _letters(settings: Mapping[str, Any], width: int, stored: Mapping[str, Tensor], source: str) -> LetterHead | None:
-    """Return what reads letters where training has left the LLM alone, with its weights; else None."""
-    if settings.get("answer_weight", 1.0) or not settings.get("letters_per_token"):
+    """Return what reads letters, with its weights, or None where training did not compare them."""
+    if not settings.get("letters_per_token"):
         return None
     head = LetterHead(width, settings["letters_per_token"])
     begin = "path.alignment."

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from fastslm.inference.audio import version_of
 #: In the output folder: one JSON line for each transcript that was written.
 NOTES = ".fastslm-transcribe.jsonl"
 _BLOCK_BYTES = 1 << 20
+#: What texts were made with before a setting was there, where it changes them.
+_MEANT = {"letters": False}
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,14 @@ class Note:
     settings: dict[str, Any]
 
     def changed(self, settings: dict[str, Any]) -> list[str]:
-        """Return the names of settings that have another value now; a note of before may lack one."""
-        return [name for name, value in settings.items() if self.settings.get(name, value) != value]
+        """Return the names of settings that have another value now."""
+        return changed_settings(self.settings, settings)
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of settings that have another value now; what was noted before there was one may lack it."""
+    known = {**now, **_MEANT, **before}
+    return [name for name, value in now.items() if known[name] != value]
 
 
 #: What is at the place of a transcript: ``nothing``; one that is ``finished``; one of the recording before it was

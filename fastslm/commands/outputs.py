@@ -101,7 +101,7 @@ def unfinished(
             continue
         if state == "other settings":
             assert note is not None
-            changed = [f"{name} {note.settings[name]!r}, now {settings[name]!r}" for name in note.changed(settings)]
+            changed = [f"{name} {note.settings.get(name)!r}, now {settings[name]!r}" for name in note.changed(settings)]
             raise ConfigError(
                 f"--output {notes.folder}: {job.output.name} was made with other settings ({'; '.join(changed)})."
                 " Choose another folder, or --overwrite to make it anew."

@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--language", metavar="NAME", help="what ast translates into, such as Korean (default: English)")
     add_decoding_options(made)
     made.add_argument("--section-minutes", type=float, metavar="M", help="write section by section, for hours of audio")
+    add_letters_option(made)
     made.add_argument("--batch-size", type=int, default=8, metavar="N", help="most files side by side (default: 8)")
     return made
 
@@ -86,6 +87,16 @@ def add_decoding_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: follows the audio)")
 
 
+def add_letters_option(made: argparse.ArgumentParser) -> None:
+    """Add whether letters give the words."""
+    made.add_argument(
+        "--letters",
+        action="store_true",
+        help="search the letters that speech tokens spell, each word judged by the LLM; for runs with"
+        " model.letters_per_token",
+    )
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     try:
@@ -108,6 +119,7 @@ def _run(options: argparse.Namespace) -> int:
             f"--format {options.format}: {len(jobs)} recordings need a folder of their own: --output DIR."
         )
 
+    from fastslm.inference.engine import Decoding
     from fastslm.inference.load import find_model, load
 
     refused: list[str] = []
@@ -126,6 +138,8 @@ def _run(options: argparse.Namespace) -> int:
     if not waiting:
         return 1 if refused else 0
     model = load(options.model, device=options.device)
+    asked = model.request(options.task, options.prompt, options.language)
+    model.spells(asked, Decoding(options.beam, options.temperature, options.top_p, options.seed), options.letters)
     status = _Transcription(model, options, settings, notes, noted).run(waiting, len(jobs) > 1)
     return status or bool(refused)
 
@@ -143,7 +157,9 @@ def request_settings(options: argparse.Namespace) -> dict[str, Any]:
         which = f"--format {options.format}" if options.format in TIMED else "--section-minutes"
         raise ConfigError(f"{which}: task {options.task} answers about the whole audio, not by time as asr does.")
     check_limits(options.max_new_tokens, options.section_minutes)
-    names = ("task", "prompt", "language", "temperature", "top_p", "seed", "max_new_tokens", "section_minutes")
+    names = (
+        "task", "prompt", "language", "temperature", "top_p", "seed", "max_new_tokens", "section_minutes", "letters",
+    )  # fmt: skip
     return {"beams": options.beam, **{name: getattr(options, name) for name in names}}
 
 

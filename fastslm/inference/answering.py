@@ -33,7 +33,8 @@ class AnsweringModel:
         new_tokens_per_second: see ``max_new_tokens``.
         tasks: what it brings itself, by name; for others the installed ones are taken.
         trained_on: what it was trained on, as far as that is known.
-        letters: reads speech tokens where the LLM has not learned to; transcripts then are those of its letters.
+        letters: reads the letters that speech tokens spell, where training kept what does.
+        llm_reads: whether the LLM has learned to read speech tokens; transcripts are those of ``letters`` where not.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class AnsweringModel:
         tasks: Mapping[str, Task] | None = None,
         trained_on: TrainedOn | None = None,
         letters: LetterHead | None = None,
+        llm_reads: bool = True,
     ) -> None:
         self.path = path
         self.source = source
@@ -52,16 +54,16 @@ class AnsweringModel:
         self.new_tokens_per_second = new_tokens_per_second
         self.tasks = tasks or {}
         self.trained_on = trained_on or TrainedOn()
-        self.letters = letters
+        self.letters, self.llm_reads = letters, llm_reads
         self._begin_in_process()
 
     def _begin_in_process(self) -> None:
         self._text_lock = threading.Lock()  # fast tokenizers must not be used by two threads at once
         self._process = os.getpid()
-        self._vocabulary: Vocabulary | None = None  # holds the lock
+        self._vocabularies: dict[bool, Vocabulary] = {}  # hold the lock
 
     def __getstate__(self) -> dict[str, Any]:
-        made_here = ("_text_lock", "_process", "_vocabulary")
+        made_here = ("_text_lock", "_process", "_vocabularies")
         return {name: value for name, value in self.__dict__.items() if name not in made_here}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -117,11 +119,15 @@ class AnsweringModel:
         with self._text_lock:
             return str(self.path.prompter.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def vocabulary(self) -> Vocabulary:
-        """Return the tokens with which words begin, by their letters; made at the first call."""
-        if self._vocabulary is None:
-            self._vocabulary = Vocabulary(self.path.prompter.tokenizer, self._text_lock)
-        return self._vocabulary
+    def vocabulary(self, spaced: bool = True) -> Vocabulary:
+        """Return the tokens with which words begin, by their letters; made at the first call.
+
+        Args:
+            spaced: see ``Vocabulary``.
+        """
+        if spaced not in self._vocabularies:
+            self._vocabularies[spaced] = Vocabulary(self.path.prompter.tokenizer, self._text_lock, spaced)
+        return self._vocabularies[spaced]
 
     def limit(self, seconds: float, given: int | None, num_positions: int) -> int:
         """Return the most new tokens of an answer.

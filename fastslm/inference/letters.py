@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import ConfigError, DataError
@@ -56,17 +57,21 @@ class LetterSearch:
     goes on, so that neither time nor memory grow with the recording.
 
     Args:
-        new_words: gives a language model over words that has read these ids.
         beams: hypotheses side by side.
+
+    Attributes:
+        ids: of the words that are settled.
     """
 
-    def __init__(self, new_words: Callable[[Sequence[int]], WordModel], beams: int) -> None:
-        self.new_words, self.beams = new_words, beams
+    def __init__(self, beams: int) -> None:
+        self.beams = beams
         self.ids: list[int] = []
-        self._begin(b"", (0.0, _NEVER))
+        self._unfinished: tuple[bytes, tuple[float, float]] = (b"", (0.0, _NEVER))
 
-    def _begin(self, word: bytes, ways: tuple[float, float]) -> None:
-        self.words = self.new_words(self.ids[-_CONTEXT_IDS:])
+    def begin(self, words: WordModel) -> None:
+        """Begin a window: a language model over words that has read what is before it."""
+        word, ways = self._unfinished
+        self.words = words
         self._scores: dict[History, float] = {(): 0.0}
         self._hypotheses: dict[Hypothesis, tuple[float, float]] = {((), word): ways}
 
@@ -136,11 +141,11 @@ class LetterSearch:
             self._scores[(*history, word)] = self._scores[history] + _LLM_WEIGHT * score + _WORD_BONUS
 
     def end_of_window(self) -> list[int]:
-        """Settle what was read, but for a word that is not finished, and return the ids of the words."""
+        """Settle what was read, but for a word that goes on in the next window, and return the ids of the words."""
         history, word = key = max(self._hypotheses, key=lambda key: self._worth(key, self._hypotheses[key]))
         ids, ways = self._settle(history), self._hypotheses[key]
         top = max(ways)
-        self._begin(word, (ways[0] - top, ways[1] - top))
+        self._unfinished = word, (ways[0] - top, ways[1] - top)
         return ids
 
     def end(self) -> list[int]:
@@ -153,12 +158,60 @@ class LetterSearch:
         for (history, word), ways in self._hypotheses.items():
             whole: History = (*history, word) if word else history
             worth[whole] = max(worth.get(whole, _NEVER), self._scores[whole] + _added(*ways))
-        return self._settle(max(worth, key=lambda whole: worth[whole]))
+        best = max(worth, key=lambda whole: worth[whole])
+        ids, sign = self._settle(best), self.words.sign_after(best)
+        self.ids += sign
+        return [*ids, *sign]
 
     def _settle(self, history: History) -> list[int]:
         ids = self.words.ids(history)
         self.ids += ids
         return ids
+
+
+class _WordModels:
+    """Language models for the words of each window, by what the LLM has learned.
+
+    One that has not learned to read speech tokens has read the text so far. One that has, has read its prompt with the
+    tokens of this window and of the one before, and the text of the one before: Watanabe et al., "Hybrid CTC/Attention
+    Architecture for End-to-End Speech Recognition" (IEEE JSTSP 2017), section III-C, over words.
+
+    Args:
+        model: with its text side.
+        request: what is asked.
+
+    Raises:
+        ConfigError: no token of the LLM begins a word.
+    """
+
+    def __init__(self, model: AnsweringModel, request: Request) -> None:
+        self._model, self._words = model, model.vocabulary()
+        self._first = model.vocabulary(spaced=False) if model.llm_reads else None
+        tokenizer = model.path.prompter.tokenizer
+        begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        before, after = model.ids_of(request) if model.llm_reads else ([begin], [])
+        self._memory = model.new_memory()
+        self._before, self._after = self._embed(before), self._embed(after)
+        self._last_tokens, self._num_ids = self._before[:0], 0
+
+    def __call__(self, tokens: Tensor, ids: Sequence[int]) -> WordModel:
+        """Return one for a window.
+
+        Args:
+            tokens: of the window ``[K, D_llm]``.
+            ids: of all words so far.
+        """
+        llm = self._model.path.llm
+        if not self._model.llm_reads:
+            return WordModel(llm, self._words, torch.cat([self._before, self._embed(ids[-_CONTEXT_IDS:])]))
+        tokens = tokens.to(self._before.dtype)
+        said = self._embed(ids[self._num_ids :])
+        prompt = torch.cat([self._before, self._last_tokens, tokens, self._after, said])
+        self._last_tokens, self._num_ids = tokens, len(ids)
+        return WordModel(llm, self._words, prompt, None if ids else self._first)
+
+    def _embed(self, ids: Sequence[int]) -> Tensor:
+        return self._memory.embed(ids, self._model.device)
 
 
 def check(decoding: Decoding) -> None:
@@ -168,7 +221,7 @@ def check(decoding: Decoding) -> None:
         ConfigError: it is asked to draw.
     """
     if decoding.temperature > 0:
-        raise ConfigError("temperature: a model that was trained by letters alone searches them, and draws nothing.")
+        raise ConfigError("temperature: a search among letters draws nothing. Leave it at 0.")
 
 
 @torch.inference_mode()
@@ -188,12 +241,8 @@ def transcribe(
         DataError: the audio cannot be read.
     """
     assert model.letters is not None
-    tokenizer, vocabulary = model.path.prompter.tokenizer, model.vocabulary()
-    begin = [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
-    search = LetterSearch(
-        lambda ids: WordModel(model.path.llm, vocabulary, [*begin, *ids]),
-        decoding.beams if decoding.beams > 1 else _BEAMS,
-    )
+    search = LetterSearch(decoding.beams if decoding.beams > 1 else _BEAMS)
+    new_words = _WordModels(model, request)
     started = time.perf_counter()
     encoding, seconds, signal, num_tokens = 0.0, 0.0, 0, 0
     segments: list[Segment] = []
@@ -215,8 +264,9 @@ def transcribe(
         for count, num_samples in zip(part.counts, part.num_samples, strict=True):
             if window is not None:
                 told(search.end_of_window(), *window)
-            log_probs = model.letters.log_probs(part.tokens[None, first : first + count].float())
-            search.read(log_probs[0].cpu().numpy())
+            tokens = part.tokens[first : first + count]
+            search.begin(new_words(tokens, search.ids))
+            search.read(model.letters.log_probs(tokens[None].float())[0].cpu().numpy())
             window = (seconds, seconds + num_samples / SAMPLE_RATE_HZ)
             first, seconds = first + count, window[1]
         signal, num_tokens = signal + part.num_signal_samples, num_tokens + len(part.tokens)

@@ -39,19 +39,19 @@ def load(path: Any = None, *, device: str | torch.device | None = None) -> Model
         if is_exported(found):
             opened = open_exported(found)
             model, limit, per_second = opened.path, opened.max_new_tokens, opened.new_tokens_per_second
-            trained_on, letters = opened.trained_on, None
+            trained_on, letters, reads = opened.trained_on, None, True
         else:
             run = open_run(found, device=target)
             model, limit = run.path, run.settings.get("max_new_tokens")
             per_second = run.settings.get("new_tokens_per_second", 4.0)
-            trained_on, letters = run.trained_on, run.letters
+            trained_on, letters, reads = run.trained_on, run.letters, run.llm_reads
     tasks = tasks_in(found)
     try:
         model.to(target)
         letters = None if letters is None else letters.to(target)
     except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without CUDA
         raise ConfigError(f"device: {device}: {str(error).splitlines()[0]}") from error
-    return Model(model, str(found), limit, per_second, tasks, trained_on, letters)
+    return Model(model, str(found), limit, per_second, tasks, trained_on, letters, reads)
 
 
 def find_model(path: Any) -> Path:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
-from fastslm.errors import DataError, FastSLMError
+from fastslm.errors import ConfigError, DataError, FastSLMError
 from fastslm.path.request import Request
 
-from . import batch, letters, sections
+from . import batch, sections
+from . import letters as search
 from .answering import AnsweringModel
 from .arguments import check_limits, list_of_questions, list_of_recordings
 from .audio import AudioSource, name_of, open_audio
@@ -34,7 +35,8 @@ class Model(AnsweringModel):
         new_tokens_per_second: see ``max_new_tokens``.
         tasks: what it brings itself, by name; for others the installed ones are taken.
         trained_on: what it was trained on, as far as that is known.
-        letters: reads speech tokens where the LLM has not learned to; transcripts then are those of its letters.
+        letters: reads the letters that speech tokens spell, where training kept what does.
+        llm_reads: whether the LLM has learned to read speech tokens; transcripts are those of ``letters`` where not.
     """
 
     def __repr__(self) -> str:
@@ -56,6 +58,7 @@ class Model(AnsweringModel):
         max_new_tokens: int | None = None,
         section_minutes: float | None = None,
         segments: bool = False,
+        letters: bool = False,
         sample_rate_hz: int | None = None,
         on_progress: Progress | None = None,
         on_text: Callable[[str], None] | None = None,
@@ -77,6 +80,8 @@ class Model(AnsweringModel):
             max_new_tokens: most tokens of the answer; None follows the audio's length. Reaching it is reported.
             section_minutes: write section by section, each with the one before as context; None writes in one go.
             segments: give text by time, window by window.
+            letters: search the letters that the speech tokens spell, each word judged by the LLM; for a model that was
+                trained with ``letters_per_token``, and always so where its LLM has not learned to read.
             sample_rate_hz: of samples; None means 16 kHz.
             on_progress: called as work goes on.
             on_text: called with each chunk of the text as it is generated; see ``ask_all``. Not with ``segments`` or
@@ -90,8 +95,8 @@ class Model(AnsweringModel):
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         check_limits(max_new_tokens, section_minutes, on_progress)
         source = _opened(audio, sample_rate_hz)
-        if self._spells(request, decoding):
-            answer = letters.transcribe(self, source, request, decoding, on_progress, on_text, on_segment)
+        if self.spells(request, decoding, letters):
+            answer = search.transcribe(self, source, request, decoding, on_progress, on_text, on_segment)
             answer = answer if segments else replace(answer, segments=())
         elif section_minutes is not None or segments:
             answer = sections.transcribe(
@@ -121,6 +126,7 @@ class Model(AnsweringModel):
         top_p: float = 1.0,
         seed: int = 0,
         max_new_tokens: int | None = None,
+        letters: bool = False,
         sample_rate_hz: int | None = None,
         on_progress: Progress | None = None,
     ) -> list[Answer | FastSLMError]:
@@ -131,15 +137,31 @@ class Model(AnsweringModel):
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         check_limits(max_new_tokens, None, on_progress)
         audios = list_of_recordings(audios)
-        if self._spells(request, decoding):
+        if self.spells(request, decoding, letters):
             return [self._or_error(audio, request, decoding, sample_rate_hz, on_progress) for audio in audios]
         return batch.transcribe(self, audios, request, decoding, max_new_tokens, sample_rate_hz, on_progress)
 
-    def _spells(self, request: Request, decoding: Decoding) -> bool:
-        """Say whether letters give the answer, and refuse what a search among them does not do."""
-        if self.letters is None or not request.definition.transcript:
+    def spells(self, request: Request, decoding: Decoding, asked: bool = False) -> bool:
+        """Say whether letters give the answer to a request.
+
+        Args:
+            request: it.
+            decoding: how it is to be generated.
+            asked: whether letters are asked for; see ``transcribe``.
+
+        Raises:
+            ConfigError: the model has no letters, the task is no transcript, or the search does not decode so.
+        """
+        if asked and self.letters is None:
+            raise ConfigError(
+                f"letters: {self.source} spells none. Train with model.letters_per_token, and take the run: exported"
+                " folders have no letters."
+            )
+        if asked and not request.definition.transcript:
+            raise ConfigError(f"letters: task {request.task} gives no transcript, and letters spell what is said.")
+        if self.letters is None or not request.definition.transcript or (self.llm_reads and not asked):
             return False
-        letters.check(decoding)
+        search.check(decoding)
         return True
 
     def _or_error(
@@ -153,7 +175,7 @@ class Model(AnsweringModel):
         """Return a transcript by letters, or why there is none."""
         try:
             source = open_audio(audio, sample_rate_hz)
-            answer = letters.transcribe(self, source, request, decoding, on_progress)
+            answer = search.transcribe(self, source, request, decoding, on_progress)
         except FastSLMError as error:
             return DataError(f"{name_of(audio)}: {error}")
         return replace(answer, segments=(), remarks=tuple(source.remarks))

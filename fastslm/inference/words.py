@@ -15,6 +15,8 @@ from fastslm.contracts import LanguageModel
 from fastslm.errors import ConfigError
 from fastslm.path.letters import spelled
 
+from .engine import read
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -27,38 +29,47 @@ _UNTOLD_LETTER = 2.0
 _MOST_JUDGED, _UNJUDGED_TOKEN = 12, 4.0
 #: Tokens that all histories have to share before they are read for good: fewer are read again with each row.
 _LEAST_SHARED = 4
+#: A sign between words is read where it is this likely, and as many of them after a word.
+_LEAST_SIGN, _MOST_SIGNS = 0.1, 1
 #: Share of words that no token begins.
 _UNKNOWN = 1e-3
 
 
 class Vocabulary:
-    """The tokens of a tokenizer with which a word may begin, by their letters.
+    """The tokens of a tokenizer with which a word may begin, by their letters, and those of signs between words.
 
     Args:
-        tokenizer: one whose tokens of first words hold the space before them.
+        tokenizer: one whose tokens of words hold the space before them.
         lock: held while it is used.
+        spaced: whether words have a space before them; the first one of an answer may have none.
 
     Raises:
         ConfigError: no token begins a word.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", lock: threading.Lock) -> None:
-        self.tokenizer, self.lock = tokenizer, lock
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", lock: threading.Lock, spaced: bool = True) -> None:
+        self.tokenizer, self.lock, self.spaced = tokenizer, lock, spaced
         with lock:
             anchor = tokenizer("x", add_special_tokens=False).input_ids[-1:]  # a space at the front may be left out
             before = len(tokenizer.decode(anchor))
             texts = tokenizer.batch_decode([[*anchor, i] for i in range(len(tokenizer))])
         special = set(tokenizer.all_special_ids)
-        found = []
+        found, signs = [], []
         for i, text in enumerate(texts):
             text = text[before:]
-            if text[:1] == " " and i not in special and (letters := bytes(spelled(text).astype(np.uint8))):
+            if i in special or not text.isprintable() or not text:
+                continue
+            letters = bytes(spelled(text).astype(np.uint8))
+            if letters and text.startswith(" ") == spaced:
                 found.append((letters, i))
+            elif not letters and not text.isspace():
+                signs.append(i)
         if not found:
             raise ConfigError("model.llm.pretrained: no token of its tokenizer begins with a space, so no word begins.")
         found.sort()
         self.letters = [letters for letters, _ in found]
         self.ids = torch.tensor([i for _, i in found])
+        self.sign_ids = torch.tensor(signs, dtype=torch.int64)
         self._tokens: dict[bytes, list[list[int]]] = {}
 
     def span(self, letters: bytes) -> tuple[int, int]:
@@ -73,10 +84,26 @@ class Vocabulary:
         """Return the ids of a word as it is and with a capital."""
         if word not in self._tokens:
             text = word.decode(errors="replace")
-            texts = dict.fromkeys((f" {text}", f" {text.capitalize()}"))
+            space = " " if self.spaced else ""
+            texts = dict.fromkeys((f"{space}{text}", f"{space}{text.capitalize()}"))
             with self.lock:
                 self._tokens[word] = [self.tokenizer(t, add_special_tokens=False).input_ids for t in texts]
         return self._tokens[word]
+
+
+@dataclass
+class _Way:
+    """A sign that may stand between a history and its next word, or none.
+
+    Attributes:
+        signs: its ids.
+        log_weight: how likely it is, its log.
+        next: log-probabilities of the next token behind it ``[V]``.
+    """
+
+    signs: list[int]
+    log_weight: float
+    next: Tensor
 
 
 @dataclass
@@ -84,14 +111,16 @@ class _State:
     """What the LLM expects after a history.
 
     Attributes:
-        ids: of its words.
-        next: log-probabilities of the next token ``[V]``.
-        mass: probabilities of the tokens of the vocabulary up to each ``[n + 1]``.
+        ids: of its words, and the signs between them.
+        vocabulary: of its next word.
+        ways: to its next word, without a sign first.
+        mass: probabilities of the tokens of the vocabulary up to each ``[n + 1]``, in all ways together.
         ahead: what is known of first letters.
     """
 
     ids: list[int]
-    next: Tensor
+    vocabulary: Vocabulary
+    ways: list[_Way]
     mass: np.ndarray
     ahead: dict[bytes, float]
 
@@ -99,18 +128,22 @@ class _State:
 class WordModel:
     """The LLM after several histories, which grow by a word at a time and mostly share their beginning.
 
-    What all of them share is read once; what is behind it is read again for every word, since it is short.
+    What all of them share is read once; what is behind it is read again for every word, since it is short. Between two
+    words stands the sign that the LLM finds likely there, if there is one.
 
     Args:
         llm: the model; one that keeps all it has read (no sliding window, no recurrent state).
-        vocabulary: of its tokenizer.
-        ids: what it has read before the first word, at least one.
+        vocabulary: of its tokenizer, for words.
+        prompt: what it has read before the first word ``[S, D_llm]``, S at least 1.
+        first: for the first word; None is ``vocabulary``.
 
     Raises:
         ConfigError: the LLM forgets what it has read.
     """
 
-    def __init__(self, llm: LanguageModel, vocabulary: Vocabulary, ids: Sequence[int]) -> None:
+    def __init__(
+        self, llm: LanguageModel, vocabulary: Vocabulary, prompt: Tensor, first: Vocabulary | None = None
+    ) -> None:
         self.llm, self.vocabulary, self.cache = llm, vocabulary, llm.new_cache()
         if not self.cache.can_cut:
             raise ConfigError(
@@ -119,17 +152,20 @@ class WordModel:
             )
         self.device = next(llm.parameters()).device
         self._num_shared = 0  # ids of words that are in the cache
-        self._states: dict[History, _State] = {(): self._state([], self._extend(ids))}
+        expected = read(llm, prompt[None], self.cache)[0]
+        self._states: dict[History, _State] = {
+            (): self._state([], first or vocabulary, [_Way([], 0.0, _logs(expected))])
+        }
 
     def ahead(self, history: History, letters: bytes) -> float:
         """Return about how likely a word of ``history`` that begins with ``letters`` is, its log."""
         state = self._states[history]
         if letters not in state.ahead:
-            first, last = self.vocabulary.span(letters)
+            first, last = state.vocabulary.span(letters)
             # Every letter costs, or a word that never ends would be cheaper than all that do.
             mass = state.mass[last] - state.mass[first] + _UNKNOWN * math.exp(-_UNTOLD_LETTER * len(letters))
             for size in range(1, len(letters)):  # tokens that are its beginning: another one follows them
-                first, last = self.vocabulary.equal(letters[:size])
+                first, last = state.vocabulary.equal(letters[:size])
                 rest = len(letters) - size
                 mass += (state.mass[last] - state.mass[first]) * math.exp(-_UNTOLD_LETTER * rest)
             state.ahead[letters] = math.log(mass)
@@ -138,6 +174,11 @@ class WordModel:
     def ids(self, history: History) -> list[int]:
         """Return the ids of the words of a history."""
         return self._states[history].ids
+
+    def sign_after(self, history: History) -> list[int]:
+        """Return the ids of the sign that a history ends with, if the LLM finds it likelier than all else."""
+        signs = [way.signs for way in self._states[history].ways if way.signs and way.log_weight > math.log(0.5)]
+        return signs[0] if signs else []
 
     def __contains__(self, history: History) -> bool:
         return history in self._states
@@ -149,30 +190,48 @@ class WordModel:
             wanted: histories that are known, with the word that is next.
             kept: histories that will be asked about again; all others are forgotten.
         """
-        spellings = [self._spelling(history, word) for history, word in wanted]
         parents = [self._states[history] for history, _ in wanted]
+        chosen = [self._spelling(state, word) for state, (_, word) in zip(parents, wanted, strict=True)]
         self._states = {history: self._states[history] for history in kept if history in self._states}
         self._share([state.ids for state in (*parents, *self._states.values())])
-        rows: dict[tuple[int, ...], int] = {}  # what is read behind the shared beginning, each text once
+        rows = _Rows(self._num_shared)
         places: list[list[int]] = []  # of the beginnings of each word that are judged, the whole word last
-        for state, ids in zip(parents, spellings, strict=True):
-            before, ends = state.ids[self._num_shared :], range(max(1, len(ids) - _MOST_JUDGED + 1), len(ids) + 1)
-            places.append([rows.setdefault((*before, *ids[:end]), len(rows)) for end in ends])
-        logits = self._read_rows(list(rows))
-        scores = []
-        for (history, word), state, ids, of_word in zip(wanted, parents, spellings, places, strict=True):
-            score = float(state.next[ids[0]]) - _UNJUDGED_TOKEN * (len(ids) - len(of_word))
+        for state, (way, ids) in zip(parents, chosen, strict=True):
+            before, ends = [*state.ids, *way.signs], range(max(1, len(ids) - _MOST_JUDGED + 1), len(ids) + 1)
+            places.append([rows.place([*before, *ids[:end]]) for end in ends])
+        logits = self._read_rows(rows)
+        scores, grown = [], []
+        for state, (way, ids), of_word in zip(parents, chosen, places, strict=True):
+            score = way.log_weight + float(way.next[ids[0]]) - _UNJUDGED_TOKEN * (len(ids) - len(of_word))
             for row, token in zip(of_word[:-1], ids[len(ids) - len(of_word) + 1 :], strict=True):
-                score += float(logits[row].float().log_softmax(-1)[token])
+                score += float(_logs(logits[row])[token])
             scores.append(score)
-            self._states[(*history, word)] = self._state([*state.ids, *ids], logits[of_word[-1]])
+            grown.append(([*state.ids, *way.signs, *ids], [_Way([], 0.0, _logs(logits[of_word[-1]]))]))
+        self._read_signs(grown)
+        for (history, word), (ids, ways) in zip(wanted, grown, strict=True):
+            self._states[(*history, word)] = self._state(ids, self.vocabulary, ways)
         return scores
 
-    def _read_rows(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def _read_signs(self, grown: Sequence[tuple[list[int], list[_Way]]]) -> None:
+        """Add the ways over signs that are likely after these texts."""
+        rows, found = _Rows(self._num_shared), []
+        for ids, ways in grown:
+            likely = ways[0].next[self.vocabulary.sign_ids]
+            for log_weight, place in zip(*likely.topk(min(_MOST_SIGNS, len(likely))), strict=True):
+                if float(log_weight) >= math.log(_LEAST_SIGN):
+                    signs = [int(self.vocabulary.sign_ids[place])]
+                    found.append((ways, signs, float(log_weight), rows.place([*ids, *signs])))
+        if found:
+            logits = self._read_rows(rows)
+            for ways, signs, log_weight, row in found:
+                ways.append(_Way(signs, log_weight, _logs(logits[row])))
+
+    def _read_rows(self, texts: "_Rows") -> Tensor:
         """Return what the LLM expects after each of these texts ``[B, V]``, read behind the shared beginning.
 
         They go through the LLM together: a pass costs about as much for many short rows as for one.
         """
+        rows = list(texts.places)
         size = max(map(len, rows))
         padded = torch.tensor([[0] * (size - len(row)) + [*row] for row in rows], device=self.device)
         seen = torch.tensor([[0] * (size - len(row)) + [1] * len(row) for row in rows], device=self.device)
@@ -187,20 +246,40 @@ class WordModel:
         while len({tuple(ids[self._num_shared : shared]) for ids in texts}) > 1:
             shared -= 1
         if shared >= self._num_shared + _LEAST_SHARED:
-            self._extend(texts[0][self._num_shared : shared])
+            ids = torch.tensor([texts[0][self._num_shared : shared]], device=self.device)
+            self.llm.extend(self.llm.embed(ids), None, self.cache)
             self._num_shared = shared
 
-    def _extend(self, ids: Sequence[int]) -> Tensor:
-        """Read on for all histories, and return what the LLM then expects ``[V]``."""
-        return self.llm.extend(self.llm.embed(torch.tensor([list(ids)], device=self.device)), None, self.cache)[0]
-
-    def _spelling(self, history: History, word: bytes) -> list[int]:
-        expected = self._states[history].next
+    def _spelling(self, state: _State, word: bytes) -> tuple[_Way, list[int]]:
+        """Return the ids of a word that are likeliest, by the first one, and the sign before them."""
         return max(
-            self.vocabulary.spellings(word), key=lambda ids: float(expected[ids[0]]) - _UNTOLD_LETTER * (len(ids) - 1)
+            ((way, ids) for way in state.ways for ids in state.vocabulary.spellings(word)),
+            key=lambda found: (
+                found[0].log_weight + float(found[0].next[found[1][0]]) - _UNTOLD_LETTER * (len(found[1]) - 1)
+            ),
         )
 
-    def _state(self, ids: list[int], logits: Tensor) -> _State:
-        expected = logits.float().log_softmax(-1).cpu()
-        mass = np.concatenate([[0.0], expected[self.vocabulary.ids].double().exp().cumsum(0).numpy()])
-        return _State(ids, expected, mass, {})
+    def _state(self, ids: list[int], vocabulary: Vocabulary, ways: list[_Way]) -> _State:
+        shares = torch.stack([(way.next[vocabulary.ids].double() + way.log_weight).exp() for way in ways])
+        mass = np.concatenate([[0.0], shares.sum(0).cumsum(0).numpy()])
+        return _State(ids, vocabulary, ways, mass, {})
+
+
+class _Rows:
+    """Texts that are read side by side behind their shared beginning, each once.
+
+    Attributes:
+        places: the row of each, by what is behind the beginning.
+    """
+
+    def __init__(self, num_shared: int) -> None:
+        self.places: dict[tuple[int, ...], int] = {}
+        self._num_shared = num_shared
+
+    def place(self, ids: Sequence[int]) -> int:
+        """Return the row of a text."""
+        return self.places.setdefault(tuple(ids[self._num_shared :]), len(self.places))
+
+
+def _logs(logits: Tensor) -> Tensor:
+    return logits.float().log_softmax(-1).cpu()

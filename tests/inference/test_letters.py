@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from tiny_run import settings_of, write_run
 
 import fastslm
+from fastslm import cli
 from fastslm.checkpoint.run import open_run
 from fastslm.errors import CheckpointError, ConfigError, DataError
 from fastslm.inference.letters import _LLM_WEIGHT, _WORD_BONUS, LetterSearch
@@ -23,7 +25,7 @@ WORDS = {b"a": -2.0, b"b": -3.0, b"ab": -1.0, b"ba": -6.0}
 class KnownWords:
     """Stands for a WordModel: each word has a probability of its own, whatever is before it."""
 
-    def __init__(self, ids):
+    def __init__(self):
         self.known = {()}
 
     def __contains__(self, history):
@@ -34,6 +36,9 @@ class KnownWords:
 
     def ids(self, history):
         return [list(WORDS).index(word) if word in WORDS else 9 for word in history]
+
+    def sign_after(self, history):
+        return []
 
     def grow(self, wanted, kept):
         self.known = {()} | (self.known & set(kept)) | {(*history, word) for history, word in wanted}
@@ -59,13 +64,14 @@ def best_of_all(log_probs):
         text: math.log(p) + sum(_LLM_WEIGHT * WORDS.get(word, -9.0) + _WORD_BONUS for word in text.split())
         for text, p in likely.items()
     }
-    return KnownWords([]).ids(tuple(max(worth, key=worth.get).split()))
+    return KnownWords().ids(tuple(max(worth, key=worth.get).split()))
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_search_finds_the_best_of_all_spellings(seed):
     log_probs = slots(6, seed)
-    search = LetterSearch(KnownWords, beams=200)
+    search = LetterSearch(beams=200)
+    search.begin(KnownWords())
     search.read(log_probs)
     assert search.end() == best_of_all(log_probs)
 
@@ -74,12 +80,14 @@ def test_a_word_goes_on_across_the_end_of_a_window():
     sure = np.full((4, BLANK + 1), -30.0)
     for slot, letter in zip(sure, (*b"a ", *b"ab"), strict=True):
         slot[letter] = 0.0
-    search = LetterSearch(KnownWords, beams=8)
+    search = LetterSearch(beams=8)
+    search.begin(KnownWords())
     search.read(sure[:3])
-    assert search.end_of_window() == KnownWords([]).ids((b"a",))
+    assert search.end_of_window() == KnownWords().ids((b"a",))
+    search.begin(KnownWords())
     search.read(sure[3:])
-    assert search.end() == KnownWords([]).ids((b"ab",))
-    assert search.ids == KnownWords([]).ids((b"a", b"ab"))
+    assert search.end() == KnownWords().ids((b"ab",))
+    assert search.ids == KnownWords().ids((b"a", b"ab"))
 
 
 # -- the LLM over words --------------------------------------------------------------------------------------------
@@ -104,10 +112,14 @@ def log_probs_of(llm, ids):
     return logits.float().log_softmax(-1)[-ids.shape[1] :].reshape(ids.shape[1], -1)
 
 
+def prompt_of(llm, ids):
+    return llm.embed(torch.tensor(ids))
+
+
 @torch.inference_mode()
 def test_words_have_the_probabilities_of_whole_passes_whatever_they_are_read_beside(llm, vocabulary):
     begin = [1, 5]
-    words = WordModel(llm, vocabulary, begin)
+    words = WordModel(llm, vocabulary, prompt_of(llm, begin))
     histories = [()]
     for wanted in (
         [((), b"seven"), ((), b"unheardof"), ((), b"two")],
@@ -125,9 +137,48 @@ def test_words_have_the_probabilities_of_whole_passes_whatever_they_are_read_bes
     assert (b"seven",) not in words
 
 
+class Commas:
+    """An LLM that finds a comma likely after each word, and one word behind it: by the last id alone."""
+
+    def __init__(self, llm, vocabulary):
+        self.llm, self.table = llm, torch.zeros(640, 640)
+        self.comma = next(i for i in vocabulary.sign_ids.tolist() if vocabulary.tokenizer.decode([i]) == ",")
+        self.word = vocabulary.spellings(b"seven")[0][0]
+        self.table[:, self.comma], self.table[self.comma, self.comma] = 8.0, 0.0
+        self.table[self.comma, self.word] = 9.0
+
+    def __getattr__(self, name):
+        return getattr(self.llm, name)
+
+    def embed(self, ids):
+        return ids[..., None].float().expand(*ids.shape, 32)
+
+    def extend(self, embeddings, attention_mask, cache):
+        self.llm.extend(torch.zeros_like(embeddings), attention_mask, cache)  # the cache grows
+        return self.table[embeddings[:, -1, 0].long()]
+
+
+@torch.inference_mode()
+def test_a_sign_stands_between_words_where_the_llm_finds_the_next_word_behind_it(llm, vocabulary):
+    commas = Commas(llm, vocabulary)
+    words = WordModel(commas, vocabulary, commas.embed(torch.tensor([1])))
+    words.grow([((), b"two")], [()])
+    with_sign, without = words.grow([((b"two",), b"seven"), ((b"two",), b"eight")], [(b"two",)])
+    expected = commas.table.log_softmax(-1)
+    two = words.ids((b"two",))[-1]
+    assert words.ids((b"two", b"seven"))[-2:] == [commas.comma, commas.word]
+    told = expected[two, commas.comma] + expected[commas.comma, commas.word]
+    assert with_sign == pytest.approx(float(told), abs=1e-4)
+    assert commas.comma not in words.ids((b"two", b"eight"))  # which is likelier without it
+    assert without == pytest.approx(float(expected[two, words.ids((b"two", b"eight"))[-1]]), abs=1e-4)
+    assert without < with_sign
+    assert words.ahead((b"two", b"seven"), b"seven") == pytest.approx(float(told), abs=0.05)
+    assert words.sign_after((b"two", b"seven")) == [commas.comma]
+
+
 @torch.inference_mode()
 def test_first_letters_are_as_likely_as_the_words_that_begin_so(llm, vocabulary):
-    words = WordModel(llm, vocabulary, [1])
+    words = WordModel(llm, vocabulary, prompt_of(llm, [1]))
     expected = log_probs_of(llm, [1])[0].exp()
     tokenizer = vocabulary.tokenizer
     starts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
@@ -141,7 +192,7 @@ def test_first_letters_are_as_likely_as_the_words_that_begin_so(llm, vocabulary)
 def test_an_llm_that_forgets_what_it_has_read_is_refused(llm, vocabulary, monkeypatch):
     monkeypatch.setattr(type(llm.new_cache()), "can_cut", property(lambda cache: False))
     with pytest.raises(ConfigError, match="sliding window"):
-        WordModel(llm, vocabulary, [1])
+        WordModel(llm, vocabulary, prompt_of(llm, [1]))
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------
@@ -206,11 +257,67 @@ def test_of_several_recordings_each_has_its_text_or_its_error(speller, noise, tm
 
 
 def test_letters_are_not_drawn(speller, noise):
-    with pytest.raises(ConfigError, match="temperature: a model that was trained by letters alone"):
+    with pytest.raises(ConfigError, match="temperature: a search among letters"):
         speller.transcribe(noise(2), temperature=0.5)
 
 
-def test_letters_stay_with_training_where_the_llm_reads(model, letters_run, tmp_path):
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory, letters_run, tiny_encoder, wordy_llm):
+    """Return a model of the same weights whose LLM has learned to read speech tokens."""
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(letters_run, folder / "run", symlinks=True)
+    checkpoint = folder / "run" / "checkpoints" / "last.ckpt"
+    contents = torch.load(checkpoint, weights_only=True)
+    contents["fastslm_config"]["model"]["answer_weight"] = 1.0
+    torch.save(contents, checkpoint)
+    return fastslm.load(folder / "run", device="cpu")
+
+
+def test_an_llm_that_reads_judges_words_behind_its_prompt_with_the_speech_tokens(reader, noise, monkeypatch):
+    prompts = []
+
+    class Watched(WordModel):
+        def __init__(self, llm, vocabulary, prompt, first=None):
+            prompts.append((prompt, first))
+            super().__init__(llm, vocabulary, prompt, first)
+
+    monkeypatch.setattr("fastslm.inference.letters.WordModel", Watched)
+    answer = reader.transcribe(noise(6), letters=True)
+    before, after = reader.ids_of(reader.request())
+    embed, tokens = reader.new_memory().embed, reader.embed(noise(6)).tokens
+    assert len(prompts) == 3
+    for i, (prompt, first) in enumerate(prompts):
+        said = answer.tokens[max(0, i - 1) : i]  # a word in each window
+        expected = [embed(before, "cpu"), tokens[max(0, 4 * i - 4) : 4 * i + 4], embed([*after, *said], "cpu")]
+        torch.testing.assert_close(prompt, torch.cat(expected), atol=1e-4, rtol=1e-4)
+        assert first is None if i else not first.spaced  # words have a space before them but for the first one
+
+
+def test_an_llm_that_reads_answers_itself_unless_it_is_asked_for_letters(reader, noise):
+    assert reader.transcribe(noise(3)).text != reader.transcribe(noise(3), letters=True).text
+    (together,) = reader.transcribe_batch([noise(3)], letters=True)
+    assert together.text == reader.transcribe(noise(3), letters=True).text
+
+
+def test_letters_are_refused_where_there_are_none(model, reader, noise):
+    with pytest.raises(ConfigError, match=r"letters: .* spells none\. Train with model\.letters_per_token"):
+        model.transcribe(noise(2), letters=True)
+    with pytest.raises(ConfigError, match="letters: task ssum gives no transcript"):
+        reader.transcribe(noise(2), letters=True, task="ssum")
+
+
+def test_the_command_refuses_them_once_and_not_for_each_file(run_folder, letters_run, noise, tmp_path, capsys):
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, noise(2), 16_000)
+    command = ["transcribe", str(tmp_path / "a.wav"), str(tmp_path / "b.wav"), "--device", "cpu", "--model"]
+    assert cli.main([*command, str(run_folder), "--letters"]) == 2
+    assert capsys.readouterr().err.count("spells none") == 1
+    assert cli.main([*command, str(letters_run), "--temperature", "0.5"]) == 2
+    assert capsys.readouterr().err.count("a search among letters") == 1
+    assert cli.main([*command, str(letters_run)]) == 0
+
+
+def test_letters_that_do_not_fit_their_setting_are_a_damaged_checkpoint(model, letters_run, tmp_path):
     assert model.letters is None
     assert open_run(letters_run).letters is not None
     contents = torch.load(letters_run / "checkpoints" / "last.ckpt", weights_only=True)

@@ -12,7 +12,7 @@ from tiny_run import settings_of, write_run
 
 from fastslm import cli
 from fastslm.checkpoint.facts import fingerprint
-from fastslm.commands.notes import NOTES, Recording
+from fastslm.commands.notes import NOTES, Recording, changed_settings
 from fastslm.commands.outputs import identity
 
 LIMIT = ["--max-new-tokens", "6", "--device", "cpu"]
@@ -84,6 +84,11 @@ def test_making_one_anew_says_nothing_of_the_others(transcribe, recording, tmp_p
     status, said = transcribe(tmp_path / "in", output=out)
     assert status == 2
     assert "a.txt was made with other settings (beams 2, now 1)" in said
+
+
+def test_a_setting_that_is_newer_than_a_note_had_its_meaning_of_before():
+    assert changed_settings({"beams": 1}, {"beams": 1, "letters": True, "base_models": {}}) == ["letters"]
+    assert changed_settings({"beams": 1}, {"beams": 2, "letters": False}) == ["beams"]
 
 
 def test_texts_of_another_llm_at_the_same_place_are_not_kept(tiny_encoder, wordy_llm, recording, tmp_path, capsys):
