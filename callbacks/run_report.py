@@ -32,6 +32,7 @@ class RunReport(L.Callback):
     def __init__(self, num_pairs: int = 4) -> None:
         self.num_pairs = num_pairs
         self._rows: list[dict[str, Any]] = []
+        self._validated_step = -1
 
     def on_validation_batch_end(
         self,
@@ -63,6 +64,7 @@ class RunReport(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the rows; print the result when validation is all there is."""
+        self._validated_step = trainer.global_step
         self._write(trainer, "predictions-val")
         if trainer.state.fn == "validate":
             self._print(trainer, "val")
@@ -84,8 +86,11 @@ class RunReport(L.Callback):
         folder = self._folder(trainer)
         self._print(trainer, "val")
         paths = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
-        checkpoint = next(filter(None, paths), "none was written")
-        print(f"  checkpoint  {checkpoint}")
+        checkpoint = next(filter(None, paths), "")
+        print(f"  checkpoint  {checkpoint or 'none was written'}")
+        if trainer.enable_validation and self._validated_step < trainer.global_step and checkpoint:
+            print(f"  validation  none of its last weights (trainer.val_check_interval: {trainer.val_check_interval}):")
+            print(f"              fastslm validate --config {folder}/config.yaml --ckpt_path {checkpoint}")
         print(f"  logs        {folder}  (tensorboard --logdir {folder})")
         if plot := draw_history(read_history(folder), folder / "training.png"):
             print(f"  plot        {plot}")
@@ -93,7 +98,10 @@ class RunReport(L.Callback):
         if not pl_module.settings.answer_weight:
             print(f"  next        the LLM has not learnt to read these tokens: fastslm fit ... --init_from {folder}")
             print(f"  use         transcripts by their letters: fastslm transcribe FILES --model {folder}")
-        elif sample_of(folder).exists():
+            return
+        if pl_module.settings.letters_per_token:
+            print(f"  letters     beside the LLM: fastslm transcribe FILES --model {folder} --letters")
+        if sample_of(folder).exists():
             print(f"  sample      {sample_of(folder)}, which training has not seen; to have it transcribed:")
             print(f"\n    {command_for(folder)}")
 
