@@ -392,6 +392,38 @@ class LanguageModel(nn.Module, ABC):
         """
         raise NotImplementedError
 
+    def branch(self, embeddings: Tensor, parents: Sequence[int], wanted: Sequence[int], cache: KVCache) -> Tensor:
+        """Return the logits ``[N, V]`` behind some of the tokens that branch off what was read, which stays as it is.
+
+        Here each of the N ways from what was read is a row of its own. An LLM may read the tree in one pass instead.
+
+        Args:
+            embeddings: of the tokens of a tree ``[S, D_llm]``, S at least 1.
+            parents: for each token the index of the one before it, which is a smaller one; -1 where that is the last
+                position in the cache.
+            wanted: indices of the N tokens whose next token is wanted.
+            cache: what was read before, one row.
+        """
+        ways = [way_to(token, parents) for token in wanted]
+        size = max(map(len, ways))
+        rows = embeddings.new_zeros(len(ways), size, embeddings.shape[1])
+        seen = torch.zeros(len(ways), size, dtype=torch.int64, device=embeddings.device)
+        for row, way in enumerate(ways):
+            rows[row, size - len(way) :] = embeddings[way]
+            seen[row, size - len(way) :] = 1
+        of_rows = cache.copy()
+        of_rows.select(seen.new_zeros(len(ways)))
+        return self.extend(rows, torch.cat([seen.new_ones(len(ways), cache.num_positions), seen], 1), of_rows)
+
+
+def way_to(token: int, parents: Sequence[int]) -> list[int]:
+    """Return the tokens of a tree from its root to one of them; see ``LanguageModel.branch``."""
+    way = []
+    while token >= 0:
+        way.append(token)
+        token = parents[token]
+    return way[::-1]
+
 
 class Metric(ABC):
     """What answers are worth: counts that add up over answers, batches and ranks, and one figure of their sums.

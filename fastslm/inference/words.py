@@ -25,12 +25,10 @@ History = tuple[bytes, ...]
 
 #: What each letter costs that no token tells about; e^-2 is a guess between the next letter of a word and any.
 _UNTOLD_LETTER = 2.0
-#: Tokens of a word that are judged, the first and the last ones; the others of what is hardly a word cost this each.
-_MOST_JUDGED, _UNJUDGED_TOKEN = 12, 4.0
 #: Tokens that all histories have to share before they are read for good: fewer are read again with each row.
 _LEAST_SHARED = 4
-#: A sign between words is read where it is this likely, and as many of them after a word.
-_LEAST_SIGN, _MOST_SIGNS = 0.1, 1
+#: A sign between words is read where it is this likely.
+_LEAST_SIGN = 0.1
 #: Share of words that no token begins.
 _UNKNOWN = 1e-3
 
@@ -128,8 +126,8 @@ class _State:
 class WordModel:
     """The LLM after several histories, which grow by a word at a time and mostly share their beginning.
 
-    What all of them share is read once; what is behind it is read again for every word, since it is short. Between two
-    words stands the sign that the LLM finds likely there, if there is one.
+    What all of them share is read once; what is behind it is read again for every word, as a tree. Between two words
+    stands the sign that the LLM finds likely there, if there is one.
 
     Args:
         llm: the model; one that keeps all it has read (no sliding window, no recurrent state).
@@ -194,19 +192,16 @@ class WordModel:
         chosen = [self._spelling(state, word) for state, (_, word) in zip(parents, wanted, strict=True)]
         self._states = {history: self._states[history] for history in kept if history in self._states}
         self._share([state.ids for state in (*parents, *self._states.values())])
-        rows = _Rows(self._num_shared)
-        places: list[list[int]] = []  # of the beginnings of each word that are judged, the whole word last
+        tree = _Tree(self._num_shared)
+        places = []  # of the tokens of each word
         for state, (way, ids) in zip(parents, chosen, strict=True):
-            before, ends = [*state.ids, *way.signs], range(max(1, len(ids) - _MOST_JUDGED + 1), len(ids) + 1)
-            places.append([rows.place([*before, *ids[:end]]) for end in ends])
-        logits = self._read_rows(rows)
+            places.append(tree.add([*state.ids, *way.signs, *ids])[-len(ids) :])
+        logs = self._read(tree, [place for of_word in places for place in of_word])
         scores, grown = [], []
         for state, (way, ids), of_word in zip(parents, chosen, places, strict=True):
-            score = way.log_weight + float(way.next[ids[0]]) - _UNJUDGED_TOKEN * (len(ids) - len(of_word))
-            for row, token in zip(of_word[:-1], ids[len(ids) - len(of_word) + 1 :], strict=True):
-                score += float(_logs(logits[row])[token])
-            scores.append(score)
-            grown.append(([*state.ids, *way.signs, *ids], [_Way([], 0.0, _logs(logits[of_word[-1]]))]))
+            score = way.log_weight + float(way.next[ids[0]])
+            scores.append(score + sum(float(logs[p][i]) for p, i in zip(of_word[:-1], ids[1:], strict=True)))
+            grown.append(([*state.ids, *way.signs, *ids], [_Way([], 0.0, logs[of_word[-1]])]))
         self._read_signs(grown)
         for (history, word), (ids, ways) in zip(wanted, grown, strict=True):
             self._states[(*history, word)] = self._state(ids, self.vocabulary, ways)
@@ -214,31 +209,23 @@ class WordModel:
 
     def _read_signs(self, grown: Sequence[tuple[list[int], list[_Way]]]) -> None:
         """Add the ways over signs that are likely after these texts."""
-        rows, found = _Rows(self._num_shared), []
+        tree, found = _Tree(self._num_shared), []
         for ids, ways in grown:
-            likely = ways[0].next[self.vocabulary.sign_ids]
-            for log_weight, place in zip(*likely.topk(min(_MOST_SIGNS, len(likely))), strict=True):
-                if float(log_weight) >= math.log(_LEAST_SIGN):
-                    signs = [int(self.vocabulary.sign_ids[place])]
-                    found.append((ways, signs, float(log_weight), rows.place([*ids, *signs])))
+            log_weight, place = ways[0].next[self.vocabulary.sign_ids].max(0)
+            if float(log_weight) >= math.log(_LEAST_SIGN):
+                sign = int(self.vocabulary.sign_ids[place])
+                found.append((ways, sign, float(log_weight), tree.add([*ids, sign])[-1]))
         if found:
-            logits = self._read_rows(rows)
-            for ways, signs, log_weight, row in found:
-                ways.append(_Way(signs, log_weight, _logs(logits[row])))
+            logs = self._read(tree, [node for *_, node in found])
+            for ways, sign, weight, node in found:
+                ways.append(_Way([sign], weight, logs[node]))
 
-    def _read_rows(self, texts: "_Rows") -> Tensor:
-        """Return what the LLM expects after each of these texts ``[B, V]``, read behind the shared beginning.
-
-        They go through the LLM together: a pass costs about as much for many short rows as for one.
-        """
-        rows = list(texts.places)
-        size = max(map(len, rows))
-        padded = torch.tensor([[0] * (size - len(row)) + [*row] for row in rows], device=self.device)
-        seen = torch.tensor([[0] * (size - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        seen = torch.cat([seen.new_ones(len(rows), self.cache.num_positions), seen], 1)
-        cache = self.cache.copy()
-        cache.select(torch.zeros(len(rows), dtype=torch.int64, device=self.device))
-        return self.llm.extend(self.llm.embed(padded), seen, cache)
+    def _read(self, tree: "_Tree", places: Iterable[int]) -> dict[int, Tensor]:
+        """Return the log-probabilities ``[V]`` of what follows each of these places in a tree."""
+        wanted = sorted(set(places))
+        embeddings = self.llm.embed(torch.tensor(tree.ids, device=self.device))
+        logits = self.llm.branch(embeddings, tree.parents, wanted, self.cache)
+        return dict(zip(wanted, _logs(logits), strict=True))
 
     def _share(self, texts: Sequence[list[int]]) -> None:
         """Read what all of these texts begin with."""
@@ -265,20 +252,31 @@ class WordModel:
         return _State(ids, vocabulary, ways, mass, {})
 
 
-class _Rows:
-    """Texts that are read side by side behind their shared beginning, each once.
+class _Tree:
+    """Texts that share beginnings, as a tree of their tokens behind what all of them share.
 
     Attributes:
-        places: the row of each, by what is behind the beginning.
+        ids: of the tokens.
+        parents: for each the one before it; -1 where that is shared by all.
     """
 
     def __init__(self, num_shared: int) -> None:
-        self.places: dict[tuple[int, ...], int] = {}
+        self.ids: list[int] = []
+        self.parents: list[int] = []
         self._num_shared = num_shared
+        self._places: dict[tuple[int, int], int] = {}
 
-    def place(self, ids: Sequence[int]) -> int:
-        """Return the row of a text."""
-        return self.places.setdefault(tuple(ids[self._num_shared :]), len(self.places))
+    def add(self, ids: Sequence[int]) -> list[int]:
+        """Add a text, and return the places of its tokens that are not shared by all."""
+        places, parent = [], -1
+        for token in ids[self._num_shared :]:
+            place = self._places.setdefault((parent, token), len(self.ids))
+            if place == len(self.ids):
+                self.ids.append(token)
+                self.parents.append(parent)
+            places.append(place)
+            parent = place
+        return places
 
 
 def _logs(logits: Tensor) -> Tensor:

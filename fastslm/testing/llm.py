@@ -146,6 +146,27 @@ class LanguageModelContract:
             chosen = llm.extend(embeddings[[1, 1, 0], 4:], None, other)
             torch.testing.assert_close(chosen, expected[[1, 1, 0]], rtol=1e-3, atol=1e-3)
 
+    def test_what_branches_off_is_as_read_alone(self) -> None:
+        """Each way in a tree has the logits of that way alone, and the cache stays as it was."""
+        llm = self._built()
+        try:
+            cache = llm.new_cache()
+        except ConfigError:
+            return
+        if not cache.can_cut:
+            return
+        embeddings = self._embeddings(llm, 1, 9)
+        tree, parents, wanted = embeddings[0, 4:], (-1, 0, 0, -1, 1), (4, 2, 3, 1)
+        ways = ((0, 1, 4), (0, 2), (3,), (0, 1))
+        with torch.no_grad():
+            llm.extend(embeddings[:, :4], None, cache)
+            for _ in range(3):  # an LLM may try what it can do at first
+                logits = llm.branch(tree, parents, wanted, cache)
+                assert cache.num_positions == 4
+                for way, found in zip(ways, logits, strict=True):
+                    alone = llm.extend(tree[None, list(way)], None, cache.copy())[0]
+                    torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-3)
+
     def test_a_second_load_does_nothing(self) -> None:
         """``load`` may be called again."""
         llm = self._built()

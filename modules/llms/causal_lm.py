@@ -23,6 +23,7 @@ from ._loss_head import give_loss, losing, rows_of
 from ._new_rows import enlarge
 from ._packing import packed_arguments
 from ._recomputing import Recomputing, keeping_products
+from ._tree import agree, tree_mask
 
 _KEY = "model.llm.pretrained"
 _NO_TOKENIZER = (
@@ -157,6 +158,7 @@ class CausalLM(LanguageModel):
         self._describe(config, context_length)
         self.causal_lm: Any = None
         self._positions: Tensor | None = None
+        self._reads_trees: bool | None = None  # None: not tried yet
         self._recomputing: Recomputing | None = None
 
     @classmethod
@@ -170,7 +172,7 @@ class CausalLM(LanguageModel):
         made._dtype_setting = str(causal_lm.dtype).removeprefix("torch.")
         made.tokenizer = tokenizer
         made._describe(causal_lm.config, context_length)
-        made._positions = made._recomputing = None
+        made._positions = made._recomputing = made._reads_trees = None
         made._hold(causal_lm)
         return made
 
@@ -417,3 +419,41 @@ class CausalLM(LanguageModel):
         )
         cache.add(num_new)
         return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    def branch(self, embeddings: Tensor, parents: Sequence[int], wanted: Sequence[int], cache: KVCache) -> Tensor:
+        """Return the logits ``[N, V]`` behind tokens that branch off what was read; see ``LanguageModel.branch``.
+
+        They are read in one pass where the architecture takes a mask for it, which is found out by the first tree.
+        """
+        undecided = self._reads_trees is None
+        branches = len(set(parents)) < len(parents)  # on a single way any mask does
+        if self._reads_trees is False or not cache.can_cut or (undecided and not branches):
+            return super().branch(embeddings, parents, wanted, cache)
+        if undecided:
+            expected = super().branch(embeddings, parents, wanted, cache)
+            try:
+                self._reads_trees = agree(self._branch(embeddings, parents, wanted, cache), expected)
+            except (TypeError, ValueError, RuntimeError):  # whatever an architecture makes of such a mask
+                self._reads_trees = False
+            return expected
+        return self._branch(embeddings, parents, wanted, cache)
+
+    def _branch(self, embeddings: Tensor, parents: Sequence[int], wanted: Sequence[int], cache: KVCache) -> Tensor:
+        from ._kv_cache import HFCache
+
+        assert isinstance(cache, HFCache)
+        before = cache.num_positions
+        mask, position_ids = tree_mask(parents, before, embeddings)
+        try:
+            output = self.causal_lm(
+                inputs_embeds=embeddings[None],
+                attention_mask=mask,
+                position_ids=position_ids,
+                past_key_values=cache.layers_of,
+                use_cache=True,
+                logits_to_keep=torch.tensor(list(wanted), device=embeddings.device),
+            )
+            return output.logits[0]  # type: ignore[no-any-return]
+        finally:
+            cache.add(cache.layers_of.get_seq_length() - before)
+            cache.cut(before)

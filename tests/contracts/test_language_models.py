@@ -60,6 +60,11 @@ class ForgetfulCache(CausalLM):
         return super().extend(embeddings, mask, fresh)
 
 
+class SeesSiblings(CausalLM):
+    def branch(self, embeddings, parents, wanted, cache):
+        return super().branch(embeddings, range(-1, len(parents) - 1), wanted, cache)
+
+
 class LoadsAgain(CausalLM):
     def load(self):
         self.causal_lm = None
@@ -67,9 +72,12 @@ class LoadsAgain(CausalLM):
         torch.nn.init.normal_(self.causal_lm.get_input_embeddings().weight)
 
 
-@pytest.mark.parametrize(
-    "broken", [WrongWidth, PositionsIgnored, SeesPadding, Detached, MeanLoss, SecondBest, ForgetfulCache, LoadsAgain]
-)
+BROKEN = [
+    WrongWidth, PositionsIgnored, SeesPadding, Detached, MeanLoss, SecondBest, ForgetfulCache, SeesSiblings, LoadsAgain,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", BROKEN)
 def test_each_promise_that_is_broken_fails_a_test(broken, tiny_llm):
     class Contract(LanguageModelContract):
         build = staticmethod(lambda: broken(str(tiny_llm)))

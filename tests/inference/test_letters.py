@@ -157,6 +157,9 @@ class Commas:
         self.llm.extend(torch.zeros_like(embeddings), attention_mask, cache)  # the cache grows
         return self.table[embeddings[:, -1, 0].long()]
 
+    def branch(self, embeddings, parents, wanted, cache):
+        return self.table[embeddings[wanted, 0].long()]
+
 
 @torch.inference_mode()
 def test_a_sign_stands_between_words_where_the_llm_finds_the_next_word_behind_it(llm, vocabulary):

@@ -66,6 +66,18 @@ def trained(llm):
     return losses
 
 
+def check_branches(llm, embeddings):
+    """Compare ways in a tree with those ways alone, where it can be read."""
+    cache, parents = llm.new_cache(), [-1, 0, 1, 1, -1, 4]
+    if not cache.can_cut:
+        return
+    llm.extend(embeddings[None, :10], None, cache)
+    tree, ways = embeddings[10:16], {2: [0, 1, 2], 3: [0, 1, 3], 5: [4, 5], 0: [0]}
+    alone = torch.cat([llm.extend(tree[None, way], None, cache.copy()) for way in ways.values()])
+    for _ in range(2):  # at first it is tried
+        torch.testing.assert_close(llm.branch(tree, parents, list(ways), cache), alone, rtol=2e-3, atol=2e-3)
+
+
 @torch.no_grad()
 def check_reading(llm):
     """Compare reading in chunks, and generation, with whole passes, beyond the length of a sliding window."""
@@ -77,6 +89,7 @@ def check_reading(llm):
             logits = llm.extend(embeddings[:, end : end + length], None, cache)
             end += length
             torch.testing.assert_close(logits[0], whole[end - 1], rtol=2e-3, atol=2e-3)
+    check_branches(llm, embeddings[0])
     expected, known = [], embeddings
     for _ in range(4):
         expected.append(int(llm(known, None, torch.tensor([known.shape[1] - 1])).argmax()))
