@@ -32,7 +32,7 @@ _LLM_WEIGHT, _WORD_BONUS = 0.5, 2.0
 #: Hypotheses where none are asked for, most new words that the LLM reads at a time, and how far behind the best one.
 _BEAMS, _MOST_WORDS, _BEHIND = 24, 8, 5.0
 #: Letters below this log-probability are not tried, and slots whose blank is this likely hold no letter.
-_LEAST_LETTER, _SURE_BLANK = -5.0, -0.002
+_LEAST_LETTER, _SURE_BLANK = -7.0, -0.002
 #: Ids of the text so far that the LLM reads again at the beginning of a window.
 _CONTEXT_IDS = 64
 
