@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 #: Words after the beginning of a text, each as its letters.
 History = tuple[bytes, ...]
 
-#: What each letter costs that no token tells about; e^-2 is a guess between the next letter of a word and any.
-_UNTOLD_LETTER = 2.0
+#: What each letter costs that no token tells about; e^-3 is a guess between the next letter of a word and any.
+_UNTOLD_LETTER = 3.0
 #: Tokens that all histories have to share before they are read for good: fewer are read again with each row.
 _LEAST_SHARED = 4
 #: A sign between words is read where it is this likely.
