@@ -395,7 +395,8 @@ class LanguageModel(nn.Module, ABC):
     def branch(self, embeddings: Tensor, parents: Sequence[int], wanted: Sequence[int], cache: KVCache) -> Tensor:
         """Return the logits ``[N, V]`` behind some of the tokens that branch off what was read, which stays as it is.
 
-        Here each of the N ways from what was read is a row of its own. An LLM may read the tree in one pass instead.
+        Here each of the N ways from what was read is a row of its own, those of a length in a pass together, since not
+        every LLM can have padding behind what it has read. An LLM may read the tree in one pass instead.
 
         Args:
             embeddings: of the tokens of a tree ``[S, D_llm]``, S at least 1.
@@ -405,15 +406,14 @@ class LanguageModel(nn.Module, ABC):
             cache: what was read before, one row.
         """
         ways = [way_to(token, parents) for token in wanted]
-        size = max(map(len, ways))
-        rows = embeddings.new_zeros(len(ways), size, embeddings.shape[1])
-        seen = torch.zeros(len(ways), size, dtype=torch.int64, device=embeddings.device)
-        for row, way in enumerate(ways):
-            rows[row, size - len(way) :] = embeddings[way]
-            seen[row, size - len(way) :] = 1
-        of_rows = cache.copy()
-        of_rows.select(seen.new_zeros(len(ways)))
-        return self.extend(rows, torch.cat([seen.new_ones(len(ways), cache.num_positions), seen], 1), of_rows)
+        logits: dict[int, Tensor] = {}
+        for size in sorted({len(way) for way in ways}):
+            rows = [row for row, way in enumerate(ways) if len(way) == size]
+            of_rows = cache.copy()
+            of_rows.select(torch.zeros(len(rows), dtype=torch.int64, device=embeddings.device))
+            read = self.extend(embeddings[torch.tensor([ways[row] for row in rows])], None, of_rows)
+            logits |= dict(zip(rows, read, strict=True))
+        return torch.stack([logits[row] for row in range(len(ways))])
 
 
 def way_to(token: int, parents: Sequence[int]) -> list[int]:

@@ -23,7 +23,7 @@ from ._loss_head import give_loss, losing, rows_of
 from ._new_rows import enlarge
 from ._packing import packed_arguments
 from ._recomputing import Recomputing, keeping_products
-from ._tree import agree, tree_mask
+from ._tree import agree, places_tokens, tree_mask
 
 _KEY = "model.llm.pretrained"
 _NO_TOKENIZER = (
@@ -427,13 +427,15 @@ class CausalLM(LanguageModel):
         """
         undecided = self._reads_trees is None
         branches = len(set(parents)) < len(parents)  # on a single way any mask does
+        if undecided and not places_tokens(self.causal_lm):
+            self._reads_trees = undecided = False
         if self._reads_trees is False or not cache.can_cut or (undecided and not branches):
             return super().branch(embeddings, parents, wanted, cache)
         if undecided:
             expected = super().branch(embeddings, parents, wanted, cache)
             try:
-                self._reads_trees = agree(self._branch(embeddings, parents, wanted, cache), expected)
-            except (TypeError, ValueError, RuntimeError):  # whatever an architecture makes of such a mask
+                self._reads_trees = agree(self._branch(embeddings, parents, wanted, cache.copy()), expected)
+            except Exception:  # whatever an architecture makes of such a mask: rows do as well
                 self._reads_trees = False
             return expected
         return self._branch(embeddings, parents, wanted, cache)
