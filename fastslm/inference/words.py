@@ -63,7 +63,8 @@ class Vocabulary:
             elif not letters and not text.isspace():
                 signs.append(i)
         if not found:
-            raise ConfigError("model.llm.pretrained: no token of its tokenizer begins with a space, so no word begins.")
+            how = "with" if spaced else "without"
+            raise ConfigError(f"model.llm.pretrained: no token of its tokenizer begins {how} a space, so no word does.")
         found.sort()
         self.letters = [letters for letters, _ in found]
         self.ids = torch.tensor([i for _, i in found])

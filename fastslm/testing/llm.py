@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastslm.contracts import LanguageModel
+from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError
 from fastslm.path.loss import label_loss
 
@@ -106,9 +106,8 @@ class LanguageModelContract:
     def test_step_by_step_is_as_whole(self) -> None:
         """Reading on from a cache gives the logits of reading all at once; or the LLM says that it has no cache."""
         llm = self._built()
-        try:
-            cache = llm.new_cache()
-        except ConfigError:
+        cache = self._new_cache(llm)
+        if cache is None:
             return
         embeddings = self._embeddings(llm, 2, 7)
         mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
@@ -124,9 +123,8 @@ class LanguageModelContract:
     def test_a_cache_is_copied_selected_and_cut(self) -> None:
         """A copy is a cache of its own; rows can be chosen; where it can be cut, what is cut is forgotten."""
         llm = self._built()
-        try:
-            cache = llm.new_cache()
-        except ConfigError:
+        cache = self._new_cache(llm)
+        if cache is None:
             return
         embeddings = self._embeddings(llm, 2, 6)
         with torch.no_grad():
@@ -149,11 +147,8 @@ class LanguageModelContract:
     def test_what_branches_off_is_as_read_alone(self) -> None:
         """Each way in a tree has the logits of that way alone, and the cache stays as it was."""
         llm = self._built()
-        try:
-            cache = llm.new_cache()
-        except ConfigError:
-            return
-        if not cache.can_cut:
+        cache = self._new_cache(llm)
+        if cache is None or not cache.can_cut:
             return
         embeddings = self._embeddings(llm, 1, 9)
         tree, parents, wanted = embeddings[0, 4:], (-1, 0, 0, -1, 1), (4, 2, 3, 1)
@@ -183,6 +178,14 @@ class LanguageModelContract:
             llm.settle(torch.device("cpu"))
             llm.load()
         return llm.eval()
+
+    @staticmethod
+    def _new_cache(llm: LanguageModel) -> KVCache | None:
+        """Return an empty cache, or None where the LLM says that it has none."""
+        try:
+            return llm.new_cache()
+        except ConfigError:
+            return None
 
     @staticmethod
     def _embeddings(llm: LanguageModel, num_rows: int, num_positions: int) -> Tensor:
