@@ -12,6 +12,8 @@ import yaml
 from fastslm.configuration.yaml_values import load_values
 from fastslm.errors import ConfigError, nearest
 
+_CONFIG_FLAGS = ("--config", "-c")
+
 
 def shipped_configs() -> Path:
     """Return the folder of the configs inside the package."""
@@ -43,16 +45,16 @@ def find_configs(arguments: Sequence[str]) -> list[str]:
     """Return a command's arguments with every ``--config`` as the file it means.
 
     Raises:
-        ConfigError: a file does not exist, or is no YAML.
+        ConfigError: a file does not exist.
     """
     found = list(arguments)
     for i, argument in enumerate(found):
         flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-c"):
+        if flag in _CONFIG_FLAGS:
             if equals:
-                found[i] = f"{flag}={_checked_config(value)}"
+                found[i] = f"{flag}={find_config(value)}"
             elif i + 1 < len(found):
-                found[i + 1] = _checked_config(found[i + 1])
+                found[i + 1] = find_config(found[i + 1])
     return found
 
 
@@ -60,18 +62,21 @@ def given_configs(arguments: Sequence[str]) -> list[str]:
     """Return the files that ``--config`` names among a command's arguments."""
     found = [argument.partition("=")[2] for argument in arguments if argument.startswith(("--config=", "-c="))]
     pairs = itertools.pairwise(arguments)
-    return [*found, *(value for flag, value in pairs if flag in ("--config", "-c"))]
+    return [*found, *(value for flag, value in pairs if flag in _CONFIG_FLAGS)]
 
 
-def refuse_pipes(arguments: Sequence[str]) -> None:
-    """Refuse an option whose value is a pipe or a device: the parser opens what may be a file, and would wait for it.
+def check_files(arguments: Sequence[str]) -> None:
+    """Refuse an option whose value is a file that the parser, which reads what may be one, must not open.
+
+    Pipes and devices, which it would wait for, and configurations that are none, or that aliases write out to more than
+    the memory holds; ``--model FILE`` names one as ``--config FILE`` does.
 
     Raises:
         ConfigError: there is one.
     """
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
-        if not flag.startswith("--"):
+        if not flag.startswith("-"):
             continue
         if not equals:
             value = next(iter(arguments[i + 1 : i + 2]), "")
@@ -81,14 +86,14 @@ def refuse_pipes(arguments: Sequence[str]) -> None:
             continue
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise ConfigError(f"{flag}: {value} is a pipe or a device, and no file.")
+        if stat.S_ISREG(mode) and (flag in _CONFIG_FLAGS or Path(value).suffix in (".yaml", ".yml")):
+            _check_config(flag, value)
 
 
-def _checked_config(name: str) -> str:
-    path = find_config(name)
+def _check_config(flag: str, path: str) -> None:
     try:
         load_values(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: this is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{flag} {path}: this is no YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}.") from error
-    return path
+        raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror}.") from error

@@ -50,9 +50,10 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
         for plugin in plugins:
             if plugin.problem and plugin.name == found[1]:
                 return f"{key}: {plugin.name} of {plugin.distribution} cannot be used: {plugin.problem}."
-        usable = [plugin for plugin in plugins if isinstance(plugin.loaded, type)]
-        names = [plugin.name for plugin in usable if plugin.kind == _kind(key)] or [plugin.name for plugin in usable]
-        return no_such_part(key, found[1], names)
+        names = [plugin.name for plugin in plugins if plugin.kind == _kind(key) and isinstance(plugin.loaded, type)]
+        if names:
+            return no_such_part(key, found[1], names)
+        return f"{key}: there is no class {found[1]!r}. 'fastslm fit --help' lists those that it can be."
     if found := re.search(
         r"the following arguments are required: (?:(?:fit|validate|test|predict)\.)?([\w.]+)", message
     ):
@@ -91,14 +92,14 @@ def _words(name: str) -> str:
 
 
 def _key(message: str) -> str:
-    found = re.search(r'[Pp]arser key "([^"]+)"', message)
-    return found[1] if found else "configuration"
+    found = re.search(r'[Pp]arser key "([^"]+)"|^--([\w.]+)\.help:', message)
+    return (found[1] or found[2]) if found else "configuration"
 
 
 def _kind(key: str) -> str:
-    return {"abstractor": "abstractors", "encoder": "encoders", "llm": "llms", "data": "datamodules"}.get(
-        key.rpartition(".")[2], "callbacks"
-    )
+    """Return the group of plug-ins that stand at a key; an empty text where it takes other classes."""
+    kinds = {"abstractor": "abstractors", "encoder": "encoders", "llm": "llms", "data": "datamodules"}
+    return {**kinds, "callbacks": "callbacks"}.get(key.rpartition(".")[2], "")
 
 
 def _arguments_of(message: str) -> set[str]:

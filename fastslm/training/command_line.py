@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from fastslm.checkpoint import Checkpoint, Purpose, find_folder, open_checkpoint, verify_trainer_state
 from fastslm.checkpoint.resume import prepare_resume
 from fastslm.configuration.environment import interpolated
-from fastslm.configuration.find import find_configs, given_configs, refuse_pipes, shipped_configs
+from fastslm.configuration.find import check_files, find_configs, given_configs, shipped_configs
 from fastslm.configuration.lightning_messages import NotMade, name_refusals, refusal
 from fastslm.configuration.messages import shorten
 from fastslm.configuration.named_parts import Preset, named_parts, preset_for
@@ -344,7 +344,7 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
         if plugin.loaded is None and plugin.distribution.startswith("fastslm "):
             raise ConfigError(f"the built-in {plugin.name} cannot be imported: {plugin.problem}")
     base = str(shipped_configs() / "base.yaml")
-    refuse_pipes(arguments)
+    check_files(arguments)
     arguments = find_configs(arguments)
     # As a file of defaults base.yaml would be filled up with its classes' own defaults, and a class that replaces one
     # of them would inherit those. As the first config it gives what it says and no more. The help shows it as defaults.

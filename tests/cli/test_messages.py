@@ -40,6 +40,14 @@ def mistake(run_config, capsys, monkeypatch):
             ["--model.abstractor", "AvgPol"],
             ["model.abstractor", "AvgPol", "'AvgPool'", "fastslm plugins", "AvgPool, AvgPoolMLP, Conv,"],
         ),
+        (["--model.abstractor", "hta"], ["model.abstractor: there is no 'hta'. Did you mean 'HTA'?"]),
+        (["--model.llm.help", "Nope"], ["model.llm: there is no 'Nope'. Installed are CausalLM;"]),
+        (
+            ["--trainer.strategy.help", "Nope"],
+            ["trainer.strategy: there is no class 'Nope'. 'fastslm fit --help' lists"],
+        ),
+        (["--trainer.logger", "Nope"], ["trainer.logger: there is no class 'Nope'. 'fastslm fit --help' lists"]),
+        (["--trainer.callbacks+=TokenRat"], ["trainer.callbacks: there is no 'TokenRat'. Did you mean 'TokenRate'?"]),
         (["--model.abstractor.head_widht", "8"], ["model.abstractor", "head_widht", "'head_width'"]),
         (["--data.max_audio_secnds", "8"], ["data", "max_audio_secnds", "'max_audio_seconds'"]),
         (["--model.tokens_per_window", "many"], ["model.tokens_per_window: many must be a whole number or a list"]),
@@ -207,7 +215,8 @@ BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
 )
 def test_aliases_that_write_out_to_too_much_are_refused_before_anything_copies_them(tmp_path, mistake, text, words):
     (tmp_path / "bomb.yaml").write_text(text)
-    assert words in mistake("--config", str(tmp_path / "bomb.yaml"))
+    for flag in ("--config", "--model", "--data", "--model.llm", "--trainer.callbacks"):
+        assert words in mistake(flag, str(tmp_path / "bomb.yaml"))
 
 
 def test_a_pipe_given_for_a_setting_is_not_waited_for(tmp_path, mistake):
