@@ -137,7 +137,8 @@ def build(
     listing = list_corpus(items, options.listing)
     output = BuildFolder(folder, options.listing.part)
     with output.locked(), _listed_when_stopped(output):
-        surveyed = survey(listing.utterances, SurveyOptions(options.split_seconds), num_workers)
+        longest = None if options.split_seconds is None else options.split_seconds * options.audio.speed
+        surveyed = survey(listing.utterances, SurveyOptions(longest), num_workers)
         listing.refused += surveyed.refused
         _check_share(listing.refused, listing.num_listed, max_broken_share)
         shards = _plan(surveyed, listing, options, folder)
@@ -166,7 +167,10 @@ def _deciding(options: BuildOptions) -> dict[str, Any]:
     values = asdict(options)
     listing = values.pop("listing")
     part = listing.pop("part")
-    return {**values.pop("audio"), **listing, **values, "parts": part["of"]}
+    audio = values.pop("audio")
+    if audio["speed"] == 1.0:  # builds of before there were others go on
+        del audio["speed"]
+    return {**audio, **listing, **values, "parts": part["of"]}
 
 
 def _say_notes(listing: Listing) -> None:
@@ -216,8 +220,9 @@ def _jobs(utterances: Sequence[Utterance], options: BuildOptions) -> list[Job]:
     joins = options.listing.joins
     if joins is None:
         return [Job([utterance]) for utterance in utterances]
-    shortest, longest = options.join_seconds
-    seed, pause = options.listing.seed, options.audio.pause_seconds
+    speed = options.audio.speed  # limits are of what is made, lengths of what there is
+    shortest, longest = (seconds * speed for seconds in options.join_seconds)
+    seed, pause = options.listing.seed, options.audio.pause_seconds * speed
     runs = group_runs(utterances, joins, shortest, longest, pause, seed)
     return [Job(run, joined=can_join(run[0])) for run in runs]
 

@@ -69,6 +69,8 @@ def _build_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
                       " with segments (chapter: or long recording, session, column 'group')")  # fmt: skip
     what.add_argument("--join-seconds", type=float, nargs=2, default=(60.0, 3600.0), metavar=("MIN", "MAX"),
                       help="lengths of joined recordings, drawn between these (60 3600)")  # fmt: skip
+    what.add_argument("--speed", type=float, default=1.0, metavar="S", help="play everything this fast, pitch and all (1)"
+                      "; copies at 0.9 and 1.1 in folders of their own are the usual way to more training data")  # fmt: skip
     what.add_argument("--join-pause", type=float, default=0.3, metavar="S", help="silence between utterances (0.3)")
 
     shards = parser.add_argument_group("shards")
@@ -114,7 +116,7 @@ def _run_build(options: argparse.Namespace) -> int:
         SourceOptions(options.audio_root, parse_columns(options.column)),
         BuildOptions(
             listing,
-            AudioOptions(options.keep_audio, options.join_pause),
+            AudioOptions(options.keep_audio, options.join_pause, options.speed),
             options.split_seconds,
             tuple(options.join_seconds),
             ShardSize.parse(options.shard_size),
@@ -148,6 +150,12 @@ def _check_numbers(options: argparse.Namespace) -> None:
         (options.split_seconds is None or options.split_seconds > 0, "--split-seconds", "must be above 0"),
         (0.0 < shortest <= longest, f"--join-seconds {shortest:g} {longest:g}", "must be above 0 and MIN at most MAX"),
         (options.join_pause >= 0, f"--join-pause {options.join_pause:g}", "must be 0 or more"),
+        (0.5 <= options.speed <= 2.0, f"--speed {options.speed:g}", "is outside 0.5 to 2"),
+        (
+            options.speed == 1.0 or not options.keep_audio,
+            f"--speed {options.speed:g}",
+            "not together with --keep-audio",
+        ),
         ("/" not in options.name and "." not in options.name, f"--name {options.name}", "must have no dot or slash"),
         (options.name != "dev" or not options.dev_share, "--name dev", "is what --dev-share calls its shards"),
     )

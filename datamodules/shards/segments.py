@@ -77,3 +77,18 @@ def shifted(segments: Sequence[dict[str, Any]], by_seconds: float, limit_seconds
         return round(min(max(float(value) + by_seconds, 0.0), limit_seconds), 3)
 
     return [{**segment, "start": moved(segment["start"]), "end": moved(segment["end"])} for segment in segments]
+
+
+def at_speed(fields: dict[str, Any], speed: float) -> dict[str, Any]:
+    """Return a sample's fields with the times of its ``segments`` as they are where it is played at another speed."""
+    segments = fields.get("segments")
+    if speed == 1.0 or not isinstance(segments, list):
+        return fields
+    return {**fields, "segments": [_timed_at(segment, speed) for segment in segments]}
+
+
+def _timed_at(segment: Any, speed: float) -> Any:
+    if not isinstance(segment, dict):
+        return segment
+    times = {name: segment.get(name) for name in ("start", "end")}
+    return {**segment, **{n: round(t / speed, 3) for n, t in times.items() if isinstance(t, int | float)}}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
+import soxr
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
@@ -18,7 +19,7 @@ from ..reading.audio import decode, read_info
 from ..reading.tar import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from .join import join
 from .opening import opened, seconds_of
-from .segments import check_inside
+from .segments import at_speed, check_inside
 from .utterance import Audio, Noted, Refused, Utterance
 
 Samples = npt.NDArray[np.int16]
@@ -57,10 +58,18 @@ class AudioOptions:
     Attributes:
         keep_audio: keep the encoded bytes of recordings that are used whole, and encode only parts and joins.
         pause_seconds: silence between joined utterances.
+        speed: what recordings are played at, tempo and pitch together as on a tape: above 1 shorter and higher (Ko et
+            al. 2015, "Audio augmentation for speech recognition").
     """
 
     keep_audio: bool = False
     pause_seconds: float = 0.3
+    speed: float = 1.0
+
+    @property
+    def prefix(self) -> str:
+        """What names of samples begin with, so that those of another speed are others."""
+        return "" if self.speed == 1.0 else f"sp{self.speed:g}-".replace(".", "_")
 
 
 @dataclass(slots=True)
@@ -79,15 +88,17 @@ def render(job: Job, options: AudioOptions) -> Rendered:
         return _render_joined(job, options)
     utterance, remarks = job.utterances[0], list[str]()
     try:
-        encoded = [_encode(audio, options.keep_audio, remarks) for audio in utterance.audio]
+        encoded = [_encode(audio, options, remarks) for audio in utterance.audio]
         remarks += _mixed(utterance)
         seconds = math.fsum(length for _, _, length in encoded)
-        check_inside(utterance.fields.get("segments"), seconds)
+        fields = at_speed(utterance.fields, options.speed)
+        check_inside(fields.get("segments"), seconds)
     except DataError as error:
         return Rendered(refused=[Refused.of(utterance, error)])
-    fields = {**utterance.fields, "duration": round(seconds, 6)} if encoded else utterance.fields
+    if encoded:
+        fields = {**fields, "duration": round(seconds, 6)}
     audio = [(extension, data) for extension, data, _ in encoded]
-    return _sample(job, fields, audio, seconds, [], Noted.of(utterance, remarks))
+    return _sample(f"{options.prefix}{job.key}", job, fields, audio, seconds, [], Noted.of(utterance, remarks))
 
 
 def _render_joined(job: Job, options: AudioOptions) -> Rendered:
@@ -102,13 +113,16 @@ def _render_joined(job: Job, options: AudioOptions) -> Rendered:
             refused.append(Refused.of(utterance, error))
     if not parts:
         return Rendered(refused=refused)
-    samples, fields = join(parts, options.pause_seconds)
+    samples, fields = join(parts, options.pause_seconds * options.speed)
+    samples, fields = _sped(samples, options.speed), at_speed(fields, options.speed)
     seconds = len(samples) / SAMPLE_RATE_HZ
     fields["duration"] = round(seconds, 6)
-    return _sample(job, fields, [("flac", to_flac(samples))], seconds, refused, noted)
+    audio = [("flac", to_flac(samples))]
+    return _sample(f"{options.prefix}{job.key}", job, fields, audio, seconds, refused, noted)
 
 
 def _sample(
+    key: str,
     job: Job,
     fields: dict[str, Any],
     audio: Sequence[tuple[str, bytes]],
@@ -122,8 +136,8 @@ def _sample(
         refused = [*refused, *(Refused(u.where, u.key, "unusable fields", str(error)) for u in job.utterances)]
         return Rendered(refused=refused)
     several = len(audio) > 1
-    members = [(f"{job.key}.{i}.{e}" if several else f"{job.key}.{e}", content) for i, (e, content) in enumerate(audio)]
-    return Rendered([*members, (f"{job.key}.json", data)], seconds, refused, noted)
+    members = [(f"{key}.{i}.{e}" if several else f"{key}.{e}", content) for i, (e, content) in enumerate(audio)]
+    return Rendered([*members, (f"{key}.json", data)], seconds, refused, noted)
 
 
 def to_json(fields: dict[str, Any]) -> bytes:
@@ -143,13 +157,13 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _encode(audio: Audio, keep_audio: bool, remarks: list[str]) -> tuple[str, bytes, float]:
+def _encode(audio: Audio, options: AudioOptions, remarks: list[str]) -> tuple[str, bytes, float]:
     """Return extension, bytes and seconds of a recording as it will stand in the shard; ``remarks`` takes doubts.
 
     Raises:
         DataError: it cannot be read.
     """
-    if keep_audio and audio.channel is None:
+    if options.keep_audio and audio.channel is None:
         with opened(audio) as (file, extension):
             seconds = seconds_of(read_info(file))
             if audio.stretch(seconds) == (0.0, seconds) and extension in AUDIO_EXTENSIONS + VIDEO_EXTENSIONS:
@@ -157,8 +171,15 @@ def _encode(audio: Audio, keep_audio: bool, remarks: list[str]) -> tuple[str, by
                 decode(file, remarks=remarks)  # kept as it is, but not unseen
                 file.seek(0)
                 return extension, file.read(), seconds
-    samples = _samples(audio, remarks)
+    samples = _sped(_samples(audio, remarks), options.speed)
     return "flac", to_flac(samples), len(samples) / SAMPLE_RATE_HZ
+
+
+def _sped(samples: Samples, speed: float) -> Samples:
+    if speed == 1.0:
+        return samples
+    sped: Samples = soxr.resample(samples, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ)
+    return sped
 
 
 def _mixed(utterance: Utterance) -> list[str]:
