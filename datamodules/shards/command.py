@@ -151,11 +151,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
         (0.0 < shortest <= longest, f"--join-seconds {shortest:g} {longest:g}", "must be above 0 and MIN at most MAX"),
         (options.join_pause >= 0, f"--join-pause {options.join_pause:g}", "must be 0 or more"),
         (0.5 <= options.speed <= 2.0, f"--speed {options.speed:g}", "is outside 0.5 to 2"),
-        (
-            options.speed == 1.0 or not options.keep_audio,
-            f"--speed {options.speed:g}",
-            "not together with --keep-audio",
-        ),
+        (options.speed == 1.0 or not options.keep_audio, f"--speed {options.speed:g}", "excludes --keep-audio"),
         ("/" not in options.name and "." not in options.name, f"--name {options.name}", "must have no dot or slash"),
         (options.name != "dev" or not options.dev_share, "--name dev", "is what --dev-share calls its shards"),
     )
