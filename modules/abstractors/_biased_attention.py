@@ -11,6 +11,9 @@ from torch.utils.checkpoint import checkpoint
 #: Scores that are in memory at a time on a GPU, of as many windows as they make: each part costs launches of its own.
 #: 512 MiB in bfloat16.
 _SCORES_HELD = 2**28
+#: Weights below are zeros: beside one they are lost in rounding, and products of numbers near float32's smallest take
+#: a CPU ten times as long.
+_LEAST_WEIGHT = 1e-20
 
 
 def biased_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor) -> Tensor:
@@ -98,4 +101,5 @@ def _exact(values: Tensor) -> Tensor:
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None, bias: Tensor) -> Tensor:
     """Return the softmax ``[heads, Q, L]`` of one window's scores."""
     scores = torch.baddbmm(bias.to(query), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
-    return (scores if mask is None else scores.masked_fill_(~mask, -torch.inf)).softmax(-1)
+    weights = (scores if mask is None else scores.masked_fill_(~mask, -torch.inf)).softmax(-1)
+    return F.threshold_(weights, _LEAST_WEIGHT, 0.0)

@@ -155,6 +155,22 @@ def test_attention_with_a_bias_adds_up_in_float32(autocast):
     assert torch.equal(found, expected.bfloat16())
 
 
+def test_what_is_too_far_to_count_is_a_zero_and_no_number_that_a_cpu_is_slow_with():
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(1, 2, n, 8, generator=generator).requires_grad_() for n in (3, 200, 200)]
+    bias = (-torch.arange(200.0)).expand(2, 3, 200).clone().requires_grad_()
+
+    def gradients(attend):
+        out = attend(*leaves, None, bias)
+        return out, *torch.autograd.grad(out.square().sum(), (*leaves, bias))
+
+    found, expected = gradients(_biased_attention.window_by_window), gradients(_biased_attention.in_groups)
+    torch.testing.assert_close(found, expected)
+    smallest = torch.finfo(torch.float32).tiny
+    assert not any(((x != 0) & (x.abs() < smallest)).any() for x in found)
+    assert any(((x != 0) & (x.abs() < smallest)).any() for x in expected)
+
+
 def kernels(num_windows, **options):
     """Return what a forward and a backward pass launch on a device that is no CPU, at the size of Whisper large."""
     with torch.device("meta"):
