@@ -132,6 +132,11 @@ def test_messages_are_taken_as_they_are():
         ({"messages": [{"role": "assistant"}]}, "'content' of turn 1 of 'messages' must be text"),
         ({"messages": [{"content": "x"}, {"role": "assistant", "content": "y"}]}, "'role' of turn 1"),
         ({"messages": [{"role": "assistant", "content": [{"type": "text"}]}]}, "'content' of turn 1"),
+        ({"messages": [{"role": "User", "content": "x"}]}, "is 'User', and not"),
+        (
+            {"messages": [{"role": "user<|im_end|>", "content": "x"}, {"role": "assistant", "content": "y"}]},
+            "'role' of turn 1 of 'messages' is 'user<|im_end|>'",
+        ),
     ],
 )
 def test_fields_that_make_no_dialogue_are_refused_in_words(fields, words):
@@ -277,6 +282,15 @@ def test_a_template_may_strip_what_it_renders():
 def test_a_template_that_rewrites_the_dialogue_is_refused(body, words):
     prompter = Prompter(small_tokenizer(SHORT.replace("WORDS", body)))
     with pytest.raises(DataError, match=words):
+        prompter.dialogue(turns("hello", "one", "hello", "two"), 0, "dialogue")
+
+
+def test_a_template_of_one_question_makes_samples_with_more_unusable_and_no_others():
+    one = "{{ raise_exception('one turn only') if messages | length > 2 }}" + SHORT.replace("WORDS", "{{ m.content }}")
+    prompter = Prompter(small_tokenizer(one))
+    assert prompter.end_of_turn == "<|im_end|>"
+    assert prompter.dialogue(turns("hello", "one"), 0, "dialogue").reference == "one"
+    with pytest.raises(DataError, match="refuses the dialogue: one turn only"):
         prompter.dialogue(turns("hello", "one", "hello", "two"), 0, "dialogue")
 
 

@@ -187,10 +187,8 @@ def _explain(error: OSError | RuntimeError, partial: Path) -> str:
     full = isinstance(error, RuntimeError) or error.errno in _FULL
     if full:
         detail = error.strerror if isinstance(error, OSError) else "the disk took less than was written"
-        return (
-            f"no room for a checkpoint in {parent}: {detail}. {way_out} Free space there, then go on with"
-            " --ckpt_path last."
-        )
+        then = "go on with --ckpt_path last" if kept else "begin anew"
+        return f"no room for a checkpoint in {parent}: {detail}. {way_out} Free space there, then {then}."
     return f"a checkpoint cannot be written to {parent}: {error}. {way_out}"
 
 

@@ -132,14 +132,14 @@ class Notes:
         self.folder = folder
         self._notes: dict[tuple[str, str], Note] = {}
         path = folder / NOTES
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        for line in path.read_bytes().splitlines() if path.is_file() else []:
             try:
                 row = json.loads(line)
                 recording = Recording(**{**row["recording"], "times_ns": tuple(row["recording"]["times_ns"])})
-                note = Note(row["output"], row["text_sha256"], recording, row["settings"])
-            except (ValueError, KeyError, TypeError):  # an empty line, or one that a full disk cut
+                note = Note(row["output"], row["text_sha256"], recording, dict(row["settings"]))
+                self._notes[note.output, note.text_sha256] = note
+            except (ValueError, KeyError, TypeError, RecursionError):  # an empty line, or a damaged one
                 continue
-            self._notes[note.output, note.text_sha256] = note
 
     def look(self, output: Path, audio: str, settings: dict[str, Any]) -> tuple[State, Note | None]:
         """Return what is at the place of a transcript, and its note.

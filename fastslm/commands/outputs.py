@@ -44,8 +44,13 @@ def find_jobs(inputs: Sequence[str], folder: Path | None, form: str) -> list[Job
         form: one of ``FORMATS``.
 
     Raises:
+        ConfigError: a name is empty, or two outputs would have the same.
         DataError: a folder holds no audio.
     """
+    if "" in inputs:
+        raise ConfigError("the name of a recording is empty.")
+    if "" in inputs:
+        raise ConfigError("the name of a recording is empty.")
     found: list[tuple[str, Path]] = []
     folders = [given for given in inputs if given != "-" and "://" not in given and Path(given).is_dir()]
     for given in inputs:

@@ -107,6 +107,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.output == "":
+        raise ConfigError("--output: the name of the folder is empty.")
     folder = None if options.output in (None, "-") else Path(os.path.expanduser(options.output))
     if options.batch_size < 1:
         raise ConfigError(f"--batch-size: {options.batch_size} must be at least 1.")

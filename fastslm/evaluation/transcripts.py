@@ -1,6 +1,7 @@
 """Transcripts of other systems, from a folder of text files or from JSON lines, by the names of the recordings."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -51,7 +52,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
             return
         if path.suffix != ".jsonl":
             raise DataError(f"{path}: transcripts are read from .jsonl, or from a folder of NAME.txt.")
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield f"{path}, line {number}", *_row(line, f"{path}, line {number}")
@@ -64,15 +65,16 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
 def _row(line: str, place: str) -> tuple[str, str]:
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: no JSON ({error}).") from error
     if not isinstance(row, Mapping):
         raise DataError(f"{place}: no JSON object.")
-    name = next((row[key] for key in _KEYS if row.get(key)), None)
+    name = next((row[key] for key in _KEYS if row.get(key) not in (None, "")), None)
     text = next((row[key] for key in _TEXTS if row.get(key) is not None), None)
-    if name is None or not isinstance(text, str):
-        which, wanted = ("names no recording", _KEYS) if name is None else ("holds no transcript", _TEXTS)
-        raise DataError(f"{place}: {which}; one of the fields {', '.join(wanted)} must.")
+    if not isinstance(name, (str, int)):
+        raise DataError(f"{place}: names no recording; one of the fields {', '.join(_KEYS)} must.")
+    if not isinstance(text, str):
+        raise DataError(f"{place}: holds no transcript; one of the fields {', '.join(_TEXTS)} must.")
     return str(name), text.strip()
 
 
@@ -80,6 +82,7 @@ def matched(texts: Mapping[str, str], keys: Sequence[str], place: str) -> dict[s
     """Return the transcript of each recording.
 
     A transcript belongs to a recording of its name, whatever the folder and the ending: ``audio/a1.flac`` is ``a1``.
+    Where several have that name, their folders tell them apart: ``in/spk1/a1.flac`` is ``spk1/a1``, not ``spk2/a1``.
 
     Args:
         texts: by name.
@@ -87,21 +90,29 @@ def matched(texts: Mapping[str, str], keys: Sequence[str], place: str) -> dict[s
         place: what to call the transcripts in a message.
 
     Raises:
-        DataError: a recording has none, since a score without it would be another one, or two that differ.
+        DataError: a recording has none, since a score without it would be another one, or two that differ, or a
+            transcript may be of several recordings.
     """
-    by_last: dict[str, set[str]] = {}
+    by_last: dict[str, list[str]] = {}
     for name in texts:
-        by_last.setdefault(_last(name), set()).add(name)
+        by_last.setdefault(_parts(name)[-1], []).append(name)
+    alike = Counter(_parts(key)[-1] for key in set(keys))
     found: dict[str, str] = {}
+    taken: dict[str, str] = {}
     missing: list[str] = []
     for key in keys:
-        names = {key} if key in texts else by_last.get(_last(key), set())
+        parts = _parts(key)
+        names = [key] if key in texts else by_last.get(parts[-1], [])
+        if len(names) > 1 or alike[parts[-1]] > 1:
+            names = [name for name in names if _agree(_parts(name), parts)]
         if len({texts[name] for name in names}) > 1:
             raise DataError(f"{place}: {', '.join(sorted(names))} could all be recording {key!r}. Name them apart.")
-        if names:
-            found[key] = texts[next(iter(names))]
-        else:
+        if not names:
             missing.append(key)
+            continue
+        if (other := taken.setdefault(names[0], key)) != key:
+            raise DataError(f"{place}: {names[0]!r} could be recording {other!r} and {key!r}. Name them apart.")
+        found[key] = texts[names[0]]
     if missing:
         raise DataError(
             f"{place}: {len(missing)} of {len(keys)} recordings have no transcript, such as {_some(missing)}. An empty"
@@ -110,10 +121,16 @@ def matched(texts: Mapping[str, str], keys: Sequence[str], place: str) -> dict[s
     return found
 
 
-def _last(name: str) -> str:
-    """Return a name without its folders and, where it is that of an audio file, without its ending."""
+def _parts(name: str) -> tuple[str, ...]:
+    """Return the folders of a name and its last part, without its ending where it is that of an audio file."""
     path = PurePosixPath(name)
-    return path.stem if path.suffix.lower() in (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a") else path.name
+    last = path.stem if path.suffix.lower() in (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a") else path.name
+    return *path.parts[:-1], last
+
+
+def _agree(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    shorter = min(len(one), len(other))
+    return one[-shorter:] == other[-shorter:]
 
 
 def _some(names: Iterable[str]) -> str:

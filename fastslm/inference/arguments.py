@@ -23,8 +23,8 @@ def real_number(name: str, given: Any) -> None:
         raise ConfigError(f"{name}: {given!r} must be a finite number.")
 
 
-def check_limits(max_new_tokens: Any, section_minutes: Any = None, on_progress: Any = None) -> None:
-    """Check what bounds an answer, and who is told of its progress.
+def check_limits(max_new_tokens: Any, section_minutes: Any = None, **told: Any) -> None:
+    """Check what bounds an answer, and the functions that are told of it, each None or one.
 
     Raises:
         ConfigError: one of them cannot be.
@@ -35,8 +35,9 @@ def check_limits(max_new_tokens: Any, section_minutes: Any = None, on_progress: 
         real_number("section_minutes", section_minutes)
         if section_minutes <= 0:
             raise ConfigError(f"section_minutes: {section_minutes:g} must be above 0.")
-    if on_progress is not None and not callable(on_progress):
-        raise ConfigError(f"on_progress: {on_progress!r} must be a function of what happened and how much.")
+    for name, function in told.items():
+        if function is not None and not callable(function):
+            raise ConfigError(f"{name}: {function!r} must be a function.")
 
 
 def list_of_questions(given: Any) -> Sequence[Any]:

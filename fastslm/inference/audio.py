@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from fastslm.audio.decoding import BLOCK_SECONDS, decoded, told_seconds
 from fastslm.audio.resampling import resampled
@@ -26,6 +26,10 @@ EXTENSIONS = frozenset(
     {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"}  # soundfile
     | {".m4a", ".aac", ".mp4", ".mkv", ".mov", ".webm", ".wma", ".amr", ".avi"}  # PyAV
 )
+
+#: What addresses may hold as it is: what is quoted already, and signs with a meaning.
+_KEPT_IN_URLS = "%/:=&?~#+!$,;'@()*[]-._"
+_SHOWN_OF_DATA = 60
 
 
 class AudioSource:
@@ -133,7 +137,11 @@ def name_of(audio: Any) -> str:
     """Return what to call audio that may not have been opened yet, or cannot be."""
     if isinstance(audio, AudioSource):
         return audio.name
-    return str(audio) if isinstance(audio, (str, os.PathLike)) else "audio"
+    try:
+        name = os.fsdecode(audio) if isinstance(audio, (str, os.PathLike)) else "audio"
+    except TypeError:
+        return "audio"
+    return f"{name[:_SHOWN_OF_DATA]}..." if name[:5].lower() == "data:" and len(name) > _SHOWN_OF_DATA else name
 
 
 def open_audio(audio: Any, sample_rate_hz: Any = None) -> AudioSource:
@@ -158,9 +166,9 @@ def open_audio(audio: Any, sample_rate_hz: Any = None) -> AudioSource:
         return _read_whole(audio)
     if not isinstance(audio, (str, os.PathLike)):
         return ArraySource(audio, sample_rate_hz)
-    name = os.fspath(audio)
-    if isinstance(name, bytes):
-        name = os.fsdecode(name)
+    name = _path_of(audio)
+    if not name:
+        raise DataError("the name of the recording is empty")
     if "\0" in name:
         raise DataError("no path holds a zero byte")
     if name == "-" and sys.stdin is None:
@@ -173,22 +181,34 @@ def open_audio(audio: Any, sample_rate_hz: Any = None) -> AudioSource:
     return FileSource(Path(name))
 
 
+def _path_of(audio: Any) -> str:
+    try:
+        return os.fsdecode(audio)
+    except TypeError as error:  # of an object that says that it is a path
+        raise DataError(f"audio of type {type(audio).__name__} gives no path: {error}") from error
+
+
 def _read_whole(audio: Any) -> DownloadedSource:
     """Return a file in memory, or an open one, which stays where its owner has read it to."""
-    place = audio.tell() if getattr(audio, "seekable", lambda: False)() else None
     try:
-        return DownloadedSource(encoded_stream(audio), "audio")
+        place = audio.tell() if getattr(audio, "seekable", lambda: False)() else None
+        try:
+            return DownloadedSource(encoded_stream(audio), "audio")
+        finally:
+            if place is not None:
+                audio.seek(place)
     except OSError as error:
         raise DataError(f"an open file cannot be read: {error.strerror or error}") from error
-    finally:
-        if place is not None:
-            audio.seek(place)
+    except ValueError as error:  # it is closed
+        raise DataError(f"an open file cannot be read: {error}") from error
 
 
 @contextlib.contextmanager
 def _open_url(url: str) -> Iterator[Any]:
     try:
-        if url.startswith(("http://", "https://", "file://")):
+        scheme, _, rest = url.partition("://")
+        url = f"{scheme.lower()}://{rest}"
+        if scheme.lower() in ("http", "https", "file"):
             import urllib.request
 
             with urllib.request.urlopen(_request(url), timeout=60) as stream:
@@ -209,7 +229,7 @@ def version_of(url: str) -> str:
 
     Nothing is fetched but the header.
     """
-    if not url.startswith(("http://", "https://")):
+    if not url.lower().startswith(("http://", "https://")):
         return ""
     import urllib.request
 
@@ -227,12 +247,18 @@ def version_of(url: str) -> str:
 
 
 def _request(url: str) -> Any:
-    """Return the request for a URL; a user and password in it go into a header, for urllib takes them for a port."""
+    """Return the request for a URL, in which letters may stand as a browser shows them.
+
+    A user and password in it go into a header, for urllib takes them for a port.
+    """
     import urllib.request
 
     parts = urlsplit(url)
     login, at, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
+    path, query = (quote(part, safe=_KEPT_IN_URLS) for part in (parts.path, parts.query))
+    if not host.isascii():
+        host = host.encode("idna").decode()
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host, path=path, query=query, fragment="")))
     if at:
         code = base64.b64encode(unquote(login).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {code}")

@@ -98,9 +98,10 @@ class _Draw:
     def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         if not self.decoding.temperature:
             return logits.argmax(-1)
-        # Below 0 before the division, so that no temperature is too low for a float.
+        # Below 0 before the division, and by no number that a float takes for 0: no temperature is too low.
         below = logits.float() - logits.float().amax(-1, keepdim=True)
-        shares, ids = torch.softmax(below / self.decoding.temperature, -1).sort(-1, descending=True)
+        temperature = max(self.decoding.temperature, torch.finfo(torch.float32).tiny)
+        shares, ids = torch.softmax(below / temperature, -1).sort(-1, descending=True)
         if self.decoding.top_p < 1:
             shares = shares.masked_fill(shares.cumsum(-1) - shares >= self.decoding.top_p, 0.0)
         places = [torch.multinomial(s, 1, generator=self.generators[r]) for s, r in zip(shares, rows, strict=True)]

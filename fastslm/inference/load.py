@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import reprlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,9 +70,17 @@ def find_model(path: Any) -> Path:
                 " 'fastslm fit --config configs/hta.yaml', or say which model to use: --model PATH, fastslm.load(PATH)."
             )
         path = DEFAULT_RUN
-    given = Path(os.path.expanduser(path))
-    if not given.exists() and looks_like_hub(str(path)):
-        return download(str(path))
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"model: {reprlib.repr(path)} must be a path, or a name on the hub.")
+    if not (name := os.fsdecode(path)):
+        raise ConfigError("model: its name is empty.")
+    given = Path(os.path.expanduser(name))
+    try:
+        is_here = given.exists()
+    except OSError as error:  # a name that is too long
+        raise ConfigError(f"model: {reprlib.repr(name)}: {error.strerror}.") from error
+    if not is_here and looks_like_hub(name):
+        return download(name)
     if is_exported(given):
         return given
     try:

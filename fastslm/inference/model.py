@@ -1,5 +1,6 @@
 """Model: a trained model in use. It transcribes, answers, embeds and listens; any number of threads may ask at once."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, overload
@@ -93,7 +94,7 @@ class Model(AnsweringModel):
             ConfigError: the request makes no sense.
         """
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
-        check_limits(max_new_tokens, section_minutes, on_progress)
+        check_limits(max_new_tokens, section_minutes, on_progress=on_progress, on_text=on_text, on_segment=on_segment)
         source = _opened(audio, sample_rate_hz)
         if self.spells(request, decoding, letters):
             answer = search.transcribe(self, source, request, decoding, on_progress, on_text, on_segment)
@@ -135,7 +136,7 @@ class Model(AnsweringModel):
         All of them are in the encoder and in the LLM together.
         """
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
-        check_limits(max_new_tokens, None, on_progress)
+        check_limits(max_new_tokens, on_progress=on_progress)
         audios = list_of_recordings(audios)
         if self.spells(request, decoding, letters):
             return [self._or_error(audio, request, decoding, sample_rate_hz, on_progress) for audio in audios]
@@ -222,7 +223,7 @@ class Model(AnsweringModel):
                 generated anew, that is not shown again: what is returned counts.
         """
         decoding = Decoding(beams, temperature, top_p, seed)
-        check_limits(max_new_tokens, None, on_progress)
+        check_limits(max_new_tokens, on_progress=on_progress, on_text=on_text)
         requests = [self.request("sqqa", question) for question in list_of_questions(questions)]
         if not requests:
             return []
@@ -325,6 +326,6 @@ def _opened(audio: Any, sample_rate_hz: int | None) -> AudioSource:
     try:
         return open_audio(audio, sample_rate_hz)
     except DataError as error:
-        if isinstance(audio, str) or hasattr(audio, "__fspath__"):
-            raise DataError(f"{audio}: {error}") from error
+        if isinstance(audio, (str, os.PathLike)) and name_of(audio):
+            raise DataError(f"{name_of(audio)}: {error}") from error
         raise

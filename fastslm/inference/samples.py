@@ -4,6 +4,7 @@ import io
 import math
 import numbers
 import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,10 @@ def encoded_stream(audio: Any) -> Any:
         DataError: it gives no bytes.
     """
     if not hasattr(audio, "read"):
-        return io.BytesIO(audio)
+        try:
+            return io.BytesIO(audio)
+        except BufferError:  # a view of every second byte
+            return io.BytesIO(bytes(audio))
     try:
         if getattr(audio, "seekable", lambda: False)():
             audio.seek(0)
@@ -110,10 +114,10 @@ def _found_in(audio: Any) -> tuple[Any, Any] | None:
         if hasattr(audio, "samplerate") and hasattr(audio, "read"):  # soundfile's
             audio.seek(0)
             return audio.read(dtype="float32", always_2d=True), audio.samplerate
+        if hasattr(audio, "sample_rate") and hasattr(audio, "data"):  # torchcodec's samples
+            return audio.data, audio.sample_rate
     except Exception as error:  # of a decoder of somebody else's
         raise _as_data_error("the audio cannot be decoded", error) from error
-    if hasattr(audio, "data") and hasattr(audio, "sample_rate"):  # torchcodec's samples
-        return audio.data, audio.sample_rate
     return None
 
 
@@ -143,9 +147,9 @@ def checked_rate(given: Any) -> int:
         DataError: it is none.
     """
     plain = isinstance(given, numbers.Real) and not isinstance(given, (bool, np.bool_))
-    if not plain or not math.isfinite(given) or given != int(given) or not MIN_RATE_HZ <= given <= MAX_RATE_HZ:
+    if not plain or not MIN_RATE_HZ <= given <= MAX_RATE_HZ or given != int(given):
         raise DataError(
-            f"sample_rate_hz: {given!r} must be a whole number of samples per second (Hz, not kHz) from"
+            f"sample_rate_hz: {reprlib.repr(given)} must be a whole number of samples per second (Hz, not kHz) from"
             f" {MIN_RATE_HZ} to {MAX_RATE_HZ}"
         )
     return int(given)

@@ -1,5 +1,6 @@
 """AudioStream: audio that arrives in chunks, encoded and read by the LLM as windows fill; answers at any time."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from fastslm.errors import ConfigError, DataError
 from fastslm.path.request import Request
 
 from .answering import AnsweringModel
+from .arguments import check_limits
 from .audio import AudioSource
 from .engine import Decoding, Memory
 from .generated import Generated
@@ -52,6 +54,8 @@ class AudioStream:
         sample_rate_hz: int = SAMPLE_RATE_HZ,
         keep_tokens: bool = True,
     ) -> None:
+        if not isinstance(chunks, Iterable | None):
+            raise ConfigError(f"chunks: {chunks!r} must be chunks of audio, one after the other, or None.")
         self._model, self._request, self._chunks = model, request, chunks
         self._resampler = Resampler(checked_rate(sample_rate_hz))
         self._channels_first: bool | None = None
@@ -61,7 +65,7 @@ class AudioStream:
         self._memory = self._opened(self._before)
         self._num_samples, self._num_tokens, self._num_pushed, self._num_signal = 0, 0, 0, 0
         self._finished = False
-        self._lock = threading.RLock()
+        self._lock, self._answering = threading.RLock(), False
         self.timings = Timings()
 
     @property
@@ -74,10 +78,22 @@ class AudioStream:
         """LLM tokens of the windows that are full."""
         return self._num_tokens
 
+    @contextlib.contextmanager
+    def _mine(self, refused: str) -> Iterator[None]:
+        """Keep other threads out; this one may come in again, from a function that an answer tells of itself.
+
+        Raises:
+            DataError: it does.
+        """
+        with self._lock:
+            if self._answering:
+                raise DataError(f"{refused} from within on_text or on_progress; wait until the answer is there")
+            yield
+
     # -- audio in --------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[float]:
-        for chunk in self._chunks or ():
+        for chunk in () if self._chunks is None else self._chunks:
             before = self._num_tokens
             self.push(chunk)
             if self._num_tokens > before:
@@ -98,7 +114,7 @@ class AudioStream:
                 "model.encoder: this model's encoder must know the whole recording beforehand (as with mel_range:"
                 " recording), and a stream does not know it before its end. Collect the audio and transcribe it whole."
             )
-        with self._lock:
+        with self._mine("audio cannot be pushed"):
             given = samples_of(chunk, channels_first=self._channels_first)
             if given.array.dtype.kind in "iu" and given.array.dtype.itemsize > 2:
                 raise DataError(f"a stream takes floats, int16 or uint8; a chunk of {given.array.dtype} has no scale")
@@ -110,7 +126,7 @@ class AudioStream:
 
     def finish(self) -> None:
         """Say that no more audio comes; the last window is read as it is. A second call does nothing."""
-        with self._lock:
+        with self._mine("the stream cannot be finished"):
             if not self._finished and self._num_pushed:
                 samples = self._resampler.finish()
                 self._num_pushed += len(samples)
@@ -186,12 +202,21 @@ class AudioStream:
             on_text: called with each chunk of the answer as it is generated.
 
         Raises:
-            DataError: nothing was pushed yet, or the LLM's context is full.
+            DataError: nothing was pushed yet, the LLM's context is full, or an answer is being generated that tells of
+                itself by calling this.
+            ConfigError: an argument makes no sense.
         """
-        with self._lock:
-            return self._answer(
-                request or self._request, decoding or Decoding(), max_new_tokens, source, on_progress, on_text
-            )
+        check_limits(max_new_tokens, on_progress=on_progress, on_text=on_text)
+        if not isinstance(decoding, Decoding | None):
+            raise ConfigError(f"decoding: {decoding!r} must be a fastslm.inference.engine.Decoding, or None.")
+        with self._mine("another question cannot be asked"):
+            self._answering = True
+            try:
+                return self._answer(
+                    request or self._request, decoding or Decoding(), max_new_tokens, str(source), on_progress, on_text
+                )
+            finally:
+                self._answering = False
 
     def transcribe(self, **settings: Any) -> Answer:
         """Return the transcript so far; see ``answer``."""

@@ -24,6 +24,7 @@ SPECIAL_TOKENS = (AUDIO, AUDIO_BEGIN, AUDIO_END, "<|EN|>", "<|KO|>", "<|ASR|>", 
 
 #: The tasks that the released checkpoint was trained for, which have a token each.
 RELEASED_TASKS = ("asr", "ast", "ssum", "sqqa")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 _CLIP = f"{AUDIO_BEGIN}{AUDIO}{AUDIO_END}"
 
 _MOST_PROMPTS = 256  # kept, for most samples of a corpus ask the same
@@ -121,6 +122,9 @@ def _turns(messages: Any, needs_answer: bool) -> list[dict[str, str]]:
         {name: checked_text(message.get(name), f"{name!r} of turn {i} of 'messages'") for name in ("role", "content")}
         for i, message in enumerate(messages, 1)
     ]
+    for i, turn in enumerate(turns, 1):
+        if turn["role"] not in _ROLES:  # templates write it between control tokens, as it is
+            raise DataError(f"'role' of turn {i} of 'messages' is {turn['role'][:40]!r}, and not {', '.join(_ROLES)}")
     if not needs_answer and turns and turns[-1]["role"] == "user":
         turns.append({"role": "assistant", "content": ""})
     if not turns or turns[-1]["role"] != "assistant" or (needs_answer and not turns[-1]["content"].strip()):
@@ -215,7 +219,11 @@ class Prompter:
         asked, answered = {"role": "user", "content": "x"}, {"role": "assistant", "content": "qwertz"}
         prompt = self._render([asked], generate=True)
         before, _, last = self._render([asked, answered], generate=False).rpartition("qwertz")
-        earlier = self._render([asked, answered, asked], generate=True).rpartition("qwertz")[2]
+        try:
+            _, shown, earlier = self._render([asked, answered, asked], generate=True).rpartition("qwertz")
+        except DataError:  # a template of one question: samples with more are refused one by one
+            shown, earlier = "", ""
+        earlier = earlier if shown else ""
         gap = before.removeprefix(prompt) if before.startswith(prompt) else ""
         return "" if gap.strip(" ") else gap, [self._encode.control_at(text) for text in (last, earlier)]
 

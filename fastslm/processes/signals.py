@@ -10,7 +10,7 @@ from types import FrameType
 #: What a shell reports for a process that ended on SIGTERM; the job is to be started again.
 EXIT_STATUS = 128 + signal.SIGTERM
 #: What announces the end of a job.
-ENDING = (signal.SIGTERM, signal.SIGUSR1)
+ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _AGAIN_SECONDS = 0.05
 
 
@@ -51,7 +51,7 @@ def ending_in_order() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # another may not set handlers
         yield
         return
-    ours = [number for number in (*ENDING, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, _end)
     report, sys.unraisablehook = sys.unraisablehook, _again

@@ -415,5 +415,9 @@ def main(arguments: Sequence[str]) -> int:
             print(stopped.text, file=sys.stderr, flush=True)
         if torch.distributed.is_initialized():  # launchers kill the other processes when the first one ends like this
             torch.distributed.barrier()
-        return EXIT_STATUS
+        return int(stopped.code or EXIT_STATUS)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's way to end on one, with status 1
+            raise KeyboardInterrupt from ended
+        raise
     return 0

@@ -1,4 +1,4 @@
-"""Preemption: on SIGTERM or SIGUSR1 a run saves after the step or validation batch it is in, and can be continued."""
+"""Preemption: on a signal a run saves after the step or validation batch that it is in, and can be continued."""
 
 import os
 import signal
@@ -17,10 +17,21 @@ from fastslm.training.lightning_module import SpeechLMModule
 
 #: Launchers pass on a signal that the whole group got anyhow; within this time it is the same one.
 _SAME_SIGNAL_SECONDS = 1.0
+_SAVING = (*ENDING, signal.SIGINT)
 
 
 class Preempted(Terminated):
-    """Training was asked to end, and has saved."""
+    """Training was asked to end, and has saved.
+
+    Args:
+        text: for the person who reads the log.
+        number: the signal that this process got, if it got one.
+    """
+
+    def __init__(self, text: str, number: int | None) -> None:
+        super().__init__(text)
+        if number == signal.SIGINT:
+            self.code = 128 + number
 
 
 class Preemption(L.Callback):
@@ -36,10 +47,11 @@ class Preemption(L.Callback):
         self._before: dict[int, Any] = {}
         self._whole_step = False
         self._asked: float | None = None
+        self._number: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals."""
-        self._asked, self._whole_step = None, False
+        self._asked, self._number, self._whole_step = None, None, False
         if threading.current_thread() is not threading.main_thread():
             return
 
@@ -50,7 +62,7 @@ class Preemption(L.Callback):
                     signal.signal(number, signal.SIG_DFL)
                     os.kill(os.getpid(), number)
                 return
-            self._asked = time.monotonic()
+            self._asked, self._number = time.monotonic(), number
             pl_module.stop_requested = True
             what = f"rank {trainer.global_rank} got {signal.Signals(number).name}"
             print(
@@ -58,7 +70,8 @@ class Preemption(L.Callback):
                 file=sys.stderr,
             )
 
-        self._before = {number: signal.signal(number, ask) for number in ENDING}
+        heeded = [number for number in _SAVING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+        self._before = {number: signal.signal(number, ask) for number in heeded}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -102,7 +115,7 @@ class Preemption(L.Callback):
                 saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
         trainer.strategy.barrier("saved")  # launchers kill the others when the first process ends
         outcome = "go on with --ckpt_path last" if savers else "no callback keeps a last checkpoint: nothing was saved"
-        raise Preempted(f"stopped by a signal after step {trainer.global_step}; {outcome}")
+        raise Preempted(f"stopped by a signal after step {trainer.global_step}; {outcome}", self._number)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the last save of a run that ends anyhow be undisturbed."""

@@ -87,15 +87,27 @@ def log(tmp_path):
     return (tmp_path / "log").read_text()
 
 
-CASES = [(1, [], signal.SIGTERM), (0, [], signal.SIGTERM), (2, [], signal.SIGUSR1), (1, TWO_RANKS, signal.SIGTERM)]
+CASES = [
+    (1, [], signal.SIGTERM),
+    (0, [], signal.SIGTERM),
+    (2, [], signal.SIGUSR1),
+    (1, TWO_RANKS, signal.SIGTERM),
+    (2, [], signal.SIGHUP),
+    (2, [], signal.SIGINT),
+    (0, TWO_RANKS, signal.SIGINT),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "flags", "number"), CASES, ids=["1", "0", "2-usr1", "1-on-two-ranks"])
-def test_a_signal_to_the_group_saves_and_ends_with_143(training, tmp_path, workers, flags, number):
+@pytest.mark.parametrize(
+    ("workers", "flags", "number"),
+    CASES,
+    ids=["1", "0", "2-usr1", "1-on-two-ranks", "2-hup", "2-int", "0-int-on-two-ranks"],
+)
+def test_a_signal_to_the_group_saves_and_ends_with_its_status(training, tmp_path, workers, flags, number):
     process = training(workers, *flags)
     os.killpg(process.pid, number)
-    assert process.wait(120) == EXIT_STATUS, log(tmp_path)
+    assert process.wait(120) == (130 if number == signal.SIGINT else EXIT_STATUS), log(tmp_path)
     saved = open_checkpoint(tmp_path / "run").manifest["step"]
     assert f"stopped by a signal after step {saved}" in log(tmp_path)
     assert "Traceback" not in log(tmp_path)
@@ -154,16 +166,20 @@ def loaded(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["validate", "predict"])
-def test_an_evaluation_with_workers_ends_on_a_signal(group, fastslm, run_config, tmp_path, command):
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("validate", signal.SIGTERM), ("predict", signal.SIGTERM), ("validate", signal.SIGINT)],
+    ids=["validate", "predict", "validate-int"],
+)
+def test_an_evaluation_with_workers_ends_on_a_signal(group, fastslm, run_config, tmp_path, command, number):
     short = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
     fastslm("fit", "--config", str(run_config), *short)
     mark = ["--trainer.callbacks+=killers.SlowSteps", "--trainer.callbacks.seconds=0.5",
             f"--trainer.callbacks.mark={tmp_path / 'trains'}"]  # fmt: skip
     process = group(command, "--config", run_config, "--data.num_workers=1", *mark)
     wait_until(process, (tmp_path / "trains").exists)
-    os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(30) == EXIT_STATUS, log(tmp_path)
+    os.killpg(process.pid, number)
+    assert process.wait(30) == (130 if number == signal.SIGINT else EXIT_STATUS), log(tmp_path)
     assert "Traceback" not in log(tmp_path)
     assert "killed by signal" not in log(tmp_path)
     assert gone(process)

@@ -47,6 +47,27 @@ def test_a_recording_without_a_transcript_is_refused_and_named(tmp_path):
         matched({"a": "x"}, ["a", "b", "c"], "here")
 
 
+def test_recordings_of_one_name_are_told_apart_by_their_folders():
+    texts = {"in/spk1/utt1.flac": "one", "in/spk2/utt1.flac": "two"}
+    assert matched(texts, ["spk1/utt1", "spk2/utt1"], "x") == {"spk1/utt1": "one", "spk2/utt1": "two"}
+    with pytest.raises(DataError, match="1 of 2 recordings have no transcript, such as 'spk2/utt1'"):
+        matched({"in/spk1/utt1.flac": "one"}, ["spk1/utt1", "spk2/utt1"], "x")
+    with pytest.raises(DataError, match=r"'utt1' could be recording 'spk1/utt1' and 'spk2/utt1'\. Name"):
+        matched({"utt1": "one"}, ["spk1/utt1", "spk2/utt1"], "x")
+
+
+def test_rows_are_named_by_text_or_number(tmp_path):
+    assert read_transcripts(lines(tmp_path / "a.jsonl", {"id": 0, "text": "hello"})) == {"0": "hello"}
+    (tmp_path / "mark.jsonl").write_text('\ufeff{"id": "a", "text": "hello"}\n')
+    assert read_transcripts(tmp_path / "mark.jsonl") == {"a": "hello"}
+    for row in ({"audio": {"path": "x"}, "text": "hello"}, {"id": ["x"], "text": "hello"}):
+        with pytest.raises(DataError, match="names no recording"):
+            read_transcripts(lines(tmp_path / "b.jsonl", row))
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="no JSON"):
+        read_transcripts(tmp_path / "deep.jsonl")
+
+
 def test_two_different_transcripts_of_one_recording_are_refused(tmp_path):
     with pytest.raises(DataError, match="could all be recording 'a'"):
         matched({"x/a": "one", "y/a": "two"}, ["a"], "here")

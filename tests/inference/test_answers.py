@@ -259,6 +259,32 @@ def test_a_stream_answers_at_any_time_about_what_was_said_so_far(model, noise, m
     assert counted.windows == 4 + 3
 
 
+@pytest.mark.parametrize("told", ["on_text", "on_progress"])
+def test_a_stream_takes_nothing_from_within_its_own_answer_and_stays_as_it_was(model, noise, told):
+    samples, stream = noise(9), model.stream()
+    stream.push(samples[:64_000])
+    for refused in (lambda *_: stream.push(samples[64_000:]), lambda *_: stream.answer(), lambda *_: stream.finish()):
+        with pytest.raises(DataError, match="from within on_text or on_progress"):
+            stream.answer(max_new_tokens=8, **{told: refused})
+    stream.push(samples[64_000:])
+    assert stream.answer(max_new_tokens=8).tokens == model.transcribe(samples, max_new_tokens=8).tokens
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_new_tokens": -1}, {"max_new_tokens": "x"}, {"on_text": 5}, {"on_progress": 5}, {"decoding": 5}]
+)
+def test_arguments_of_a_stream_that_make_no_sense_are_one_sentence(model, noise, wrong):
+    stream = model.stream()
+    stream.push(noise(2))
+    with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}: "):
+        stream.transcribe(**wrong)
+    with pytest.raises(ConfigError, match="chunks: 5"):
+        model.stream(5)
+    for name in ("on_text", "on_segment"):
+        with pytest.raises(ConfigError, match=f"^{name}: 5 must be a function"):
+            model.transcribe(noise(2), **{name: 5})
+
+
 def test_a_stream_of_a_model_with_context_answers_as_if_each_moment_were_the_end(context_model, noise):
     samples, stream = noise(7), context_model.stream()
     for begin, end in ((0, 25_600), (25_600, 27_000), (27_000, 60_000), (60_000, 112_000)):

@@ -162,6 +162,35 @@ def test_samples_that_are_no_audio_are_refused(samples):
         samples_of(ArraySource(samples))
 
 
+class _NoPath:
+    def __fspath__(self):
+        return 5
+
+
+def closed_file():
+    file = io.BytesIO(b"RIFF")
+    file.close()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("audio", "rate", "words"),
+    [
+        ("", None, "the name of the recording is empty"),
+        (_NoPath(), None, "gives no path"),
+        (closed_file(), None, "an open file cannot be read: I/O operation on closed file"),
+        (memoryview(bytes(100))[::2], None, "unreadable audio|no audio|nothing known"),
+        (np.zeros(5, "M8[s]"), None, "it is ndarray of datetime64"),
+        (np.zeros(5, np.int16), 10**400, "must be a whole number of samples per second"),
+    ],
+    ids=["no name", "no path", "a closed file", "every second byte", "dates", "an endless rate"],
+)
+def test_what_cannot_be_audio_is_one_sentence(audio, rate, words):
+    with pytest.raises(DataError, match=words) as refused:
+        open_audio(audio, rate)
+    assert len(str(refused.value)) < 300
+
+
 def test_standard_input_may_be_any_format(noise, encoded, monkeypatch):
     samples = noise(2)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(encoded(samples, "FLAC"))))
@@ -173,6 +202,7 @@ def test_standard_input_may_be_any_format(noise, encoded, monkeypatch):
 def test_urls_are_fetched(tmp_path, noise, write_audio):
     samples = noise(2)
     write_audio(tmp_path / "a.flac", samples)
+    write_audio(tmp_path / "für dich.flac", samples)
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments):
@@ -186,7 +216,9 @@ def test_urls_are_fetched(tmp_path, noise, write_audio):
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}"
         try:
-            np.testing.assert_array_equal(samples_of(open_audio(f"{url}/a.flac")), samples)
+            for name in ("a.flac", "für dich.flac", "f%C3%BCr%20dich.flac", "a.flac?x=1&y=z#t=3"):
+                np.testing.assert_array_equal(samples_of(open_audio(f"{url}/{name}")), samples)
+            np.testing.assert_array_equal(samples_of(open_audio(f"HTTP{url[4:]}/a.flac")), samples)
             with pytest.raises(DataError, match=r"cannot be fetched.*404"):
                 open_audio(f"{url}/b.flac")
         finally:

@@ -182,6 +182,12 @@ def test_draws_repeat_with_their_seed_and_differ_without(llm):
     assert nearly_greedy == Memory(llm, STOP).answer(embeddings, 12, Decoding()).ids
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-300])
+def test_at_next_to_no_temperature_the_likeliest_is_drawn(temperature):
+    draw = engine._Draw(Decoding(temperature=temperature), 1, torch.device("cpu"))
+    assert draw(torch.tensor([[1.0, 3.0, 2.0, -torch.inf]]), [0]).tolist() == [1]
+
+
 def test_draws_follow_the_probabilities():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
     draw = engine._Draw(Decoding(temperature=1.0, top_p=0.79), 4000, torch.device("cpu"))

@@ -181,6 +181,17 @@ def test_paths_without_a_model_are_named(tmp_path):
         fastslm.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("", "its name is empty"), (5, "5 must be a path"), (["runs/hta"], "must be a path"), ("x" * 5000, "too long")],
+    ids=["empty", "number", "list", "long"],
+)
+def test_what_is_no_path_is_one_sentence(path, words):
+    with pytest.raises(ConfigError, match=f"^model: .*{words}") as refused:
+        fastslm.load(path)
+    assert len(str(refused.value)) < 200
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", "-1", 7])
 def test_a_device_that_is_not_there_is_named_with_those_that_are(run_folder, device):
     with pytest.raises(ConfigError, match=rf"device: {device} cannot be used here; there is cpu"):

@@ -156,6 +156,31 @@ def test_a_note_that_a_full_disk_cut_costs_that_note_alone(transcribe, recording
     assert "2 of 2 are finished" in transcribe(tmp_path / "in", output=out)[1]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\xfe{}\n",
+        b'{"output": ["x"], "text_sha256": "", "recording": {}, "settings": {}}\n',
+        b"[" * 5000 + b"\n",
+        b"\0\n",
+    ],
+    ids=["bytes", "a list as name", "nested", "zeros"],
+)
+def test_a_damaged_note_costs_that_note_alone(transcribe, recording, tmp_path, damage):
+    out = tmp_path / "out"
+    transcribe(recording("in/a.flac", 1), output=out)
+    notes = out / NOTES
+    notes.write_bytes(damage + notes.read_bytes())
+    assert "1 of 1 are finished" in transcribe(tmp_path / "in", output=out)[1]
+
+
+def test_an_empty_name_is_no_folder(transcribe, recording, tmp_path, monkeypatch):
+    recording("in/a.flac", 1)
+    monkeypatch.chdir(tmp_path)
+    assert "the name of a recording is empty" in transcribe("", output="out")[1]
+    assert "--output: the name of the folder is empty" in transcribe(tmp_path / "in" / "a.flac", output="")[1]
+
+
 def test_an_address_is_noted_without_its_secrets_and_told_from_another_by_them():
     one = Recording.of("https://me:word@host/a/talk.mp3?signature=abc")
     assert one.path == "https://host/a/talk.mp3"

@@ -56,13 +56,17 @@ class FastSLMFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
             raise ValueError(f"This processor returns PyTorch tensors (pt), and not {return_tensors!r}.")
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(
-                f"The audio has {sampling_rate} samples per second; resample it to {self.sampling_rate} first."
+                f"sampling_rate: {sampling_rate!r} must be {self.sampling_rate}, a number; resample other audio first."
             )
         several = isinstance(audio, (list, tuple)) and len(audio) > 0 and np.ndim(audio[0]) > 0
         samples = [_int16(recording) for recording in (audio if several else [audio])]
         lengths = torch.tensor([len(recording) for recording in samples], dtype=torch.int64)
         rows = pad_sequence([torch.from_numpy(recording) for recording in samples], batch_first=True)
         return BatchFeature({"input_features": rows, "audio_feature_lens": lengths})
+
+
+#: Floats beyond are surely no samples in -1..1: recordings that were made too loud stay below.
+_LOUDEST = 16.0
 
 
 def _int16(recording: Any) -> np.ndarray:
@@ -75,6 +79,11 @@ def _int16(recording: Any) -> np.ndarray:
         raise ValueError(f"A recording must hold floats in -1..1 or int16, and this one holds {values.dtype}.")
     if not np.isfinite(values).all():
         raise ValueError("A recording holds values that are not finite.")
+    loudest = float(np.abs(values).max())
+    if loudest > _LOUDEST:
+        raise ValueError(
+            f"Floats must be in -1..1, and these reach {loudest:.6g}: divide them by 32768, or give them as int16."
+        )
     return np.clip(np.round(values.astype(np.float64) * 32768.0), -32768, 32767).astype(np.int16)
 
 
