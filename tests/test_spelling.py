@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastslm.checkpoint.state import check_state, storable_tensors
-from fastslm.errors import CheckpointError, ConfigError
+from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch, Sample
-from fastslm.path.letters import read
 from fastslm.path.prompt import messages_of
 from fastslm.training.spelling import SpellingLoss, spelled
 
@@ -35,7 +33,7 @@ def test_letters_are_bytes_in_lower_case_without_punctuation(text, kept):
 
 def test_the_loss_is_that_of_all_ways_to_spell_the_word():
     torch.manual_seed(0)
-    loss = SpellingLoss(8, 2, 0, lambda ids: {1: "ab", 2: "aa"}[ids[0]])
+    loss = SpellingLoss(8, 2, lambda ids: {1: "ab", 2: "aa"}[ids[0]])
     tokens = torch.randn(1, 2, 8)
     slots = loss.slots(loss.norm(tokens)).reshape(4, -1)
     probabilities = loss.letters(torch.nn.functional.gelu(slots)).softmax(-1).detach()
@@ -53,7 +51,7 @@ def test_the_loss_is_that_of_all_ways_to_spell_the_word():
 
 def test_a_recording_is_compared_with_its_own_rows_whatever_stands_beside_it():
     torch.manual_seed(0)
-    loss = SpellingLoss(8, 3, 0, lambda ids: "abc"[: len(ids)])
+    loss = SpellingLoss(8, 3, lambda ids: "abc"[: len(ids)])
     tokens = torch.randn(2, 3, 8)
     rows, ids = [np.array([0, 1, 2, 3]), np.array([5])], [np.arange(3), np.arange(2)]
     together = loss(tokens, rows, ids)[0]
@@ -63,62 +61,14 @@ def test_a_recording_is_compared_with_its_own_rows_whatever_stands_beside_it():
 
 def test_tokens_learn_to_spell_what_was_said():
     torch.manual_seed(0)
-    loss = SpellingLoss(32, 6, 2, lambda ids: "Seven, two!")
+    loss = SpellingLoss(32, 6, lambda ids: "Seven, two!")
     tokens = torch.nn.Parameter(torch.randn(1, 3, 32))
     optimizer = torch.optim.Adam([tokens, *loss.parameters()], lr=0.02)
     for _ in range(150):
         optimizer.zero_grad()
         loss(tokens, [np.arange(3)], [np.zeros(1, np.int64)])[0].backward()
         optimizer.step()
-    assert read(loss.log_probs(tokens)[0].flatten(0, 1)) == "seven two"
-
-
-def test_letters_see_those_beside_them_in_their_window_and_nothing_of_padding_or_other_windows():
-    torch.manual_seed(0)
-    loss = SpellingLoss(8, 4, 2, lambda ids: "ab")
-    for parameter in loss.context.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    tokens = torch.randn(2, 6, 8)
-    rows = [np.array([0, 1, 2, 6, 7, 8, 9, 10, 11])]  # three tokens of the first window, and the second
-    together = loss.of_recordings(tokens, rows).unflatten(0, (2, 6))
-
-    def alone(window):  # as in use
-        return loss.log_probs(window[None])[0]
-
-    torch.testing.assert_close(together[0, :3], alone(tokens[0, :3]))
-    torch.testing.assert_close(together[1], alone(tokens[1]))
-    changed = tokens[1].clone()
-    changed[5] = torch.randn(8)
-    difference = (alone(changed) - alone(tokens[1])).abs().amax(-1)
-    assert difference[4].max() > 1e-3
-    assert difference[:3].max() < 1e-5  # two layers see eight slots, two tokens
-
-
-def test_layers_of_context_begin_by_adding_nothing():
-    torch.manual_seed(0)
-    without = SpellingLoss(8, 2, 0, lambda ids: "ab")
-    torch.manual_seed(0)
-    with_context = SpellingLoss(8, 2, 3, lambda ids: "ab")
-    with_context.load_state_dict(without.state_dict(), strict=False)
-    tokens = torch.randn(1, 5, 8)
-    torch.testing.assert_close(with_context.log_probs(tokens), without.log_probs(tokens))
-
-
-def test_a_stage_takes_over_letters_of_its_own_kind_and_no_others(make_module):
-    def module(**settings):
-        made = make_module(**settings)
-        made.configure_model()
-        return made
-
-    letters = {"alignment_weight": 1.0, "letters_per_token": 4}
-    stored = storable_tensors(module(**letters, letters_context=2))
-    check_state(module(**letters, letters_context=2), stored, "stage0", "initialize")
-    check_state(module(), stored, "stage0", "initialize")
-    check_state(module(alignment_weight=1.0), stored, "stage0", "initialize")
-    with pytest.raises(CheckpointError, match=r"unexpected: path\.alignment\.context"):
-        check_state(module(**letters), stored, "stage0", "initialize")
-    with pytest.raises(CheckpointError, match=r"missing: path\.alignment\.context"):
-        check_state(module(**letters, letters_context=3), stored, "stage0", "initialize")
+    assert loss.read(tokens[0]) == "seven two"
 
 
 @pytest.fixture
@@ -162,7 +112,6 @@ def test_a_batch_without_transcripts_stays_connected_and_adds_nothing(batch):
     [
         ({"letters_per_token": 16}, "model.letters_per_token"),
         ({"letters_per_token": 300, "alignment_weight": 1.0}, "model.letters_per_token: 300"),
-        ({"letters_context": 9}, "model.letters_context: 9"),
         ({"answer_weight": -1.0}, "model.answer_weight: -1"),
         ({"answer_weight": 0.0, "alignment_weight": 1.0}, "Set model.letters_per_token"),
         (

@@ -156,15 +156,13 @@ def _letters(settings: Mapping[str, Any], width: int, stored: Mapping[str, Tenso
     """Return what reads letters, with its weights, or None where training did not compare them."""
     if not settings.get("letters_per_token"):
         return None
-    head = LetterHead(width, settings["letters_per_token"], settings.get("letters_context", 0))
+    head = LetterHead(width, settings["letters_per_token"])
     begin = "path.alignment."
     found = {name.removeprefix(begin): tensor for name, tensor in stored.items() if name.startswith(begin)}
     try:
         head.load_state_dict(found)
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{source}: the weights of its letters do not fit model.letters_per_token and model.letters_context."
-        ) from error
+        raise CheckpointError(f"{source}: the weights of its letters do not fit model.letters_per_token.") from error
     return head.requires_grad_(False).eval()
 
 

@@ -266,7 +266,7 @@ def transcribe(
                 told(search.end_of_window(), *window)
             tokens = part.tokens[first : first + count]
             search.begin(new_words(tokens, search.ids))
-            search.read(model.letters.log_probs(tokens[None].float())[0].flatten(0, 1).cpu().numpy())
+            search.read(model.letters.log_probs(tokens[None].float())[0].cpu().numpy())
             window = (seconds, seconds + num_samples / SAMPLE_RATE_HZ)
             first, seconds = first + count, window[1]
         signal, num_tokens = signal + part.num_signal_samples, num_tokens + len(part.tokens)

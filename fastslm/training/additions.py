@@ -32,8 +32,7 @@ class TrainingAdditions(Additions):
         self.settings, self.prompter, self.seed = settings, prompter, seed
         self.reads_answers = settings.answer_weight > 0
         if settings.letters_per_token:
-            per_token, context = settings.letters_per_token, settings.letters_context
-            self.alignment = SpellingLoss(width, per_token, context, prompter.tokenizer.decode)
+            self.alignment = SpellingLoss(width, settings.letters_per_token, prompter.tokenizer.decode)
         elif settings.alignment_weight > 0:
             self.alignment = AlignmentLoss(width)
 

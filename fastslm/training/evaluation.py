@@ -14,7 +14,6 @@ from fastslm.errors import ConfigError
 from fastslm.inference.guards import first_round
 from fastslm.metrics import Scores
 from fastslm.path.batch import Batch
-from fastslm.path.letters import read
 from fastslm.path.listen import Speech
 from fastslm.path.model import SpeechLM
 from fastslm.tasks import tasks
@@ -131,14 +130,13 @@ def spell(path: SpeechLM, batch: Batch, speech: Speech) -> tuple[Tensor, int, li
     assert isinstance(reader, SpellingLoss)
     loss_sum, num_ids = path.additions.align(batch, speech.rows, speech.tokens, path.llm.embed, None)
     assert loss_sum is not None
-    log_probs, seconds = reader.of_recordings(speech.tokens, speech.rows), _seconds_of_dialogues(path, batch)
+    tokens, seconds = speech.tokens.flatten(0, 1), _seconds_of_dialogues(path, batch)
     of_recordings = iter(transcripts_of(batch.dialogues, [1.0] * len(batch), path.prompter.audio_id))
     recordings, rows = iter(speech.rows), []
     for i, count in enumerate(path.text.num_recordings(batch.dialogues)):
         found = [(next(recordings), next(of_recordings)) for _ in range(count)]
         if count == 1 and found[0][1] is not None:
-            spelled = read(log_probs[torch.from_numpy(found[0][0])].flatten(0, 1))
-            rows.append(_row(batch, i, spelled, seconds[i]))
+            rows.append(_row(batch, i, reader.read(tokens[torch.from_numpy(found[0][0])]), seconds[i]))
     return loss_sum, num_ids, rows
 
 

@@ -27,8 +27,6 @@ class TrainingSettings:
             rates set ``letters_per_token``.
         letters_per_token: most letters that a speech token is asked to spell in the alignment loss, which then compares
             letters and not the LLM's ids: 16 for 1.67 tokens per second. 0 compares ids.
-        letters_context: layers in which a letter sees those beside it before it is compared, 0..8, so that neighbouring
-            tokens do not both spell what lies between them. The same in all stages that compare letters.
         answer_weight: weight of the loss of the answers. 0 trains the compressor by letters alone, and the LLM runs
             neither in training nor in validation, which scores what the tokens spell: many times faster, and a good
             start for a training with the LLM.
@@ -56,7 +54,6 @@ class TrainingSettings:
     train_parts: Sequence[str] = setting(("abstractor", "projector", "lora"), changes="run")
     alignment_weight: float = setting(0.0, changes="nothing")
     letters_per_token: int = setting(0, changes="nothing")
-    letters_context: int = setting(0, changes="nothing")
     answer_weight: float = setting(1.0, changes="nothing")
     frame_cache: bool | str = setting(False, changes="nothing")
     recompute: bool = setting(False, changes="nothing")
@@ -72,8 +69,6 @@ class TrainingSettings:
             raise ConfigError(f"model.alignment_weight: {self.alignment_weight:g} must not be below 0.")
         if not 0 <= self.letters_per_token <= 256:
             raise ConfigError(f"model.letters_per_token: {self.letters_per_token} is outside 0 to 256.")
-        if not 0 <= self.letters_context <= 8:
-            raise ConfigError(f"model.letters_context: {self.letters_context} is outside 0 to 8.")
         if self.letters_per_token and not self.alignment_weight:
             raise ConfigError(
                 "model.letters_per_token: the alignment loss that compares letters is off. Set model.alignment_weight."

@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastslm.path.batch import Int64Array
 from fastslm.path.letters import BLANK, LetterHead, spelled
-from fastslm.path.upload import upload
 from fastslm.training.alignment import ctc
 
 
@@ -24,24 +21,12 @@ class SpellingLoss(LetterHead):
     Args:
         width: features of a speech token, D_llm.
         per_token: letters that a token may spell.
-        context: layers in which slots see those beside them, within a window of the encoder.
         decode: gives the text of ids.
     """
 
-    def __init__(self, width: int, per_token: int, context: int, decode: Callable[[Sequence[int]], str]) -> None:
-        super().__init__(width, per_token, context)
+    def __init__(self, width: int, per_token: int, decode: Callable[[Sequence[int]], str]) -> None:
+        super().__init__(width, per_token)
         self.decode = decode
-
-    def of_recordings(self, tokens: Tensor, recording_rows: Sequence[Int64Array]) -> Tensor:
-        """Return ``log_probs`` of all rows ``[W * K, per_token, 257]``; those of no recording mean nothing.
-
-        Args:
-            tokens: speech tokens ``[W, K, D_llm]``.
-            recording_rows: for each recording, its rows among the ``W * K`` tokens.
-        """
-        present = np.zeros(tokens.shape[:2], bool)
-        present.reshape(-1)[np.concatenate([np.zeros(0, np.int64), *recording_rows])] = True
-        return self.log_probs(tokens, upload(torch.from_numpy(present), tokens.device)).flatten(0, 1)
 
     def forward(
         self,
@@ -60,11 +45,10 @@ class SpellingLoss(LetterHead):
             embed: not needed: letters have weights of their own.
             classes: not needed: all letters compete.
         """
-        log_probs = self.of_recordings(tokens, recording_rows).flatten(1)
         loss = ctc(
             recording_rows,
             [spelled(self.decode(ids.tolist())) for ids in transcripts],
-            lambda rows: F.embedding(rows, log_probs).unflatten(-1, (self.per_token, -1)).flatten(1, 2),
+            lambda rows: self.log_probs(F.embedding(rows, tokens.flatten(0, 1))),
             tokens.device,
             per_row=self.per_token,
             blank=BLANK,

@@ -205,7 +205,7 @@ def test_an_llm_that_forgets_what_it_has_read_is_refused(llm, vocabulary, monkey
 def letters_run(tmp_path_factory, tiny_encoder, wordy_llm):
     """Return a run that was trained by letters alone, with a head that spells."""
     settings = settings_of(
-        tiny_encoder, wordy_llm, answer_weight=0.0, alignment_weight=1.0, letters_per_token=3, letters_context=1,
+        tiny_encoder, wordy_llm, answer_weight=0.0, alignment_weight=1.0, letters_per_token=3,
         train_parts=["abstractor", "projector"],
     )  # fmt: skip
     settings["llm"]["init_args"] |= {"lora": None}
@@ -213,9 +213,8 @@ def letters_run(tmp_path_factory, tiny_encoder, wordy_llm):
     checkpoint = folder / "checkpoints" / "last.ckpt"
     contents = torch.load(checkpoint, weights_only=True)
     torch.manual_seed(0)
-    head = LetterHead(32, 3, 1)
+    head = LetterHead(32, 3)
     with torch.no_grad():
-        head.context[0].out.weight.normal_(std=0.02)
         head.letters.weight *= 6
         head.letters.bias.fill_(-12.0)
         head.letters.bias[list(b"abcdefghijklmnopqrstuvwxyz  ")] = 0.0
