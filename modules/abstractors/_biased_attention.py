@@ -102,4 +102,4 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, bias: Tensor) -> T
     """Return the softmax ``[heads, Q, L]`` of one window's scores."""
     scores = torch.baddbmm(bias.to(query), query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
     weights = (scores if mask is None else scores.masked_fill_(~mask, -torch.inf)).softmax(-1)
-    return F.threshold_(weights, _LEAST_WEIGHT, 0.0)
+    return F.threshold(weights, _LEAST_WEIGHT, 0.0, inplace=True)
