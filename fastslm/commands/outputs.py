@@ -49,8 +49,6 @@ def find_jobs(inputs: Sequence[str], folder: Path | None, form: str) -> list[Job
     """
     if "" in inputs:
         raise ConfigError("the name of a recording is empty.")
-    if "" in inputs:
-        raise ConfigError("the name of a recording is empty.")
     found: list[tuple[str, Path]] = []
     folders = [given for given in inputs if given != "-" and "://" not in given and Path(given).is_dir()]
     for given in inputs:
