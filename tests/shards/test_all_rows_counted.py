@@ -65,6 +65,30 @@ def test_closed_marks_hold_delimiters_marks_and_lines(build, recordings, tmp_pat
     assert second.fields["text"] == "five"
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        'path,text\nA.WAV,"Hello there\nb.flac,goodbye to you"\nc.mp3,third\n',
+        'text,path\n"Hello there,A.WAV\nbye now",b.flac\nthird,c.mp3\n',
+        'text,path\n"Hello there\nbye now,b.flac\nthird",c.mp3\n',
+    ],
+    ids=["text-last", "text-first", "path-missing"],
+)
+def test_rows_of_unlike_audio_files_are_never_one_row(build, save, tmp_path, notes, reasons, table):
+    save("A.WAV", 0.2, 300), save("b.flac", 0.2, 400), save("c.mp3", 0.5, 500)
+    (tmp_path / "t.csv").write_text(table)
+    samples = build(tmp_path / "t.csv", "--max-broken-share", 0.5)
+    assert [*samples][-2:] == ["b", "c"]
+    assert len(samples) + sum(reasons().values()) == 3
+    assert not any("\n" in sample.fields["text"] for sample in samples.values())
+
+
+def test_a_text_over_lines_may_stand_before_its_path(build, save, tmp_path):
+    save("a.wav", 0.2), save("b.flac", 0.2)
+    (tmp_path / "t.csv").write_text('text,path\n"One,\n two, three",a.wav\n"four\nfive",b.flac\n')
+    assert [s.fields["text"] for s in build(tmp_path / "t.csv").values()] == ["One,\n two, three", "four\nfive"]
+
+
 # -- ids that stand twice --------------------------------------------------------------------------------------------
 
 
