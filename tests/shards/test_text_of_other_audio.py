@@ -114,3 +114,51 @@ def test_two_texts_of_one_sample_in_a_tar_are_refused(build, write_shard, flac, 
     write_shard(tmp_path / "t.tar", shards)
     assert list(build(tmp_path / "t.tar", "--max-broken-share", 0.5)) == ["b", "c"]
     assert reasons() == {"two texts": 1}
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("Start", "End"), ("startTime", "endTime"), ("START_TIME", "END_TIME"), ("xmin", "xmax"), ("from", "to"),
+        ("segment_start", "segment_end"), ("t_start", "t_end"), ("start_secs", "end_secs"), ("Start (s)", "End (s)"),
+        ("start_seconds", "end_seconds"), ("Begin Time", "Stop Time"), ("tmin", "tmax"), ("start", "end"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_times_are_known_by_any_of_their_names(build, save, json_lines, tmp_path, start, end, kind):
+    row = {"path": str(save("a.wav", 4.0)), "text": "one", start: 1.5, end: 2.5}
+    if kind == "csv":
+        (tmp_path / "m.csv").write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
+    (sample,) = build(tmp_path / "m.csv" if kind == "csv" else json_lines(tmp_path / "m.jsonl", [row])).values()
+    assert sample.seconds == 1.0
+    assert sample.fields == {"text": "one", "duration": 1.0}
+
+
+@pytest.mark.parametrize(("start", "length"), [("offset_seconds", "duration_secs"), ("Offset", "Duration")])
+def test_a_duration_under_any_name_goes_with_its_offset(build, save, tmp_path, start, length):
+    (tmp_path / "m.csv").write_text(f"path,text,{start},{length}\n{save('a.wav', 4.0)},one,1.5,1.0\n")
+    (sample,) = build(tmp_path / "m.csv").values()
+    assert sample.seconds == 1.0
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"start_sample": 16000, "end_sample": 32000}, {"onset": 1.5}, {"from": 1, "to": 2}, {"word_start": "1.5"},
+        {"start_timestamp": "00:00:01.5"}, {"start_seconds": 1.5, "end_frame": 200},
+    ],
+    ids=lambda times: " ".join(times),
+)  # fmt: skip
+def test_what_looks_like_a_time_and_is_not_understood_is_noted(build, save, json_lines, tmp_path, notes, times):
+    build(json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav", 4.0)), "text": "one", **times}]))
+    assert notes() == ["time not taken"]
+
+
+def test_fields_that_only_sound_like_times_are_left_alone(build, save, json_lines, tmp_path, notes):
+    row = {"from": "en", "to": "de", "start_date": 2020, "Duration": "0:04", "weekend": 1, "end_reason": 3}
+    (sample,) = build(
+        json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav", 4.0)), "text": "one", **row}])
+    ).values()
+    assert sample.seconds == 4.0
+    assert sample.fields == {"text": "one", **row, "duration": 4.0}
+    assert notes() == []

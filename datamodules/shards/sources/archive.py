@@ -45,7 +45,7 @@ def read(
         root = options.audio_root or os.path.dirname(name)
         split = os.path.splitext(os.path.basename(name))[0] if len(found) > 1 else None
         for item in nemo.from_rows(json_objects(f"{tar}/{name}", numbered), root, options):
-            if isinstance(item, Refused):
+            if not isinstance(item, Utterance):
                 yield item
                 continue
             audio = []

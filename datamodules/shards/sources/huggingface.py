@@ -12,8 +12,9 @@ from typing import Any
 from fastslm.errors import ConfigError, DataError
 from fastslm.files import walk
 
-from ..naming import check_columns, loose_length, renamed, resolve_columns, take_times
+from ..naming import check_columns, renamed, resolve_columns
 from ..table_cells import column_names, describe, open_table
+from ..times import loose_length, take_times, untaken
 from ..utterance import Audio, Noted, Refused, Utterance, stem
 from ._lines import located
 from .options import SourceOptions
@@ -157,7 +158,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(first[:_MOST_NAMED] + ["..."] * (len(first) > _MOST_NAMED))
 
 
-def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
+def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     table = open_table(path)
     described = describe(table)
     names = column_names(table)
@@ -178,7 +179,8 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
         given = fields.pop("audio", None)
         fields = {name: value for name, value in fields.items() if value is not None and not isinstance(value, bytes)}
         try:
-            yield _utterance(fields, given, (column, group, row) if inside else None, where, path, roots)
+            yield (utterance := _utterance(fields, given, (column, group, row) if inside else None, where, path, roots))
+            yield from untaken(utterance)
         except DataError as error:
             yield Refused(where, str(fields.get("id", "?")), *str(error).partition(": ")[::2])
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from fastslm.errors import ConfigError, DataError
 
-from ..naming import check_columns, loose_length, renamed, resolve_columns
+from ..naming import check_columns, renamed, resolve_columns
+from ..times import loose_length, untaken
 from ..utterance import Noted, Refused, Utterance
 from ._delimited import header_of, read_rows
 from ._lines import lines, located
@@ -70,7 +71,8 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             fields["audio"] = os.path.join(wavs, f"{fields['id']}.wav")
         try:
             stated = None if "duration" in options.columns else loose_length(fields)
-            yield from_row(fields, where, roots, stated)
+            yield (utterance := from_row(fields, where, roots, stated))
+            yield from untaken(utterance)
         except DataError as error:
             reason, _, detail = str(error).partition(": ")
             yield Refused(where, str(fields.get("id", "?")), reason, detail)

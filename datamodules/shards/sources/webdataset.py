@@ -10,7 +10,8 @@ from fastslm.files import open_file
 
 from ...index.dialogues import parse_fields
 from ...reading.tar import Members, read_groups, recordings_of
-from ..naming import TIMES, loose_length, renamed, resolve_columns
+from ..naming import renamed, resolve_columns
+from ..times import TIMES, loose_length
 from ..utterance import Audio, Noted, Refused, Utterance
 from . import archive
 from .options import SourceOptions
