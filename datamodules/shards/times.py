@@ -6,7 +6,7 @@ from typing import Any
 
 from fastslm.errors import DataError
 
-from .utterance import Noted, Utterance
+from .utterance import Utterance
 
 #: Standard names of times; what they say is part of the audio and not of the sample.
 TIMES = ("offset", "end", "duration", "offset_ms", "end_ms", "duration_ms")
@@ -52,16 +52,16 @@ def time_columns(known: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-def untaken(utterance: Utterance) -> Iterator[Noted]:
-    """Note a field that looks like a time where the audio was not cut by it, for the text may be of a part alone."""
+def untaken(utterance: Utterance) -> Iterator[str]:
+    """Remark on a field that looks like a time where the audio was not cut by it: the text may be of a part alone."""
     if not any(audio.start_seconds is None or audio.seconds is None for audio in utterance.audio):
         return
     for name, value in utterance.fields.items():
         words = set(_folded(name).split("_"))
         is_time = words & _EDGES and all(map(_BESIDE.fullmatch, words - _EDGES))
         if is_time and (_is_number(value) or _CLOCK.fullmatch(str(value))):
-            detail = f"{name} is {value!r:.40}, and cuts no audio; where it is in seconds: --column offset={name}"
-            yield Noted(utterance.where, utterance.key, "time not taken", detail)
+            hint = f"where it is in seconds: --column offset={name}"
+            yield f"time not taken: {name} is {value!r:.40}, and cuts no audio; {hint}"
             return
 
 

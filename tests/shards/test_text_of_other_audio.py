@@ -162,3 +162,48 @@ def test_fields_that_only_sound_like_times_are_left_alone(build, save, json_line
     assert sample.seconds == 4.0
     assert sample.fields == {"text": "one", **row, "duration": 4.0}
     assert notes() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_refused"),
+    [
+        ('{"audio_filepath": "a.wav", "text": "one", "text": "two"}', True),
+        ('{"audio_filepath": "a.wav", "audio_filepath": "b.wav", "text": "one"}', True),
+        ('{"audio_filepath": "a.wav", "text": "one", "segments": [{"start": 0, "start": 1, "end": 2}]}', True),
+        ('{"audio_filepath": "a.wav", "text": "one", "text": "one"}', False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["manifest", "tar"])
+def test_a_name_with_two_values_in_an_object_is_refused(
+    build, save, write_shard, flac, tmp_path, reasons, line, is_refused, kind
+):
+    save("a.wav", 4.0), save("b.wav", 4.0), save("fine.wav", 1.0)
+    fine = '{"audio_filepath": "fine.wav", "text": "fine"}'
+    source = tmp_path / f"m.{'tar' if kind == 'tar' else 'jsonl'}"
+    if kind == "tar":
+        audio = {"fine": flac(1.0), "a": flac(4.0)}
+        write_shard(source, [(n, {"flac": audio[n], "json": j.encode()}) for n, j in (("fine", fine), ("a", line))])
+    else:
+        source.write_text(f"{fine}\n{line}\n")
+    assert list(build(source, "--max-broken-share", 0.5)) == (["fine"] if is_refused else ["fine", "a"])
+    assert ("stands twice in an object" in (tmp_path / "out/broken.jsonl").read_text()) == is_refused
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"transcript": "other words"}, ["two texts"]), ({"sentence": "ONE."}, []), ({"normalized_text": "1"}, []),
+        ({"path": "b.wav"}, ["two recordings"]), ({"path": "clips/a.mp3"}, []), ({"file": ""}, []),
+    ],
+    ids=lambda value: " ".join(value),
+)  # fmt: skip
+def test_a_second_name_that_says_something_else_is_noted(build, save, json_lines, tmp_path, notes, more, reason):
+    row = {"audio_filepath": str(save("a.wav")), "text": "one", **more}
+    assert len(build(json_lines(tmp_path / "m.jsonl", [row]))) == 1
+    assert notes() == reason
+
+
+def test_a_column_that_the_command_names_leaves_no_doubt(build, save, tmp_path, notes):
+    (tmp_path / "t.csv").write_text(f"path,text,transcript\n{save('a.wav')},one,other words\n")
+    assert build(tmp_path / "t.csv", "--column", "text=transcript")["a"].fields["text"] == "other words"
+    assert notes() == []

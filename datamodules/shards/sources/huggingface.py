@@ -14,8 +14,9 @@ from fastslm.files import walk
 
 from ..naming import check_columns, renamed, resolve_columns
 from ..table_cells import column_names, describe, open_table
-from ..times import loose_length, take_times, untaken
+from ..times import loose_length, take_times
 from ..utterance import Audio, Noted, Refused, Utterance, stem
+from ._doubts import doubts
 from ._lines import located
 from .options import SourceOptions
 
@@ -180,7 +181,7 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
         fields = {name: value for name, value in fields.items() if value is not None and not isinstance(value, bytes)}
         try:
             yield (utterance := _utterance(fields, given, (column, group, row) if inside else None, where, path, roots))
-            yield from untaken(utterance)
+            yield from doubts(utterance, options.columns)
         except DataError as error:
             yield Refused(where, str(fields.get("id", "?")), *str(error).partition(": ")[::2])
 

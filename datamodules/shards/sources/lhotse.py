@@ -30,7 +30,8 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         key = str(cut.get("id", "?"))
         try:
             utterance = _utterance(cut, key, where, roots)
-            yield from (*_of_other_recording(cut, utterance), utterance)
+            yield from _of_other_recording(cut, utterance)
+            yield utterance
         except DataError as error:
             reason, _, detail = str(error).partition(": ")
             yield Refused(where, key, reason, detail)

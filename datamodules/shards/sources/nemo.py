@@ -7,8 +7,9 @@ from typing import Any
 from fastslm.errors import DataError
 
 from ..naming import USUAL_NAMES, renamed, usual_columns
-from ..times import take_times, untaken
+from ..times import take_times
 from ..utterance import Audio, Noted, Refused, Utterance, stem
+from ._doubts import doubts
 from ._lines import first_object, json_lines, located
 from .options import SourceOptions
 
@@ -39,7 +40,7 @@ def from_rows(
             if "shard_id" in row and isinstance(path, str) and not os.path.exists(located(path, [root])):
                 raise DataError(f"audio in a tar: the data set is tarred; unpack its tars so that {path} is there")
             yield (utterance := from_row(fields, where, [root]))
-            yield from untaken(utterance)
+            yield from doubts(utterance, options.columns)
         except DataError as error:
             reason, _, detail = str(error).partition(": ")
             yield Refused(where, str(fields.get("id", "?")), reason, detail)

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from fastslm.errors import ConfigError, DataError
 
 from ..naming import check_columns, renamed, resolve_columns
-from ..times import loose_length, untaken
+from ..times import loose_length
 from ..utterance import Noted, Refused, Utterance
 from ._delimited import header_of, read_rows
+from ._doubts import doubts
 from ._lines import lines, located
 from .nemo import from_row
 from .options import SourceOptions
@@ -72,7 +73,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         try:
             stated = None if "duration" in options.columns else loose_length(fields)
             yield (utterance := from_row(fields, where, roots, stated))
-            yield from untaken(utterance)
+            yield from doubts(utterance, options.columns)
         except DataError as error:
             reason, _, detail = str(error).partition(": ")
             yield Refused(where, str(fields.get("id", "?")), reason, detail)
