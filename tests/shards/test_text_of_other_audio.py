@@ -207,3 +207,39 @@ def test_a_column_that_the_command_names_leaves_no_doubt(build, save, tmp_path, 
     (tmp_path / "t.csv").write_text(f"path,text,transcript\n{save('a.wav')},one,other words\n")
     assert build(tmp_path / "t.csv", "--column", "text=transcript")["a"].fields["text"] == "other words"
     assert notes() == []
+
+
+@pytest.mark.parametrize(
+    ("segment", "is_refused"),
+    [
+        ({"start": "0", "end": "7000"}, True), ({"start": 0, "end": 7000}, True), ({"start": 3, "end": 1}, True),
+        ({"start": "3", "end": "1"}, True), ({"start": -5, "end": 1}, True), ({"start": "0", "end": "1.5"}, False),
+        ({"start": None, "end": None}, False), ({}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_segments_that_cannot_be_are_refused_and_found(
+    build, save, json_lines, write_shard, flac, shards, tmp_path, capsys, reasons, segment, is_refused
+):
+    segments = [{**segment, "text": "one"}]
+    row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one two", "segments": segments}
+    build(json_lines(tmp_path / "m.jsonl", [row]), status=2 if is_refused else 0)
+    assert reasons() == ({"unusable segments": 1} if is_refused else {})
+    write_shard(tmp_path / "t.tar", [("a", {"flac": flac(4.0), "json": {"text": "one two", "segments": segments}})])
+    shards("index", tmp_path / "t.tar"), capsys.readouterr()
+    assert shards("check", tmp_path / "t.tar", "--workers", 1) == is_refused
+    assert ("segments" in capsys.readouterr().out) == is_refused
+
+
+def test_segments_with_times_of_a_clock_are_noted(build, save, json_lines, tmp_path, notes):
+    segments = [{"start": "00:00:01", "end": "00:00:02", "text": "one"}]
+    row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one", "segments": segments}
+    assert len(build(json_lines(tmp_path / "m.jsonl", [row]))) == 1
+    assert notes() == ["unusable segments"]
+
+
+def test_times_that_are_spelt_as_text_follow_the_speed(build, save, json_lines, tmp_path):
+    segments = [{"start": "1", "end": "2", "text": "one"}]
+    row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one", "segments": segments}
+    (sample,) = build(json_lines(tmp_path / "m.jsonl", [row]), "--speed", 0.5).values()
+    assert sample.fields["segments"] == [{"start": 2.0, "end": 4.0, "text": "one"}]
