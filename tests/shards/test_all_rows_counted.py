@@ -298,6 +298,27 @@ def test_ljspeech_has_no_header_and_loses_no_row(build, save, tmp_path):
     assert list(samples) == ["LJ0", "LJ1", "LJ2"]
 
 
+def test_ljspeech_counts_rows_without_a_recording_and_recordings_without_a_row(build, save, tmp_path, reasons, notes):
+    for i in range(4):
+        save(f"wavs/LJ{i}.wav", 0.2)
+    (tmp_path / "wavs/LJ0.wav").unlink()
+    rows = [f"LJ{i}|number {i}|number {i}\n" for i in range(3)]
+    (tmp_path / "metadata.csv").write_text("".join(rows))
+    assert list(build(tmp_path / "metadata.csv", "--max-broken-share", 0.5)) == ["LJ1", "LJ2"]
+    assert reasons() == {"missing file": 1}
+    assert notes()["files left out"] == ["wavs"]
+    assert "1 recordings that no row names: LJ3.wav" in (tmp_path / "out/notes.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("header", "options"), [("id|text|path", ()), ("name|words", ("audio=name", "text=words"))])
+def test_a_header_above_rows_like_those_of_ljspeech_is_one(build, save, tmp_path, header, options):
+    names = [str(save(f"wavs/LJ{i}.wav")) for i in range(2)]
+    rows = [f"LJ{i}|number {i}|{name}" if "id" in header else f"{name}|number {i}" for i, name in enumerate(names)]
+    (tmp_path / "t.csv").write_text("\n".join([header, *rows]) + "\n")
+    samples = build(tmp_path / "t.csv", *(word for option in options for word in ("--column", option)))
+    assert [s.fields["text"] for s in samples.values()] == ["number 0", "number 1"]
+
+
 def test_a_table_whose_header_is_missing_is_told_so(build, recordings, tmp_path, capsys):
     (tmp_path / "t.csv").write_text("u0.wav,one\nu1.wav,two\n")
     build(tmp_path / "t.csv", status=2)
