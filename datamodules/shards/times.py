@@ -23,7 +23,7 @@ _NAME = re.compile(
 _EDGES = frozenset((*_KINDS["offset"], *_KINDS["end"], "onset", "starttime", "endtime", "from", "to"))
 #: What may stand beside these words in the name of a time in a unit, or of a thing, that is not known here.
 _BESIDE = re.compile(
-    "times?|timestamp|ts|t|s|secs?|seconds?|ms|us|ns|in|at|of|samples?|frames?|index|idx|position|pos|segment|seg"
+    "times?|timestamps?|interval|span|range|ts|t|s|secs?|seconds?|ms|us|ns|in|at|of|samples?|frames?|index|idx|position|pos|segment|seg"
     "|utterance|utt|clip|audio|speech|word|video|chunk"
 )
 _USUAL_DURATIONS = ("duration", "duration_seconds", "duration_sec", "duration_s", "duration_ms")
@@ -32,7 +32,7 @@ _CLOCK = re.compile(r"\d+(:\d\d)+([.,]\d+)?")
 
 
 def _folded(name: str) -> str:
-    return "_".join(_WORDS.findall(name)).lower()
+    return "_".join(_WORDS.findall(name)).lower() if name.isascii() else name
 
 
 def time_columns(known: Sequence[str]) -> dict[str, str]:
@@ -58,8 +58,10 @@ def untaken(utterance: Utterance) -> Iterator[str]:
         return
     for name, value in utterance.fields.items():
         words = set(_folded(name).split("_"))
-        is_time = words & _EDGES and all(map(_BESIDE.fullmatch, words - _EDGES))
-        if is_time and (_is_number(value) or _CLOCK.fullmatch(str(value))):
+        if not all(map(_BESIDE.fullmatch, words - _EDGES)):
+            continue
+        is_pair = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+        if is_pair or (words & _EDGES and (_is_number(value) or _CLOCK.fullmatch(str(value)))):
             hint = f"where it is in seconds: --column offset={name}"
             yield f"time not taken: {name} is {value!r:.40}, and cuts no audio; {hint}"
             return

@@ -110,8 +110,9 @@ def test_several_splits_are_refused_with_the_choices(build, rows, tmp_path, caps
             ("train.clean.100-00000-of-00001.parquet", "train.clean.360-00000-of-00001.parquet"),
             "train.clean.100, train",
         ),
+        (("a-00000-of-00001-6ef3991c06080e14.parquet", "b-00000-of-00001-6ef3991c06080e14.parquet"), "a, b"),
     ],
-    ids=["plain", "prefixed", "words", "numbered"],
+    ids=["plain", "prefixed", "words", "numbered", "digests"],
 )
 def test_splits_are_known_by_the_names_that_the_library_takes(build, rows, tmp_path, capsys, names, splits):
     (tmp_path / "d").mkdir()

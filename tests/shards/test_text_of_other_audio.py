@@ -145,7 +145,7 @@ def test_a_duration_under_any_name_goes_with_its_offset(build, save, tmp_path, s
     "times",
     [
         {"start_sample": 16000, "end_sample": 32000}, {"onset": 1.5}, {"from": 1, "to": 2}, {"word_start": "1.5"},
-        {"start_timestamp": "00:00:01.5"}, {"start_seconds": 1.5, "end_frame": 200},
+        {"start_timestamp": "00:00:01.5"}, {"timestamps": [1.5, 2.5]}, {"start_seconds": 1.5, "end_frame": 200},
     ],
     ids=lambda times: " ".join(times),
 )  # fmt: skip

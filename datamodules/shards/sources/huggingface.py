@@ -1,6 +1,5 @@
 """Hugging Face data sets on disk: folders of ``save_to_disk`` (arrow), and parquet, with the audio's bytes inside."""
 
-import glob
 import itertools
 import json
 import os
@@ -21,7 +20,7 @@ from ._lines import located
 from .options import SourceOptions
 
 _DECODED = re.compile(r"(large_|fixed_size_)?list<|struct<(.*, )?array: ")  # types of Arrow
-_NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<total>\d+)(?P<rest>\..*)?")
+_NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{8,})?(?P<rest>\..*)?")
 #: What a split is called in names of files, as the library finds it: a word of its own.
 _SPLITS = {
     "train": ("train", "training"),
@@ -128,12 +127,12 @@ def _missing(files: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
             continue
         seen.add(numbered)
         split, total, rest = match["split"], match["total"], match["rest"] or ""
-        there = glob.glob(os.path.join(glob.escape(folder), f"{glob.escape(split)}-*-of-{total}{glob.escape(rest)}"))
-        numbers = {int(m["number"]) for path in there if (m := _NUMBERED.fullmatch(os.path.basename(path)))}
+        others = [m for m in map(_NUMBERED.fullmatch, os.listdir(folder or ".")) if m is not None]
+        numbers = {int(m["number"]) for m in others if m.group("split", "total", "rest") == numbered[1:]}
         begin = int(0 not in numbers and int(total) in numbers)  # some count from 1
         absent = (n for n in range(begin, begin + int(total)) if n not in numbers)
         names = _some(f"{split}-{n:0{len(match['number'])}d}-of-{total}{rest}" for n in absent)
-        if names and int(match["number"]) == min(numbers):
+        if names and int(match["number"]) == min(numbers, default=-1):
             detail = f"{int(total) - len(numbers)} of {int(total)} files are not there: {names}"
             yield os.path.join(folder, f"{split}-*-of-{total}{rest}"), "?", "missing file", detail
 
