@@ -19,11 +19,25 @@ def parse_fields(data: bytes) -> dict[str, Any]:
         DataError: it is not a JSON object.
     """
     try:
-        value = json.loads(data)
+        value = json.loads(data, object_pairs_hook=unambiguous)
     except (ValueError, RecursionError) as error:
         raise DataError(f"unreadable json: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"unreadable json: a {type(value).__name__} where an object was expected")
+    return value
+
+
+def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, for ``json.loads``, which takes the last of two values of a name in silence.
+
+    Raises:
+        ValueError: a name has two values.
+    """
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        for name, other in pairs:
+            if value[name] != other:
+                raise ValueError(f"{name!r} stands twice in an object, as {other!r:.60} and as {value[name]!r:.60}")
     return value
 
 

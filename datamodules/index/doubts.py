@@ -29,11 +29,33 @@ def doubts(fields: Mapping[str, Any], recordings: Sequence[AudioInfo]) -> Iterat
     stated = fields.get("duration")
     if isinstance(stated, int | float) and abs(stated - seconds) > _TOLERANCE_SECONDS:
         yield DataError(f"other length than stated: its json says {stated:g} s, the recording has {seconds:.2f} s")
-    segments = fields.get("segments")
-    ends = [s.get("end") for s in segments if isinstance(s, dict)] if isinstance(segments, list) else []
-    last = max((end for end in ends if isinstance(end, int | float)), default=0.0)
+    times = list(segment_times(fields.get("segments")))
+    last = max((end for _, end in times if isinstance(end, float)), default=0.0)
     if last > seconds + _TOLERANCE_SECONDS:
         yield DataError(f"segments leave the recording: one ends at {last:g} s, of {seconds:.2f} s")
+    unusable = next(filter(is_unusable, times), None)
+    if unusable is not None:
+        yield DataError(f"unusable segments: one lies from {unusable[0]!r:.40} to {unusable[1]!r:.40} s")
+
+
+def segment_times(segments: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield begin and end of each segment: seconds as float, also where they are spelt as text; else what is there."""
+    for segment in segments if isinstance(segments, list) else ():
+        if isinstance(segment, dict):
+            yield _seconds(segment.get("start")), _seconds(segment.get("end"))
+
+
+def _seconds(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, int | float | str) else value
+    except ValueError:
+        return value
+
+
+def is_unusable(times: tuple[Any, Any]) -> bool:
+    """Say whether a segment has times that are none, or ends before it begins; one without times is only untimed."""
+    given = [time for time in times if time is not None]
+    return not all(isinstance(time, float) and time >= -_TOLERANCE_SECONDS for time in given) or given != sorted(given)
 
 
 def audio_doubts(recordings: Sequence[npt.NDArray[np.int16]]) -> Iterator[str]:

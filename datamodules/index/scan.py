@@ -54,7 +54,7 @@ def scan_tar(path: str | os.PathLike[str], prompter: Prompter | None = None, tok
         state = tar_state(path)
         with open(path, "rb", buffering=0) as file:
             with open(path, "rb") as buffered:
-                groups, lost, noted = read_groups(buffered, path)
+                groups, lost, noted, _ = read_groups(buffered, path)
             broken, doubtful = [_finding(item) for item in lost], [_finding(item) for item in noted]
             rows = []
             for key, members in groups.items():

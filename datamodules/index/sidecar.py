@@ -200,7 +200,7 @@ def verify(path: str | os.PathLike[str], rows: ShardRows) -> Iterator[Broken]:
     path = os.fspath(path)
     try:
         with open(path, "rb") as file:
-            groups, lost, _ = read_groups(file, path)
+            groups, lost, *_ = read_groups(file, path)
             yield from lost
             known = {item["key"] for item in rows.broken}
             found = set()

@@ -15,6 +15,8 @@ AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "ogg", "opus")
 VIDEO_EXTENSIONS = ("m4a", "aac", "webm", "mp4", "mkv", "mov", "mka", "wma", "amr")
 #: Folders, name up to its first dot, extension; as in WebDataset, names that begin with a dot belong to no sample.
 _SAMPLE_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<extension>[^/]+)", re.DOTALL)
+#: What is said of members that are left out for their names.
+NO_SAMPLE = "without a key and an extension"
 _MOST_HOPS = 40  # of a chain of links, as in Linux
 
 
@@ -37,11 +39,13 @@ class Contents(NamedTuple):
         groups: the members of each sample, in the order of the tar.
         lost: what is lost or ambiguous in it.
         noted: what was left out or read otherwise than it stands there, and loses no sample.
+        places: its files by the names that they have in it, whether samples or not.
     """
 
     groups: dict[str, Members]
     lost: list[Broken]
     noted: list[Broken]
+    places: dict[str, Member]
 
 
 def read_groups(file: BinaryIO, shard: str) -> Contents:
@@ -120,16 +124,19 @@ def _grouped(
     latest: dict[str, Members] = {}  # differs from groups where a key came again: its second members go together
     lost = {item.key for item in broken}
     places = {os.path.normpath(name): place for name, place in found}
+    files: dict[str, Member] = {}
     for name, place in found:
-        match = _SAMPLE_MEMBER.fullmatch(name)
-        if match is None:
-            companion = os.path.basename(name).startswith("._")
-            left_out["that macOS added (._*)" if companion else "without a key and an extension"] += 1
-            continue
-        key, extension = match["key"], match["extension"].lower()
         member, hops = place, 0
         while isinstance(member, str) and hops < _MOST_HOPS:
             member, hops = places.get(os.path.normpath(member), ""), hops + 1
+        is_companion = os.path.basename(name).startswith("._")
+        if isinstance(member, Member) and not is_companion:
+            files.setdefault(os.path.normpath(name), member)
+        match = _SAMPLE_MEMBER.fullmatch(name)
+        if match is None:
+            left_out["that macOS added (._*)" if is_companion else NO_SAMPLE] += 1
+            continue
+        key, extension = match["key"], match["extension"].lower()
         if isinstance(member, str):
             if key not in lost:
                 detail = f"{name} points to {place}, which is not in the tar; pack the files themselves: tar -h"
@@ -143,7 +150,7 @@ def _grouped(
     split = [(key, split_dotted(members)) for key, members in groups.items() if key not in lost]
     groups = {f"{key}.{stem}" if stem else key: part for key, parts in split for stem, part in parts.items()}
     noted = [Broken(shard, "?", "members left out", f"{count} members {what}") for what, count in left_out.items()]
-    return Contents(groups, broken, noted)
+    return Contents(groups, broken, noted, files)
 
 
 def split_dotted(members: Mapping[str, _Part]) -> dict[str, dict[str, _Part]]:

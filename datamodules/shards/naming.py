@@ -1,10 +1,13 @@
 """Rows of a source to the standard field names, by what columns are usually called or by ``--column NAME=COLUMN``."""
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
-from fastslm.errors import ConfigError, DataError, nearest
+from fastslm.errors import ConfigError, nearest
 from fastslm.tasks import tasks
+
+from .times import TIMES, time_columns
 
 #: Standard name, and what it is called elsewhere; the first that a row has is taken.
 USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -14,22 +17,14 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "language": ("language", "lang", "locale", "source_lang"),
     "id": ("id", "utt_id", "utterance_id", "sample_id", "key"),
     "group": ("chapter", "chapter_id", "recording_id", "session"),
-    "offset": ("offset", "start", "start_time", "begin", "begin_time", "start_seconds", "start_sec", "start_s"),
-    "end": ("end", "end_time", "stop", "stop_time", "end_seconds", "end_sec", "end_s"),
-    "duration": ("duration", "duration_seconds", "duration_sec", "duration_s"),
-    "offset_ms": ("offset_ms", "start_ms", "start_time_ms", "begin_ms"),
-    "end_ms": ("end_ms", "end_time_ms", "stop_ms"),
-    "duration_ms": ("duration_ms",),
 }
-#: Names of times; what they say is part of the audio and not of the sample.
-TIMES = ("offset", "end", "duration", "offset_ms", "end_ms", "duration_ms")
 _OTHERS = ("task", "target_language", "messages", "segments")
 
 
 def known_names() -> list[str]:
     """Return the names that the command line may give; all other columns keep the name they have."""
     asked = [name for task in tasks().values() for name in (*task.needed_fields, task.answer_field)]
-    return list(dict.fromkeys([*USUAL_NAMES, *_OTHERS, *asked]))
+    return list(dict.fromkeys([*USUAL_NAMES, *TIMES, *_OTHERS, *asked]))
 
 
 def parse_columns(pairs: Iterable[str]) -> dict[str, str]:
@@ -63,8 +58,14 @@ def resolve_columns(known: Iterable[str], columns: Mapping[str, str], where: str
                 f"--column {name}={column}: {where} has no column {column!r}, only {', '.join(known)}."
                 f"{nearest(column, known)}"
             )
+    return {**usual_columns(tuple(known)), **columns}
+
+
+@lru_cache(maxsize=1024)
+def usual_columns(known: tuple[str, ...]) -> Mapping[str, str]:
+    """Return which of some columns holds each standard name, by what it is usually called."""
     usual = {name: next((c for c in names if c in known), None) for name, names in USUAL_NAMES.items()}
-    return {name: column for name, column in {**usual, **columns}.items() if column is not None}
+    return {name: column for name, column in usual.items() if column is not None} | time_columns(known)
 
 
 def check_columns(resolved: Mapping[str, str], known: Iterable[str], where: str) -> None:
@@ -93,57 +94,3 @@ def renamed(row: Mapping[str, Any], resolved: Mapping[str, str]) -> dict[str, An
         for name in by_column.get(column, () if column in resolved else (column,)):
             fields[name] = value
     return fields
-
-
-def take_times(fields: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Take the times out of a row under standard names, and return its offset and duration in seconds.
-
-    Raises:
-        DataError: they are no numbers, or contradict each other.
-    """
-    times: dict[str, float | None] = {}
-    for name in TIMES[:3]:
-        seconds, thousandths = number(fields.pop(name, None), name), number(fields.pop(f"{name}_ms", None), name)
-        times[name] = seconds if thousandths is None else thousandths / 1000
-    start, end, duration = (times[name] for name in TIMES[:3])
-    if start is not None and start < 0:
-        raise DataError(f"unusable fields: offset {start:g} is negative")
-    if duration is not None and duration < 0:  # as NeMo writes where it does not know
-        duration = None
-    if end is None or end < 0:  # as Kaldi writes for the end of the file
-        return start, duration
-    start = start or 0.0
-    if end <= start:
-        raise DataError(f"unusable fields: the stretch begins at {start:g} and ends at {end:g}")
-    if duration is not None and abs(end - start - duration) > 0.01 + 0.01 * duration:
-        raise DataError(f"unusable fields: {start:g} to {end:g} is no duration of {duration:g}")
-    return start, end - start
-
-
-def loose_length(fields: dict[str, Any]) -> float | None:
-    """Take the duration out of a row that means its whole file; tables give it in seconds, milliseconds or samples.
-
-    Raises:
-        DataError: it is no number.
-    """
-    if any(fields.get(name) not in (None, "") for name in ("offset", "end", "offset_ms", "end_ms")):
-        return None
-    stated = [number(fields.pop(name, None), name) for name in ("duration", "duration_ms")]
-    return next((value for value in stated if value is not None and value > 0), None)
-
-
-def number(value: Any, what: str) -> float | None:
-    """Return a field as a finite number, None where it is absent or empty.
-
-    Raises:
-        DataError: it is no number.
-    """
-    if value is None or value == "":
-        return None
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"unusable fields: {what} is {value!r:.40}, no number") from None
-    if result != result or result in (float("inf"), float("-inf")):
-        raise DataError(f"unusable fields: {what} is {value!r:.40}, no number")
-    return result

@@ -115,7 +115,7 @@ def _samples(paths: Sequence[str]) -> list[_Sample]:
     for path in paths:
         try:
             with open_file(path) as file:
-                groups, lost, _ = read_groups(file, path)
+                groups, lost, *_ = read_groups(file, path)
         except OSError as error:
             raise DataError(f"shard {path}: {error.strerror or error}.") from error
         if lost:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from fastslm.errors import DataError
 
+from ..index.doubts import is_unusable, segment_times
 from .utterance import TOLERANCE_SECONDS
 
 
@@ -45,16 +46,24 @@ def gaps_of(segments: Any, total_seconds: float) -> list[Gap]:
     return gaps
 
 
-def check_inside(segments: Any, total_seconds: float) -> None:
-    """Raise where segments that have times leave their recording; what else they are is asked where they are used.
+def check_inside(segments: Any, total_seconds: float) -> list[str]:
+    """Raise where segments leave their recording or end before they begin, and remark on times that are none.
+
+    What else they are is asked where they are used; segments without times are words alone.
 
     Raises:
         DataError: so it is.
     """
-    for segment in segments if isinstance(segments, list) else ():
-        end = segment.get("end") if isinstance(segment, dict) else None
-        if isinstance(end, int | float) and end > total_seconds + TOLERANCE_SECONDS:
+    remarks: list[str] = []
+    for begin, end in segment_times(segments):
+        if isinstance(end, float) and end > total_seconds + TOLERANCE_SECONDS:
             raise DataError(f"unusable segments: one ends at {end:g} s, in a recording of {total_seconds:.2f} s")
+        if is_unusable((begin, end)):
+            detail = f"unusable segments: one lies from {begin!r:.40} to {end!r:.40} s"
+            if isinstance(begin, float) and isinstance(end, float):
+                raise DataError(detail)
+            remarks = remarks or [f"{detail}; no chunk can be cut at it"]
+    return remarks
 
 
 def spell(segments: Any, name: str, text: Any) -> bool:
@@ -90,5 +99,6 @@ def at_speed(fields: dict[str, Any], speed: float) -> dict[str, Any]:
 def _timed_at(segment: Any, speed: float) -> Any:
     if not isinstance(segment, dict):
         return segment
-    times = {name: segment.get(name) for name in ("start", "end")}
-    return {**segment, **{n: round(t / speed, 3) for n, t in times.items() if isinstance(t, int | float)}}
+    ((begin, end),) = segment_times([segment])
+    times = {"start": begin, "end": end}
+    return {**segment, **{n: round(t / speed, 3) for n, t in times.items() if isinstance(t, float)}}

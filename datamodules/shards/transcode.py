@@ -92,7 +92,7 @@ def render(job: Job, options: AudioOptions) -> Rendered:
         remarks += _mixed(utterance)
         seconds = math.fsum(length for _, _, length in encoded)
         fields = at_speed(utterance.fields, options.speed)
-        check_inside(fields.get("segments"), seconds)
+        remarks += check_inside(fields.get("segments"), seconds)
     except DataError as error:
         return Rendered(refused=[Refused.of(utterance, error)])
     if encoded:

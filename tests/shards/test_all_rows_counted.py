@@ -65,6 +65,30 @@ def test_closed_marks_hold_delimiters_marks_and_lines(build, recordings, tmp_pat
     assert second.fields["text"] == "five"
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        'path,text\nA.WAV,"Hello there\nb.flac,goodbye to you"\nc.mp3,third\n',
+        'text,path\n"Hello there,A.WAV\nbye now",b.flac\nthird,c.mp3\n',
+        'text,path\n"Hello there\nbye now,b.flac\nthird",c.mp3\n',
+    ],
+    ids=["text-last", "text-first", "path-missing"],
+)
+def test_rows_of_unlike_audio_files_are_never_one_row(build, save, tmp_path, notes, reasons, table):
+    save("A.WAV", 0.2, 300), save("b.flac", 0.2, 400), save("c.mp3", 0.5, 500)
+    (tmp_path / "t.csv").write_text(table)
+    samples = build(tmp_path / "t.csv", "--max-broken-share", 0.5)
+    assert [*samples][-2:] == ["b", "c"]
+    assert len(samples) + sum(reasons().values()) == 3
+    assert not any("\n" in sample.fields["text"] for sample in samples.values())
+
+
+def test_a_text_over_lines_may_stand_before_its_path(build, save, tmp_path):
+    save("a.wav", 0.2), save("b.flac", 0.2)
+    (tmp_path / "t.csv").write_text('text,path\n"One,\n two, three",a.wav\n"four\nfive",b.flac\n')
+    assert [s.fields["text"] for s in build(tmp_path / "t.csv").values()] == ["One,\n two, three", "four\nfive"]
+
+
 # -- ids that stand twice --------------------------------------------------------------------------------------------
 
 
@@ -272,6 +296,27 @@ def test_ljspeech_has_no_header_and_loses_no_row(build, save, tmp_path):
     samples = build(tmp_path / "metadata.csv")
     assert [s.fields["text"] for s in samples.values()] == [f'Number {i}, "he said' for i in range(3)]
     assert list(samples) == ["LJ0", "LJ1", "LJ2"]
+
+
+def test_ljspeech_counts_rows_without_a_recording_and_recordings_without_a_row(build, save, tmp_path, reasons, notes):
+    for i in range(4):
+        save(f"wavs/LJ{i}.wav", 0.2)
+    (tmp_path / "wavs/LJ0.wav").unlink()
+    rows = [f"LJ{i}|number {i}|number {i}\n" for i in range(3)]
+    (tmp_path / "metadata.csv").write_text("".join(rows))
+    assert list(build(tmp_path / "metadata.csv", "--max-broken-share", 0.5)) == ["LJ1", "LJ2"]
+    assert reasons() == {"missing file": 1}
+    assert notes()["files left out"] == ["wavs"]
+    assert "1 recordings that no row names: LJ3.wav" in (tmp_path / "out/notes.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("header", "options"), [("id|text|path", ()), ("name|words", ("audio=name", "text=words"))])
+def test_a_header_above_rows_like_those_of_ljspeech_is_one(build, save, tmp_path, header, options):
+    names = [str(save(f"wavs/LJ{i}.wav")) for i in range(2)]
+    rows = [f"LJ{i}|number {i}|{name}" if "id" in header else f"{name}|number {i}" for i, name in enumerate(names)]
+    (tmp_path / "t.csv").write_text("\n".join([header, *rows]) + "\n")
+    samples = build(tmp_path / "t.csv", *(word for option in options for word in ("--column", option)))
+    assert [s.fields["text"] for s in samples.values()] == ["number 0", "number 1"]
 
 
 def test_a_table_whose_header_is_missing_is_told_so(build, recordings, tmp_path, capsys):

@@ -51,7 +51,25 @@ def test_what_is_missing_or_in_no_manifest_is_counted(build, corpus, tmp_path, r
     (broken,) = [json.loads(line) for line in (tmp_path / "out" / "broken.jsonl").read_text().splitlines()]
     assert broken["where"].endswith("corpus.tar/corpus/manifest.jsonl line 2")
     notes = [json.loads(line)["detail"] for line in (tmp_path / "out" / "notes.jsonl").read_text().splitlines()]
-    assert "3 members that no manifest names" in notes
+    assert "4 members that no manifest names" in notes  # COPYRIGHT is one
+
+
+def test_files_are_found_under_the_names_that_they_have(build, save, tmp_path, reasons):
+    names = {"audio/A.FLAC": "audio/A.FLAC", "B.WAV": "B.wav", "noending": "noending", "v1.0/c.Mp3": "v1.0/c.Mp3"}
+    (tmp_path / "m.jsonl").write_text(
+        "".join(json.dumps({"audio_filepath": name, "text": name}) + "\n" for name in names.values())
+    )
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        tar.add(tmp_path / "m.jsonl", "c/m.jsonl")
+        for i, name in enumerate(names):
+            audio = save(f"{i}.{'mp3' if name.endswith('Mp3') else 'flac'}", 1.0 + i)
+            tar.add(audio, f"c/{name}")
+        tar.add(tmp_path / "m.jsonl", "c/LICENSE")
+    samples = build(tmp_path / "t.tar")
+    assert [round(sample.seconds) for sample in samples.values()] == [1, 2, 3, 4]
+    assert list(samples) == ["A", "B", "noending", "c"]
+    notes = [json.loads(line)["detail"] for line in (tmp_path / "out/notes.jsonl").read_text().splitlines()]
+    assert notes == ["1 members that no manifest names"]
 
 
 def test_a_speaker_split_is_drawn_as_from_files(build, corpus, tmp_path):

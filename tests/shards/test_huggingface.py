@@ -37,12 +37,16 @@ def rows(tone):
     return make
 
 
+def write_arrow(table, path):
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
 def save_to_disk(folder, tables):
     folder.mkdir(parents=True)
     files = [f"data-{i:05d}-of-{len(tables):05d}.arrow" for i in range(len(tables))]
     for name, table in zip(files, tables, strict=True):
-        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=2)
+        write_arrow(table, folder / name)
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in files]}))
     (folder / "dataset_info.json").write_text("{}")
     return folder
@@ -94,6 +98,69 @@ def test_several_splits_are_refused_with_the_choices(build, rows, tmp_path, caps
         pq.write_table(rows(1), tmp_path / f"{split}-00000-of-00001.parquet")
     build(tmp_path, status=2, out="x")
     assert "train-*" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("train.parquet", "test.parquet", "dev.parquet"), "test, train, validation"),
+        (("libri-train.arrow", "libri-eval.arrow"), "test, train"),
+        (("train_1.parquet", "Training.parquet", "val2.parquet"), "train, validation"),
+        (
+            ("train.clean.100-00000-of-00001.parquet", "train.clean.360-00000-of-00001.parquet"),
+            "train.clean.100, train",
+        ),
+        (("a-00000-of-00001-6ef3991c06080e14.parquet", "b-00000-of-00001-6ef3991c06080e14.parquet"), "a, b"),
+    ],
+    ids=["plain", "prefixed", "words", "numbered", "digests"],
+)
+def test_splits_are_known_by_the_names_that_the_library_takes(build, rows, tmp_path, capsys, names, splits):
+    (tmp_path / "d").mkdir()
+    for name in names:
+        write = pq.write_table if name.endswith("parquet") else write_arrow
+        write(rows(1), tmp_path / "d" / name)
+    build(tmp_path / "d", status=2)
+    assert f"holds the splits {splits}" in (told := capsys.readouterr().err)
+    assert all(name.partition("-0")[0] in told for name in names)
+    assert len(build(tmp_path / "d" / names[0])) == 1
+
+
+def test_a_file_that_names_no_split_beside_one_that_does_is_noted(build, rows, tmp_path):
+    for i, name in enumerate(("train", "heldout")):
+        pq.write_table(rows(1, i), tmp_path / f"{name}.parquet")
+    assert len(build(tmp_path)) == 2
+    assert "heldout.parquet read with 'train'" in (tmp_path / "out/notes.jsonl").read_text()
+
+
+def test_words_within_words_name_no_split(build, rows, tmp_path):
+    for i, name in enumerate(("latest", "trainer", "developers")):
+        pq.write_table(rows(1, i), tmp_path / f"{name}.parquet")
+    assert len(build(tmp_path)) == 3
+
+
+def test_what_the_library_made_of_others_and_what_is_not_read_is_noted(build, rows, tmp_path):
+    folder = save_to_disk(tmp_path / "hf", [rows(2)])
+    for left in ("", "state.json"):
+        if left:
+            (folder / left).unlink()
+        (folder / "more").mkdir(exist_ok=True)
+        write_arrow(rows(2), folder / "cache-0123abcd.arrow"), pq.write_table(rows(1), folder / "more/x.parquet")
+        assert list(build(folder, out=f"out{left}")) == ["clip0", "clip1"]
+        notes = (tmp_path / f"out{left}/notes.jsonl").read_text()
+        assert "cache-0123abcd.arrow" in notes
+        assert "more/x.parquet" in notes
+
+
+def test_a_file_that_is_missing_among_numbered_ones_is_counted(build, rows, tmp_path, reasons):
+    (tmp_path / "d/data").mkdir(parents=True)
+    for i in (0, 2):
+        pq.write_table(rows(1, i), tmp_path / f"d/data/train-{i:05d}-of-00003.parquet")
+    assert len(build(tmp_path / "d", "--max-broken-share", 0.4)) == 2
+    assert reasons() == {"missing file": 1}
+    assert "train-00001-of-00003.parquet" in (tmp_path / "out/broken.jsonl").read_text()
+    assert len(build(tmp_path / "d/data/train-*.parquet", out="files")) == 2
+    assert (tmp_path / "files/notes.jsonl").read_text().count("train-00001-of-00003.parquet") == 1
+    assert len(build(tmp_path / "d/data/train-00002-of-00003.parquet", out="one")) == 1  # as it was asked for
 
 
 def test_a_damaged_file_gives_one_message(build, tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 def recording(path, seconds, **more):
     return {
-        "id": path.stem, "sources": [{"type": "file", "channels": [0], "source": str(path)}], "sampling_rate": 16000,
+        "id": "r", "sources": [{"type": "file", "channels": [0], "source": str(path)}], "sampling_rate": 16000,
         "num_samples": round(seconds * 16000), "duration": seconds, "channel_ids": [0], **more,
     }  # fmt: skip
 
@@ -102,3 +102,21 @@ def test_cuts_that_no_file_holds_are_counted(build, cuts, save, reasons):
     assert reasons() == {
         "unsupported cut": 2, "unsupported audio source": 1, "missing audio": 1, "empty text": 1, "unreadable line": 1,
     }  # fmt: skip
+
+
+def test_a_supervision_of_another_recording_is_refused_or_as_save_audio_leaves_it_noted(
+    build, cuts, save, tmp_path, reasons
+):
+    audio, sup = recording(save("file.wav", 2.0), 2.0), supervision(0, 1.0, "x", recording_id="before")
+    named = {**audio, "id": "file"}
+    rows = [
+        cut("fine", 0, 2.0, audio, supervision(0, 1.0, "y")),
+        cut("other", 0, 2.0, audio, sup),
+        cut("part", 0.5, 1.0, named, sup),
+        cut("saved", 0, 2.0, named, sup),
+        cut("file", 0, 2.0, named, sup),
+    ]
+    assert list(build(cuts(rows), "--max-broken-share", 0.5)) == ["fine", "saved", "file"]
+    assert reasons() == {"text of another recording": 2}
+    notes = [json.loads(line) for line in (tmp_path / "out/notes.jsonl").read_text().splitlines()]
+    assert [n["key"] for n in notes if n["reason"] == "text of another recording"] == ["saved"]

@@ -114,3 +114,132 @@ def test_two_texts_of_one_sample_in_a_tar_are_refused(build, write_shard, flac, 
     write_shard(tmp_path / "t.tar", shards)
     assert list(build(tmp_path / "t.tar", "--max-broken-share", 0.5)) == ["b", "c"]
     assert reasons() == {"two texts": 1}
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("Start", "End"), ("startTime", "endTime"), ("START_TIME", "END_TIME"), ("xmin", "xmax"), ("from", "to"),
+        ("segment_start", "segment_end"), ("t_start", "t_end"), ("start_secs", "end_secs"), ("Start (s)", "End (s)"),
+        ("start_seconds", "end_seconds"), ("Begin Time", "Stop Time"), ("tmin", "tmax"), ("start", "end"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_times_are_known_by_any_of_their_names(build, save, json_lines, tmp_path, start, end, kind):
+    row = {"path": str(save("a.wav", 4.0)), "text": "one", start: 1.5, end: 2.5}
+    if kind == "csv":
+        (tmp_path / "m.csv").write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
+    (sample,) = build(tmp_path / "m.csv" if kind == "csv" else json_lines(tmp_path / "m.jsonl", [row])).values()
+    assert sample.seconds == 1.0
+    assert sample.fields == {"text": "one", "duration": 1.0}
+
+
+@pytest.mark.parametrize(("start", "length"), [("offset_seconds", "duration_secs"), ("Offset", "Duration")])
+def test_a_duration_under_any_name_goes_with_its_offset(build, save, tmp_path, start, length):
+    (tmp_path / "m.csv").write_text(f"path,text,{start},{length}\n{save('a.wav', 4.0)},one,1.5,1.0\n")
+    (sample,) = build(tmp_path / "m.csv").values()
+    assert sample.seconds == 1.0
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"start_sample": 16000, "end_sample": 32000}, {"onset": 1.5}, {"from": 1, "to": 2}, {"word_start": "1.5"},
+        {"start_timestamp": "00:00:01.5"}, {"timestamps": [1.5, 2.5]}, {"start_seconds": 1.5, "end_frame": 200},
+    ],
+    ids=lambda times: " ".join(times),
+)  # fmt: skip
+def test_what_looks_like_a_time_and_is_not_understood_is_noted(build, save, json_lines, tmp_path, notes, times):
+    build(json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav", 4.0)), "text": "one", **times}]))
+    assert notes() == ["time not taken"]
+
+
+def test_fields_that_only_sound_like_times_are_left_alone(build, save, json_lines, tmp_path, notes):
+    row = {"from": "en", "to": "de", "start_date": 2020, "Duration": "0:04", "weekend": 1, "end_reason": 3}
+    (sample,) = build(
+        json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav", 4.0)), "text": "one", **row}])
+    ).values()
+    assert sample.seconds == 4.0
+    assert sample.fields == {"text": "one", **row, "duration": 4.0}
+    assert notes() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_refused"),
+    [
+        ('{"audio_filepath": "a.wav", "text": "one", "text": "two"}', True),
+        ('{"audio_filepath": "a.wav", "audio_filepath": "b.wav", "text": "one"}', True),
+        ('{"audio_filepath": "a.wav", "text": "one", "segments": [{"start": 0, "start": 1, "end": 2}]}', True),
+        ('{"audio_filepath": "a.wav", "text": "one", "text": "one"}', False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["manifest", "tar"])
+def test_a_name_with_two_values_in_an_object_is_refused(
+    build, save, write_shard, flac, tmp_path, reasons, line, is_refused, kind
+):
+    save("a.wav", 4.0), save("b.wav", 4.0), save("fine.wav", 1.0)
+    fine = '{"audio_filepath": "fine.wav", "text": "fine"}'
+    source = tmp_path / f"m.{'tar' if kind == 'tar' else 'jsonl'}"
+    if kind == "tar":
+        audio = {"fine": flac(1.0), "a": flac(4.0)}
+        write_shard(source, [(n, {"flac": audio[n], "json": j.encode()}) for n, j in (("fine", fine), ("a", line))])
+    else:
+        source.write_text(f"{fine}\n{line}\n")
+    assert list(build(source, "--max-broken-share", 0.5)) == (["fine"] if is_refused else ["fine", "a"])
+    assert ("stands twice in an object" in (tmp_path / "out/broken.jsonl").read_text()) == is_refused
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"transcript": "other words"}, ["two texts"]), ({"sentence": "ONE."}, []), ({"normalized_text": "1"}, []),
+        ({"path": "b.wav"}, ["two recordings"]), ({"path": "clips/a.mp3"}, []), ({"file": ""}, []),
+    ],
+    ids=lambda value: " ".join(value),
+)  # fmt: skip
+def test_a_second_name_that_says_something_else_is_noted(build, save, json_lines, tmp_path, notes, more, reason):
+    row = {"audio_filepath": str(save("a.wav")), "text": "one", **more}
+    assert len(build(json_lines(tmp_path / "m.jsonl", [row]))) == 1
+    assert notes() == reason
+
+
+def test_a_column_that_the_command_names_leaves_no_doubt(build, save, tmp_path, notes):
+    (tmp_path / "t.csv").write_text(f"path,text,transcript\n{save('a.wav')},one,other words\n")
+    assert build(tmp_path / "t.csv", "--column", "text=transcript")["a"].fields["text"] == "other words"
+    assert notes() == []
+
+
+@pytest.mark.parametrize(
+    ("segment", "is_refused"),
+    [
+        ({"start": "0", "end": "7000"}, True), ({"start": 0, "end": 7000}, True), ({"start": 3, "end": 1}, True),
+        ({"start": "3", "end": "1"}, True), ({"start": -5, "end": 1}, True), ({"start": "0", "end": "1.5"}, False),
+        ({"start": None, "end": None}, False), ({}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_segments_that_cannot_be_are_refused_and_found(
+    build, save, json_lines, write_shard, flac, shards, tmp_path, capsys, reasons, segment, is_refused
+):
+    segments = [{**segment, "text": "one"}]
+    row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one two", "segments": segments}
+    build(json_lines(tmp_path / "m.jsonl", [row]), status=2 if is_refused else 0)
+    assert reasons() == ({"unusable segments": 1} if is_refused else {})
+    write_shard(tmp_path / "t.tar", [("a", {"flac": flac(4.0), "json": {"text": "one two", "segments": segments}})])
+    shards("index", tmp_path / "t.tar"), capsys.readouterr()
+    assert shards("check", tmp_path / "t.tar", "--workers", 1) == is_refused
+    assert ("segments" in capsys.readouterr().out) == is_refused
+
+
+def test_segments_with_times_of_a_clock_are_noted(build, save, json_lines, tmp_path, notes):
+    segments = [{"start": "00:00:01", "end": "00:00:02", "text": "one"}]
+    row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one", "segments": segments}
+    assert len(build(json_lines(tmp_path / "m.jsonl", [row]))) == 1
+    assert notes() == ["unusable segments"]
+
+
+def test_times_that_are_spelt_as_text_follow_the_speed(build, save, json_lines, tmp_path):
+    segments = [{"start": "1", "end": "2", "text": "one"}]
+    row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one", "segments": segments}
+    (sample,) = build(json_lines(tmp_path / "m.jsonl", [row]), "--speed", 0.5).values()
+    assert sample.fields["segments"] == [{"start": 2.0, "end": 4.0, "text": "one"}]

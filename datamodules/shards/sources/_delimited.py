@@ -7,6 +7,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from ...reading.tar import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+
+_ENDINGS = {f".{extension}" for extension in (*AUDIO_EXTENSIONS, *VIDEO_EXTENSIONS, "oga", "aiff", "aif", "au", "sph")}
 _MOST_LINES = 1000  # of one row
 
 
@@ -31,7 +34,7 @@ def read_rows(lines: Iterable[tuple[int, str]], delimiter: str, width: int, audi
         lines: number and text of each.
         delimiter: between fields. Tabs never stand inside a field, and Common Voice does not close its quotes.
         width: columns.
-        audio: the column of audio paths: a line that has the ending of a row's path there is a row of its own.
+        audio: the column of audio paths: a line that names an audio file there is a row of its own.
     """
     source, waiting = iter(lines), deque[tuple[int, str]]()
     while (first := waiting.popleft() if waiting else next(source, None)) is not None:
@@ -69,5 +72,13 @@ def _parsed(text: str, delimiter: str) -> list[str] | None:
 
 
 def _is_row(cells: list[str], before: list[str], width: int, audio: int) -> bool:
-    endings = [os.path.splitext(row[audio])[1] if audio < len(row) else None for row in (cells, before)]
-    return len(cells) >= width and endings[0] == endings[1]
+    """Say whether a line is a row of its own beside one before it, and not the rest of its text.
+
+    A text that comes before the path may end on the line of its path, and then the line of its begin names no file.
+    """
+    name, first_name = ("".join(row[audio : audio + 1]) for row in (cells, before))
+    if not name or len(cells) < width:
+        return False
+    ending, first = (os.path.splitext(path)[1].lower() for path in (name, first_name))
+    is_closing = sum(cell.count('"') for cell in cells) % 2 == 1
+    return (bool(first_name) and ending == first) or (ending in _ENDINGS and (first in _ENDINGS or not is_closing))

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from fastslm.errors import DataError
 from fastslm.files import open_file
 
+from ...index.dialogues import unambiguous
 from ..utterance import Refused
 
 _HEAD_BYTES, _FEW_BYTES = 1 << 16, 64  # of a file, to tell what it is: by its lines, and by its first letters
@@ -85,7 +86,7 @@ def json_objects(name: str, numbered: Iterable[tuple[int, str]]) -> Iterator[tup
     for line_number, line in numbered:
         where = f"{name} line {line_number}"
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=unambiguous)
         except (ValueError, RecursionError) as error:
             yield where, Refused(where, "?", "unreadable line", str(error))
             continue

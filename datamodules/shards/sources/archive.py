@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from ...reading.tar import Member, Members
+from ...reading.tar import Contents, Member, Members
 from ..utterance import Audio, Noted, Refused, Utterance
 from . import nemo
 from ._lines import json_objects
@@ -20,7 +20,7 @@ def manifests(groups: Mapping[str, Members]) -> dict[str, Member]:
 
 
 def read(
-    tar: str, groups: Mapping[str, Members], descriptor: int, options: SourceOptions
+    tar: str, contents: Contents, descriptor: int, options: SourceOptions
 ) -> Iterator[Utterance | Refused | Noted]:
     """Yield the utterances of the manifests in a tar; relative paths start from the manifest's folder in it.
 
@@ -28,16 +28,13 @@ def read(
 
     Args:
         tar: its path.
-        groups: its members.
+        contents: what it holds.
         descriptor: the open tar.
         options: of the source.
     """
-    found = manifests(groups)
-    places = {
-        unicodedata.normalize("NFC", os.path.normpath(f"{key}.{kind}")): member
-        for key, group in groups.items()
-        for kind, member in group.items()
-    }
+    found = manifests(contents.groups)
+    places = {unicodedata.normalize("NFC", name): member for name, member in contents.places.items()}
+    spelt = {_spelt_small(name): name for name in reversed(places)}
     used: set[str] = set()
     for name, (offset, size) in found.items():
         text = os.pread(descriptor, size, offset).decode("utf-8-sig", "surrogateescape")
@@ -45,12 +42,13 @@ def read(
         root = options.audio_root or os.path.dirname(name)
         split = os.path.splitext(os.path.basename(name))[0] if len(found) > 1 else None
         for item in nemo.from_rows(json_objects(f"{tar}/{name}", numbered), root, options):
-            if isinstance(item, Refused):
+            if not isinstance(item, Utterance):
                 yield item
                 continue
             audio = []
             for part in item.audio:
                 inside = unicodedata.normalize("NFC", os.path.normpath(part.path))
+                inside = inside if inside in places else spelt.get(_spelt_small(inside), inside)
                 if inside in places:
                     used.add(inside)
                     audio.append(_inside(part, tar, places[inside]))
@@ -61,6 +59,12 @@ def read(
     unused = len(places) - len(used) - len(found)
     if unused:
         yield Noted(tar, "?", "members left out", f"{unused} members that no manifest names")
+
+
+def _spelt_small(name: str) -> str:
+    """Return a name with its ending in small letters."""
+    root, ending = os.path.splitext(name)
+    return root + ending.lower()
 
 
 def _inside(audio: Audio, tar: str, member: Member) -> Audio:

@@ -1,29 +1,42 @@
 """Hugging Face data sets on disk: folders of ``save_to_disk`` (arrow), and parquet, with the audio's bytes inside."""
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastslm.errors import ConfigError, DataError
+from fastslm.files import walk
 
-from ..naming import check_columns, loose_length, renamed, resolve_columns, take_times
+from ..naming import check_columns, renamed, resolve_columns
 from ..table_cells import column_names, describe, open_table
-from ..utterance import Audio, Refused, Utterance, stem
+from ..times import loose_length, take_times
+from ..utterance import Audio, Noted, Refused, Utterance, stem
+from ._doubts import doubts
 from ._lines import located
 from .options import SourceOptions
 
 _DECODED = re.compile(r"(large_|fixed_size_)?list<|struct<(.*, )?array: ")  # types of Arrow
-_SPLIT_NAME = re.compile(r"(?P<split>[A-Za-z_.]+?)-\d+-of-\d+")
+_NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{8,})?(?P<rest>\..*)?")
+#: What a split is called in names of files, as the library finds it: a word of its own.
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SPLIT_WORD = re.compile(rf"(?<![^\W\d_])({'|'.join(itertools.chain(*_SPLITS.values()))})(?![^\W\d_])", re.IGNORECASE)
+_TABLES = (".arrow", ".parquet")
+_MOST_NAMED = 3  # of files that are missing or left out
 
 
 def detect(path: str) -> bool:
     """Say whether this is an arrow or parquet file, or a folder of them."""
     if os.path.isdir(path):
         return os.path.isfile(os.path.join(path, "dataset_dict.json")) or bool(_files(path))
-    return path.endswith((".arrow", ".parquet"))
+    return path.endswith(_TABLES)
 
 
 def _files(folder: str) -> list[str]:
@@ -32,7 +45,12 @@ def _files(folder: str) -> list[str]:
     if state.is_file():
         return [str(Path(folder, item["filename"])) for item in _list_in(state, "_data_files")]
     found = [p for pattern in ("*.arrow", "*.parquet", "data/*.parquet") for p in sorted(Path(folder).glob(pattern))]
-    return [str(path) for path in found]
+    return [str(path) for path in found if not _is_cached(path)]
+
+
+def _is_cached(path: Path) -> bool:
+    """Say whether this is what ``map`` and ``filter`` of the library left: rows that the other files have, too."""
+    return path.name.startswith("cache-") and path.suffix == ".arrow"
 
 
 def _list_in(file: Path, name: str) -> list[Any]:
@@ -50,7 +68,7 @@ def _list_in(file: Path, name: str) -> list[Any]:
     raise DataError(f"{file}: no {name!r} as save_to_disk writes it.")
 
 
-def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     """Yield the rows of a data set.
 
     Raises:
@@ -62,16 +80,85 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
         splits = _list_in(Path(path, "dataset_dict.json"), "splits")
         choices = ", ".join(os.path.join(path, str(split)) for split in splits)
         raise ConfigError(f"{path}: holds several splits. Give one of {choices}.")
-    files = _files(path) if os.path.isdir(path) else [path]
-    splits = sorted({m["split"] for m in (_SPLIT_NAME.match(os.path.basename(f)) for f in files) if m} - {"data"})
-    if len(splits) > 1:
-        choices = ", ".join(repr(os.path.join(os.path.dirname(files[0]), f"{split}-*")) for split in splits)
-        raise ConfigError(f"{path}: holds the splits {', '.join(splits)}. Give one of {choices}.")
+    if not os.path.isdir(path):
+        yield from (Noted(*missing) for missing in _missing([path]))
+        yield from _rows(path, options)
+        return
+    files = _files(path)
+    by_split: dict[str, list[str]] = {}
+    for file in files:
+        by_split.setdefault(_split_of(file), []).append(file)
+    named = sorted(by_split.keys() - {"", "data"})
+    if len(named) > 1:
+        choices = ", ".join(_pattern(split, by_split[split]) for split in named)
+        raise ConfigError(f"{path}: holds the splits {', '.join(named)}. Give one of {choices}.")
+    if named and by_split.get(""):
+        detail = f"{_some(map(os.path.basename, by_split['']))} read with {named[0]!r}"
+        yield Noted(path, "?", "files that name no split", detail)
+    yield from (Refused(*missing) for missing in _missing(files))
+    yield from _left_out(path, files)
     for file in files:
         yield from _rows(file, options)
 
 
-def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
+def _split_of(file: str) -> str:
+    """Return the split that a file is of, by its name; an empty text where that names none."""
+    name = os.path.basename(file)
+    if numbered := _NUMBERED.fullmatch(name):
+        return numbered["split"]
+    words = _SPLIT_WORD.findall(stem(file))  # the last one: what stands before it may be the name of the data set
+    return next((split for split, names in _SPLITS.items() if words and words[-1].lower() in names), "")
+
+
+def _pattern(split: str, files: Sequence[str]) -> str:
+    """Return how the files of a split are given to the command."""
+    if all(os.path.basename(file).startswith(f"{split}-") for file in files):
+        return repr(os.path.join(os.path.dirname(files[0]), f"{split}-*"))
+    return " ".join(map(repr, files))
+
+
+def _missing(files: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield a finding for each set of files (``-00000-of-00003``) that begins with one of these and is not whole."""
+    seen = set()
+    for file in files:
+        folder, name = os.path.split(file)
+        match = _NUMBERED.fullmatch(name)
+        if match is None or (numbered := (folder, *match.group("split", "total", "rest"))) in seen:
+            continue
+        seen.add(numbered)
+        split, total, rest = match["split"], match["total"], match["rest"] or ""
+        others = [m for m in map(_NUMBERED.fullmatch, os.listdir(folder or ".")) if m is not None]
+        numbers = {int(m["number"]) for m in others if m.group("split", "total", "rest") == numbered[1:]}
+        begin = int(0 not in numbers and int(total) in numbers)  # some count from 1
+        absent = (n for n in range(begin, begin + int(total)) if n not in numbers)
+        names = _some(f"{split}-{n:0{len(match['number'])}d}-of-{total}{rest}" for n in absent)
+        if names and int(match["number"]) == min(numbers, default=-1):
+            detail = f"{int(total) - len(numbers)} of {int(total)} files are not there: {names}"
+            yield os.path.join(folder, f"{split}-*-of-{total}{rest}"), "?", "missing file", detail
+
+
+def _left_out(path: str, files: Sequence[str]) -> Iterator[Noted]:
+    """Note the tables in a folder and below it that are not read."""
+    read = {os.path.realpath(file) for file in files}
+    found = [Path(folder, name) for folder, names, _ in walk(path) for name in names if name.endswith(_TABLES)]
+    cached = [file for file in found if _is_cached(file)]
+    others = [file for file in found if not _is_cached(file) and os.path.realpath(file) not in read]
+    for left, what in (
+        (cached, "that the library made of others"),
+        (others, "that may be read as sources of their own"),
+    ):
+        if left:
+            names = _some(str(file.relative_to(path)) for file in left)
+            yield Noted(path, "?", "files left out", f"{len(left)} {what}: {names}")
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return the first few names, and say where there are more."""
+    first = list(itertools.islice(names, _MOST_NAMED + 1))
+    return ", ".join(first[:_MOST_NAMED] + ["..."] * (len(first) > _MOST_NAMED))
+
+
+def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     table = open_table(path)
     described = describe(table)
     names = column_names(table)
@@ -92,7 +179,8 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
         given = fields.pop("audio", None)
         fields = {name: value for name, value in fields.items() if value is not None and not isinstance(value, bytes)}
         try:
-            yield _utterance(fields, given, (column, group, row) if inside else None, where, path, roots)
+            yield (utterance := _utterance(fields, given, (column, group, row) if inside else None, where, path, roots))
+            yield from doubts(utterance, options.columns)
         except DataError as error:
             yield Refused(where, str(fields.get("id", "?")), *str(error).partition(": ")[::2])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastslm.errors import DataError
 
-from ..utterance import TOLERANCE_SECONDS, Audio, Refused, Utterance
+from ..utterance import TOLERANCE_SECONDS, Audio, Noted, Refused, Utterance, stem
 from ._lines import first_object, json_lines, located
 from .options import SourceOptions
 
@@ -20,7 +20,7 @@ def detect(path: str) -> bool:
     return str(first.get("type", "")).endswith("Cut") or {"recording", "supervisions"} <= set(first)
 
 
-def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     """Yield the cuts; one with several supervisions becomes one sample with ``segments``."""
     roots = [options.audio_root or os.getcwd(), os.path.dirname(os.path.abspath(path))]
     for where, cut in json_lines(path):
@@ -29,7 +29,9 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
             continue
         key = str(cut.get("id", "?"))
         try:
-            yield _utterance(cut, key, where, roots)
+            utterance = _utterance(cut, key, where, roots)
+            yield from _of_other_recording(cut, utterance)
+            yield utterance
         except DataError as error:
             reason, _, detail = str(error).partition(": ")
             yield Refused(where, key, reason, detail)
@@ -73,6 +75,26 @@ def _check_inside(cut: Mapping[str, Any], seconds: float) -> None:
         spoken = supervision.get("channel", wanted)
         if not set([spoken] if isinstance(spoken, int) else spoken) <= set(wanted):
             raise DataError(f"text of another channel: a supervision is of channel {spoken}, and the cut of {wanted}")
+
+
+def _of_other_recording(cut: Mapping[str, Any], utterance: Utterance) -> Iterator[Noted]:
+    """Note, or raise, where a supervision names another recording than that of its cut.
+
+    ``Cut.save_audio`` of the library gives the file's name to the recording, and leaves supervisions as they were;
+    ``CutSet.save_audios`` calls the file like the cut.
+
+    Raises:
+        DataError: no writing of audio explains it.
+    """
+    own = utterance.group
+    named = {str(s["recording_id"]) for s in cut.get("supervisions") or [] if s.get("recording_id")} - {own}
+    if not named or own == utterance.key:
+        return
+    detail = f"a supervision is of {min(named)!r}, and the cut of {own!r}"
+    (audio,) = utterance.audio
+    if own != stem(audio.path) or audio.start_seconds is not None:
+        raise DataError(f"text of another recording: {detail}")
+    yield Noted(utterance.where, utterance.key, "text of another recording", f"{detail}, as save_audio leaves it, too")
 
 
 def _channels(cut: Mapping[str, Any]) -> list[int]:

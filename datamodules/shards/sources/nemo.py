@@ -6,8 +6,10 @@ from typing import Any
 
 from fastslm.errors import DataError
 
-from ..naming import USUAL_NAMES, renamed, take_times
-from ..utterance import Audio, Refused, Utterance, stem
+from ..naming import USUAL_NAMES, renamed, usual_columns
+from ..times import take_times
+from ..utterance import Audio, Noted, Refused, Utterance, stem
+from ._doubts import doubts
 from ._lines import first_object, json_lines, located
 from .options import SourceOptions
 
@@ -17,7 +19,7 @@ def detect(path: str) -> bool:
     return bool(set(first_object(path)) & set(USUAL_NAMES["audio"]))
 
 
-def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
+def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     """Yield the utterances of a manifest; relative paths start from its folder."""
     root = options.audio_root or os.path.dirname(os.path.abspath(path))
     return from_rows(json_lines(path), root, options)
@@ -25,19 +27,20 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused]:
 
 def from_rows(
     rows: Iterable[tuple[str, dict[str, Any] | Refused]], root: str, options: SourceOptions
-) -> Iterator[Utterance | Refused]:
+) -> Iterator[Utterance | Refused | Noted]:
     """Yield the utterances of rows, each with the place where it stands; relative paths start from ``root``."""
     for where, row in rows:
         if isinstance(row, Refused):
             yield row
             continue
-        resolved = {name: next((c for c in names if c in row), "") for name, names in USUAL_NAMES.items()}
-        fields = renamed(row, {name: c for name, c in {**resolved, **options.columns}.items() if c in row})
+        resolved = {**usual_columns(tuple(row)), **options.columns}
+        fields = renamed(row, {name: c for name, c in resolved.items() if c in row})
         try:
             path = fields.get("audio")
             if "shard_id" in row and isinstance(path, str) and not os.path.exists(located(path, [root])):
                 raise DataError(f"audio in a tar: the data set is tarred; unpack its tars so that {path} is there")
-            yield from_row(fields, where, [root])
+            yield (utterance := from_row(fields, where, [root]))
+            yield from doubts(utterance, options.columns)
         except DataError as error:
             reason, _, detail = str(error).partition(": ")
             yield Refused(where, str(fields.get("id", "?")), reason, detail)

@@ -4,19 +4,22 @@ import csv
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fastslm.errors import ConfigError, DataError
 
-from ..naming import check_columns, loose_length, renamed, resolve_columns
+from ..naming import USUAL_NAMES, check_columns, renamed, resolve_columns
+from ..times import loose_length
 from ..utterance import Noted, Refused, Utterance
 from ._delimited import header_of, read_rows
-from ._lines import lines, located
+from ._doubts import doubts
+from ._lines import composed, lines, located
 from .nemo import from_row
 from .options import SourceOptions
 
 _DELIMITERS = ",\t;|"
 _SEPARATOR = re.compile('"?sep=([,;|\t])"?', re.IGNORECASE)  # what Excel puts above a table
+_FIRST_LINES = 100  # of a table without a header, of which one at least has its file
 _LJSPEECH = ["id", "text", "normalized_text"]
 
 
@@ -44,7 +47,9 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     if not header:
         raise DataError(f"{path}: the table is empty.")
     wavs = options.audio_root or os.path.join(folder, "wavs")
-    ljspeech = os.path.isfile(os.path.join(wavs, f"{header.partition('|')[0]}.wav"))
+    first = list(itertools.islice(numbered, _FIRST_LINES))
+    numbered = itertools.chain(first, numbered)
+    ljspeech = _is_ljspeech([header, *(line for _, line in first)], wavs, options)
     delimiter, names = header_of(header, "|" if ljspeech else separator[1] if separator else _DELIMITERS)
     if ljspeech:
         numbered = itertools.chain([(number, header)], numbered)
@@ -55,8 +60,10 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     resolved = resolve_columns(names, options.columns, path)
     check_columns(resolved if not ljspeech else {**resolved, "audio": "id"}, names, path)
     audio = names.index(resolved.get("audio", names[0]))
+    named: set[str] = set()
     for row in read_rows(numbered, delimiter, len(names), audio):
         where = f"{path} line {row.line}"
+        named.add(composed(f"{row.values[0]}.wav"))
         if len(row.values) != len(names):
             what = f"{len(row.values)} columns where the header has {len(names)}"
             yield Refused(where, "?", "unreadable line", what + (", and an open quotation mark" * row.is_literal))
@@ -70,10 +77,26 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             fields["audio"] = os.path.join(wavs, f"{fields['id']}.wav")
         try:
             stated = None if "duration" in options.columns else loose_length(fields)
-            yield from_row(fields, where, roots, stated)
+            yield (utterance := from_row(fields, where, roots, stated))
+            yield from doubts(utterance, options.columns)
         except DataError as error:
             reason, _, detail = str(error).partition(": ")
             yield Refused(where, str(fields.get("id", "?")), reason, detail)
+    if ljspeech and (others := [name for name in sorted(os.listdir(wavs)) if _is_unnamed(name, named)]):
+        detail = f"{len(others)} recordings that no row names: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"
+        yield Noted(wavs, "?", "files left out", detail)
+
+
+def _is_unnamed(name: str, named: set[str]) -> bool:
+    return name.endswith(".wav") and not name.startswith("._") and composed(name) not in named
+
+
+def _is_ljspeech(lines: Sequence[str], wavs: str, options: SourceOptions) -> bool:
+    """Say whether the first lines of a table are rows, each with the name of a file in ``wavs/`` first."""
+    names = {name.strip().lower() for name in lines[0].split("|")}
+    if names & {*itertools.chain(*USUAL_NAMES.values()), *options.columns.values()} or "|" not in lines[0]:
+        return False
+    return any(os.path.isfile(os.path.join(wavs, f"{line.partition('|')[0]}.wav")) for line in lines)
 
 
 def _check_header(names: list[str], path: str, roots: list[str]) -> None:

@@ -9,8 +9,9 @@ from fastslm.errors import DataError
 from fastslm.files import open_file
 
 from ...index.dialogues import parse_fields
-from ...reading.tar import Members, read_groups, recordings_of
-from ..naming import TIMES, loose_length, renamed, resolve_columns
+from ...reading.tar import NO_SAMPLE, Members, read_groups, recordings_of
+from ..naming import renamed, resolve_columns
+from ..times import TIMES, loose_length
 from ..utterance import Audio, Noted, Refused, Utterance
 from . import archive
 from .options import SourceOptions
@@ -39,13 +40,15 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             raise DataError(f"{shard}: a compressed tar cannot be read by offset. Unpack it to .tar first (gunzip).")
         try:
             with open_file(shard) as file:
-                groups, lost, noted = read_groups(file, shard)
+                contents = read_groups(file, shard)
+                is_archive = bool(archive.manifests(contents.groups))
+                noted = [item for item in contents.noted if not (is_archive and item.detail.endswith(NO_SAMPLE))]
                 yield from (Noted(shard, item.key, item.reason, item.detail) for item in noted)
-                yield from (Refused(shard, item.key, item.reason, item.detail) for item in lost)
-                if archive.manifests(groups):
-                    yield from archive.read(shard, groups, file.fileno(), options)
+                yield from (Refused(shard, item.key, item.reason, item.detail) for item in contents.lost)
+                if is_archive:
+                    yield from archive.read(shard, contents, file.fileno(), options)
                     continue
-                for key, members in groups.items():
+                for key, members in contents.groups.items():
                     yield _sample(shard, key, members, file.fileno(), options)
         except OSError as error:
             raise DataError(f"{shard}: {error.strerror or error}.") from error

@@ -1,0 +1,139 @@
+"""The times of a row: what columns of them are called, and the stretch of audio that they mean."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fastslm.errors import DataError
+
+from .utterance import Utterance
+
+#: Standard names of times; what they say is part of the audio and not of the sample.
+TIMES = ("offset", "end", "duration", "offset_ms", "end_ms", "duration_ms")
+_KINDS = {
+    "offset": ("offset", "start", "begin", "beg", "xmin", "tmin"),
+    "end": ("end", "stop", "xmax", "tmax"),
+    "duration": ("duration", "dur"),
+}
+#: A name in small letters with ``_`` between its words: ``startTime`` is ``start_time``.
+_NAME = re.compile(
+    rf"((segment|seg|utterance|utt|time|t)_)?(?P<kind>{'|'.join(sum(_KINDS.values(), ()))})(_?time)?"
+    r"(_(in_)?((?P<ms>ms|msecs?|millis|milliseconds?)|s|secs?|seconds?))?"
+)
+_EDGES = frozenset((*_KINDS["offset"], *_KINDS["end"], "onset", "starttime", "endtime", "from", "to"))
+#: What may stand beside these words in the name of a time in a unit, or of a thing, that is not known here.
+_BESIDE = re.compile(
+    "times?|timestamps?|interval|span|range|ts|t|s|secs?|seconds?|ms|us|ns|in|at|of|samples?|frames?|index|idx|position|pos|segment|seg"
+    "|utterance|utt|clip|audio|speech|word|video|chunk"
+)
+_USUAL_DURATIONS = ("duration", "duration_seconds", "duration_sec", "duration_s", "duration_ms")
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+_CLOCK = re.compile(r"\d+(:\d\d)+([.,]\d+)?")
+
+
+def _folded(name: str) -> str:
+    return "_".join(_WORDS.findall(name)).lower() if name.isascii() else name
+
+
+def time_columns(known: Sequence[str]) -> dict[str, str]:
+    """Return which of some columns holds each time, by what it is called; of several, the plainest name is taken.
+
+    A duration under an unusual name counts only where a begin is known: alone it is whatever a source says of a file.
+    """
+    found: dict[str, list[tuple[int, int, str]]] = {}
+    for column in known:
+        if match := _NAME.fullmatch(_folded(column)):
+            kind = next(kind for kind, words in _KINDS.items() if match["kind"] in words)
+            rank = (_KINDS[kind].index(match["kind"]), len(column), column)
+            found.setdefault(f"{kind}_ms" if match["ms"] else kind, []).append(rank)
+    columns = {name: min(found[name])[-1] for name in TIMES if name in found}
+    if not {"offset", "offset_ms"} & columns.keys():
+        columns = {name: c for name, c in columns.items() if not name.startswith("duration") or c in _USUAL_DURATIONS}
+    return columns
+
+
+def untaken(utterance: Utterance) -> Iterator[str]:
+    """Remark on a field that looks like a time where the audio was not cut by it: the text may be of a part alone."""
+    if not any(audio.start_seconds is None or audio.seconds is None for audio in utterance.audio):
+        return
+    for name, value in utterance.fields.items():
+        words = set(_folded(name).split("_"))
+        if not all(map(_BESIDE.fullmatch, words - _EDGES)):
+            continue
+        is_pair = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+        if is_pair or (words & _EDGES and (_is_number(value) or _CLOCK.fullmatch(str(value)))):
+            hint = f"where it is in seconds: --column offset={name}"
+            yield f"time not taken: {name} is {value!r:.40}, and cuts no audio; {hint}"
+            return
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return value not in (None, "") and number(value, "") is not None
+    except DataError:
+        return False
+
+
+def _take_from_and_to(fields: dict[str, Any]) -> None:
+    """Call ``from`` and ``to`` what they are where they are times; as whole numbers they may be of verses or lines."""
+    spelt = {name.lower(): name for name in fields if name.lower() in ("from", "to")}
+    ends = [fields.get(name) for name in spelt.values()]
+    is_taken = any(fields.get(name) not in (None, "") for name in ("offset", "end", "offset_ms", "end_ms"))
+    if len(ends) == 2 and not is_taken and all(map(_is_number, ends)) and any("." in str(end) for end in ends):
+        fields["offset"], fields["end"] = fields.pop(spelt["from"]), fields.pop(spelt["to"])
+
+
+def take_times(fields: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Take the times out of a row under standard names, and return its offset and duration in seconds.
+
+    Raises:
+        DataError: they are no numbers, or contradict each other.
+    """
+    _take_from_and_to(fields)
+    times: dict[str, float | None] = {}
+    for name in TIMES[:3]:
+        seconds, thousandths = number(fields.pop(name, None), name), number(fields.pop(f"{name}_ms", None), name)
+        times[name] = seconds if thousandths is None else thousandths / 1000
+    start, end, duration = (times[name] for name in TIMES[:3])
+    if start is not None and start < 0:
+        raise DataError(f"unusable fields: offset {start:g} is negative")
+    if duration is not None and duration < 0:  # as NeMo writes where it does not know
+        duration = None
+    if end is None or end < 0:  # as Kaldi writes for the end of the file
+        return start, duration
+    start = start or 0.0
+    if end <= start:
+        raise DataError(f"unusable fields: the stretch begins at {start:g} and ends at {end:g}")
+    if duration is not None and abs(end - start - duration) > 0.01 + 0.01 * duration:
+        raise DataError(f"unusable fields: {start:g} to {end:g} is no duration of {duration:g}")
+    return start, end - start
+
+
+def loose_length(fields: dict[str, Any]) -> float | None:
+    """Take the duration out of a row that means its whole file; tables give it in seconds, milliseconds or samples.
+
+    Raises:
+        DataError: it is no number.
+    """
+    _take_from_and_to(fields)
+    if any(fields.get(name) not in (None, "") for name in ("offset", "end", "offset_ms", "end_ms")):
+        return None
+    stated = [number(fields.pop(name, None), name) for name in ("duration", "duration_ms")]
+    return next((value for value in stated if value is not None and value > 0), None)
+
+
+def number(value: Any, what: str) -> float | None:
+    """Return a field as a finite number, None where it is absent or empty.
+
+    Raises:
+        DataError: it is no number.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"unusable fields: {what} is {value!r:.40}, no number") from None
+    if result != result or result in (float("inf"), float("-inf")):
+        raise DataError(f"unusable fields: {what} is {value!r:.40}, no number")
+    return result
