@@ -78,7 +78,7 @@ def find_model(path: Any) -> Path:
     try:
         is_here = given.exists()
     except OSError as error:  # a name that is too long
-        raise ConfigError(f"model: {reprlib.repr(name)}: {error.strerror}.") from error
+        raise ConfigError(f"model: {name}: {error.strerror}.") from error
     if not is_here and looks_like_hub(name):
         return download(name)
     if is_exported(given):
