@@ -17,6 +17,7 @@ VIDEO_EXTENSIONS = ("m4a", "aac", "webm", "mp4", "mkv", "mov", "mka", "wma", "am
 _SAMPLE_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<extension>[^/]+)", re.DOTALL)
 #: What is said of members that are left out for their names.
 NO_SAMPLE = "without a key and an extension"
+_ZEROS = bytes(1 << 20)
 _MOST_HOPS = 40  # of a chain of links, as in Linux
 
 
@@ -92,7 +93,20 @@ def read_groups(file: BinaryIO, shard: str) -> Contents:
         what = "damaged" if len(end) == tarfile.BLOCKSIZE else "cut"
         detail = f"{what} at byte {end_at}, samples behind it are lost"
         broken.append(Broken(shard, "?", "truncated shard", detail))
+    elif (more_at := _behind_zeros(file)) is not None:
+        detail = (
+            f"zeros at byte {end_at} end it, and what follows from byte {more_at} on is not read; tars are joined by"
+        )
+        broken.append(Broken(shard, "?", "truncated shard", f"{detail} tar -A, and not by cat"))
     return _grouped(shard, found, broken, left_out)
+
+
+def _behind_zeros(file: BinaryIO) -> int | None:
+    """Return where a file goes on with more than zeros, from the place on where it is read; None if it does not."""
+    while block := file.read(len(_ZEROS)):
+        if block != _ZEROS[: len(block)]:
+            return file.tell() - len(block.lstrip(tarfile.NUL))
+    return None
 
 
 def readable(name: str) -> str:

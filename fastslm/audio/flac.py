@@ -11,7 +11,7 @@ _START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # with the length of STREAM
 _FRAME = re.compile(rb"\xff[\xf8\xf9]")
 _LARGEST_FRAME_BYTES = 1 << 21  # that is looked for
 _HEADER_BYTES = 42
-_BEHIND_BYTES = 4096  # of tags at the end
+_BEHIND_BYTES = 4096  # of tags at the end; where there are more bytes that are no frame, more is read
 
 
 def is_flac(file: BinaryIO) -> bool:
@@ -53,7 +53,7 @@ def _stream(file: BinaryIO, begin: int, end: int, alone: bool) -> Stream:
     found = _last_samples(file, begin, end, info)
     if not found or total in found:
         return Stream(own, claimed_seconds=total / rate)
-    length = _held(file, end, found)
+    length = _held(file, end, found, _largest(info))
     nonsense = total == 0 or total > LONGEST_SECONDS * rate or total > 4096 * (end - begin)
     if length is None or (total > length and not nonsense):  # libsndfile breaks off in it, and says where
         return Stream(own, claimed_seconds=total / rate)
@@ -68,26 +68,45 @@ def _last_samples(file: BinaryIO, begin: int, end: int, info: bytes) -> dict[int
 
     By chance other bytes may look like the begin of a frame; the true last frame is among those returned.
     """
-    largest = int.from_bytes(info[15:18], "big") or _LARGEST_FRAME_BYTES // 8
-    start = max(begin + _HEADER_BYTES, end - 2 * min(largest, _LARGEST_FRAME_BYTES) - _BEHIND_BYTES)
-    tail = read_at(file, start, end - start)
+    size = 2 * _largest(info) + _BEHIND_BYTES
+    while True:
+        start = max(begin + _HEADER_BYTES, end - size)
+        found = _frames(read_at(file, start, end - start), start, info)
+        if start == begin + _HEADER_BYTES or _following(found):
+            return found
+        size *= 4
+
+
+def _largest(info: bytes) -> int:
+    """Return the bytes of the largest frame, as far as the header tells."""
+    return min(int.from_bytes(info[15:18], "big") or _LARGEST_FRAME_BYTES // 8, _LARGEST_FRAME_BYTES)
+
+
+def _frames(data: bytes, start: int, info: bytes) -> dict[int, tuple[int, int]]:
     fixed = int.from_bytes(info[10:12], "big")
     found = {}
-    for match in _FRAME.finditer(tail):
-        frame = _frame(tail[match.start() : match.start() + 16], fixed)
+    for match in _FRAME.finditer(data):
+        frame = _frame(data[match.start() : match.start() + 16], fixed)
         if frame is not None:
             first, samples = frame
             found[first + samples] = (start + match.start(), first)
     return found
 
 
-def _held(file: BinaryIO, end: int, found: dict[int, tuple[int, int]]) -> int | None:
+def _following(found: dict[int, tuple[int, int]]) -> list[int]:
+    """Return the ends of frames that follow another one, or begin the recording."""
+    return [samples for samples, (_, first) in found.items() if first in found or first == 0]
+
+
+def _held(file: BinaryIO, end: int, found: dict[int, tuple[int, int]], largest: int) -> int | None:
     """Return after how many samples the last whole frame ends; None where no frame follows another."""
-    following = [samples for samples, (_, first) in found.items() if first in found or first == 0]
+    following = _following(found)
     if not following:
         return None
     last = max(following, key=lambda samples: found[samples][0])
     place, first = found[last]
+    if end - place > largest + _BEHIND_BYTES:  # what is no frame lies behind it
+        return last
     data = read_at(file, place, end - place)
     data = data[:-128] if data[-128:-125] == b"TAG" else data  # ID3v1
     return last if _crc(data[:-2], 16, 0x8005) == int.from_bytes(data[-2:], "big") else first

@@ -10,6 +10,7 @@ from .streams import SLACK_SECONDS, UNKNOWN_BYTES, UNKNOWN_LONG_BYTES, Stream, c
 _FORMS = (b"RIFF", b"RF64", b"BW64")
 _SOUND_FORMATS = {1, 2, 3, 6, 7, 0x11, 0x31}  # of which libsndfile gives every sample: PCM, float, G.711, ADPCM, GSM
 _EXTENSIBLE = 0xFFFE
+_ADPCM = (2, 0x11, 0x31)  # whose blocks hold many samples
 _MOST_CHUNKS = 1000  # that are gone through; zeros, too, are chunks without end
 _PADDING_BYTES = 4096  # zeros at the end: some programs fill a block of the disk
 
@@ -94,7 +95,10 @@ def _find_data(file: BinaryIO, begin: int, end: int) -> _Data | None:
             claimed = long_size if long_size is not None and size == 0xFFFFFFFF else size
             limit = UNKNOWN_BYTES if claimed == size else UNKNOWN_LONG_BYTES
             block = max(1, block)
-            return _Data(fmt, position + 8, claimed, limit, byte_rate or rate * block, block) if rate else None
+            data = _Data(fmt, position + 8, claimed, limit, rate * block, block)
+            if data.format in _ADPCM and byte_rate:  # of all others the header need not be believed
+                data.byte_rate = min(byte_rate, data.byte_rate)
+            return data if rate else None
         position += 8 + size + size % 2
     return None
 

@@ -218,6 +218,27 @@ def test_a_shard_with_a_damaged_header_in_its_middle_is_noticed(three, open_inde
     assert [item.reason for item in index.broken] == ["truncated shard"]
 
 
+def test_what_follows_behind_the_end_of_a_tar_is_noticed(three, open_index, tmp_path):
+    whole = three.read_bytes()
+    three.write_bytes(whole + bytes(1 << 20) + whole)  # as cat a.tar b.tar makes it
+    index = open_index(three)
+    assert keys(index) == ["a", "b", "c"]
+    assert reasons(index) == [("?", "truncated shard")]
+    assert "joined by tar -A, and not by cat" in index.broken[0].detail
+    three.write_bytes(whole + bytes(1 << 20))
+    assert not open_index(three).broken
+
+
+def test_a_block_of_zeros_in_the_middle_of_a_tar_is_noticed(three, open_index):
+    data = bytearray(three.read_bytes())
+    at = offsets(three)["b.flac"][0]
+    data[at : at + 512] = bytes(512)
+    three.write_bytes(data)
+    index = open_index(three)
+    assert keys(index) == ["a"]
+    assert reasons(index) == [("?", "truncated shard")]
+
+
 @pytest.mark.parametrize("data", [b"", b"\0" * 10240, b"no tar" * 1000, b"\x1f\x8b compressed" * 100])
 def test_a_shard_without_samples_stops_the_run(tmp_path, open_index, data):
     (tmp_path / "shard.tar").write_bytes(data)

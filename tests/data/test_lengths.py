@@ -123,11 +123,34 @@ def test_a_wav_is_as_long_as_its_bytes(data):
     check_length(data, 3.0)
 
 
+@pytest.mark.parametrize("byte_rate", [0, 1, 256_000, 0xFFFFFFFF])
+def test_the_bytes_of_a_second_are_those_of_its_samples_whatever_a_header_says(byte_rate):
+    stale = bytearray(STALE_WAVS["last updated at 1 s"])
+    stale[28:32] = struct.pack("<I", byte_rate)
+    check_length(bytes(stale), 3.0)
+    assert remarks_of(bytes(stale)) == remarks_of(STALE_WAVS["last updated at 1 s"])
+
+
 def test_a_wav_whose_header_says_less_is_told_and_one_that_knows_no_length_is_not():
     (remark,) = remarks_of(STALE_WAVS["last updated at 1 s"])
     assert remark.startswith("length differs from header: it says 1.00 s, the file holds 3.00 s")
     assert not remarks_of(STALE_WAVS["data size not known"])
     assert not any(remarks_of(data) for data in GOOD_WAVS.values())
+
+
+APE_TAG = b"APETAGEX" + struct.pack("<IIII", 2000, 20_000, 1, 0xA0000000) + bytes(20_008)
+
+
+@pytest.mark.parametrize(
+    "behind", [bytes(100_000), APE_TAG, np.random.default_rng(0).bytes(300_000)], ids=["zeros", "ape", "random"]
+)
+@pytest.mark.parametrize("claimed", [0, RATE, 12 * RATE])
+def test_a_flac_is_as_long_as_its_frames_whatever_lies_behind_them(claimed, behind):
+    data = bytearray(encode(tone(12), "FLAC"))
+    info = int.from_bytes(data[21:26], "big")
+    data[21:26] = (info >> 36 << 36 | claimed).to_bytes(5, "big")
+    check_length(bytes(data) + behind, 12.0)
+    assert any("it says 1.00 s" in remark for remark in remarks_of(bytes(data) + behind)) == (claimed == RATE)
 
 
 def test_a_wav_past_4_gib_is_as_long_as_its_bytes(tmp_path):
