@@ -14,7 +14,7 @@ from fastslm.path.prompt import Prompter, messages_of
 
 from ..reading.audio import AudioInfo, open_region, read_info
 from ..reading.store import TarState, tar_state
-from ..reading.tar import AUDIO_EXTENSIONS, Member, Members, read_groups, recordings_of
+from ..reading.tar import AUDIO_EXTENSIONS, Member, Members, read_groups, read_text, recordings_of
 from .columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, coded, pack_keys
 from .dialogues import count_ids, parse_fields, prompts_of, task_of, tokenizer_digest
 from .doubts import doubts
@@ -81,7 +81,7 @@ def _row(
     if "json" not in members:
         several = f"; {len(members)} members share its name up to the first dot" if len(members) > 1 else ""
         raise DataError(f"missing json: the sample has no .json member beside its audio{several}")
-    data = os.pread(descriptor, members["json"].size, members["json"].offset)
+    data = read_text(descriptor, members["json"])
     fields = parse_fields(data)
     recordings = recordings_of(members)
     if not recordings and fields.get("messages") is None:

@@ -17,6 +17,8 @@ VIDEO_EXTENSIONS = ("m4a", "aac", "webm", "mp4", "mkv", "mov", "mka", "wma", "am
 _SAMPLE_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<extension>[^/]+)", re.DOTALL)
 #: What is said of members that are left out for their names.
 NO_SAMPLE = "without a key and an extension"
+#: Of a member with the words of one sample; those of a day take some megabytes.
+_MOST_TEXT_BYTES = 1 << 28
 _ZEROS = bytes(1 << 20)
 _MOST_HOPS = 40  # of a chain of links, as in Linux
 
@@ -99,6 +101,21 @@ def read_groups(file: BinaryIO, shard: str) -> Contents:
         )
         broken.append(Broken(shard, "?", "truncated shard", f"{detail} tar -A, and not by cat"))
     return _grouped(shard, found, broken, left_out)
+
+
+def read_text(descriptor: int, member: Member) -> bytes:
+    """Return a member that holds the words of a sample.
+
+    Args:
+        descriptor: of the open tar.
+        member: it.
+
+    Raises:
+        DataError: it is larger than any words are; a sparse tar may claim what no memory holds.
+    """
+    if member.size > _MOST_TEXT_BYTES:
+        raise DataError(f"unreadable text: a member of {member.size:,} bytes, where words take at most 2^28")
+    return os.pread(descriptor, member.size, member.offset)
 
 
 def _behind_zeros(file: BinaryIO) -> int | None:

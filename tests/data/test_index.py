@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import tarfile
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -227,6 +228,22 @@ def test_what_follows_behind_the_end_of_a_tar_is_noticed(three, open_index, tmp_
     assert "joined by tar -A, and not by cat" in index.broken[0].detail
     three.write_bytes(whole + bytes(1 << 20))
     assert not open_index(three).broken
+
+
+def test_words_of_gigabytes_are_not_read(three, open_index):
+    at = offsets(three)["c.json"][0]
+    with open(three, "r+b") as file:
+        header = tarfile.TarInfo("c.json")
+        header.size = 3 << 30
+        file.seek(at)
+        file.write(header.tobuf())
+        file.truncate(at + 512 + (3 << 30) + 1024)  # zeros that take no room on the disk
+    tracemalloc.start()
+    index = open_index(three)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 28
+    tracemalloc.stop()
+    assert keys(index) == ["a", "b"]
+    assert reasons(index) == [("c", "unreadable text")]
 
 
 def test_a_block_of_zeros_in_the_middle_of_a_tar_is_noticed(three, open_index):

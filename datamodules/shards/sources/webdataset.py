@@ -9,7 +9,7 @@ from fastslm.errors import DataError
 from fastslm.files import open_file
 
 from ...index.dialogues import parse_fields
-from ...reading.tar import NO_SAMPLE, Members, read_groups, recordings_of
+from ...reading.tar import NO_SAMPLE, Members, read_groups, read_text, recordings_of
 from ..naming import renamed, resolve_columns
 from ..times import TIMES, loose_length
 from ..utterance import Audio, Noted, Refused, Utterance
@@ -65,14 +65,14 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
         return Refused(shard, key, "missing text", detail)
     try:
         if "json" in members:
-            fields = parse_fields(os.pread(descriptor, members["json"].size, members["json"].offset))
+            fields = parse_fields(read_text(descriptor, members["json"]))
         resolved = resolve_columns(fields, {n: c for n, c in options.columns.items() if c in fields}, shard)
         for kept in ("audio", "id", *TIMES):  # its own key and audio are those of the tar
             resolved.pop(kept, None)
         fields = renamed(fields, resolved)
         stated = loose_length(fields)
         if "txt" in members:
-            text = os.pread(descriptor, members["txt"].size, members["txt"].offset).decode("utf-8-sig").strip()
+            text = read_text(descriptor, members["txt"]).decode("utf-8-sig").strip()
             if text and "task" not in fields and fields.get("text") not in (None, "", text):
                 raise DataError(f"two texts: the .json says {fields['text']!r:.60}, the .txt {text!r:.60}")
             fields["text"] = fields.get("text") or text
