@@ -96,7 +96,7 @@ def retried(action: Callable[[], T], shard: str) -> T:
         except Exception as error:  # each store's client has exceptions of its own
             if attempt == _ATTEMPTS:
                 what = " ".join(str(error).split()) or type(error).__name__
-                raise DataError(f"unreadable shard: {what} ({_ATTEMPTS} attempts)") from error
+                raise DataError(f"unreadable shard: {shard}: {what} ({_ATTEMPTS} attempts)") from error
             time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
     raise AssertionError
 

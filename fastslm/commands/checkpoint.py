@@ -174,7 +174,10 @@ def convert(path: Path, out: Path, which: str = "last", to: str = "weights") -> 
     if out.exists():
         raise CheckpointError(f"{out} is there already: give a new name, or remove it.")
     checkpoint = open_checkpoint(path, which)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written there: {error.strerror}.") from error
     if to == "universal":
         state = checkpoint.trainer_state
         if state is None or not state.is_dir():
