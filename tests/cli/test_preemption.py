@@ -94,7 +94,6 @@ CASES = [
     (1, TWO_RANKS, signal.SIGTERM),
     (2, [], signal.SIGHUP),
     (2, [], signal.SIGINT),
-    (0, TWO_RANKS, signal.SIGINT),
 ]
 
 
@@ -102,7 +101,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("workers", "flags", "number"),
     CASES,
-    ids=["1", "0", "2-usr1", "1-on-two-ranks", "2-hup", "2-int", "0-int-on-two-ranks"],
+    ids=["1", "0", "2-usr1", "1-on-two-ranks", "2-hup", "2-int"],
 )
 def test_a_signal_to_the_group_saves_and_ends_with_its_status(training, tmp_path, workers, flags, number):
     process = training(workers, *flags)

@@ -27,7 +27,7 @@ from fastslm.cli import _COMMANDS, main
 from fastslm.plugins import discover
 
 ZOO = "zoo"
-CASES = int(os.environ.get("FASTSLM_FUZZ_CASES", "6"))
+CASES = int(os.environ.get("FASTSLM_FUZZ_CASES", "4"))
 SEED = int(os.environ.get("FASTSLM_FUZZ_SEED", "0"))
 TRAINING = ("fit", "validate", "test", "predict")
 #: Arguments with which a command works, so that one of them at a time can be odd.
