@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 from fastslm.errors import DataError
 
@@ -57,14 +58,23 @@ def untaken(utterance: Utterance) -> Iterator[str]:
     if not any(audio.start_seconds is None or audio.seconds is None for audio in utterance.audio):
         return
     for name, value in utterance.fields.items():
-        words = set(_folded(name).split("_"))
-        if not all(map(_BESIDE.fullmatch, words - _EDGES)):
+        like = _time_like(name)
+        if not like:
             continue
         is_pair = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
-        if is_pair or (words & _EDGES and (_is_number(value) or _CLOCK.fullmatch(str(value)))):
+        if is_pair or (like == "an edge" and (_is_number(value) or _CLOCK.fullmatch(str(value)))):
             hint = f"where it is in seconds: --column offset={name}"
             yield f"time not taken: {name} is {value!r:.40}, and cuts no audio; {hint}"
             return
+
+
+@lru_cache(maxsize=1024)
+def _time_like(name: str) -> Literal["", "an interval", "an edge"]:
+    """Return what a column may be, by its name, if it is a time."""
+    words = set(_folded(name).split("_"))
+    if not all(map(_BESIDE.fullmatch, words - _EDGES)):
+        return ""
+    return "an edge" if words & _EDGES else "an interval"
 
 
 def _is_number(value: Any) -> bool:

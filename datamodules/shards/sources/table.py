@@ -63,7 +63,8 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     named: set[str] = set()
     for row in read_rows(numbered, delimiter, len(names), audio):
         where = f"{path} line {row.line}"
-        named.add(composed(f"{row.values[0]}.wav"))
+        if ljspeech:
+            named.add(composed(f"{row.values[0]}.wav"))
         if len(row.values) != len(names):
             what = f"{len(row.values)} columns where the header has {len(names)}"
             yield Refused(where, "?", "unreadable line", what + (", and an open quotation mark" * row.is_literal))
