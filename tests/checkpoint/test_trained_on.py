@@ -1,6 +1,7 @@
 """What a checkpoint says of the data behind its weights, through runs, stages and exported folders."""
 
 import numpy as np
+import pytest
 
 import fastslm
 from fastslm.checkpoint.trained_on import TrainedOn
@@ -29,6 +30,7 @@ def test_tasks_lengths_and_text_of_what_counts_are_added_up():
     )
 
 
+@pytest.mark.slow
 def test_a_run_knows_what_it_and_the_stage_before_were_trained_on(run_config, tmp_path):
     fit = ["fit", "--config", str(run_config), "--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
     assert main([*fit, "--run_folder", str(tmp_path / "first")]) == 0

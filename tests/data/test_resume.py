@@ -242,6 +242,7 @@ def test_a_run_that_ended_in_order_goes_on_with_what_was_left_of_its_epoch(tmp_p
         assert lightning_run(uneven, checkpoint=str(tmp_path / "saved" / "end.ckpt")) == seen[step:], step
 
 
+@pytest.mark.slow
 def test_every_epoch_is_whole_however_many_steps_the_first_one_had(tmp_path, uneven, lightning_run):
     """Lightning takes the number of steps from the first loader, and epochs differ in theirs."""
     seen = lightning_run(uneven, save_to=tmp_path / "saved")

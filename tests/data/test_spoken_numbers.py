@@ -187,6 +187,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_in_words(tmp_path):
         build_corpus(tmp_path / "file", SMALL)
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path):
     builder = building(tmp_path, MANY)
     deadline = time.monotonic() + 60

@@ -119,7 +119,11 @@ def test_what_a_stream_cannot_do_is_refused(streamed, settings, words):
             "200 failures in a row, the last one in pipe:cat missing.tar: unreadable shard: ",
         ),
         ("true", "200 failures in a row, the last one in pipe:true: unreadable shard: empty file"),
-        ("head -c 10240 /dev/zero", "200 shards in a row hold no sample, the last one pipe:head"),
+        pytest.param(
+            "head -c 10240 /dev/zero",
+            "200 shards in a row hold no sample, the last one pipe:head",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_command_that_gives_nothing_ends_in_one_sentence(streamed, num_workers, command, words):
