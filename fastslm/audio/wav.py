@@ -57,7 +57,8 @@ def wav_streams(file: BinaryIO) -> Iterator[Stream]:
         unknown = data.claimed >= data.unknown_bytes or data.claimed == 0
         if not unknown:
             check_held(left, data.claimed)
-        if data.format not in _SOUND_FORMATS and not begin:
+        is_foreign = data.format not in _SOUND_FORMATS or read_at(file, 0, 4) == b"BW64"  # to libsndfile
+        if is_foreign and not begin:
             yield Stream(file, "av")
             return
         following = _following(file, data.begin + data.claimed, end) if data.claimed <= left else None

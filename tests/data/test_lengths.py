@@ -114,6 +114,7 @@ GOOD_WAVS = {
     "with a note before": wav(tone(3), 36 + 96_022, 96_000, before=NOTE),
     "padded with zeros": wav(tone(3), 36 + 96_000, 96_000, behind=bytes(512)),
     "with a newline behind": wav(tone(3), 36 + 96_000, 96_000, behind=b"\r\n"),
+    "BW64": encode(tone(3), "RF64").replace(b"RF64", b"BW64", 1),
     "with a riff size of another file": wav(tone(3), 1234, 96_000),
 }
 
