@@ -96,10 +96,8 @@ def read_groups(file: BinaryIO, shard: str) -> Contents:
         detail = f"{what} at byte {end_at}, samples behind it are lost"
         broken.append(Broken(shard, "?", "truncated shard", detail))
     elif (more_at := _behind_zeros(file)) is not None:
-        detail = (
-            f"zeros at byte {end_at} end it, and what follows from byte {more_at} on is not read; tars are joined by"
-        )
-        broken.append(Broken(shard, "?", "truncated shard", f"{detail} tar -A, and not by cat"))
+        detail = f"zeros at byte {end_at} end it, and what follows from byte {more_at} on is not read"
+        broken.append(Broken(shard, "?", "truncated shard", f"{detail}; tars are joined by tar -A, and not by cat"))
     return _grouped(shard, found, broken, left_out)
 
 

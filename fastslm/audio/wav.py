@@ -10,7 +10,7 @@ from .streams import SLACK_SECONDS, UNKNOWN_BYTES, UNKNOWN_LONG_BYTES, Stream, c
 _FORMS = (b"RIFF", b"RF64", b"BW64")
 _SOUND_FORMATS = {1, 2, 3, 6, 7, 0x11, 0x31}  # of which libsndfile gives every sample: PCM, float, G.711, ADPCM, GSM
 _EXTENSIBLE = 0xFFFE
-_ADPCM = (2, 0x11, 0x31)  # whose blocks hold many samples
+_MANY_SAMPLES = (2, 0x11, 0x31)  # in a block: ADPCM, GSM
 _MOST_CHUNKS = 1000  # that are gone through; zeros, too, are chunks without end
 _PADDING_BYTES = 4096  # zeros at the end: some programs fill a block of the disk
 
@@ -26,8 +26,18 @@ class _Data:
     begin: int
     claimed: int
     unknown_bytes: int
-    byte_rate: int
-    block_bytes: int
+
+    @property
+    def block_bytes(self) -> int:
+        """What the samples come in: one of each channel, or as many as a compressed block holds."""
+        return max(1, int.from_bytes(self.fmt[20:22], "little"))
+
+    @property
+    def byte_rate(self) -> int:
+        """Bytes of a second; the header is believed only where it alone can tell."""
+        rate, stated = struct.unpack("<II", self.fmt[12:20])
+        plain = int(rate) * self.block_bytes
+        return min(int(stated) or plain, plain) if self.format in _MANY_SAMPLES else plain
 
     @property
     def format(self) -> int:
@@ -92,14 +102,10 @@ def _find_data(file: BinaryIO, begin: int, end: int) -> _Data | None:
         elif name == b"data":
             if len(fmt) < 22:
                 return None
-            rate, byte_rate, block = struct.unpack("<IIH", fmt[12:22])
             claimed = long_size if long_size is not None and size == 0xFFFFFFFF else size
             limit = UNKNOWN_BYTES if claimed == size else UNKNOWN_LONG_BYTES
-            block = max(1, block)
-            data = _Data(fmt, position + 8, claimed, limit, rate * block, block)
-            if data.format in _ADPCM and byte_rate:  # of all others the header need not be believed
-                data.byte_rate = min(byte_rate, data.byte_rate)
-            return data if rate else None
+            data = _Data(fmt, position + 8, claimed, limit)
+            return data if data.byte_rate else None
         position += 8 + size + size % 2
     return None
 

@@ -220,10 +220,10 @@ class Prompter:
         prompt = self._render([asked], generate=True)
         before, _, last = self._render([asked, answered], generate=False).rpartition("qwertz")
         try:
-            _, shown, earlier = self._render([asked, answered, asked], generate=True).rpartition("qwertz")
+            two = self._render([asked, answered, asked], generate=True)
         except DataError:  # a template of one question: samples with more are refused one by one
-            shown, earlier = "", ""
-        earlier = earlier if shown else ""
+            two = ""
+        earlier = two.rpartition("qwertz")[2] if "qwertz" in two else ""
         gap = before.removeprefix(prompt) if before.startswith(prompt) else ""
         return "" if gap.strip(" ") else gap, [self._encode.control_at(text) for text in (last, earlier)]
 

@@ -19,11 +19,12 @@ class Terminated(SystemExit):
 
     Args:
         text: for the person who reads the log.
+        status: of the command.
     """
 
-    def __init__(self, text: str) -> None:
-        super().__init__(EXIT_STATUS)
-        self.text = text
+    def __init__(self, text: str, status: int = EXIT_STATUS) -> None:
+        super().__init__(status)
+        self.text, self.status = text, status
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -27,7 +27,6 @@ from fastslm.configuration.shell_commands import check_commands
 from fastslm.errors import ConfigError, FastSLMError, cause_of
 from fastslm.files import write_atomically
 from fastslm.plugins import discover
-from fastslm.processes.signals import EXIT_STATUS
 from fastslm.redaction import redacted, redacted_values
 from fastslm.strategies.support import settled
 from fastslm.training.callback_checks import check_callbacks
@@ -415,7 +414,7 @@ def main(arguments: Sequence[str]) -> int:
             print(stopped.text, file=sys.stderr, flush=True)
         if torch.distributed.is_initialized():  # launchers kill the other processes when the first one ends like this
             torch.distributed.barrier()
-        return int(stopped.code or EXIT_STATUS)
+        return stopped.status
     except SystemExit as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's way to end on one, with status 1
             raise KeyboardInterrupt from ended

@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fastslm.path.batch import Batch
-from fastslm.processes.signals import ENDING, Terminated
+from fastslm.processes.signals import ENDING, EXIT_STATUS, Terminated
 from fastslm.training.lightning_counters import uncount_validation
 from fastslm.training.lightning_module import SpeechLMModule
 
@@ -21,17 +21,7 @@ _SAVING = (*ENDING, signal.SIGINT)
 
 
 class Preempted(Terminated):
-    """Training was asked to end, and has saved.
-
-    Args:
-        text: for the person who reads the log.
-        number: the signal that this process got, if it got one.
-    """
-
-    def __init__(self, text: str, number: int | None) -> None:
-        super().__init__(text)
-        if number == signal.SIGINT:
-            self.code = 128 + number
+    """Training was asked to end, and has saved."""
 
 
 class Preemption(L.Callback):
@@ -47,11 +37,11 @@ class Preemption(L.Callback):
         self._before: dict[int, Any] = {}
         self._whole_step = False
         self._asked: float | None = None
-        self._number: int | None = None
+        self._status = EXIT_STATUS
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals."""
-        self._asked, self._number, self._whole_step = None, None, False
+        self._asked, self._status, self._whole_step = None, EXIT_STATUS, False
         if threading.current_thread() is not threading.main_thread():
             return
 
@@ -62,7 +52,8 @@ class Preemption(L.Callback):
                     signal.signal(number, signal.SIG_DFL)
                     os.kill(os.getpid(), number)
                 return
-            self._asked, self._number = time.monotonic(), number
+            self._asked = time.monotonic()
+            self._status = 128 + number if number == signal.SIGINT else EXIT_STATUS
             pl_module.stop_requested = True
             what = f"rank {trainer.global_rank} got {signal.Signals(number).name}"
             print(
@@ -115,7 +106,7 @@ class Preemption(L.Callback):
                 saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
         trainer.strategy.barrier("saved")  # launchers kill the others when the first process ends
         outcome = "go on with --ckpt_path last" if savers else "no callback keeps a last checkpoint: nothing was saved"
-        raise Preempted(f"stopped by a signal after step {trainer.global_step}; {outcome}", self._number)
+        raise Preempted(f"stopped by a signal after step {trainer.global_step}; {outcome}", self._status)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the last save of a run that ends anyhow be undisturbed."""
