@@ -5,8 +5,11 @@ Shards are drawn at random with replacement, so that no rank ever runs out; noth
 
 import io
 import re
+import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +26,11 @@ from ..index.dialogues import dialogue_of, parse_fields
 from ..plan.costs import CostTable
 from ..plan.plan import BatchLimits
 from ..reading.audio import decode, read_info
-from ..reading.tar import recording_names, split_dotted
+from ..reading.tar import between, recording_names, split_dotted
+from ..reading.whole_tar import WholeTar
 
 _MAX_FAILURES_IN_A_ROW = 200
+_META = re.compile(r"__[^/]*__($|/)")  # members that WebDataset keeps for itself
 
 
 @dataclass
@@ -111,8 +116,10 @@ class _Reader:
         shards = webdataset.ResampledShards(
             list(self.stream.shards), seed=int(self.rng.integers(1 << 62)), worker_seed=_no_seed, deterministic=True
         )
-        opened = webdataset.tarfile_to_samples(handler=_Handler(self._fail))
-        for sample in webdataset.DataPipeline(shards, self._counted, opened):
+        handler = _Handler(self._fail)
+        opened = partial(webdataset.tariterators.url_opener, handler=handler)
+        grouped = partial(webdataset.tariterators.group_by_keys, handler=handler)
+        for sample in webdataset.DataPipeline(shards, self._counted, opened, self._members, grouped):
             self.empty = 0
             found = {name: value for name, value in sample.items() if not name.startswith("__")}
             for stem, members in split_dotted(found).items():
@@ -132,6 +139,33 @@ class _Reader:
                 raise DataError(f"streaming: {self.empty} shards in a row hold no sample, the last one {shard['url']}.")
             self.empty += 1
             yield shard
+
+    def _members(self, opened: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the members of each tar to its last byte, as WebDataset does, and ``{}`` where no sample goes on."""
+        for source in opened:
+            url, last = source["url"], ""
+            try:
+                with WholeTar.open(fileobj=source["stream"], mode="r|*") as tar:
+                    for member in tar:
+                        tar.members = []  # type: ignore[attr-defined]  # or tarfile keeps every header it has read
+                        for gap in tar.gaps():
+                            if gap.damaged:
+                                finding = between(url, gap, last, member.name)
+                                self._fail(url, "?", DataError(f"{finding.reason}: {finding.detail}"))
+                            yield {}
+                        last = member.name
+                        if member.isreg() and not _META.match(last):
+                            data = tar.extractfile(member).read()  # type: ignore[union-attr]
+                            yield {"fname": last, "data": data, "__url__": url}
+                    rest = tar.gaps()
+                for gap in rest:
+                    if gap.damaged:
+                        self._fail(url, "?", DataError(f"truncated shard: {gap}, behind {last}"))
+                if not rest:
+                    self._fail(url, "?", DataError(f"truncated shard: cut behind {last}"))
+            except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+                self._fail(url, "?", error)
+            yield {}
 
     def _raw(self, key: str, shard: str, members: dict[str, Any]) -> _Raw:
         if "json" not in members:

@@ -10,6 +10,8 @@ from typing import BinaryIO, NamedTuple, TypeVar
 from fastslm.errors import DataError
 from fastslm.path.broken import Broken
 
+from .whole_tar import Gap, WholeTar
+
 #: What libsndfile reads, then what needs the extra ``av``.
 AUDIO_EXTENSIONS = ("flac", "wav", "mp3", "ogg", "opus")
 VIDEO_EXTENSIONS = ("m4a", "aac", "webm", "mp4", "mkv", "mov", "mka", "wma", "amr")
@@ -19,7 +21,8 @@ _SAMPLE_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<extension>[^/]+)
 NO_SAMPLE = "without a key and an extension"
 #: Of a member with the words of one sample; those of a day take some megabytes.
 _MOST_TEXT_BYTES = 1 << 28
-_ZEROS = bytes(1 << 20)
+#: Reason: tars end to end, or a hole that a file system filled.
+ZEROS = "zeros in the tar"
 _MOST_HOPS = 40  # of a chain of links, as in Linux
 
 
@@ -63,14 +66,20 @@ def read_groups(file: BinaryIO, shard: str) -> Contents:
     """
     found: list[tuple[str, Member | str]] = []  # names, with the place of a member or the name that a link points to
     broken: list[Broken] = []
+    noted: list[Broken] = []
     left_out: Counter[str] = Counter()
     size = file.seek(0, 2)
     file.seek(0)
+    last = ""
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with WholeTar.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # or tarfile keeps every header it has read
                 name = readable(member.name)
+                for gap in tar.gaps():
+                    finding = between(shard, gap, last, name)
+                    (noted if finding.reason == ZEROS else broken).append(finding)
+                last = name
                 if member.isdir():
                     continue
                 if member.issym() or member.islnk():
@@ -79,26 +88,43 @@ def read_groups(file: BinaryIO, shard: str) -> Contents:
                 elif not member.isreg() or member.issparse():
                     left_out["that are sparse files, devices or pipes"] += 1
                 elif member.offset_data + member.size > size:  # nothing can follow
-                    key = match["key"] if (match := _SAMPLE_MEMBER.fullmatch(name)) else "?"
-                    broken.append(Broken(shard, key, "truncated shard", f"{name} runs past the end"))
-                    return _grouped(shard, found, broken, left_out)
+                    broken.append(Broken(shard, _key(name) or "?", "truncated shard", f"{name} runs past the end"))
+                    return _grouped(shard, found, broken, noted, left_out)
                 else:
                     found.append((name, Member(member.offset_data, member.size)))
-            end_at = tar.offset
-        file.seek(end_at)
-        end = file.read(tarfile.BLOCKSIZE)
+            rest = tar.gaps()
     except tarfile.TarError as error:
         if not found:
             raise DataError(f"shard {shard}: not an uncompressed tar ({error}).{_packed(file)}") from error
-        return _grouped(shard, found, [*broken, Broken(shard, "?", "truncated shard", str(error))], left_out)
-    if end != tarfile.NUL * tarfile.BLOCKSIZE:  # where tarfile just stops
-        what = "damaged" if len(end) == tarfile.BLOCKSIZE else "cut"
-        detail = f"{what} at byte {end_at}, samples behind it are lost"
-        broken.append(Broken(shard, "?", "truncated shard", detail))
-    elif (more_at := _behind_zeros(file)) is not None:
-        detail = f"zeros at byte {end_at} end it, and what follows from byte {more_at} on is not read"
-        broken.append(Broken(shard, "?", "truncated shard", f"{detail}; tars are joined by tar -A, and not by cat"))
-    return _grouped(shard, found, broken, left_out)
+        rest = []
+        broken.append(Broken(shard, "?", "truncated shard", str(error)))
+    else:
+        if not rest:
+            broken.append(Broken(shard, "?", "truncated shard", f"cut at byte {size}, samples behind it are lost"))
+    broken += [Broken(shard, "?", "truncated shard", f"{gap}, behind {last}") for gap in rest if gap.damaged]
+    return _grouped(shard, found, broken, noted, left_out)
+
+
+def _key(name: str) -> str | None:
+    """Return the key of the sample that a member belongs to, None if it is of none."""
+    match = _SAMPLE_MEMBER.fullmatch(name)
+    return match["key"] if match else None
+
+
+def between(shard: str, gap: Gap, last: str, following: str) -> Broken:
+    """Return what to say of a gap between two members: those of one sample have lost what lay between them.
+
+    Args:
+        shard: its name, for messages.
+        gap: what lies there.
+        last: the member before it, "" where there is none.
+        following: the member behind it.
+    """
+    key = _key(last) if last else None
+    key = key if key == _key(following) else None
+    reason = "truncated shard" if gap.damaged or key else ZEROS
+    where = f"between {last} and {following}" if last else f"before {following}"
+    return Broken(shard, key or "?", reason, f"{gap}, {where}; samples there may lack members")
 
 
 def read_text(descriptor: int, member: Member) -> bytes:
@@ -114,14 +140,6 @@ def read_text(descriptor: int, member: Member) -> bytes:
     if member.size > _MOST_TEXT_BYTES:
         raise DataError(f"unreadable text: a member of {member.size:,} bytes, where words take at most 2^28")
     return os.pread(descriptor, member.size, member.offset)
-
-
-def _behind_zeros(file: BinaryIO) -> int | None:
-    """Return where a file goes on with more than zeros, from the place on where it is read; None if it does not."""
-    while block := file.read(len(_ZEROS)):
-        if block != _ZEROS[: len(block)]:
-            return file.tell() - len(block.lstrip(tarfile.NUL))
-    return None
 
 
 def readable(name: str) -> str:
@@ -146,7 +164,11 @@ def _packed(file: BinaryIO) -> str:
 
 
 def _grouped(
-    shard: str, found: Sequence[tuple[str, Member | str]], broken: list[Broken], left_out: Counter[str]
+    shard: str,
+    found: Sequence[tuple[str, Member | str]],
+    broken: list[Broken],
+    noted: list[Broken],
+    left_out: Counter[str],
 ) -> Contents:
     """Return members under the keys of their samples, links resolved."""
     groups: dict[str, Members] = {}
@@ -178,7 +200,7 @@ def _grouped(
         latest[key][extension] = member
     split = [(key, split_dotted(members)) for key, members in groups.items() if key not in lost]
     groups = {f"{key}.{stem}" if stem else key: part for key, parts in split for stem, part in parts.items()}
-    noted = [Broken(shard, "?", "members left out", f"{count} members {what}") for what, count in left_out.items()]
+    noted += [Broken(shard, "?", "members left out", f"{count} members {what}") for what, count in left_out.items()]
     return Contents(groups, broken, noted, files)
 
 

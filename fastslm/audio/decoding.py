@@ -12,14 +12,15 @@ from typing import Any, BinaryIO
 
 import soundfile
 
-from fastslm.audio.ffmpeg import av_blocks, av_info, av_track, has_av, needs_av
+from fastslm.audio.ffmpeg import av_blocks, av_info, av_told_seconds, has_av, needs_av
 from fastslm.audio.flac import flac_streams, is_flac
+from fastslm.audio.joined import begins_of
 from fastslm.audio.mp3 import mp3_stream
 from fastslm.audio.ogg import ogg_streams
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.audio.resampling import Blocks, check_rate, resampled
 from fastslm.audio.stale_headers import stale_stream
-from fastslm.audio.streams import LONGEST_SECONDS, SLACK_SECONDS, Clamped, Stream
+from fastslm.audio.streams import LONGEST_SECONDS, SLACK_SECONDS, Clamped, Stream, excerpt, size_of
 from fastslm.audio.wav import is_wav, wav_streams
 from fastslm.errors import DataError
 from fastslm.path.batch import Int16Array
@@ -75,6 +76,11 @@ def streams_of(file: BinaryIO, thorough: bool = True) -> list[Stream]:
     for begin, what in _NO_AUDIO.items():
         if head.lstrip().lower().startswith(begin):
             raise DataError(f"unreadable audio: it is {what}")
+    begins = begins_of(file)
+    if len(begins) > 1:
+        ends = [*begins[1:], size_of(file)]
+        files = [excerpt(file, begin, end - begin) for begin, end in zip(begins, ends, strict=True)]
+        return [stream for one in files for stream in streams_of(one, thorough)]
     try:
         if needs_av(file):
             return [Stream(file, "av")]
@@ -116,13 +122,10 @@ def read_info(file: BinaryIO) -> AudioInfo:
 
 def _info(stream: Stream) -> AudioInfo:
     if stream.decoder == "av":
-        info = av_info(stream.file)
-        seconds = info.num_frames / info.sample_rate_hz
-        if stream.why:  # between MP3s there may be anything, of which packets are made too
-            seconds = sum(len(block) / rate_hz for rate_hz, block in av_blocks(stream.file))
-        _check_length(stream, seconds)
-        num_frames, remarks = round(seconds * info.sample_rate_hz), _track_remarks(info.num_tracks)
-        return AudioInfo(num_frames, info.sample_rate_hz, info.num_channels, info.codec, remarks)
+        # between MP3s there may be anything, of which packets are made too
+        info = av_info(stream.file, decode=bool(stream.why))
+        _check_length(stream, info.num_frames / info.sample_rate_hz)
+        return AudioInfo(info.num_frames, info.sample_rate_hz, info.num_channels, info.codec, info.remarks)
     stream.file.seek(0)
     with _as_data_error():
         info = soundfile.info(Clamped(stream.file))
@@ -139,7 +142,7 @@ def told_seconds(file: BinaryIO) -> float:
     """
     total = 0.0
     for stream in streams_of(file):
-        told = av_track(stream.file)[0] if stream.decoder == "av" and needs_av(stream.file) else None
+        told = av_told_seconds(stream.file) if stream.decoder == "av" and needs_av(stream.file) else None
         if told is None:
             info = _info(stream)
             told = info.num_frames / info.sample_rate_hz
@@ -227,13 +230,11 @@ def _all_blocks(streams: list[Stream], block_seconds: int, remarks: list[str] | 
     total = 0.0
     for stream in streams:
         seconds = 0.0
-        for rate_hz, block in _blocks(stream, block_seconds):
+        for rate_hz, block in _blocks(stream, block_seconds, remarks=remarks):
             seconds += len(block) / rate_hz
             yield rate_hz, block
         if stream.decoder == "av":
             _check_length(stream, seconds)
-            if remarks is not None:
-                remarks += _track_remarks(av_track(stream.file)[1])
         total += seconds
     if remarks is not None:
         remarks += _remarks(streams, total)
@@ -253,7 +254,11 @@ def _between(blocks: Blocks, start_seconds: float, stop_seconds: float | None) -
 
 
 def _blocks(
-    stream: Stream, block_seconds: int, start_seconds: float = 0.0, stop_seconds: float | None = None
+    stream: Stream,
+    block_seconds: int,
+    start_seconds: float = 0.0,
+    stop_seconds: float | None = None,
+    remarks: list[str] | None = None,
 ) -> Blocks:
     """Yield rate and blocks ``[n, channels]`` of a stream or a part of it, int16 where that is ready for use.
 
@@ -261,7 +266,7 @@ def _blocks(
         DataError: it ends before its header says.
     """
     if stream.decoder == "av":
-        yield from av_blocks(stream.file, start_seconds, stop_seconds)
+        yield from av_blocks(stream.file, start_seconds, stop_seconds, remarks)
         return
     stream.file.seek(0)
     with _as_data_error(), soundfile.SoundFile(Clamped(stream.file)) as sound:
@@ -277,6 +282,12 @@ def _blocks(
             block = sound.read(size, dtype="int16" if ready else "float32", always_2d=True)
             if not len(block):
                 at, missing = start / rate_hz, (stop - start) / rate_hz
+                if sound.format == "OGG":  # its whole pages were counted: the length is the time of the last one
+                    end = sound.frames / rate_hz
+                    raise DataError(
+                        f"unreadable audio: its pages end at {end:.2f} s and hold {missing:.2f} s less: packets are "
+                        "missing. ffmpeg -i IN OUT.flac makes a file of those that are there"
+                    )
                 raise DataError(
                     f"unreadable audio: it breaks off at {at:.2f} s, {missing:.2f} s before its header says"
                 )
@@ -305,10 +316,6 @@ def _remarks(streams: list[Stream], seconds: float) -> list[str]:
     return [
         f"length differs from header: it says {first.claimed_seconds:.2f} s, the file holds {seconds:.2f} s ({why})"
     ]
-
-
-def _track_remarks(num_tracks: int) -> tuple[str, ...]:
-    return (f"several sound tracks: {num_tracks}, of which the first is taken",) if num_tracks > 1 else ()
 
 
 def _check_sound(sound: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from fastslm.audio.joined import mp4_boxes
 from fastslm.audio.resampling import Blocks, check_rate
 from fastslm.audio.streams import Clamped
 from fastslm.errors import DataError, MissingExtraError
@@ -18,7 +19,8 @@ from fastslm.errors import DataError, MissingExtraError
 _PURPOSE = "audio in m4a, aac, webm, a video, or an MP3 whose first frame does not tell its length"
 _PREROLL_SECONDS = 0.6  # what a decoder needs before its output can be trusted; an MP3 of few bits most
 _HEADER_TOLERANCE_SECONDS = 0.5  # by which a container misstates a length: an encoder's delay and its last packet
-_LOST_SECONDS = 0.25  # of an MP3 that may be undecodable
+_LOST_SECONDS = 0.25  # of a stream without an index that may be undecodable
+_DOUBTFUL_SECONDS = 0.25  # by which times of packets may differ from what they hold: an encoder's delay is up to 0.1 s
 _BLOCK_SECONDS = 10
 _BY_DURATION = ("mp3", "mp3float", "mp2", "mp2float")
 #: Whose header tells how long they are; of other files FFmpeg guesses it from their bit rate.
@@ -52,6 +54,9 @@ def _open(file: BinaryIO) -> tuple[Any, Any]:
     try:  # a playlist must not open other files
         container = av.open(Clamped(file), "r", metadata_errors="replace", options={"protocol_whitelist": "none"})
     except (av.FFmpegError, ValueError, OSError) as error:
+        if needs_av(file) and b"moov" not in (boxes := [name for _, name in mp4_boxes(file)]) and b"mdat" in boxes:
+            why = "its index (the box moov) is missing: it is cut off, or its recording was not finished"
+            raise DataError(f"unreadable audio: {why}") from error
         raise DataError(f"unreadable audio: {_short(error)}") from error
     if not container.streams.audio:
         container.close()
@@ -74,18 +79,22 @@ class AvInfo:
         sample_rate_hz: samples per second.
         num_channels: channels.
         codec: how it is encoded.
-        num_tracks: sound tracks of the file.
+        remarks: what is doubtful about it, each of the form ``reason: detail``.
     """
 
     num_frames: int
     sample_rate_hz: int
     num_channels: int
     codec: str
-    num_tracks: int
+    remarks: tuple[str, ...]
 
 
-def av_info(file: BinaryIO) -> AvInfo:
+def av_info(file: BinaryIO, decode: bool = False) -> AvInfo:
     """Return what a file holds.
+
+    Args:
+        file: it.
+        decode: decode it to its end for its length; so it is done, too, where its packets have doubtful times.
 
     Raises:
         DataError: it cannot be read, or holds no audio.
@@ -96,44 +105,52 @@ def av_info(file: BinaryIO) -> AvInfo:
 
     with container:
         try:
-            seconds, skipped = _by_packets(stream, container.demux(stream))
+            seconds, skipped, is_doubtful = _by_packets(stream, container.demux(stream))
         except (av.FFmpegError, ValueError, OSError) as error:
             raise DataError(f"unreadable audio: {_short(error)}") from error
         rate_hz = int(stream.sample_rate)
         num_frames = round(seconds * rate_hz) - skipped
         _check_least(seconds, _least_seconds(container, stream))
+        remarks = _track_remarks(container)
+        if decode or is_doubtful:
+            remarks = []
+            num_frames = round(rate_hz * sum(len(block) / rate for rate, block in av_blocks(file, remarks=remarks)))
         if num_frames <= 0:
             raise DataError("unreadable audio: it holds no samples")
-        codec, num_tracks = str(stream.codec_context.name), len(container.streams.audio)
-        return AvInfo(num_frames, rate_hz, int(stream.channels), codec, num_tracks)
+        return AvInfo(num_frames, rate_hz, int(stream.channels), str(stream.codec_context.name), tuple(remarks))
 
 
-def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int]:
-    """Return the seconds that packets last, and how many samples of them the decoder will leave out.
+def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int, bool]:
+    """Return the seconds that packets last, how many samples of them the decoder will leave out, and doubts.
 
     A raw stream has no header that tells it, and others may be wrong. Times are used where a container has them; MP3
-    has none, and its packets note what their encoder added.
+    has none, and its packets note what their encoder added. Times are in doubt where they have holes or begin anew.
     """
-    end = lasting = skipped = 0
+    end = lasting = skipped = longest = 0
+    all_last = True
     for packet in packets:
         lasting += packet.duration or 0
+        longest = max(longest, packet.duration or 0)  # in MP4 the packet before a hole lasts until its end
+        all_last &= bool(packet.duration or not packet.size)
         if stream.codec_context.name in _BY_DURATION:
             skipped += sum(
                 sum(struct.unpack("<II", bytes(data)[:8])) for data in packet.iter_sidedata() if _skips(data)
             )
         elif packet.pts is not None:
             end = max(end, packet.pts + (packet.duration or 0))
-    if stream.codec_context.name not in _BY_DURATION:
-        lasting = end - max(stream.start_time or 0, 0)
-    return float(lasting * stream.time_base), skipped
+    if stream.codec_context.name in _BY_DURATION:
+        return float(lasting * stream.time_base), skipped, False
+    by_times = float((end - max(stream.start_time or 0, 0)) * stream.time_base)
+    differs = all_last and abs(by_times - float(lasting * stream.time_base)) > _DOUBTFUL_SECONDS
+    return by_times, skipped, differs or float(longest * stream.time_base) > _DOUBTFUL_SECONDS
 
 
 def _skips(data: Any) -> bool:
     return "skip_samples" in str(data.data_type).lower()
 
 
-def av_track(file: BinaryIO) -> tuple[float | None, int]:
-    """Return the seconds that the header gives for the sound (None where it gives none), and how many tracks there are.
+def av_told_seconds(file: BinaryIO) -> float | None:
+    """Return the seconds that the header gives for the sound, None where it gives none.
 
     Raises:
         DataError: it cannot be read, or holds no audio.
@@ -144,11 +161,11 @@ def av_track(file: BinaryIO) -> tuple[float | None, int]:
         seconds = None if stream.duration is None else float(stream.duration * stream.time_base)
         if seconds is None and container.duration is not None:
             seconds = float(container.duration / 1_000_000)
-        return seconds, len(container.streams.audio)
+        return seconds
 
 
 def av_blocks(
-    file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | None = None, least_seconds: float | None = None
+    file: BinaryIO, start_seconds: float = 0.0, stop_seconds: float | None = None, remarks: list[str] | None = None
 ) -> Blocks:
     """Yield rate and float32 blocks ``[n, channels]`` of a file or a part of it, which is gone through once.
 
@@ -156,16 +173,16 @@ def av_blocks(
         file: it.
         start_seconds: where to begin.
         stop_seconds: where to end; None means its end.
-        least_seconds: how long it must be at least; None asks its header.
+        remarks: takes what is doubtful about it, of the form ``reason: detail``.
 
     Raises:
         DataError: it cannot be read to its end.
         MissingExtraError: PyAV is not installed.
     """
-    return _joined(_cut(file, start_seconds, stop_seconds, least_seconds))
+    return _joined(_cut(file, start_seconds, stop_seconds, remarks))
 
 
-def _cut(file: BinaryIO, start: float, stop: float | None, least: float | None) -> Blocks:
+def _cut(file: BinaryIO, start: float, stop: float | None, remarks: list[str] | None) -> Blocks:
     container, stream = _open(file)
     import av
 
@@ -173,19 +190,22 @@ def _cut(file: BinaryIO, start: float, stop: float | None, least: float | None) 
         try:
             origin = max(stream.start_time or 0, 0)
             is_mpeg = stream.codec_context.name in _BY_DURATION
-            least = _least_seconds(container, stream) if least is None else least
+            least = _least_seconds(container, stream)
             place = max(0.0, start - _PREROLL_SECONDS)
             if start and not is_mpeg:
                 container.seek(origin + int(place / stream.time_base), stream=stream)
-            position, lost = None, 0.0
+            position, end, lost = None, 0.0, 0.0
             for frame in _frames(container, stream, origin + place / stream.time_base if start and is_mpeg else None):
                 if isinstance(frame, float):
                     lost += frame
                     continue
+                at = None if frame.pts is None else float((frame.pts - origin) * frame.time_base)
                 if position is None:
-                    position = 0.0 if frame.pts is None else float((frame.pts - origin) * frame.time_base)
+                    position = at or 0.0
                 block = frame.to_ndarray() if frame.format.name == "fltp" else _planar(frame).to_ndarray()
-                begin, position = position, position + block.shape[1] / frame.sample_rate
+                seconds = block.shape[1] / frame.sample_rate
+                begin, position = position, position + seconds
+                end = max(end, (begin if at is None or is_mpeg else at) + seconds)
                 first = max(0, round((start - begin) * frame.sample_rate))  # an encoder's delay lies before 0
                 last = None if stop is None else max(0, round((stop - begin) * frame.sample_rate))
                 if block.shape[1] > first:
@@ -196,10 +216,16 @@ def _cut(file: BinaryIO, start: float, stop: float | None, least: float | None) 
             if isinstance(error, DataError):
                 raise
             raise DataError(f"unreadable audio: {_short(error)}") from error
-    found = position or 0.0
-    if lost > _LOST_SECONDS:
-        raise DataError(f"unreadable audio: {lost:.2f} s of {lost + found:.2f} s cannot be decoded")
-    _check_least(found, least if stop is None else min(least, stop))
+        found = position or 0.0
+        if lost > _LOST_SECONDS:
+            raise DataError(f"unreadable audio: {lost:.2f} s of {lost + found:.2f} s cannot be decoded")
+        if position is not None or not start:  # a part behind the end has no frames
+            _check_least(end, least if stop is None else min(least, stop))
+        if remarks is not None:
+            remarks += _track_remarks(container)
+            if not start and abs(end - found) > _DOUBTFUL_SECONDS:
+                says = f"the times of its packets say {end:.2f} s, the file holds {found:.2f} s"
+                remarks.append(f"length differs from header: {says} (holes, or times that begin anew)")
 
 
 def _least_seconds(container: Any, stream: Any) -> float:
@@ -218,21 +244,28 @@ def _check_least(found: float, least: float) -> None:
 
 
 def _frames(container: Any, stream: Any, skip_to: Any) -> Iterator[Any]:
-    """Yield decoded frames; for a packet of MP3 that cannot be decoded, its seconds.
+    """Yield decoded frames; for a packet that cannot be decoded, its seconds, where a file may have such.
 
-    MP3s are put end to end with tags and rubbish between them, over which every player goes on.
+    MP3s are put end to end with tags and rubbish between them, over which every player goes on, and a stream without an
+    index (ADTS, MPEG-TS) may be cut within a packet.
     """
     import av
 
+    may_lose = stream.codec_context.name in _BY_DURATION or container.format.name.split(",")[0] not in _TELLING
     for packet in container.demux(stream):
         if skip_to is not None and packet.pts is not None and packet.pts < skip_to:
             continue
         try:
             yield from packet.decode()
         except av.error.InvalidDataError:
-            if stream.codec_context.name not in _BY_DURATION:
+            if not may_lose:
                 raise
             yield float((packet.duration or 0) * stream.time_base)
+
+
+def _track_remarks(container: Any) -> list[str]:
+    count = len(container.streams.audio)
+    return [f"several sound tracks: {count}, of which the first is taken"] if count > 1 else []
 
 
 def _planar(frame: Any) -> Any:

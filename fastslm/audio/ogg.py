@@ -38,11 +38,13 @@ def ogg_streams(file: BinaryIO, thorough: bool) -> Iterator[Stream]:
         else:
             begins.append(place)
         page_end = place + _page_bytes(read_at(file, place, 27 + 255))
-    if side_by_side or not first[27 + first[26] :].startswith(_SOUND_CODECS):
+    if side_by_side:
         yield Stream(file, "av")
         return
     for begin, following in zip(begins, [*begins[1:], end], strict=True):
-        yield Stream(file if len(begins) == 1 else excerpt(file, begin, following - begin))
+        head = read_at(file, begin, 27 + 255 + 8)
+        one = file if len(begins) == 1 else excerpt(file, begin, following - begin)
+        yield Stream(one, "sound" if head[27 + head[26] :].startswith(_SOUND_CODECS) else "av")
 
 
 def _page_bytes(head: bytes) -> int:

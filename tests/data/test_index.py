@@ -215,19 +215,75 @@ def test_a_shard_with_a_damaged_header_in_its_middle_is_noticed(three, open_inde
     data[at : at + 512] = b"\x55" * 512
     three.write_bytes(data)
     index = open_index(three)
-    assert keys(index) == ["a"]
-    assert [item.reason for item in index.broken] == ["truncated shard"]
+    assert keys(index) == ["a", "c"]
+    assert reasons(index) == [("?", "truncated shard"), ("b", "missing audio")]
 
 
-def test_what_follows_behind_the_end_of_a_tar_is_noticed(three, open_index, tmp_path):
-    whole = three.read_bytes()
-    three.write_bytes(whole + bytes(1 << 20) + whole)  # as cat a.tar b.tar makes it
+@pytest.fixture
+def dialogue(tmp_path, write_shard, flac):
+    """Return the path of a shard with a dialogue of two recordings, and a sample behind it."""
+    two = {"0.flac": flac(1.0), "1.flac": flac(1.0), "json": {"text": "both"}}
+    return write_shard(tmp_path / "dialogue.tar", [("d", two), ("e", {"flac": flac(1.0), "json": {"text": "e"}})])
+
+
+@pytest.mark.parametrize("fill", [b"\0", b"\x55"])
+def test_a_sample_that_lost_a_recording_in_its_middle_is_not_used_as_half_of_it(dialogue, open_index, fill):
+    at, _, end = offsets(dialogue)["d.1.flac"]
+    data = bytearray(dialogue.read_bytes())
+    end += -end % 512
+    data[at:end] = fill * (end - at)
+    dialogue.write_bytes(data)
+    index = open_index(dialogue)
+    assert keys(index) == ["e"]
+    assert reasons(index) == [("d", "truncated shard")]
+
+
+# -- zeros in a shard -------------------------------------------------------------------------------
+
+
+def test_tars_that_lie_end_to_end_are_read_to_the_end(tmp_path, three, write_shard, flac, open_index):
+    second = write_shard(tmp_path / "second.tar", [("d", {"flac": flac(1.0), "json": {"text": "number d"}})])
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(three.read_bytes() + second.read_bytes())
+    index = open_index(joined)
+    assert (keys(index), index.broken) == (["a", "b", "c", "d"], [])
+    (note,) = scan_tar(joined).doubtful
+    assert note["reason"] == "zeros in the tar"
+    assert "between c.json and d.flac" in note["detail"]
+
+
+def test_behind_one_block_of_zeros_samples_are_read(three, open_index):
+    at, data = offsets(three)["b.flac"][0], three.read_bytes()
+    three.write_bytes(data[:at] + bytes(512) + data[at:])
+    assert keys(open_index(three)) == ["a", "b", "c"]
+
+
+def test_behind_a_hole_that_took_a_header_samples_are_read_and_the_damage_is_counted(three, open_index):
+    at, data = offsets(three)["b.flac"][0], three.read_bytes()
+    three.write_bytes(data[:at] + bytes(4096) + data[at + 4096 :])
     index = open_index(three)
-    assert keys(index) == ["a", "b", "c"]
-    assert reasons(index) == [("?", "truncated shard")]
-    assert "joined by tar -A, and not by cat" in index.broken[0].detail
-    three.write_bytes(whole + bytes(1 << 20))
-    assert not open_index(three).broken
+    assert keys(index) == ["a", "c"]
+    assert reasons(index) == [("?", "truncated shard"), ("b", "missing audio")]
+    assert f"damaged at byte {at}, between a.json and b.json" in index.broken[0].detail
+
+
+def test_zeros_alone_behind_a_tar_are_nothing_and_anything_else_is_damage(three, open_index):
+    with open(three, "ab") as file:
+        file.write(bytes(3_000_000))
+    assert (keys(open_index(three)), scan_tar(three).doubtful) == (["a", "b", "c"], [])
+    with open(three, "ab") as file:
+        file.write(b"something")
+    assert reasons(open_index(three)) == [("?", "truncated shard")]
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 40])
+def test_a_header_of_an_impossible_size_neither_takes_memory_nor_time(three, open_index, size):
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, size
+    at, data = offsets(three)["b.flac"][0], three.read_bytes()
+    three.write_bytes(data[:at] + name.tobuf(tarfile.GNU_FORMAT) + data[at:])
+    index = open_index(three)
+    assert (keys(index), reasons(index)) == (["a", "b", "c"], [("?", "truncated shard")])
 
 
 def test_words_of_gigabytes_are_not_read(three, open_index):
@@ -244,16 +300,6 @@ def test_words_of_gigabytes_are_not_read(three, open_index):
     tracemalloc.stop()
     assert keys(index) == ["a", "b"]
     assert reasons(index) == [("c", "unreadable text")]
-
-
-def test_a_block_of_zeros_in_the_middle_of_a_tar_is_noticed(three, open_index):
-    data = bytearray(three.read_bytes())
-    at = offsets(three)["b.flac"][0]
-    data[at : at + 512] = bytes(512)
-    three.write_bytes(data)
-    index = open_index(three)
-    assert keys(index) == ["a"]
-    assert reasons(index) == [("?", "truncated shard")]
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 10240, b"no tar" * 1000, b"\x1f\x8b compressed" * 100])

@@ -3,6 +3,7 @@
 import io
 import struct
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ def encode(samples, container="WAV", subtype=None, rate=RATE):
     return buffer.getvalue()
 
 
-def ffmpeg(samples, container, codec, rate=RATE, layout="mono", bit_rate=None, **options):
-    """Return what FFmpeg's muxers and encoders make of samples ``[N]``."""
+def ffmpeg(samples, container, codec, rate=RATE, layout="mono", bit_rate=None, hole=(0, 0), **options):
+    """Return what FFmpeg makes of samples ``[N]``; at ``hole[0]`` s its times leap by ``hole[1]`` s."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=options) as output:
         stream = output.add_stream(codec, rate=rate, layout=layout)
@@ -35,7 +36,7 @@ def ffmpeg(samples, container, codec, rate=RATE, layout="mono", bit_rate=None, *
         size = stream.codec_context.frame_size or 1152
         for begin in range(0, len(samples), size):
             frame = av.AudioFrame.from_ndarray(samples[None, begin : begin + size].copy(), "flt", layout)
-            frame.sample_rate, frame.pts = rate, begin
+            frame.sample_rate, frame.pts = rate, begin + (hole[1] * rate if begin >= hole[0] * rate else 0)
             for part in av.AudioResampler(stream.format.name).resample(frame):
                 output.mux(stream.encode(part))
         output.mux(stream.encode(None))
@@ -74,6 +75,14 @@ def check_length(data, seconds, within=2 / RATE):
     assert abs(read_info(io.BytesIO(data)).num_samples - len(samples)) <= 1
     assert told_seconds(io.BytesIO(data)) == pytest.approx(len(samples) / RATE, abs=2 / RATE)
     assert np.abs(samples.astype(int)).max() < 0.6 * 32768  # no header was taken for samples
+    return samples
+
+
+def check_packets(data, seconds):
+    """Check a length whose packets are longer than what they hold by an encoder's padding."""
+    samples = decode(io.BytesIO(data))
+    assert len(samples) / RATE == pytest.approx(seconds, abs=0.15)
+    assert abs(read_info(io.BytesIO(data)).num_samples - len(samples)) <= 0.07 * RATE
     return samples
 
 
@@ -346,6 +355,13 @@ def test_without_av_an_mp3_that_tells_its_length_is_read_and_for_others_the_extr
 
 # -- end to end ---------------------------------------------------------------------------------------
 
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov", "frag_duration": "500000"}
+
+
+def two_of_ffmpeg(container, codec, **options):
+    return tuple(ffmpeg(tone(s, hz, 48_000), container, codec, 48_000, **options) for s, hz in ((3, 300), (2, 1500)))
+
+
 ENDS = Made(
     {
         "WAV": lambda: (encode(tone(3, 300)), encode(tone(2, 1500))),
@@ -360,6 +376,22 @@ ENDS = Made(
         "Opus of FFmpeg": lambda: tuple(
             ffmpeg(tone(s, hz, 48_000), "ogg", "libopus", 48_000) for s, hz in ((3, 300), (2, 1500))
         ),
+        "AIFF": lambda: (encode(tone(3, 300), "AIFF"), encode(tone(2, 1500), "AIFF")),
+        "CAF": lambda: (encode(tone(3, 300), "CAF"), encode(tone(2, 1500), "CAF")),
+        **{
+            f"{container} of {codec} {options or ''}": partial(two_of_ffmpeg, container, codec, **options)
+            for container, codec, options in (
+                ("ogg", "flac", {}),
+                ("mp4", "aac", {}),
+                ("mp4", "aac", FRAGMENTS),
+                ("ipod", "alac", {}),
+                ("mov", "pcm_s16le", {}),
+                ("webm", "libopus", {}),
+                ("matroska", "flac", {"live": "1"}),
+                ("flv", "aac", {}),
+                ("tta", "tta", {}),
+            )
+        },
     }
 )
 
@@ -367,14 +399,65 @@ ENDS = Made(
 @pytest.mark.parametrize("name", ENDS)
 def test_files_put_end_to_end_are_all_there(name):
     first, second = ENDS[name]
-    samples = check_length(first + second, 5.0, within=0.05)
+    samples = check_packets(first + second, 5.0)
     assert dominant(samples[:RATE]) == pytest.approx(300, abs=2)
     assert dominant(samples[-RATE:]) == pytest.approx(1500, abs=2)
+    assert told_seconds(io.BytesIO(first + second)) == pytest.approx(5.0, abs=0.15)
     (remark,) = remarks_of(first + second)
     assert "2" in remark
     later = decode(io.BytesIO(first + second), 3.5, 4.5)
     assert len(later) == pytest.approx(RATE, abs=1)
     assert dominant(later) == pytest.approx(1500, abs=2)
+
+
+HOLES = {
+    "WebM": ("webm", "libopus", {}),
+    "live WebM": ("webm", "libopus", {"live": "1"}),
+    "Matroska": ("matroska", "pcm_s16le", {}),
+    "MP4": ("mp4", "aac", {}),
+    "MP4 in fragments": ("mp4", "aac", FRAGMENTS),
+    "FLAC in Ogg": ("ogg", "flac", {}),
+    "MPEG-TS": ("mpegts", "aac", {}),
+}
+
+
+@pytest.mark.parametrize(("container", "codec", "options"), HOLES.values(), ids=HOLES)
+def test_a_hole_in_the_times_of_packets_is_told_and_not_filled(container, codec, options):
+    data = ffmpeg(tone(5, 300, 48_000), container, codec, 48_000, hole=(2, 4), **options)
+    check_packets(data, 5.0)
+    for remarks in (remarks_of(data), remarks_at_decoding(data)):
+        assert remarks[0].startswith("length differs from header: the times of its packets say 9.0")
+
+
+def test_an_ogg_that_lost_packets_says_so():
+    data = ffmpeg(tone(5, 300, 48_000), "ogg", "libopus", 48_000, hole=(2, 4))
+    with pytest.raises(DataError, match=r"end at 9\.0. s and hold 4\.0. s less: packets are missing"):
+        decode(io.BytesIO(data))
+
+
+def test_times_that_begin_anew_in_a_transport_stream_hide_nothing():
+    data = b"".join(two_of_ffmpeg("mpegts", "aac"))
+    check_packets(data, 5.0)
+    assert remarks_of(data) == remarks_at_decoding(data)
+    assert "times that begin anew" in remarks_of(data)[0]
+
+
+@pytest.mark.parametrize("container", ["adts", "mpegts"])
+def test_a_stream_that_was_cut_within_a_packet_is_read_up_to_it(container):
+    data = ffmpeg(tone(4, 300), container, "aac")
+    check_packets(data[: len(data) // 2 + 50], 2.0)
+
+
+def test_an_mp4_without_its_index_says_so():
+    data = ffmpeg(tone(4, 300), "mp4", "aac")
+    for read in (read_info, decode):
+        with pytest.raises(DataError, match=r"its index \(the box moov\) is missing"):
+            read(io.BytesIO(data[: len(data) // 2]))
+
+
+def test_a_part_behind_the_end_holds_no_samples():
+    with pytest.raises(DataError, match="holds no samples"):
+        decode(io.BytesIO(ffmpeg(tone(4, 300), "matroska", "aac")), 6.0, 7.0)
 
 
 # -- channels and tracks ------------------------------------------------------------------------------

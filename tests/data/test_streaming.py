@@ -89,6 +89,15 @@ def test_errors_are_counted_and_the_stream_goes_on(tmp_path, streamed, write_sha
     assert {"x", "y", "z", "long"} <= keys
 
 
+def test_a_stream_is_read_behind_zeros_and_behind_damage(tmp_path, streamed):
+    first, second = ((tmp_path / f"train-{i:06d}.tar").read_bytes() for i in (0, 1))
+    (tmp_path / "joined.tar").write_bytes(first + b"\x55" * 512 + second)
+    data = streamed(train_shards=[f"pipe:cat {tmp_path}/joined.tar"])
+    batches = list(data.train_dataloader())
+    assert len({key for batch in batches for key in batch.keys}) == 6
+    assert {item["reason"] for batch in batches for item in batch.broken} == {"truncated shard"}
+
+
 def test_a_stream_of_which_nothing_can_be_read_stops_the_run(tmp_path, streamed):
     data = streamed(train_shards=[f"pipe:cat {tmp_path}/none.tar 2>/dev/null"])
     with pytest.raises(DataError, match="failures in a row"):

@@ -50,6 +50,13 @@ def test_what_a_cut_tar_still_holds_is_taken_and_the_rest_counted(build, foreign
     assert reasons()["truncated shard"] == 1
 
 
+def test_tars_put_end_to_end_are_read_to_the_end_and_it_is_noted(build, foreign, tmp_path):
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(b"".join((foreign / f"a-{i}.tar").read_bytes() for i in (0, 1)))
+    assert list(build(joined)) == ["x_one", "x_two", "three", "talk", "words"]
+    assert "zeros in the tar" in (tmp_path / "out" / "notes.jsonl").read_text()
+
+
 def test_a_compressed_tar_is_refused(build, foreign, capsys):
     (foreign / "a.tar.gz").write_bytes(gzip.compress((foreign / "a-0.tar").read_bytes()))
     build(foreign / "a.tar.gz", status=2)
