@@ -76,3 +76,22 @@ def test_a_speaker_split_is_drawn_as_from_files(build, corpus, tmp_path):
     rows = [row(f"u{i}", f"word {i}", speaker=f"s{i}") for i in range(3)]
     build(corpus(manifest=rows), "--dev-share", 0.34)
     assert (tmp_path / "out" / "dev-000000.tar").exists()
+
+
+def test_a_manifest_in_a_tar_may_be_in_utf_16(build, corpus, tmp_path):
+    path = corpus(manifest=[row("u0", "one"), row("ü3", "vier")])
+    text = (tmp_path / "c" / "manifest.jsonl").read_text()
+    (tmp_path / "c" / "manifest.jsonl").write_text(text, "utf-16")
+    with tarfile.open(path, "w") as tar:
+        tar.add(tmp_path / "c", "corpus")
+    assert [sample.fields["text"] for sample in build(path).values()] == ["one", "vier"]
+
+
+def test_a_manifest_in_a_tar_that_claims_gigabytes_is_not_held_in_memory(build, tmp_path, capsys):
+    member = tarfile.TarInfo("m.jsonl")
+    member.size = 1 << 36
+    with open(tmp_path / "t.tar", "wb") as file:
+        file.write(member.tobuf())
+        file.truncate(512 + member.size + 1024)
+    build(tmp_path / "t.tar", status=2)
+    assert "t.tar/m.jsonl: it holds zero bytes" in capsys.readouterr().err

@@ -37,7 +37,24 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
         DataError: the file cannot be read.
     """
     try:
-        with open_file(path) as raw, gzip.open(raw) if _is_gzip(raw) else raw as file:
+        with open_file(path) as file:
+            yield from lines_of(path, file)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}.") from error
+
+
+def lines_of(path: str, raw: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file that is open, as ``lines`` does.
+
+    Args:
+        path: its name, for messages.
+        raw: it, at its begin.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with gzip.open(raw) if _is_gzip(raw) else raw as file:
             head = file.read(_HEAD_BYTES)
             file.seek(0)
             encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8-sig")

@@ -5,10 +5,11 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from ...reading.audio import open_region
 from ...reading.tar import Contents, Member, Members
 from ..utterance import Audio, Noted, Refused, Utterance
 from . import nemo
-from ._lines import json_objects
+from ._lines import json_objects, lines_of
 from .options import SourceOptions
 
 _MANIFESTS = ("jsonl", "ndjson", "manifest")
@@ -37,8 +38,7 @@ def read(
     spelt = {_spelt_small(name): name for name in reversed(places)}
     used: set[str] = set()
     for name, (offset, size) in found.items():
-        text = os.pread(descriptor, size, offset).decode("utf-8-sig", "surrogateescape")
-        numbered = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+        numbered = lines_of(f"{tar}/{name}", open_region(descriptor, offset, size))
         root = options.audio_root or os.path.dirname(name)
         split = os.path.splitext(os.path.basename(name))[0] if len(found) > 1 else None
         for item in nemo.from_rows(json_objects(f"{tar}/{name}", numbered), root, options):
