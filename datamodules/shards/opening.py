@@ -34,7 +34,9 @@ def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
     """
     if audio.cell is not None:
         data, path = read_cell(audio.path, *audio.cell)
-        if data is not None:
+        if not data and not path:
+            raise DataError("missing audio: the cell holds neither bytes nor a path")
+        if data:
             file = io.BytesIO(data)
             yield file, extension_of(file, path)
             return

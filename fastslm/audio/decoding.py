@@ -73,6 +73,8 @@ def streams_of(file: BinaryIO, thorough: bool = True) -> list[Stream]:
     """
     file.seek(0)
     head = file.read(64)
+    if not head:
+        raise DataError("unreadable audio: it is empty (0 bytes)")
     for begin, what in _NO_AUDIO.items():
         if head.lstrip().lower().startswith(begin):
             raise DataError(f"unreadable audio: it is {what}")

@@ -140,6 +140,7 @@ def test_a_rate_that_no_recording_has_is_refused(rate):
         (b"\n<!DOCTYPE HTML><title>404</title>", "HTML"),
         (b"\x1f\x8b\x08\x00" + bytes(100), "gzip"),
         (b"PK\x03\x04" + bytes(100), "zip"),
+        (b"", "empty"),
     ],
 )
 def test_what_is_no_audio_is_named(data, what):

@@ -89,6 +89,17 @@ def test_plain_bytes_and_paths_are_audio_too(build, rows, save, tmp_path):
     assert [s.seconds for s in build(tmp_path / "p.parquet", "--max-broken-share", 0.5, out="2").values()] == [1.5]
 
 
+def test_a_cell_without_bytes_and_path_is_counted_as_such(build, rows, tmp_path):
+    audio = rows(1).column("audio").to_pylist() + [None, {"bytes": b"", "path": None}, {"bytes": None, "path": None}]
+    pq.write_table(pa.table({"audio": audio, "text": list("abcd")}), tmp_path / "x.parquet")
+    assert list(build(tmp_path / "x.parquet", "--max-broken-share", 0.8)) == ["clip0"]
+    broken = [json.loads(line) for line in (tmp_path / "out" / "broken.jsonl").read_text().splitlines()]
+    assert [(item["where"][-5:], item["reason"]) for item in broken] == [
+        ("row 2", "missing audio"), ("row 3", "missing audio"), ("row 4", "missing audio")
+    ]  # fmt: skip
+    assert all(item["detail"] == "the cell holds neither bytes nor a path" for item in broken)
+
+
 def test_several_splits_are_refused_with_the_choices(build, rows, tmp_path, capsys):
     save_to_disk(tmp_path / "hf/train", [rows(2)])
     (tmp_path / "hf/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
