@@ -90,7 +90,7 @@ def test_plain_bytes_and_paths_are_audio_too(build, rows, save, tmp_path):
 
 
 def test_a_cell_without_bytes_and_path_is_counted_as_such(build, rows, tmp_path):
-    audio = rows(1).column("audio").to_pylist() + [None, {"bytes": b"", "path": None}, {"bytes": None, "path": None}]
+    audio = [*rows(1).column("audio").to_pylist(), None, {"bytes": b"", "path": None}, {"bytes": None, "path": None}]
     pq.write_table(pa.table({"audio": audio, "text": list("abcd")}), tmp_path / "x.parquet")
     assert list(build(tmp_path / "x.parquet", "--max-broken-share", 0.8)) == ["clip0"]
     broken = [json.loads(line) for line in (tmp_path / "out" / "broken.jsonl").read_text().splitlines()]

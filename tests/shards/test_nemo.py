@@ -1,5 +1,7 @@
 """NeMo manifests to shards."""
 
+import json
+
 import numpy as np
 
 
@@ -141,3 +143,15 @@ def test_tasks_come_from_the_line_or_from_the_command(build, save, json_lines, t
     assert "de" not in samples["st"].fields
     assert all(sample.fields["language"] == "en" for sample in samples.values())
     assert samples["text"].extension is None
+
+
+def test_files_of_several_splits_go_into_one_set_with_a_note(build, save, json_lines, tmp_path):
+    rows = [{"audio_filepath": str(save(f"{i}.flac")), "text": "a"} for i in range(3)]
+    names = ("train_a.jsonl", "train_b.jsonl", "corpus-dev.jsonl")
+    files = [json_lines(tmp_path / name, [row]) for name, row in zip(names, rows, strict=True)]
+    assert len(build(files)) == 3
+    note = json.loads((tmp_path / "out" / "notes.jsonl").read_text())
+    assert note["reason"] == "several splits in one"
+    assert f"train ({files[0]}), validation ({files[2]}) go into one set of shards" in note["detail"]
+    assert len(build(files[:2], out="train")) == 2
+    assert not (tmp_path / "train" / "notes.jsonl").read_text()

@@ -15,6 +15,7 @@ from ...index.sources import with_braces
 from ..utterance import Noted, Refused, Utterance
 from . import huggingface, kaldi, lhotse, librispeech, nemo, table, webdataset
 from ._lines import no_objects
+from ._splits import mixed
 from .options import SourceOptions
 
 __all__ = ["FORMATS", "SourceOptions", "expand_paths", "format_of", "read"]
@@ -104,5 +105,6 @@ def read(paths: Sequence[str], forced: str | None, options: SourceOptions) -> It
             first = spellings[os.path.realpath(path)]
             raise DataError(f"{path}: is given twice (first as {first}), and every sample would be, too.")
     formats = [format_of(path, forced) for path in paths]  # all before the first line: a slip is seen at once
+    yield from mixed(paths)
     for path, name in zip(paths, formats, strict=True):
         yield from FORMATS[name].read(path, options)

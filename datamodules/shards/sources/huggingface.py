@@ -17,17 +17,11 @@ from ..times import loose_length, take_times
 from ..utterance import Audio, Noted, Refused, Utterance, stem
 from ._doubts import doubts
 from ._lines import located
+from ._splits import split_of
 from .options import SourceOptions
 
 _DECODED = re.compile(r"(large_|fixed_size_)?list<|struct<(.*, )?array: ")  # types of Arrow
 _NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{8,})?(?P<rest>\..*)?")
-#: What a split is called in names of files, as the library finds it: a word of its own.
-_SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-_SPLIT_WORD = re.compile(rf"(?<![^\W\d_])({'|'.join(itertools.chain(*_SPLITS.values()))})(?![^\W\d_])", re.IGNORECASE)
 _TABLES = (".arrow", ".parquet")
 _MOST_NAMED = 3  # of files that are missing or left out
 
@@ -106,8 +100,7 @@ def _split_of(file: str) -> str:
     name = os.path.basename(file)
     if numbered := _NUMBERED.fullmatch(name):
         return numbered["split"]
-    words = _SPLIT_WORD.findall(stem(file))  # the last one: what stands before it may be the name of the data set
-    return next((split for split, names in _SPLITS.items() if words and words[-1].lower() in names), "")
+    return split_of(file)
 
 
 def _pattern(split: str, files: Sequence[str]) -> str:

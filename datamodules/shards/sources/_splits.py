@@ -1,0 +1,31 @@
+"""Which split of a corpus a file or folder is of, by the words of its name."""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from ..utterance import Noted, stem
+
+#: What a split is called in names of files, as Hugging Face's library finds it: a word of its own.
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SPLIT_WORD = re.compile(rf"(?<![^\W\d_])({'|'.join(itertools.chain(*_SPLITS.values()))})(?![^\W\d_])", re.IGNORECASE)
+
+
+def split_of(path: str) -> str:
+    """Return ``train``, ``validation`` or ``test`` where a name has a word for it; otherwise an empty text."""
+    words = _SPLIT_WORD.findall(stem(path))  # the last one: what stands before it may be the name of the data set
+    return next((split for split, names in _SPLITS.items() if words and words[-1].lower() in names), "")
+
+
+def mixed(paths: Sequence[str]) -> list[Noted]:
+    """Return a note where sources of several splits go into one set of shards."""
+    first = {split_of(path): path for path in reversed(paths)}
+    if len(first.keys() - {""}) < 2:
+        return []
+    named = ", ".join(f"{split} ({first[split]})" for split in _SPLITS if split in first)
+    detail = f"{named} go into one set of shards; for a set of each, run the command once for each, with another --out"
+    return [Noted(named, "?", "several splits in one", detail)]
