@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastslm.errors import ConfigError, DataError
 from fastslm.files import open_file
+from fastslm.path.broken import Broken
 
 from ..index.sidecar import current_rows
 from ..reading.audio import open_region
@@ -76,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
     if os.path.realpath(options.out) in {os.path.dirname(os.path.realpath(path)) for path in paths}:
         raise ConfigError(f"--out {options.out}: the old shards lie there. Give another folder.")
     name = options.name or _name_of(paths)
-    samples = _ordered(_samples(paths), options.order, options.seed)
+    read, noted = _samples(paths)
+    samples = _ordered(read, options.order, options.seed)
     chunks = divide(samples, [sample.num_bytes for sample in samples], size)
     work = [_Work(options.out / f"{name}-{i:06d}.tar", chunk, options.tokenizer) for i, chunk in enumerate(chunks)]
     states = [(os.path.abspath(path), tar_state(path)) for path in paths]
@@ -92,6 +94,8 @@ def run(options: argparse.Namespace) -> int:
                 output.finish(record)
         output.conclude({"shards": len(work), "samples": len(samples)})
     print(f"{len(samples)} samples in {len(work)} shards in {options.out} (they were in {len(paths)})")
+    for note in noted:
+        print(f"{note.shard}: {note.reason}: {note.detail}")
     return 0
 
 
@@ -104,20 +108,22 @@ def _name_of(paths: Sequence[str]) -> str:
     return names.pop()
 
 
-def _samples(paths: Sequence[str]) -> list[_Sample]:
-    """Return the samples of all shards with the places of their members.
+def _samples(paths: Sequence[str]) -> tuple[list[_Sample], list[Broken]]:
+    """Return the samples of all shards with the places of their members, and what of the shards is in none.
 
     Raises:
         DataError: a shard is damaged, or a key stands in two samples.
     """
     samples: list[_Sample] = []
+    notes: list[Broken] = []
     first: dict[str, str] = {}
     for path in paths:
         try:
             with open_file(path) as file:
-                groups, lost, *_ = read_groups(file, path)
+                groups, lost, noted, _ = read_groups(file, path)
         except OSError as error:
             raise DataError(f"shard {path}: {error.strerror or error}.") from error
+        notes += noted
         if lost:
             raise DataError(
                 f"shard {path}: {lost[0].reason}, {lost[0].detail}. Nothing is copied from damaged shards; what is"
@@ -129,7 +135,7 @@ def _samples(paths: Sequence[str]) -> list[_Sample]:
                     f"shards {first[key]} and {path} both hold the key {key!r}; 'fastslm shards check' lists all."
                 )
             samples.append(_Sample(key, path, [(extension, *member) for extension, member in members.items()]))
-    return samples
+    return samples, notes
 
 
 def _ordered(samples: list[_Sample], order: str, seed: int) -> list[_Sample]:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import tarfile
 import tracemalloc
 
 import numpy as np
@@ -78,6 +79,20 @@ def test_other_members_of_foreign_shards_are_kept(write_shard, shards, samples_o
     found = samples_of(tmp_path / "new")
     assert {key: {**sample.members} for key, sample in found.items()} == members_of(samples_of(tmp_path / "old"))
     assert set(found["k0"].members) == {"flac", "json", "txt", "cls"}
+
+
+def test_what_belongs_to_no_sample_and_tars_end_to_end_are_told(built, shards, samples_of, tmp_path, capsys):
+    first, second = sorted(built.glob("*.tar"))[:2]
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    with tarfile.open(joined.with_name("more.tar"), "w") as tar:
+        tar.add(__file__, "README")
+    joined.write_bytes(joined.read_bytes() + joined.with_name("more.tar").read_bytes())
+    assert shards("reshard", joined, "--out", tmp_path / "new") == 0
+    assert len(samples_of(tmp_path / "new")) == 8
+    told = capsys.readouterr().out
+    assert f"{joined}: zeros in the tar: " in told
+    assert f"{joined}: members left out: 1 members without a key and an extension" in told
 
 
 def test_damaged_or_ambiguous_shards_are_refused(built, shards, tmp_path, capsys):
