@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fastslm.audio.endings import AUDIO_ENDINGS
 from fastslm.errors import DataError
 
 #: Fields of a row that name its recording and hold its text, the first that is there. ``pred_text`` comes before
@@ -124,7 +125,7 @@ def matched(texts: Mapping[str, str], keys: Sequence[str], place: str) -> dict[s
 def _parts(name: str) -> tuple[str, ...]:
     """Return the folders of a name and its last part, without its ending where it is that of an audio file."""
     path = PurePosixPath(name)
-    last = path.stem if path.suffix.lower() in (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a") else path.name
+    last = path.stem if path.suffix.lower() in AUDIO_ENDINGS else path.name
     return *path.parts[:-1], last
 
 

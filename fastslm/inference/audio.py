@@ -14,18 +14,13 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from fastslm.audio.decoding import BLOCK_SECONDS, decoded, told_seconds
+from fastslm.audio.endings import AUDIO_ENDINGS
 from fastslm.audio.resampling import resampled
 from fastslm.errors import DataError
 from fastslm.files import open_file, walk
 from fastslm.path.batch import Int16Array
 
 from .samples import checked_rate, encoded_stream, is_encoded, samples_of, unpacked
-
-#: What a folder is searched for.
-EXTENSIONS = frozenset(
-    {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"}  # soundfile
-    | {".m4a", ".aac", ".mp4", ".mkv", ".mov", ".webm", ".wma", ".amr", ".avi"}  # PyAV
-)
 
 #: What addresses may hold as it is: what is quoted already, and signs with a meaning.
 _KEPT_IN_URLS = "%/:=&?~#+!$,;'@()*[]-._"
@@ -273,9 +268,9 @@ def find_audio(folder: Path) -> list[Path]:
     """
     below = list(walk(folder))
     found = sorted(p for path, names, _ in below for name in names if (p := Path(path, name)).is_file())
-    found = [path for path in found if path.suffix.lower() in EXTENSIONS]
+    found = [path for path in found if path.suffix.lower() in AUDIO_ENDINGS]
     if num_companions := sum(count for *_, count in below):
         print(f"{num_companions} files that macOS added (._*) are left out.", file=sys.stderr)
     if not found:
-        raise DataError(f"the folder {folder} holds no audio; looked for {' '.join(sorted(EXTENSIONS))}")
+        raise DataError(f"the folder {folder} holds no audio; looked for {' '.join(sorted(AUDIO_ENDINGS))}")
     return found

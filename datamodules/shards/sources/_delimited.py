@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ...reading.tar import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+from fastslm.audio.endings import AUDIO_ENDINGS
 
-_ENDINGS = {f".{extension}" for extension in (*AUDIO_EXTENSIONS, *VIDEO_EXTENSIONS, "oga", "aiff", "aif", "au", "sph")}
 _MOST_LINES = 1000  # of one row
 
 
@@ -81,4 +80,6 @@ def _is_row(cells: list[str], before: list[str], width: int, audio: int) -> bool
         return False
     ending, first = (os.path.splitext(path)[1].lower() for path in (name, first_name))
     is_closing = sum(cell.count('"') for cell in cells) % 2 == 1
-    return (bool(first_name) and ending == first) or (ending in _ENDINGS and (first in _ENDINGS or not is_closing))
+    return (bool(first_name) and ending == first) or (
+        ending in AUDIO_ENDINGS and (first in AUDIO_ENDINGS or not is_closing)
+    )

@@ -1,10 +1,12 @@
 """LibriSpeech trees: ``speaker/chapter/speaker-chapter.trans.txt`` beside ``speaker-chapter-number.flac``."""
 
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from fastslm.audio.endings import AUDIO_ENDINGS
 from fastslm.files import walk
 
 from ..utterance import Audio, Noted, Refused, Utterance
@@ -12,7 +14,6 @@ from ._lines import composed, lines
 from .options import SourceOptions
 
 _SUFFIX = ".trans.txt"
-_AUDIO = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
 _SPLIT = re.compile(r"(train|dev|test)(?![^\W\d_])", re.IGNORECASE)  # how the name of a split's folder begins
 
 
@@ -50,7 +51,7 @@ def _split_of(folder: Path) -> str | None:
 
 def _without_transcript(folder: Path, names: Sequence[str]) -> Iterator[Refused | Noted]:
     """Refuse the recordings of a chapter that has no transcript; note those of other folders."""
-    audio = [name for name in names if name.lower().endswith(_AUDIO)]
+    audio = [name for name in names if os.path.splitext(name)[1].lower() in AUDIO_ENDINGS]
     start = f"{folder.parent.name}-{folder.name}-"
     for name in (name for name in audio if name.startswith(start)):
         yield Refused(str(folder / name), Path(name).stem, "missing text", f"no {start[:-1]}{_SUFFIX} lies beside it")
@@ -66,7 +67,7 @@ def _by_number(path: Path) -> tuple[list[tuple[int, str]], str]:
 def _chapter(folder: Path, transcripts: Sequence[Path], split: str | None) -> Iterator[Utterance | Refused | Noted]:
     audio: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        is_audio = path.suffix.lower() in _AUDIO and not path.name.startswith("._")
+        is_audio = path.suffix.lower() in AUDIO_ENDINGS and not path.name.startswith("._")
         if is_audio and (first := audio.setdefault(composed(path.stem), path)) != path:
             yield Noted(str(path), path.stem, "recording in two formats", f"{first.name} is taken")
     described: dict[str, str] = {}
