@@ -87,10 +87,10 @@ def transcribe_set(answering: Answering, data: EvaluationSet, kept: Path) -> tup
     """
     from fastslm.inference.batch import side_by_side
 
-    done = _read(kept, answering)
+    done = _read(kept, answering, data)
     waiting = sorted((r for r in data.recordings if r.key not in done), key=lambda r: r.seconds)
-    if done:
-        print(f"{data.name}: {len(done)} of {len(data.recordings)} recordings have their answer.", file=sys.stderr)
+    if have := len(data.recordings) - len(waiting):
+        print(f"{data.name}: {have} of {len(data.recordings)} recordings have their answer.", file=sys.stderr)
     bar = tqdm(
         total=sum(r.seconds for r in waiting),
         desc=data.name,
@@ -134,13 +134,14 @@ def _answers(answering: Answering, group: Sequence[Recording]) -> "list[Answer |
 
 
 def _row(recording: Recording, answer: "Answer | FastSLMError", work_seconds: float) -> dict[str, Any]:
-    row = {"key": recording.key, "text": "", "seconds": recording.seconds, "work_seconds": round(work_seconds, 4)}
+    row = {"key": recording.key, "audio": recording.digest, "text": "", "seconds": recording.seconds}
+    row["work_seconds"] = round(work_seconds, 4)
     if isinstance(answer, FastSLMError):
         return {**row, "warnings": [], "error": str(answer)}
     return {**row, "text": answer.text, "warnings": answer.warnings, "error": ""}
 
 
-def _read(kept: Path, answering: Answering) -> dict[str, dict[str, Any]]:
+def _read(kept: Path, answering: Answering, data: EvaluationSet) -> dict[str, dict[str, Any]]:
     """Return the answers of before by key; begins the file where there is none, or another is wanted."""
     try:
         lines = kept.read_text(encoding="utf-8").split("\n")
@@ -158,7 +159,11 @@ def _read(kept: Path, answering: Answering) -> dict[str, dict[str, Any]]:
         if changed := changed_settings(first, answering.made_with):
             what = "; ".join(f"{name} {first.get(name)!r}, now {answering.made_with[name]!r}" for name in changed)
             raise ConfigError(f"{kept}: made with other settings ({what}). Choose another --out, or --overwrite.")
-        found = {row["key"]: row for row in rows if not row["error"]}
+        digests = {recording.key: recording.digest for recording in data.recordings}
+        known = [row for row in rows if not row["error"]]
+        found = {row["key"]: row for row in known if digests.get(row["key"], row.get("audio")) == row.get("audio")}
+        if others := len(known) - len(found):
+            print(f"{data.name}: {others} answers in {kept} are of other audio, and left out.", file=sys.stderr)
     kept.parent.mkdir(parents=True, exist_ok=True)
     rows = [answering.made_with, *found.values()]
     write_atomically(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

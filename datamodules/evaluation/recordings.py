@@ -47,6 +47,7 @@ class Recording:
         normaliser: that both texts go through, one of ``fastslm.evaluation.normalise.NORMALISERS``.
         seconds: its length.
         audio: its samples.
+        digest: of the bytes of the audio; another recording under this key has another.
     """
 
     key: str
@@ -54,6 +55,7 @@ class Recording:
     normaliser: str
     seconds: float
     audio: RegionSource
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -157,4 +159,5 @@ def _recording(
     region = int(rows["audio_offset"][place]), int(rows["audio_size"][place])
     audio = RegionSource(store, shard, region, key, seconds)
     normaliser = normaliser or normaliser_of(str(fields.get("language") or language))
-    return Recording(key, text, normaliser, seconds, audio)
+    digest = f"{int(rows['audio_crc32'][place]):08x}-{region[1]}"
+    return Recording(key, text, normaliser, seconds, audio, digest)

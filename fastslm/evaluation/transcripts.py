@@ -9,10 +9,14 @@ from typing import Any
 from fastslm.audio.endings import AUDIO_ENDINGS
 from fastslm.errors import DataError
 
-#: Fields of a row that name its recording and hold its text, the first that is there. ``pred_text`` comes before
-#: ``text``, which is the reference in the leaderboard's manifests.
-_KEYS = ("key", "id", "utt_id", "audio_filepath", "source", "audio", "file")
-_TEXTS = ("pred_text", "hypothesis", "prediction", "transcription", "transcript", "text")
+#: Fields of a row that name its recording: the first that is there of each.
+_KEYS = ("key", "id", "utt_id")
+_PATHS = ("audio_filepath", "source", "audio", "file")
+#: Fields that hold what a system wrote, and fields that hold the reference where one of those is there.
+_HYPOTHESES = (
+    "pred_text", "hypothesis", "prediction", "pred", "hyp", "pred_str", "predicted_text", "asr_text", "generated_text"
+)  # fmt: skip
+_TEXTS = ("transcription", "transcript", "text")
 _SHOWN = 3
 
 
@@ -35,21 +39,28 @@ def read_transcripts(path: Path) -> dict[str, str]:
         DataError: it cannot be read, or names a recording twice with two texts.
     """
     found: dict[str, str] = {}
-    for place, name, text in _rows(path):
+    by_path: dict[str, str | None] = {}  # of rows that have a key, too; None where several have one path
+    for place, name, other, text in _rows(path):
         if found.setdefault(name, text) != text:
             raise DataError(f"{place}: recording {name!r} has a transcript already, and another one.")
+        if other and by_path.setdefault(other, text) != text:
+            by_path[other] = None
     if not found:
         raise DataError(f"{path}: holds no transcript. Give a .jsonl file, or a folder of NAME.txt.")
-    return found
+    for other, text_of_path in by_path.items():
+        last = _parts(other)[-1]
+        if text_of_path is not None and found.get(last, text_of_path) != text_of_path:
+            raise DataError(f"{path}: {last!r} is the key of one row and the audio of another. Leave one out.")
+    return {**{other: text for other, text in by_path.items() if text is not None}, **found}
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield where a transcript stands, the name of its recording, and the text."""
+def _rows(path: Path) -> Iterator[tuple[str, str, str | None, str]]:
+    """Yield where a transcript stands, the name of its recording, its path where that is another, and the text."""
     try:
         if path.is_dir():
             for file in sorted(path.rglob("*.txt")):
                 name = file.relative_to(path).with_suffix("").as_posix()
-                yield str(file), name, file.read_text(encoding="utf-8").strip()
+                yield str(file), name, None, file.read_text(encoding="utf-8-sig").strip()
             return
         if path.suffix != ".jsonl":
             raise DataError(f"{path}: transcripts are read from .jsonl, or from a folder of NAME.txt.")
@@ -63,20 +74,31 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
         raise DataError(f"{path}: is not UTF-8 ({error.reason}).") from error
 
 
-def _row(line: str, place: str) -> tuple[str, str]:
+def _row(line: str, place: str) -> tuple[str, str | None, str]:
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: no JSON ({error}).") from error
     if not isinstance(row, Mapping):
         raise DataError(f"{place}: no JSON object.")
-    name = next((row[key] for key in _KEYS if row.get(key) not in (None, "")), None)
-    text = next((row[key] for key in _TEXTS if row.get(key) is not None), None)
+    key, file = (next((row[k] for k in names if row.get(k) not in (None, "")), None) for names in (_KEYS, _PATHS))
+    name = file if key is None else key
     if not isinstance(name, (str, int)):
-        raise DataError(f"{place}: names no recording; one of the fields {', '.join(_KEYS)} must.")
-    if not isinstance(text, str):
-        raise DataError(f"{place}: holds no transcript; one of the fields {', '.join(_TEXTS)} must.")
-    return str(name), text.strip()
+        raise DataError(f"{place}: names no recording; one of the fields {', '.join(_KEYS + _PATHS)} must.")
+    other = file if key is not None and isinstance(file, str) and _parts(file)[-1] != _parts(str(key))[-1] else None
+    return str(name), other, _text_of(row, place)
+
+
+def _text_of(row: Mapping[str, Any], place: str) -> str:
+    """Return what a system wrote: beside it there may be a reference, which must not be scored against itself."""
+    given = [{name: row[name] for name in names if row.get(name) is not None} for names in (_HYPOTHESES, _TEXTS)]
+    texts = given[0] or given[1]
+    if not texts or not all(isinstance(text, str) for text in texts.values()):
+        raise DataError(f"{place}: holds no transcript; one of the fields {', '.join(_HYPOTHESES + _TEXTS)} must.")
+    if len(stripped := {text.strip() for text in texts.values()}) > 1:
+        fields = " and ".join(map(repr, texts))
+        raise DataError(f"{place}: {fields} differ. Call what the system wrote 'pred_text'.")
+    return str(stripped.pop())
 
 
 def matched(texts: Mapping[str, str], keys: Sequence[str], place: str) -> dict[str, str]:

@@ -100,6 +100,24 @@ def test_a_model_is_scored_on_what_it_transcribes_and_a_second_run_goes_on(capsy
     assert run(capsys, *words[:-1], "6", "--overwrite")[0] == 0
 
 
+def test_an_answer_of_other_audio_under_the_same_name_is_made_anew(capsys, tmp_path, write_shard, flac, model):
+    words = [model, f"set={tmp_path}/set.tar", "--out", tmp_path / "out", "--max-new-tokens", "5"]
+    answers = []
+    for seed in (1, 2):
+        audio = {"a": flac(1.0, 0), "b": flac(1.5, seed)}
+        samples = [(key, {"flac": data, "json": {"text": key}}) for key, data in audio.items()]
+        write_shard(tmp_path / "set.tar", samples)
+        status, shown = run(capsys, *words)
+        assert status == 0
+        rows = map(json.loads, (tmp_path / "out" / "answers" / "set.jsonl").read_text().splitlines()[1:])
+        answers.append({row["key"]: row for row in rows})
+    assert "set: 1 answers in" in shown.err
+    assert "are of other audio" in shown.err
+    assert "set: 1 of 2 recordings have their answer." in shown.err
+    assert answers[0]["a"] == answers[1]["a"]
+    assert answers[0]["b"]["audio"] != answers[1]["b"]["audio"]
+
+
 def test_the_transcripts_of_a_model_are_those_that_transcribe_gives(capsys, tmp_path, shards, model, flac):
     import fastslm
 

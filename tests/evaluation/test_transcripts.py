@@ -28,9 +28,40 @@ def test_the_usual_rows_are_understood(tmp_path, row):
     assert matched(texts, ["deep/folder/a1"], "system") == {"deep/folder/a1": "hello"}
 
 
+@pytest.mark.parametrize(
+    "field", ["pred_text", "pred_str", "hyp", "pred", "predicted_text", "asr_text", "generated_text"]
+)
+@pytest.mark.parametrize("reference", ["text", "transcription", "transcript"])
+def test_what_a_system_wrote_is_scored_and_not_the_reference_beside_it(tmp_path, field, reference):
+    path = lines(tmp_path / "a.jsonl", {"key": "a", reference: "said", field: "read"})
+    assert read_transcripts(path) == {"a": "read"}
+
+
+def test_two_texts_of_which_either_may_be_the_reference_are_refused(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {"key": "a", "transcription": "said", "text": "read"})
+    with pytest.raises(DataError, match=r"line 1: 'transcription' and 'text' differ\. Call what the system wrote"):
+        read_transcripts(path)
+    assert read_transcripts(lines(path, {"key": "a", "transcription": "said", "text": "said "})) == {"a": "said"}
+
+
+def test_numbers_of_rows_are_not_taken_for_the_names_of_recordings(tmp_path):
+    rows = [{"id": i, "audio_filepath": f"/x/{name}.flac", "text": name} for i, name in enumerate(["b", "a", "c"])]
+    texts = read_transcripts(lines(tmp_path / "a.jsonl", *rows))
+    assert matched(texts, ["a", "b", "c"], "x") == {"a": "a", "b": "b", "c": "c"}
+    assert matched(texts, ["0", "1", "2"], "x") == {"0": "b", "1": "a", "2": "c"}
+    rows = [{"id": i, "audio_filepath": f"/x/{name}.flac", "text": name} for i, name in enumerate(["1", "0", "2"])]
+    with pytest.raises(DataError, match="is the key of one row and the audio of another"):
+        read_transcripts(lines(tmp_path / "b.jsonl", *rows))
+
+
+def test_parts_of_one_file_have_keys_of_their_own(tmp_path):
+    rows = [{"id": f"talk_{i}", "audio": "talk.wav", "text": str(i)} for i in range(3)]
+    assert read_transcripts(lines(tmp_path / "a.jsonl", *rows)) == {f"talk_{i}": str(i) for i in range(3)}
+
+
 def test_a_folder_of_text_files_is_read_by_name(tmp_path):
     (tmp_path / "s1").mkdir()
-    (tmp_path / "s1" / "a.b.txt").write_text("hello\n")
+    (tmp_path / "s1" / "a.b.txt").write_text("hello\n", "utf-8-sig")  # as Windows saves it
     assert are_transcripts(tmp_path)
     assert read_transcripts(tmp_path) == {"s1/a.b": "hello"}
     assert matched({"s1/a.b": "hello"}, ["s1/a.b"], "x") == {"s1/a.b": "hello"}
