@@ -10,12 +10,14 @@ Every file is on the disk before a folder gets its name.
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import uuid
 from pathlib import Path
 
+from fastslm.errors import CheckpointError
 from fastslm.files import PARTIAL, partial_of, sync_path, sync_tree
 
 MANIFEST = "checkpoint.json"
@@ -114,14 +116,32 @@ def sha256(path: Path) -> str:
 
 
 def last_complete(parent: Path) -> Path | None:
-    """Return the folder that ``last`` leads to, or else the newest complete one; None when there is none.
+    """Return the folder that ``last`` leads to; where there is no such link, the complete one of the highest step.
 
-    None too where ``last.ckpt`` is a plain checkpoint, which Lightning alone or an import has written.
+    None when there is none, and where ``last.ckpt`` is a plain checkpoint, as Lightning alone or an import writes it.
+
+    Raises:
+        CheckpointError: ``last`` leads to what is gone, or not complete: another one is not taken in its place.
     """
     last, file = parent / _LAST, parent / f"{_LAST}.ckpt"
     if (last / MANIFEST).is_file():
         return last.resolve()
     if file.exists() and not file.is_symlink():
         return None
-    complete = [path.parent for path in parent.glob(f"[!.]*/{MANIFEST}")]
-    return max(complete, key=lambda path: (path / MANIFEST).stat().st_mtime, default=None)
+    complete = sorted((_step_of(path), path.parent) for path in parent.glob(f"[!.]*/{MANIFEST}"))
+    if complete and os.path.lexists(last):
+        others = ", ".join(path.name for _, path in complete)
+        gone = "is gone" if last.is_symlink() and not last.exists() else f"is damaged: it has no {MANIFEST}"
+        raise CheckpointError(
+            f"the last checkpoint, {os.path.realpath(last)}, {gone}. Complete are {others} in {parent}."
+        )
+    return complete[-1][1] if complete else None
+
+
+def _step_of(manifest: Path) -> tuple[int, float]:
+    """Return the step of a checkpoint, -1 where its manifest cannot be read, and when it was written."""
+    try:
+        step = json.loads(manifest.read_text(encoding="utf-8")).get("step", -1)
+    except (OSError, ValueError, AttributeError):
+        step = -1
+    return int(step), manifest.stat().st_mtime

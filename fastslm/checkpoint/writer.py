@@ -182,7 +182,10 @@ def _problem(action: Callable[[], None], partial: Path) -> CheckpointError | Non
 
 def _explain(error: OSError | RuntimeError, partial: Path) -> str:
     parent = partial.parent
-    kept = last_complete(parent)
+    try:
+        kept = last_complete(parent)
+    except CheckpointError:  # ``last`` is damaged, too
+        kept = None
     way_out = f"The newest complete one is kept: {kept}." if kept else "There is no complete one yet."
     full = isinstance(error, RuntimeError) or error.errno in _FULL
     if full:

@@ -34,6 +34,7 @@ from fastslm.training.due_validation import DueValidation
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
 from fastslm.training.preemption import Preempted, Preemption
+from fastslm.training.run_folder import RunFolder, asides
 from fastslm.training.step_progress import StepProgress
 from fastslm.training.trainer import Trainer
 from fastslm.training.trainer_settings import settle_trainer
@@ -96,7 +97,13 @@ class TrainingCLI(LightningCLI):
     def __init__(self, *, args: Sequence[str], **named: Any) -> None:
         chosen = {args[0]: LightningCLI.subcommands()[args[0]]}
         self.subcommands = lambda: chosen  # type: ignore[method-assign]
-        super().__init__(args=list(args), **named)
+        self._folder: RunFolder | None = None
+        try:
+            super().__init__(args=list(args), **named)
+        finally:
+            if self._folder is not None:
+                trainer = getattr(self, "trainer", None)
+                self._folder.end(has_trained=trainer is not None and trainer.global_step > 0)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run rather than to model, data or trainer."""
@@ -143,6 +150,8 @@ class TrainingCLI(LightningCLI):
         """Settle the run folder, and put loggers and checkpoints there."""
         command = str(self.subcommand)
         config = self.config[command]
+        if not config.run_folder:
+            raise ConfigError("run_folder: it is empty. Name a folder, such as --run_folder runs/mine.")
         folder = Path(os.path.expanduser(config.run_folder))
         given = resolve_checkpoint(config.get("ckpt_path"), folder, command)
         self._weights = find_weights(given, config.get("init_from"), folder, command)
@@ -150,7 +159,7 @@ class TrainingCLI(LightningCLI):
         resumed = self._weights[0].trainer_state if given and command == "fit" and self._weights else None
         config.ckpt_path = None if resumed is None else str(resumed)
         if command == "fit" and _is_first_process():
-            prepare_folder(folder, resuming=config.ckpt_path is not None)
+            self._folder = RunFolder(folder, resuming=config.ckpt_path is not None)
         trainer = config.trainer
         trainer.strategy = settled(trainer.strategy)
         if kept := settle_trainer(trainer, folder, command):
@@ -228,7 +237,10 @@ def resolve_checkpoint(given: str | None, folder: Path, command: str) -> str | N
         if found:
             return str(found[-1])
         if command == "fit":
-            print(f"No checkpoint in {folder / _CHECKPOINTS} yet: training starts from the beginning.", file=sys.stderr)
+            aside = next(asides(folder))
+            has = f" {aside} has one, of a run that was moved aside." if (aside / _CHECKPOINTS).is_dir() else ""
+            begins = "training starts from the beginning"
+            print(f"No checkpoint in {folder / _CHECKPOINTS} yet: {begins}.{has}", file=sys.stderr)
             return None
         raise ConfigError(
             f"there is no {name} checkpoint in {folder / _CHECKPOINTS}. Train first, or give --ckpt_path a file."
@@ -269,27 +281,6 @@ def find_weights(
             " another --run_folder, or go on with the old one by --ckpt_path last."
         )
     return checkpoint, "initialize"
-
-
-def prepare_folder(folder: Path, resuming: bool) -> None:
-    """Make room for a run: an earlier one is moved aside whole, a resumed one keeps its metrics."""
-    if not folder.exists():
-        return
-    if resuming:
-        metrics = folder / "metrics.csv"  # CSVLogger deletes the file that it finds
-        if metrics.exists():
-            metrics.rename(_free(folder / "metrics.csv", ".before-"))
-    elif any(folder.iterdir()):
-        aside = _free(folder, ".")
-        folder.rename(aside)
-        print(f"An earlier run in {folder} was moved to {aside}.", file=sys.stderr)
-
-
-def _free(path: Path, infix: str) -> Path:
-    number = 1
-    while (candidate := path.with_name(f"{path.name}{infix}{number}")).exists():
-        number += 1
-    return candidate
 
 
 @contextlib.contextmanager

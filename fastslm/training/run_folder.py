@@ -1,0 +1,125 @@
+"""The folder of a run: one training at a time, and an earlier run moved aside, or put back if this one never began."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fastslm.errors import ConfigError
+
+_LOCK = ".fit.lock"
+_WAIT_SECONDS = 60  # a job that is started again may come while the old one still saves
+_METRICS = "metrics.csv"
+#: What a run is known by, and what people put into its folder before it begins.
+_RUN = ("checkpoints", "tensorboard", _METRICS)
+_LOGS = {".log", ".out", ".err", ".txt", ".yaml", ".yml", ".json", ".sh", ".slurm", ".sbatch", ".pid", ".md"}
+_SHOWN = 3
+
+
+class RunFolder:
+    """Made for a training by the first process alone; whoever begins ends it.
+
+    Args:
+        path: the folder.
+        resuming: whether the run in it goes on; otherwise a run that is found there is moved aside, whole.
+
+    Raises:
+        ConfigError: another process trains in it, or it is no folder that a run may have for itself.
+    """
+
+    def __init__(self, path: Path, resuming: bool) -> None:
+        self._path = path
+        self._moved: dict[Path, Path] = {}  # from where to where
+        self._lock: FileLock | None = None
+        if path.exists():
+            self._lock = _locked(path, _WAIT_SECONDS if resuming else 0)
+            if resuming and (path / _METRICS).exists():  # CSVLogger deletes the file that it finds
+                self._move(path / _METRICS, ".before-")
+            if not resuming and _must_move(path):
+                self._release()
+                self._move(path, ".")
+                print(f"An earlier run in {path} was moved to {self._moved[path]}.", file=sys.stderr)
+        if self._lock is None:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(path, 0)
+
+    def end(self, has_trained: bool) -> None:
+        """Let others train in the folder, and put back what was moved if no step was trained."""
+        self._release()
+        for path, aside in () if has_trained else self._moved.items():
+            if path.is_dir() and not any((path / _RUN[0]).glob("*")):
+                shutil.rmtree(path)
+                print(f"Nothing was trained: the earlier run is in {path} again.", file=sys.stderr)
+            if not path.exists():
+                aside.rename(path)
+        self._moved = {}
+
+    def _move(self, path: Path, infix: str) -> None:
+        aside = next(candidate for candidate in asides(path, infix) if not candidate.exists())
+        path.rename(aside)
+        self._moved[path] = aside
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def asides(path: Path, infix: str = ".") -> Iterator[Path]:
+    """Yield the names under which what was at a path is kept, whether they are there or not."""
+    number = 1
+    while True:
+        yield path.with_name(f"{path.name}{infix}{number}")
+        number += 1
+
+
+def _locked(path: Path, wait_seconds: float) -> FileLock | None:
+    """Return the lock of a folder, held; None where the file system has no locks."""
+    lock = FileLock(path / _LOCK, timeout=0)
+    until = time.monotonic() + wait_seconds
+    told = False
+    while True:
+        try:
+            lock.acquire()
+            return lock
+        except Timeout:
+            if time.monotonic() >= until:
+                raise ConfigError(
+                    f"run_folder: another process trains in {path}. Wait for it or stop it, or give this one another"
+                    " --run_folder."
+                ) from None
+            if not told:
+                print(f"Another process still trains in {path}: waiting up to {wait_seconds} s.", file=sys.stderr)
+                told = True
+            time.sleep(0.5)
+        except NotImplementedError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"run_folder: {path} cannot be written: {error.strerror or error}.") from error
+
+
+def _must_move(path: Path) -> bool:
+    """Say whether a folder holds a run.
+
+    Raises:
+        ConfigError: it does and cannot be moved, or it holds no run and other things.
+    """
+    names = sorted(entry.name for entry in path.iterdir() if entry.name != _LOCK)
+    if any(name in _RUN for name in names):
+        here = Path.cwd()
+        if (real := path.resolve()) == here or real in here.parents:
+            raise ConfigError(
+                f"run_folder: {path} is the working directory, or holds it, and an earlier run, which a new one moves"
+                " aside. Give another --run_folder, or go on with that run by --ckpt_path last."
+            )
+        return True
+    others = [n for n in names if not n.startswith(".") and ((path / n).is_dir() or Path(n).suffix not in _LOGS)]
+    if others:
+        some = ", ".join(others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
+        raise ConfigError(
+            f"run_folder: {path} holds {some} and no run. A run needs a folder of its own, such as {path / 'run'}."
+        )
+    return False

@@ -1,0 +1,104 @@
+"""A run's folder: one training at a time, and an earlier run is moved aside only for one that begins."""
+
+import os
+import shutil
+
+import pytest
+from filelock import FileLock
+
+from fastslm.errors import CheckpointError, ConfigError, DataError
+from fastslm.training import run_folder
+from fastslm.training.command_line import TrainingCLI, command_line
+
+ONE_STEP = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
+
+
+@pytest.fixture
+def fit(run_config):
+    def run(*flags):
+        command_line(TrainingCLI, ["fit", "--config", str(run_config), *map(str, flags)])
+
+    return run
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_cannot_begin_leaves_the_earlier_one_in_its_place(fit, tmp_path, capsys):
+    fit(*ONE_STEP)
+    run, before = tmp_path / "run", files(tmp_path / "run")
+    with pytest.raises(DataError, match="no file matches"):
+        fit("--data.train_shards", "none-*.tar")
+    assert f"Nothing was trained: the earlier run is in {run} again." in capsys.readouterr().err
+    assert files(run) == before
+    assert not (tmp_path / "run.1").exists()
+    with pytest.raises(DataError, match="no file matches"):
+        fit("--data.train_shards", "none-*.tar", "--ckpt_path", "last")
+    assert files(run) == before
+    fit(*ONE_STEP)
+    assert files(tmp_path / "run.1") == before
+
+
+def test_a_folder_of_other_things_is_not_taken_for_a_run(fit, tmp_path, monkeypatch):
+    mine = tmp_path / "mine"
+    (mine / "shards").mkdir(parents=True)
+    with pytest.raises(
+        ConfigError, match=r"mine holds shards and no run. A run needs a folder of its own, such as .*mine/run"
+    ):
+        fit(*ONE_STEP, "--run_folder", mine)
+    assert (mine / "shards").is_dir()
+    with pytest.raises(ConfigError, match="run_folder: it is empty"):
+        fit("--run_folder", "")
+
+
+def test_what_a_job_wrote_before_its_run_began_stays(fit, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "slurm-17.out").write_text("began")
+    fit(*ONE_STEP)
+    assert (tmp_path / "run" / "slurm-17.out").read_text() == "began"
+    assert not (tmp_path / "run.1").exists()
+
+
+@pytest.mark.parametrize("name", [".", "run"])
+def test_the_working_directory_is_never_moved(fit, tmp_path, monkeypatch, name):
+    fit(*ONE_STEP)
+    monkeypatch.chdir(tmp_path / "run" if name == "." else tmp_path / "run" / "checkpoints")
+    with pytest.raises(ConfigError, match="is the working directory, or holds it, and an earlier run"):
+        fit("--run_folder", "." if name == "." else tmp_path / "run")
+
+
+def test_two_trainings_in_one_folder_are_refused(fit, tmp_path, monkeypatch):
+    fit(*ONE_STEP)
+    run, before = tmp_path / "run", files(tmp_path / "run")
+    monkeypatch.setattr(run_folder, "_WAIT_SECONDS", 0.6)
+    with FileLock(run / ".fit.lock"):
+        for flags in ([], ["--ckpt_path", "last"]):
+            with pytest.raises(ConfigError, match=f"run_folder: another process trains in {run}"):
+                fit(*flags)
+    assert files(run) == before
+
+
+def test_a_last_checkpoint_that_is_gone_or_damaged_is_not_replaced_by_another(fit, tmp_path):
+    flags = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
+    fit(*flags)
+    whole = shutil.copytree(tmp_path / "run", tmp_path / "whole", symlinks=True)
+    folder = tmp_path / "run" / "checkpoints"
+    last = folder / os.readlink(folder / "last")
+    (last / "checkpoint.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"the last checkpoint, .*, is damaged: it has no checkpoint.json. Complete"
+    ):
+        fit(*flags, "--ckpt_path", "last")
+    shutil.rmtree(last)
+    with pytest.raises(CheckpointError, match=r"the last checkpoint, .*, is gone\. Complete are"):
+        fit(*flags, "--ckpt_path", "last")
+
+    folder = whole / "checkpoints"
+    for link in [path for path in folder.iterdir() if path.is_symlink()]:
+        link.unlink()  # as a copy to an object store loses them
+    best = next(path for path in folder.glob("best*") if path.is_dir())
+    os.utime(best / "checkpoint.json")
+    from fastslm.checkpoint.folder import last_complete
+
+    assert last_complete(folder).name == "step-000002"
