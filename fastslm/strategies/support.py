@@ -36,6 +36,11 @@ def cast_trainable(model: nn.Module, strategy: Any) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def keeps_masters(strategy: Any) -> bool:
+    """Return whether weights of 16 bits are trained with copies in float32, which take up each step."""
+    return hasattr(strategy, "trainable_dtype")
+
+
 def fuses_optimizer(trainer: Any) -> bool:
     """Return whether the optimizer may update all weights in one kernel.
 

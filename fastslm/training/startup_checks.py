@@ -14,7 +14,7 @@ from fastslm.path.batch import Batch
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import part_of
 from fastslm.processes.ranks import gathered
-from fastslm.strategies.support import refuse_unsupported
+from fastslm.strategies.support import keeps_masters, refuse_unsupported
 from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.data_source import source_of
 from fastslm.training.known_bad import KNOWN_BAD
@@ -36,6 +36,14 @@ def check_request(trainer: L.Trainer, run_config: dict[str, Any]) -> None:
             raise ConfigError(f"{package} {bad} is {why}.")
     refuse_unsupported(trainer)
     check_callbacks(trainer)
+    rounds = trainer.precision in ("16-true", "bf16-true") and not keeps_masters(trainer.strategy)
+    if rounds and trainer.state.fn == "fit":
+        mixed = trainer.precision.replace("true", "mixed")
+        raise ConfigError(
+            f"trainer.precision is {trainer.precision}: the weights that train would be rounded to 16 bits at each"
+            f" step, by more than most steps move them. Use {mixed}; frozen parts have a dtype of their own"
+            " (model.llm.dtype, model.encoder.dtype)."
+        )
     if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
         raise ConfigError(
             "trainer.use_distributed_sampler: the data module's plan already gives each rank its own batches, and a"

@@ -93,8 +93,8 @@ def test_weights_that_are_no_numbers_are_not_saved(stopped, monkeypatch, tmp_pat
     assert last_step(tmp_path / "run") is None
 
 
-def test_half_precision_without_a_scaler_is_named_as_the_cause(stopped):
-    message = stopped("--trainer.precision", "16-true")
-    assert "the training loss is nan" in message
-    assert "trainer.precision is 16-true. " in message
-    assert "bf16-mixed" in message
+@pytest.mark.parametrize("bits", ["16", "bf16"])
+def test_weights_that_would_be_rounded_at_each_step_are_refused_before_the_first(stopped, bits):
+    message = stopped("--trainer.precision", f"{bits}-true")
+    assert f"trainer.precision is {bits}-true: the weights that train would be rounded" in message
+    assert f"Use {bits}-mixed" in message
