@@ -11,13 +11,11 @@ from unicodedata import category
 from fastslm.errors import DataError
 
 from ..reading.tar import readable
-from .utterance import Noted, Refused, Utterance, answer_field, check_fields
+from .utterance import MISSING, Noted, Refused, Utterance, answer_field, check_fields
 
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
 _HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
 _PATH = re.compile(r"\S+\.(txt|lab|trn|json|srt|vtt|TextGrid)", re.IGNORECASE)
-#: As programs write what is not there.
-_MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"))
 _CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f]")
 _LONGEST_KEY = 120  # the rest of a longer one is replaced by a digest
 
@@ -209,7 +207,7 @@ def _doubts(item: Utterance) -> Iterator[Noted]:
     """Note where the words may be none."""
     answer = item.fields.get(answer_field(item.fields) or "")
     if isinstance(answer, str):
-        if answer.strip() in _MISSING:
+        if answer.strip() in MISSING:
             yield Noted(item.where, item.key, "text may be missing", f"it is {answer.strip()!r}")
         if _CONTROL.search(answer):
             yield Noted(item.where, item.key, "control characters", f"in its text: {answer!r:.80}")

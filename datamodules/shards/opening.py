@@ -40,7 +40,7 @@ def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
             file = io.BytesIO(data)
             yield file, extension_of(file, path)
             return
-        path = os.path.join(os.path.dirname(audio.path), path)
+        path = os.path.join(audio.root or os.path.dirname(audio.path), path)
     else:
         path = audio.path
     try:

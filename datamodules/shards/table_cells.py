@@ -10,6 +10,8 @@ from typing import Any
 from fastslm.errors import DataError, MissingExtraError
 from fastslm.files import open_file
 
+from .naming import USUAL_NAMES
+
 _BATCH_ROWS = 1024
 
 
@@ -18,12 +20,14 @@ class Described:
     """What a file says of its columns.
 
     Attributes:
-        audio: the column of type Audio, None where none is marked.
+        audio: the column of type Audio, or of bytes under a usual name; None where there is none.
+        others: further columns of type Audio.
         binary: columns that hold encoded audio: bytes, or bytes and path.
         labels: names by number, of columns that hold class labels.
     """
 
     audio: str | None
+    others: list[str]
     binary: dict[str, str]
     labels: dict[str, list[str]] = field(default_factory=dict)
 
@@ -173,5 +177,9 @@ def describe(table: Table) -> Described:
         for name, kind in features.items()
         if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and kind.get("names")
     }
-    candidates = [*marked, *(name for name in ("audio", "speech", "wav") if name in binary), *binary]
-    return Described(candidates[0] if candidates else None, binary, labels)
+    usual = ("audio", "speech", "wav")
+    candidates = [*(n for n in usual if n in marked), *marked, *(n for n in usual if n in binary)]
+    if not candidates and not {*USUAL_NAMES["audio"]} & {*table.schema.names}:  # bytes may be anything
+        candidates = [*binary]
+    audio = candidates[0] if candidates else None
+    return Described(audio, [name for name in marked if name != audio], binary, labels)

@@ -12,16 +12,16 @@ from .utterance import Utterance
 #: Standard names of times; what they say is part of the audio and not of the sample.
 TIMES = ("offset", "end", "duration", "offset_ms", "end_ms", "duration_ms")
 _KINDS = {
-    "offset": ("offset", "start", "begin", "beg", "xmin", "tmin"),
+    "offset": ("offset", "start", "begin", "beg", "xmin", "tmin", "onset"),
     "end": ("end", "stop", "xmax", "tmax"),
-    "duration": ("duration", "dur"),
+    "duration": ("duration", "dur", "length"),
 }
 #: A name in small letters with ``_`` between its words: ``startTime`` is ``start_time``.
 _NAME = re.compile(
     rf"((segment|seg|utterance|utt|time|t)_)?(?P<kind>{'|'.join(sum(_KINDS.values(), ()))})(_?time)?"
     r"(_(in_)?((?P<ms>ms|msecs?|millis|milliseconds?)|s|secs?|seconds?))?"
 )
-_EDGES = frozenset((*_KINDS["offset"], *_KINDS["end"], "onset", "starttime", "endtime", "from", "to"))
+_EDGES = frozenset((*_KINDS["offset"], *_KINDS["end"], "starttime", "endtime", "from", "to"))
 #: What may stand beside these words in the name of a time in a unit, or of a thing, that is not known here.
 _BESIDE = re.compile(
     "times?|timestamps?|interval|span|range|ts|t|s|secs?|seconds?|ms|us|ns|in|at|of|samples?|frames?|index|idx|position|pos|segment|seg"
@@ -42,12 +42,18 @@ def time_columns(known: Sequence[str]) -> dict[str, str]:
     A duration under an unusual name counts only where a begin is known: alone it is whatever a source says of a file.
     """
     found: dict[str, list[tuple[int, int, str]]] = {}
-    for column in known:
-        if match := _NAME.fullmatch(_folded(column)):
-            kind = next(kind for kind, words in _KINDS.items() if match["kind"] in words)
+    named = {column: match for column in known if (match := _NAME.fullmatch(_folded(column)))}
+    has_onset = any(match["kind"] == "onset" for match in named.values())
+    for column, match in named.items():
+        kind = next(kind for kind, words in _KINDS.items() if match["kind"] in words)
+        if match["kind"] == "offset" and has_onset:  # annotations of sounds: from onset to offset
+            found.setdefault("end_ms" if match["ms"] else "end", []).append((-1, len(column), column))
+        else:
             rank = (_KINDS[kind].index(match["kind"]), len(column), column)
             found.setdefault(f"{kind}_ms" if match["ms"] else kind, []).append(rank)
     columns = {name: min(found[name])[-1] for name in TIMES if name in found}
+    if has_onset and len(columns) == 1:  # a moment, and no stretch
+        return {}
     if not {"offset", "offset_ms"} & columns.keys():
         columns = {name: c for name, c in columns.items() if not name.startswith("duration") or c in _USUAL_DURATIONS}
     return columns

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,8 +25,9 @@ from .utterance import Audio, Noted, Refused, Utterance
 
 Samples = npt.NDArray[np.int16]
 _BLOCK_SAMPLES = 1 << 20
-_CHANNEL = ("channel", "channel_id", "channel_selector")
-_CHANNELS = frozenset(("0", "1", "2", "A", "B", "left", "right", "[0]", "[1]"))
+_CHANNEL = re.compile(r"(audio_?)?(channel(_?(id|idx|index|name|no|nr|number|selector))?|ch|side)", re.IGNORECASE)
+_CHANNELS = re.compile(r"(audio_?)?channels", re.IGNORECASE)  # a number is how many there are, a list which
+_ALL = frozenset(("", "-1", "all", "both", "mix", "mixed", "mono", "stereo", "average", "nan", "none"))
 
 
 @dataclass(slots=True)
@@ -182,9 +184,15 @@ def _sped(samples: Samples, speed: float) -> Samples:
     return sped
 
 
+def _is_channel(name: str, value: Any) -> bool:
+    if _CHANNELS.fullmatch(name):
+        return isinstance(value, list)
+    return bool(_CHANNEL.fullmatch(name)) and str(value).strip().lower() not in _ALL
+
+
 def _mixed(utterance: Utterance) -> list[str]:
     """Return a remark where a row names a channel, which its text may be of alone, and all of them were mixed."""
-    named = next((name for name in _CHANNEL if str(utterance.fields.get(name)) in _CHANNELS), None)
+    named = next((name for name, value in utterance.fields.items() if _is_channel(name, value)), None)
     if named is None:
         return []
     for audio in utterance.audio:

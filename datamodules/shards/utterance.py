@@ -1,6 +1,7 @@
 """What a source yields: an utterance with references to its audio, or the reason why it cannot be used."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ TOLERANCE_SECONDS = 0.2
 #: A whole file may be longer than its source says by this: lengths are rounded down, or left out the end's silence.
 LONGER_SECONDS = 1.0
 #: In which lengths of unknown unit may be: seconds, milliseconds, usual sample rates, microseconds, nanoseconds.
+#: As programs write what is not there.
+MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"))
 _UNITS_PER_SECOND = (1, 1e3, 8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 1e6, 1e9)
 
 
@@ -29,6 +32,7 @@ class Audio:
         channel: the one channel that is meant, counted from 0; None mixes all.
         region: offset and size of an encoded recording inside a tar.
         cell: column, row group (-1 for arrow) and row of an encoded recording inside a table.
+        root: where the path in a cell starts, in place of the table's folder.
         num_bytes: size of the encoded recording, once it is known.
         stated: what the source says of the length of the whole file, in a unit that it does not tell.
     """
@@ -39,6 +43,7 @@ class Audio:
     channel: int | None = None
     region: tuple[int, int] | None = None
     cell: tuple[str, int, int] | None = None
+    root: str | None = None
     num_bytes: int = 0
     stated: float | None = None
 
@@ -98,9 +103,12 @@ class Utterance:
 
     @property
     def speaker(self) -> str | None:
-        """Who speaks, as text."""
+        """Who speaks, as text; a number is the same with and without a fraction, as tables with gaps write it."""
         speaker = self.fields.get("speaker")
-        return None if speaker in (None, "") else str(speaker)
+        if isinstance(speaker, float) and speaker.is_integer():
+            speaker = int(speaker)
+        name = "" if speaker is None else str(speaker).strip()
+        return None if name in ("", *MISSING) else re.sub(r"^(\d+)\.0$", r"\1", name)
 
     @property
     def seconds(self) -> float | None:

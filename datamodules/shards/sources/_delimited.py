@@ -39,7 +39,7 @@ def read_rows(lines: Iterable[tuple[int, str]], delimiter: str, width: int, audi
     while (first := waiting.popleft() if waiting else next(source, None)) is not None:
         number, line = first
         if delimiter == "\t":
-            yield Row(number, line.split("\t"))
+            yield Row(number, [_unquoted(cell) for cell in line.split("\t")])
             continue
         values, taken = _parsed(line, delimiter), [line]
         cells = line.split(delimiter)
@@ -59,6 +59,13 @@ def read_rows(lines: Iterable[tuple[int, str]], delimiter: str, width: int, audi
         for _ in taken[1:]:
             waiting.popleft()
         yield Row(number, values)
+
+
+def _unquoted(cell: str) -> str:
+    """Return a cell of a TSV without quotation marks where they are surely those of its writer: doubled inside."""
+    inside = cell[1:-1]
+    is_quoted = len(cell) > 1 and cell[0] == cell[-1] == '"' and '""' in inside and '"' not in inside.replace('""', "")
+    return inside.replace('""', '"') if is_quoted else cell
 
 
 def _parsed(text: str, delimiter: str) -> list[str] | None:

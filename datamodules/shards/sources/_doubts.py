@@ -12,12 +12,14 @@ _MEANT_OTHERWISE = ("normalized_text",)  # it is another spelling of the same wo
 def doubts(utterance: Utterance, columns: Mapping[str, str]) -> list[Noted]:
     """Return the notes of a row; what ``--column`` names is no doubt."""
     remarks = [*untaken(utterance)]
-    remarks += [] if "text" in columns else _other_text(utterance)
+    remarks += [] if "text" in columns else other_text(utterance)
     remarks += [] if "audio" in columns else _other_audio(utterance)
     return Noted.of(utterance, remarks)
 
 
-def _other_text(utterance: Utterance) -> Iterator[str]:
+def other_text(utterance: Utterance) -> Iterator[str]:
+    """Remark on a second text that says something else."""
+
     def letters(words: str) -> str:
         return "".join(c for c in words.casefold() if c.isalnum())
 

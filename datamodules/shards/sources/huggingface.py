@@ -158,6 +158,9 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
     resolved = resolve_columns(names, options.columns, path)
     if "audio" not in options.columns and described.audio is not None:
         resolved["audio"] = described.audio
+        for other in described.others:
+            detail = f"column {described.audio!r} is taken, and {other!r} holds audio, too; say which"
+            yield Noted(path, "?", "two recordings", f"{detail}: --column audio={other}")
     check_columns(resolved, names, path)
     if resolved.get("audio") and _DECODED.match(str(table.schema.field(resolved["audio"]).type)):
         raise DataError(
@@ -172,14 +175,21 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
         given = fields.pop("audio", None)
         fields = {name: value for name, value in fields.items() if value is not None and not isinstance(value, bytes)}
         try:
-            yield (utterance := _utterance(fields, given, (column, group, row) if inside else None, where, path, roots))
+            cell = (column, group, row) if inside else None
+            yield (utterance := _utterance(fields, given, cell, where, path, roots, options.audio_root))
             yield from doubts(utterance, options.columns)
         except DataError as error:
             yield Refused(where, str(fields.get("id", "?")), *str(error).partition(": ")[::2])
 
 
 def _utterance(
-    fields: dict[str, Any], given: Any, cell: tuple[str, int, int] | None, where: str, path: str, roots: list[str]
+    fields: dict[str, Any],
+    given: Any,
+    cell: tuple[str, int, int] | None,
+    where: str,
+    path: str,
+    roots: list[str],
+    audio_root: str | None,
 ) -> Utterance:
     key, group = fields.pop("id", None), fields.get("group")
     stated = loose_length(fields)
@@ -188,7 +198,7 @@ def _utterance(
     if key in (None, ""):
         key = stem(name) if name else f"{stem(path)}-{where.rpartition(' ')[2]}"
     if cell is not None:
-        audio = [Audio(path, start, seconds, cell=cell, stated=stated)]
+        audio = [Audio(path, start, seconds, cell=cell, root=audio_root, stated=stated)]
     elif name:
         audio = [Audio(located(name, roots), start, seconds, stated=stated)]
     elif fields.get("messages") is not None:

@@ -53,7 +53,11 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             yield Refused(where, key, "missing audio", f"wav.scp has no recording {recording!r}")
         else:
             seconds = None if end is None or start is None or end < 0 else end - start  # -1: to the end
-            channel = channels.get(recording) if channel is None else channel
+            of_file = channels.get(recording) if channel is None else channel
+            if isinstance(of_file, str):
+                yield Refused(where, key, "unknown channel", f"{of_file!r} in reco2file_and_channel; A, B or numbers")
+                continue
+            channel = of_file
             audio = Audio(recordings[recording], start, seconds, channel)
             yield Utterance(key, [audio], fields, where, recording if start is not None else None)
     for table in (recordings, *tables):
@@ -112,15 +116,18 @@ def _recordings(path: str, audio_root: str | None) -> _Table:
     return found
 
 
-def _channels(path: str) -> dict[str, int]:
-    names = {**_SIDES, "1": 0, "2": 1}
-    rows = (f"{key} {rest}".split() for key, rest in _Table(path).items())
-    return {row[0]: names[row[2]] for row in rows if len(row) == 3 and row[2] in names}
+def _channels(path: str) -> dict[str, int | str]:
+    """Return the channel of each recording, counted from 0; what is none as it is spelt."""
+    rows = [f"{key} {rest}".split() for key, rest in _Table(path).items()]
+    spelt = {row[0]: row[2] for row in rows if len(row) == 3}
+    first = 0 if "0" in spelt.values() else 1  # as Kaldi's scripts write A and B, and others 1 and 2, or 0 and 1
+    numbers = {str(number): number - first for number in range(first, 64)}
+    return {recording: {**_SIDES, **numbers}.get(name.upper(), name) for recording, name in spelt.items()}
 
 
 #: Where it stands, utterance, recording, begin and end in seconds, channel; an error in place of the begin.
 _Span = tuple[str, str, str, float | DataError | None, float | None, int | None]
-_SIDES = {"A": 0, "B": 1}
+_SIDES = {"A": 0, "B": 1, "L": 0, "R": 1, "LEFT": 0, "RIGHT": 1}
 _CHANNELS = {**_SIDES, **{str(channel): channel for channel in range(64)}}
 
 

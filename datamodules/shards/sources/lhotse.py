@@ -112,6 +112,10 @@ def _source(recording: Mapping[str, Any], cut: Mapping[str, Any], roots: list[st
     if source["type"] != "file":
         raise DataError(f"unsupported audio source: of type {source['type']!r}; only files are read")
     channels = sorted(source["channels"])
+    if 1 < len(wanted) < len(channels):
+        raise DataError(
+            f"unsupported cut: of channels {wanted} of the {len(channels)} in one file; one is taken, or all are mixed"
+        )
     single = channels.index(wanted[0]) if len(wanted) == 1 and len(channels) > 1 else None
     return located(str(source["source"]), roots), single
 

@@ -57,6 +57,8 @@ def from_row(fields: dict[str, Any], where: str, roots: list[str], stated: float
     key, group = fields.pop("id", None), fields.get("group")
     if fields.get("messages") is not None and path is None:
         return Utterance(str(key or "dialogue"), [], fields, where)
+    if isinstance(path, list) and len(path) > 1:
+        raise DataError(f"several files in a row: {path!r:.80}; make one file of them, or a row of each")
     if not isinstance(path, str) or not path:
         raise DataError("missing audio: the row names no audio file")
     place = located(path, roots)

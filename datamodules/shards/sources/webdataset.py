@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,11 +10,12 @@ from fastslm.errors import DataError
 from fastslm.files import open_file
 
 from ...index.dialogues import parse_fields
-from ...reading.tar import NO_SAMPLE, Members, read_groups, read_text, recordings_of
+from ...reading.tar import NO_SAMPLE, Members, read_groups, read_text, recording_names, recordings_of
 from ..naming import renamed, resolve_columns
 from ..times import TIMES, loose_length
 from ..utterance import Audio, Noted, Refused, Utterance
 from . import archive
+from ._doubts import other_text
 from .options import SourceOptions
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
@@ -48,8 +50,15 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
                 if is_archive:
                     yield from archive.read(shard, contents, file.fileno(), options)
                     continue
+                untaken: Counter[str] = Counter()
                 for key, members in contents.groups.items():
-                    yield _sample(shard, key, members, file.fileno(), options)
+                    yield (sample := _sample(shard, key, members, file.fileno(), options))
+                    if isinstance(sample, Utterance):
+                        taken = {"json", "txt", *recording_names(members)}
+                        untaken.update(members.keys() - taken)
+                        yield from [] if "text" in options.columns else Noted.of(sample, [*other_text(sample)])
+                for extension, count in sorted(untaken.items()):
+                    yield Noted(shard, "?", "members left out", f"{count} of samples that end in .{extension}")
         except OSError as error:
             raise DataError(f"{shard}: {error.strerror or error}.") from error
 
