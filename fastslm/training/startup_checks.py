@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastslm.errors import ConfigError
+from fastslm.export.stock import tied_adapters
 from fastslm.path.batch import Batch
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import part_of
@@ -122,6 +123,12 @@ def _check_trainable(path: SpeechLM, train_parts: Sequence[str]) -> None:
     dtypes = {str(parameter.dtype) for _, parameter in named}
     if len(dtypes) > 1:
         raise ConfigError(f"trainable weights must have one dtype, and have {', '.join(sorted(dtypes))}.")
+    model = getattr(path.llm, "causal_lm", None)
+    if "lora" in train_parts and model is not None and (tied := tied_adapters(model)):
+        raise ConfigError(
+            f"model.llm.lora.targets: {', '.join(tied)} shares its table with the other end of this LLM, and an adapter"
+            " of one of them could not be exported. Leave it out of the targets."
+        )
 
 
 def check_loader(trainer: L.Trainer) -> None:
