@@ -89,7 +89,8 @@ class RunReport(L.Callback):
         checkpoint = next(filter(None, paths), "")
         print(f"  checkpoint  {checkpoint or 'none was written'}")
         if trainer.enable_validation and self._validated_step < trainer.global_step and checkpoint:
-            print(f"  validation  none of its last weights (trainer.val_check_interval: {trainer.val_check_interval}):")
+            interval = getattr(trainer, "val_check_interval", "a time")  # Lightning keeps times under another name
+            print(f"  validation  none of its last weights (trainer.val_check_interval: {interval}):")
             print(f"              fastslm validate --config {folder}/config.yaml --ckpt_path {checkpoint}")
         print(f"  logs        {folder}  (tensorboard --logdir {folder})")
         if plot := draw_history(read_history(folder), folder / "training.png"):

@@ -71,6 +71,8 @@ class PlannedSource(DataSource):
         self.batch_limits = BatchLimits(batch_samples, batch_windows, batch_tokens)
         # Without gradients nothing of the encoder is kept, so windows bound no memory in evaluation.
         self.eval_limits = BatchLimits(eval_batch_samples, 1 << 40, batch_tokens)
+        if num_workers < 0:
+            raise ConfigError(f"data.num_workers: {num_workers} must be 0 or more.")
         self.num_workers = num_workers
         self.seed = run_seed() if seed is None else seed
         self._planned: dict[str, Planning] = {}

@@ -168,8 +168,12 @@ def _num_workers(options: argparse.Namespace) -> int:
     return options.workers or num_usable_cores()
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came, which ends the work as Ctrl-C does, and with a status of its own."""
+
+
 def _on_terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise _Terminated
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -194,8 +198,8 @@ def main(arguments: Sequence[str]) -> int:
         if options.run is not _run_build:
             options.workers = _num_workers(options)
         return run(options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nfastslm: stopped. Finished shards are kept; the same command goes on from there.", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -13,6 +13,7 @@ from fastslm.configuration.yaml_values import load_values
 from fastslm.errors import ConfigError, nearest
 
 _CONFIG_FLAGS = ("--config", "-c")
+_SECTIONS = ("model", "data", "trainer")
 
 
 def shipped_configs() -> Path:
@@ -92,8 +93,16 @@ def check_files(arguments: Sequence[str]) -> None:
 
 def _check_config(flag: str, path: str) -> None:
     try:
-        load_values(Path(path).read_text(encoding="utf-8"))
+        values = load_values(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{flag} {path}: this is no YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror}.") from error
+    if flag not in _CONFIG_FLAGS:
+        return
+    if not isinstance(values, dict):
+        what = "it is empty" if values is None else f"it holds a {type(values).__name__} where keys were expected"
+        raise ConfigError(f"{flag} {path}: {what}.")
+    for key in _SECTIONS:
+        if key in values and values[key] is None:
+            raise ConfigError(f"{flag} {path}: {key} has no value. Give it keys below it, or leave it out.")

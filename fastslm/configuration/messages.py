@@ -43,9 +43,11 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
             return f"{key}: {why}."
     if found := re.search(r"[Uu]nrecognized arguments?: --?([\w.+-]+)", message):
         name = found[1].split("=")[0]
-        return f"unknown option --{name}.{nearest(name, options)} 'fastslm COMMAND --help' lists all options."
+        return f"unknown option --{name}.{_nearest(name, options)} 'fastslm COMMAND --help' lists all options."
     if found := re.search(r"does not accept option '([\w.]+)'", message):
-        return f"unknown key {found[1]!r}.{nearest(found[1], options)} 'fastslm COMMAND --print_config' shows all keys."
+        return (
+            f"unknown key {found[1]!r}.{_nearest(found[1], options)} 'fastslm COMMAND --print_config' shows all keys."
+        )
     if found := re.search(r"[Ee]xpected a dot import path string: (\S+)", message):
         for plugin in plugins:
             if plugin.problem and plugin.name == found[1]:
@@ -71,6 +73,13 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
             hint = f" Did you mean {_OF_PEFT[name]!r}?" if _OF_PEFT.get(name) in known else nearest(name, known)
             return f"{place}: unknown argument {name!r}.{hint} It takes: {', '.join(sorted(known))}."
     return _clipped(message)
+
+
+def _nearest(name: str, options: Sequence[str]) -> str:
+    """Return what may be meant: a setting of that name at another level, or one that is spelt much like it."""
+    last = name.rpartition(".")[2]
+    elsewhere = [option for option in options if option.rpartition(".")[2] == last]
+    return f" Did you mean {min(elsewhere, key=len)!r}?" if elsewhere else nearest(name, options)
 
 
 def _mistyped(message: str) -> str | None:

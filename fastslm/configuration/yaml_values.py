@@ -9,6 +9,23 @@ import yaml
 _MOST_VALUES = 100_000
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Takes no key twice: YAML 1.2 (3.2.1.1) forbids it, and the first value would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the values of a mapping."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
+            if key.value in lines:
+                raise yaml.YAMLError(f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}")
+            lines[key.value] = line
+        values: dict[Any, Any] = super().construct_mapping(node, deep)
+        return values
+
+
 def load_values(text: str) -> Any:
     """Return the plain values of a YAML text.
 
@@ -19,7 +36,7 @@ def load_values(text: str) -> Any:
         yaml.YAMLError: it is no YAML, is nested too deep, or its aliases write out to too much or to themselves.
     """
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
         size = _written_out(values, {})
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deep") from error

@@ -1,5 +1,6 @@
 """What of a recording reaches the LLM, and at what cost: the settings of the speech side of the path."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -49,6 +50,8 @@ class SpeechSettings:
     match_embedding_norm: bool = setting(False, changes="run")
 
     def __post_init__(self) -> None:
+        if not 0 < self.window_seconds < math.inf:
+            raise ConfigError(f"model.window_seconds: {self.window_seconds:g} must be above 0.")
         if not 0 <= self.min_recording_seconds <= self.window_seconds:
             raise ConfigError(
                 f"model.min_recording_seconds: {self.min_recording_seconds:g} must lie between 0 and"

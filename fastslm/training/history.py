@@ -1,5 +1,6 @@
 """What a run logged, read back from its CSV files, those of interrupted earlier starts included."""
 
+import contextlib
 import csv
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,11 @@ def read_history(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def _cells(path: Path) -> Iterator[tuple[str, int, float]]:
     if path.exists():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
+        with path.open(newline="", errors="replace") as file:
+            for row in csv.DictReader(line.replace("\0", "") for line in file):
                 if None in row or None in row.values():  # not of this header: two runs wrote the file, or it was cut
                     continue
                 for name, value in row.items():
                     if value and row.get("step") and name not in ("step", "epoch"):
-                        yield name, int(row["step"]), float(value)
+                        with contextlib.suppress(ValueError):  # a damaged cell is no value
+                            yield name, int(row["step"]), float(value)

@@ -25,6 +25,9 @@ class OptimizerSettings:
         warmup_steps: optimizer steps of linear warm-up; a number between 0 and 1 is a share of all steps.
         schedule: after the warm-up ``linear`` or ``cosine`` decay to zero, or ``constant``.
         total_steps: optimizer steps until zero; null takes ``trainer.max_steps``.
+
+    Raises:
+        ConfigError: a number is out of its range.
     """
 
     learning_rate: float = setting(1e-4, changes="nothing", restored=True)
@@ -34,6 +37,17 @@ class OptimizerSettings:
     warmup_steps: int | float = setting(100, changes="nothing")
     schedule: Literal["linear", "cosine", "constant"] = setting("linear", changes="nothing")
     total_steps: int | None = setting(None, changes="nothing")
+
+    def __post_init__(self) -> None:
+        rates = {"learning_rate": self.learning_rate}
+        rates |= {f"part_learning_rates.{part}": rate for part, rate in self.part_learning_rates.items()}
+        for name, value in {**rates, "weight_decay": self.weight_decay, "warmup_steps": self.warmup_steps}.items():
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"model.optimizer.{name}: {value:g} must be 0 or more.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"model.optimizer.betas: {list(self.betas)} must lie between 0 and 1, and below 1.")
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ConfigError(f"model.optimizer.total_steps: {self.total_steps} must be at least 1, or null.")
 
 
 def build_optimizer(model: SpeechLM, settings: OptimizerSettings, fused: bool = False) -> torch.optim.AdamW:
@@ -45,7 +59,7 @@ def build_optimizer(model: SpeechLM, settings: OptimizerSettings, fused: bool = 
         fused: update all weights in one kernel, where no loss is scaled; otherwise as torch chooses.
 
     Raises:
-        ConfigError: a learning rate is given for a part that does not train.
+        ConfigError: a learning rate is given for a part that does not train, or nothing trains.
     """
     groups = []
     named_by_part = parameters_by_part(model)
@@ -67,6 +81,8 @@ def build_optimizer(model: SpeechLM, settings: OptimizerSettings, fused: bool = 
         for name, decay, chosen in ((part, settings.weight_decay, matrices), (f"{part}-vectors", 0.0, vectors)):
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": name})
+    if not groups:
+        raise ConfigError("model.train_parts: nothing trains.")
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=fused or None)
     if fused:  # where there is no loss scale to be undone, or Lightning would clip no gradients under mixed precision
         optimizer._step_supports_amp_scaling = False
@@ -85,8 +101,8 @@ def build_schedule(
     total = settings.total_steps or max_steps
     if settings.schedule != "constant" and total <= 0:
         raise ConfigError(
-            f"model.optimizer.schedule: {settings.schedule!r} decays to zero at a step, and none is known. Set"
-            " trainer.max_steps or model.optimizer.total_steps."
+            f"model.optimizer.schedule: {settings.schedule!r} decays to zero at a step, and trainer.max_steps is"
+            f" {max_steps}. Set it, or model.optimizer.total_steps."
         )
     warmup = _warmup_steps(settings.warmup_steps, total)
 

@@ -1,5 +1,6 @@
 """What training does, and how answers are generated: the settings of a model beside its parts and its speech side."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,6 +146,10 @@ class AnswerSettings:
     def __post_init__(self) -> None:
         if self.max_generated is not None and self.max_generated < 0:
             raise ConfigError(f"model.max_generated: {self.max_generated} must not be below 0.")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"model.max_new_tokens: {self.max_new_tokens} must be at least 1, or null.")
+        if not 0 <= self.new_tokens_per_second < math.inf:
+            raise ConfigError(f"model.new_tokens_per_second: {self.new_tokens_per_second:g} must be 0 or more.")
 
     def limit(self, audio_seconds: float) -> int:
         """Return the most tokens of an answer about so much audio."""

@@ -37,6 +37,8 @@ def check_request(trainer: L.Trainer, run_config: dict[str, Any]) -> None:
             raise ConfigError(f"{package} {bad} is {why}.")
     refuse_unsupported(trainer)
     check_callbacks(trainer)
+    if trainer.accumulate_grad_batches < 1:
+        raise ConfigError(f"trainer.accumulate_grad_batches: {trainer.accumulate_grad_batches} must be at least 1.")
     rounds = trainer.precision in ("16-true", "bf16-true") and not keeps_masters(trainer.strategy)
     if rounds and trainer.state.fn == "fit":
         mixed = trainer.precision.replace("true", "mixed")

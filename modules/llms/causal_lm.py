@@ -46,12 +46,21 @@ class LoRA:
         alpha: the adapter's output is scaled by alpha / rank.
         dropout: dropout in front of an adapter, 0..1 (the release: 0.01). It costs a mask of each layer's input.
         targets: ``all-linear``, or the names of the linear layers to adapt, such as ``q_proj``.
+
+    Raises:
+        ConfigError: a number is out of its range.
     """
 
     rank: int = setting(16, changes="weights")
     alpha: float = setting(64, changes="weights")
     dropout: float = setting(0.0, changes="nothing")
     targets: str | Sequence[str] = setting("all-linear", changes="weights")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"model.llm.lora.rank: {self.rank} must be at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.llm.lora.dropout: {self.dropout:g} must be 0 or more, and below 1.")
 
 
 class CausalLM(LanguageModel):
@@ -182,6 +191,8 @@ class CausalLM(LanguageModel):
         # OPT-350m embeds in 512 features and has layers of 1024; `_hold` knows from the table itself.
         self.width = int(getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size)
         own_length = int(getattr(text_config, "max_position_embeddings", 0)) or None
+        if context_length is not None and context_length < 1:
+            raise ConfigError(f"model.llm.context_length: {context_length} must be at least 1, or null.")
         self.context_length = context_length or own_length or 1 << 30
 
     def _hold(self, causal_lm: Any) -> None:

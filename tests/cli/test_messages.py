@@ -11,6 +11,7 @@ import tarfile
 import pytest
 
 from fastslm.cli import main
+from fastslm.configuration.yaml_values import load_values
 
 
 @pytest.fixture
@@ -56,6 +57,24 @@ def mistake(run_config, capsys, monkeypatch):
         (["--trainer.max_steps", "8.5"], ["trainer.max_steps: 8.5 must be a whole number."]),
         (["--trainer.devices+=x"], ["trainer: `devices` selected with `CPUAccelerator` should be an int > 0."]),
         (["--model.llm.lora.rank", "x"], ["model.llm.lora.rank: x must be a whole number."]),
+        (["--model.llm.lora.rank", "0"], ["model.llm.lora.rank: 0 must be at least 1."]),
+        (["--model.llm.lora.dropout", "1.0"], ["model.llm.lora.dropout: 1 must be 0 or more, and below 1."]),
+        (["--model.llm.context_length", "0"], ["model.llm.context_length: 0 must be at least 1, or null."]),
+        (["--model.optimizer.learning_rate", "-0.1"], ["model.optimizer.learning_rate: -0.1 must be 0 or more."]),
+        (["--model.optimizer.learning_rate", ".nan"], ["model.optimizer.learning_rate: nan must be 0 or more."]),
+        (
+            ["--model.optimizer.part_learning_rates", "{lora: -1}"],
+            ["model.optimizer.part_learning_rates.lora: -1 must be 0 or more."],
+        ),
+        (["--model.optimizer.weight_decay", "-1"], ["model.optimizer.weight_decay: -1 must be 0 or more."]),
+        (["--model.optimizer.betas", "[0.9, 1.0]"], ["model.optimizer.betas: [0.9, 1.0] must lie between 0 and 1"]),
+        (["--model.optimizer.total_steps", "-5"], ["model.optimizer.total_steps: -5 must be at least 1, or null."]),
+        (["--model.max_new_tokens", "-3"], ["model.max_new_tokens: -3 must be at least 1, or null."]),
+        (["--model.window_seconds", "-2"], ["model.window_seconds: -2 must be above 0."]),
+        (["--model.train_parts", "[]"], ["model.train_parts: nothing trains."]),
+        (["--max_steps", "1"], ["unknown option --max_steps", "Did you mean 'trainer.max_steps'?"]),
+        (["--data.num_workers", "-1"], ["data.num_workers: -1 must be 0 or more."]),
+        (["--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches: 0 must be at least 1."]),
         (["--data.max_broken_share", "2"], ["fastslm: error: data.max_broken_share: 2.0 is outside 0 to 1."]),
         (["--data.max_audio_seconds", "abc"], ["data.max_audio_seconds: abc must be a number."]),
         (["--data.long_audio", "keep"], ["data.long_audio: keep must be one of 'drop', 'split', 'error'."]),
@@ -229,3 +248,28 @@ def test_a_file_nested_too_deep_is_no_traceback_wherever_it_is_named(tmp_path, m
     (tmp_path / "deep.yaml").write_text("[" * 3000)
     assert "nested too deep" in mistake("--config", str(tmp_path / "deep.yaml"))
     assert "model.llm.packing" in mistake(f"--model.llm.packing={tmp_path / 'deep.yaml'}")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "model:\n  tokens_per_window: 4\n  tokens_per_window: 2\n",
+            "the key 'tokens_per_window' stands twice, in lines 2 and 3",
+        ),
+        ("model: {}\ntrainer: {}\nmodel: {tail: full}\n", "the key 'model' stands twice, in lines 1 and 3"),
+        ("", "it is empty."),
+        ("- a\n", "it holds a list where keys were expected."),
+        ("model:\n#  tail: full\n", "model has no value. Give it keys below it, or leave it out."),
+        ("trainer: null\n", "trainer has no value."),
+    ],
+)
+def test_a_configuration_that_says_less_than_it_seems_is_refused(mistake, tmp_path, text, says):
+    (tmp_path / "mine.yaml").write_text(text)
+    message = mistake("--config", str(tmp_path / "mine.yaml"))
+    assert f"--config {tmp_path / 'mine.yaml'}: " in message
+    assert says in message
+
+
+def test_keys_that_come_by_a_merge_may_be_given_anew():
+    assert load_values("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\n") == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}

@@ -167,3 +167,10 @@ def test_a_file_is_what_its_bytes_are_whatever_its_name(tmp_path, capfd):
                     told.add(str(error))
         assert len(told) == 1, kind
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_voc_of_many_blocks_holds_its_samples_and_no_headers():
+    data = ffmpeg("voc", "pcm_s16le")
+    samples = decode(io.BytesIO(data))
+    assert (len(samples), read_info(io.BytesIO(data)).num_samples) == (len(TONE), len(TONE))
+    np.testing.assert_allclose(samples, TONE * 32767, atol=2)
