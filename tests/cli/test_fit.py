@@ -119,17 +119,22 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_weights(fastslm, run_config, 
     check_kill(fastslm, run_config, tmp_path, batch, when, ["--data.num_workers", workers])
 
 
+WHOLE = {}  # runs that nobody killed, by their flags: folders that stay until the session ends
+
+
 def check_kill(fastslm, run_config, tmp_path, batch, when, flags):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    parts = tmp_path / "parts"
     fit = ["fit", "--config", str(run_config), *flags]
-    fastslm(*fit, "--run_folder", str(whole), *recorder(tmp_path / "whole.jsonl"))
+    if (whole := WHOLE.get(tuple(flags))) is None:
+        whole = WHOLE[tuple(flags)] = tmp_path / "whole"
+        fastslm(*fit, "--run_folder", str(whole), *recorder(whole.with_suffix(".jsonl")))
     killed = fastslm(
         *fit, "--run_folder", str(parts), *recorder(tmp_path / "parts.jsonl"), *killer(batch, when), check=False
     )
     assert killed.returncode == -9
     fastslm(*fit, "--run_folder", str(parts), *recorder(tmp_path / "parts.jsonl"), "--ckpt_path", "last")
 
-    expected, found = trained(tmp_path / "whole.jsonl"), trained(tmp_path / "parts.jsonl")
+    expected, found = trained(whole.with_suffix(".jsonl")), trained(tmp_path / "parts.jsonl")
     assert list(found) == list(expected) == list(range(10))
     epochs = [[key for number in numbers for key in expected[number]["keys"]] for numbers in (range(6), range(6, 10))]
     assert sorted(epochs[0]) == [f"train-{i:03d}" for i in range(12)]

@@ -1,7 +1,6 @@
 """Every command with other parts: encoders that are not Whisper, sums of layers, lengths that follow the content."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import soundfile
 import yaml
 
 import fastslm
+from fastslm.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ KINDS = {
 
 
 @pytest.fixture(params=KINDS, ids=KINDS)
-def command(request, tmp_path, tiny_encoder, tiny_waveform, tiny_parakeet, tiny_llm, make_shards, monkeypatch):
+def command(request, tmp_path, tiny_encoder, tiny_waveform, tiny_parakeet, tiny_llm, make_shards, monkeypatch, capsys):
     """Return a runner of the command with a configuration of one kind of encoder; ``command.config`` is its file."""
     name, arguments, abstractor = KINDS[request.param]
     folder = {"WaveformEncoder": tiny_waveform, "ParakeetEncoder": tiny_parakeet, "WhisperEncoder": tiny_encoder}[name]
@@ -71,12 +71,20 @@ def command(request, tmp_path, tiny_encoder, tiny_waveform, tiny_parakeet, tiny_
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config))
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "xdg"), "PYTHONPATH": str(PLUGIN)}
+    for name, value in (("XDG_CACHE_HOME", tmp_path / "xdg"), ("PYTHONPATH", PLUGIN)):
+        monkeypatch.setenv(name, str(value))
     monkeypatch.syspath_prepend(PLUGIN)
+    monkeypatch.chdir(tmp_path)
 
-    def run(*words):
-        words = [sys.executable, "-m", "fastslm", *map(str, words)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=900, env=environment, cwd=tmp_path)
+    def run(*words, alone=False):
+        """Return what a command shows; it runs here, or ``alone`` in a process of its own, which may start more."""
+        words = [*map(str, words)]
+        if not alone:
+            status, shown = main(words), capsys.readouterr()
+            assert status == 0, shown
+            return shown.out + shown.err
+        words = [sys.executable, "-m", "fastslm", *words]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -146,7 +154,7 @@ print("TEXT", processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
 
 def test_ranks_that_share_parameters_train_as_one_process_does(command, tmp_path):
     def losses(*flags, folder):
-        command("fit", *command.config, "--run_folder", tmp_path / folder, *flags)
+        command("fit", *command.config, "--run_folder", tmp_path / folder, *flags, alone=True)
         rows = (tmp_path / folder / "metrics.csv").read_text().splitlines()
         place = rows[0].split(",").index("train/loss")
         return [float(row.split(",")[place]) for row in rows[1:] if row.split(",")[place]]

@@ -113,7 +113,7 @@ def run(arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("turn", range(3))
+@pytest.mark.parametrize("turn", range(2))
 @pytest.mark.parametrize("which", ["run", "exported"])
 def test_nothing_that_is_planted_in_a_model_runs_in_any_command(given, which, turn, talk, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
