@@ -2,10 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +16,7 @@ from typing import BinaryIO
 from fastslm.errors import CheckpointError
 
 PARTIAL = ".partial"
+_NEW_SECONDS = 60
 
 
 class Partial:
@@ -144,10 +148,13 @@ def whole_folder(folder: Path, *, alone: bool = False, sync: bool = False) -> It
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
         else:
+            for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{PARTIAL}"):
+                _remove_unheld(left)
             partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL))
             partial.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
     except OSError as error:
         raise CheckpointError(f"{folder}: no folder can be made there: {error.strerror}.") from error
+    held = _hold(partial)
     try:
         yield partial
         if sync:
@@ -157,6 +164,26 @@ def whole_folder(folder: Path, *, alone: bool = False, sync: bool = False) -> It
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _hold(folder: Path) -> int | None:
+    """Return a descriptor that holds a folder until it is closed or this process ends; None where another holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or on a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_unheld(folder: Path) -> None:
+    """Remove a folder that a process was making when it was killed: none that another is making, or about to hold."""
+    if time.time() - folder.stat().st_mtime > _NEW_SECONDS and (held := _hold(folder)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
 
 
 def sync_tree(folder: Path) -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from fastslm.files import whole_file, write_atomically
+from fastslm.files import whole_file, whole_folder, write_atomically
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
@@ -96,3 +96,20 @@ def test_two_at_once_leave_one_whole_file(tmp_path):
         assert process.wait(deadline - time.time()) == 0
     assert target.read_text() in ("a" * 2000, "b" * 2000)
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_process_has_left_of_a_folder_is_removed_and_what_another_makes_is_not(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with whole_folder(tmp_path / "a") as partial:
+            (partial / "half").write_text("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.glob(".a.*.partial")
+    os.utime(left, (0, 0))
+    with whole_folder(tmp_path / "a"):
+        assert len(list(tmp_path.glob(".a.*.partial"))) == 1  # its own
+        (next(tmp_path.glob(".a.*.partial")) / "file").write_text("whole")
+        with whole_folder(tmp_path / "ab"):
+            assert len(list(tmp_path.glob(".a.*.partial"))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "ab"]
