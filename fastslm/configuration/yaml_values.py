@@ -36,7 +36,11 @@ def load_values(text: str) -> Any:
         yaml.YAMLError: it is no YAML, is nested too deep, or its aliases write out to too much or to themselves.
     """
     try:
-        values = yaml.load(text, _Loader)
+        loader = _Loader(text)
+        try:
+            values = loader.get_single_data()
+        finally:
+            loader.dispose()
         size = _written_out(values, {})
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deep") from error

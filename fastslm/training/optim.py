@@ -41,7 +41,7 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         rates = {"learning_rate": self.learning_rate}
         rates |= {f"part_learning_rates.{part}": rate for part, rate in self.part_learning_rates.items()}
-        for name, value in {**rates, "weight_decay": self.weight_decay, "warmup_steps": self.warmup_steps}.items():
+        for name, value in {**rates, "weight_decay": self.weight_decay}.items():
             if not 0 <= value < math.inf:
                 raise ConfigError(f"model.optimizer.{name}: {value:g} must be 0 or more.")
         if not all(0 <= beta < 1 for beta in self.betas):
