@@ -11,13 +11,13 @@ from fastslm.errors import DataError
 from fastslm.path.prompt import AUDIO, messages_of, recordings_in
 from fastslm.tasks import tasks
 
+#: As programs write what is not there.
+MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"))
 #: Rounding in manifests, and what encoders add at the end of lossy files.
 TOLERANCE_SECONDS = 0.2
 #: A whole file may be longer than its source says by this: lengths are rounded down, or left out the end's silence.
 LONGER_SECONDS = 1.0
 #: In which lengths of unknown unit may be: seconds, milliseconds, usual sample rates, microseconds, nanoseconds.
-#: As programs write what is not there.
-MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"))
 _UNITS_PER_SECOND = (1, 1e3, 8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 1e6, 1e9)
 
 
@@ -105,10 +105,8 @@ class Utterance:
     def speaker(self) -> str | None:
         """Who speaks, as text; a number is the same with and without a fraction, as tables with gaps write it."""
         speaker = self.fields.get("speaker")
-        if isinstance(speaker, float) and speaker.is_integer():
-            speaker = int(speaker)
         name = "" if speaker is None else str(speaker).strip()
-        return None if name in ("", *MISSING) else re.sub(r"^(\d+)\.0$", r"\1", name)
+        return None if name in ("", *MISSING) else re.sub(r"^(-?\d+)\.0$", r"\1", name)
 
     @property
     def seconds(self) -> float | None:

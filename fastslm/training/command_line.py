@@ -153,13 +153,15 @@ class TrainingCLI(LightningCLI):
         if not config.run_folder:
             raise ConfigError("run_folder: it is empty. Name a folder, such as --run_folder runs/mine.")
         folder = Path(os.path.expanduser(config.run_folder))
+        if command == "fit" and _is_first_process():
+            self._folder = RunFolder(folder, waits=config.get("ckpt_path") is not None)
         given = resolve_checkpoint(config.get("ckpt_path"), folder, command)
         self._weights = find_weights(given, config.get("init_from"), folder, command)
         # Evaluation needs weights only, which come in one format whatever strategy saved them.
         resumed = self._weights[0].trainer_state if given and command == "fit" and self._weights else None
         config.ckpt_path = None if resumed is None else str(resumed)
-        if command == "fit" and _is_first_process():
-            self._folder = RunFolder(folder, resuming=config.ckpt_path is not None)
+        if self._folder is not None:
+            self._folder.make_room(resuming=config.ckpt_path is not None)
         trainer = config.trainer
         trainer.strategy = settled(trainer.strategy)
         if kept := settle_trainer(trainer, folder, command):

@@ -12,9 +12,9 @@ from fastslm.errors import ConfigError
 
 _LOCK = ".fit.lock"
 _WAIT_SECONDS = 60  # a job that is started again may come while the old one still saves
-_METRICS = "metrics.csv"
+_METRICS, _CHECKPOINTS = "metrics.csv", "checkpoints"
 #: What a run is known by, and what people put into its folder before it begins.
-_RUN = ("checkpoints", "tensorboard", _METRICS)
+_RUN = (_CHECKPOINTS, "tensorboard", _METRICS)
 _LOGS = {".log", ".out", ".err", ".txt", ".yaml", ".yml", ".json", ".sh", ".slurm", ".sbatch", ".pid", ".md"}
 _SHOWN = 3
 
@@ -22,35 +22,45 @@ _SHOWN = 3
 class RunFolder:
     """Made for a training by the first process alone; whoever begins ends it.
 
+    Nobody else trains in it from then on, so that the checkpoint that is looked for next stays where it is.
+
     Args:
         path: the folder.
-        resuming: whether the run in it goes on; otherwise a run that is found there is moved aside, whole.
+        waits: whether to wait for another process that trains in it.
 
     Raises:
-        ConfigError: another process trains in it, or it is no folder that a run may have for itself.
+        ConfigError: another process trains in it.
     """
 
-    def __init__(self, path: Path, resuming: bool) -> None:
+    def __init__(self, path: Path, waits: bool) -> None:
         self._path = path
         self._moved: dict[Path, Path] = {}  # from where to where
-        self._lock: FileLock | None = None
-        if path.exists():
-            self._lock = _locked(path, _WAIT_SECONDS if resuming else 0)
-            if resuming and (path / _METRICS).exists():  # CSVLogger deletes the file that it finds
-                self._move(path / _METRICS, ".before-")
-            if not resuming and _must_move(path):
-                self._release()
-                self._move(path, ".")
-                print(f"An earlier run in {path} was moved to {self._moved[path]}.", file=sys.stderr)
+        self._lock = _locked(path, _WAIT_SECONDS if waits else 0) if path.exists() else None
+
+    def make_room(self, resuming: bool) -> None:
+        """Move aside what a run would mix with its own.
+
+        Args:
+            resuming: whether the run in it goes on; otherwise a run that is found there is moved aside, whole.
+
+        Raises:
+            ConfigError: it is no folder that a run may have for itself.
+        """
+        if resuming and (self._path / _METRICS).exists():  # CSVLogger deletes the file that it finds
+            self._move(self._path / _METRICS, ".before-")
+        if not resuming and self._path.exists() and _must_move(self._path):
+            self._release()
+            self._move(self._path, ".")
+            print(f"An earlier run in {self._path} was moved to {self._moved[self._path]}.", file=sys.stderr)
         if self._lock is None:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(path, 0)
+            self._path.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self._path, 0)
 
     def end(self, has_trained: bool) -> None:
         """Let others train in the folder, and put back what was moved if no step was trained."""
         self._release()
         for path, aside in () if has_trained else self._moved.items():
-            if path.is_dir() and not any((path / _RUN[0]).glob("*")):
+            if path.is_dir() and not any((path / _CHECKPOINTS).glob("*")):
                 shutil.rmtree(path)
                 print(f"Nothing was trained: the earlier run is in {path} again.", file=sys.stderr)
             if not path.exists():

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 
 import pytest
 from filelock import FileLock
@@ -77,6 +78,24 @@ def test_two_trainings_in_one_folder_are_refused(fit, tmp_path, monkeypatch):
             with pytest.raises(ConfigError, match=f"run_folder: another process trains in {run}"):
                 fit(*flags)
     assert files(run) == before
+
+
+def test_a_run_that_waits_for_another_goes_on_from_what_that_one_leaves(fit, tmp_path, capsys):
+    fit(*ONE_STEP)
+    folder = tmp_path / "run" / "checkpoints"
+    lock = FileLock(tmp_path / "run" / ".fit.lock", thread_local=False)
+    lock.acquire()
+
+    def save_and_end():  # as a run that saves once more and removes its former checkpoint
+        (folder / "step-000001").rename(folder / "step-000001-v1")
+        (folder / "last").unlink()
+        (folder / "last").symlink_to("step-000001-v1")
+        lock.release()
+
+    threading.Timer(3.0, save_and_end).start()
+    fit("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--ckpt_path", "last")
+    assert "Another process still trains in" in capsys.readouterr().err
+    assert (folder / "last").resolve().name == "step-000002"
 
 
 def test_a_last_checkpoint_that_is_gone_or_damaged_is_not_replaced_by_another(fit, tmp_path):
