@@ -250,15 +250,18 @@ def test_a_worker_ends_with_its_killed_parent(in_process, save, json_lines, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to-it", "to-its-group"])
-def test_an_interrupted_build_says_so_and_leaves_nothing_half(in_process, save, json_lines, tmp_path, send):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_an_interrupted_build_says_so_and_leaves_nothing_half(
+    in_process, save, json_lines, tmp_path, send, number, status
+):
     rows = [{"audio_filepath": str(save(f"a/{i}.flac", 20.0, 100 + i, rate=44_100)), "text": "w"} for i in range(16)]
     source = json_lines(tmp_path / "m.jsonl", rows)
     process = in_process("build", source, "--out", tmp_path / "out", "--shard-size", "4samples", "--workers", 2)
     while process.poll() is None and not list((tmp_path / "out").glob(".*.partial")):
         time.sleep(0.01)
-    send(process.pid, signal.SIGTERM)
+    send(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "the same command goes on" in errors
     assert not list((tmp_path / "out").glob(".*.partial"))
 
