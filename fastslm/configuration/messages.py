@@ -14,6 +14,36 @@ from fastslm.trust import refusal
 _LONGEST = 300
 #: What PEFT calls the settings of ``LoRA``.
 _OF_PEFT = {"target_modules": "targets", "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+#: Where settings stand that users of other trainers look for under these names.
+_OF_OTHER_TRAINERS = {
+    "lr": "model.optimizer.learning_rate",
+    "learning_rate": "model.optimizer.learning_rate",
+    "weight_decay": "model.optimizer.weight_decay",
+    "warmup_steps": "model.optimizer.warmup_steps",
+    "warmup_ratio": "model.optimizer.warmup_steps",
+    "lora_r": "model.llm.lora.rank",
+    "lora_rank": "model.llm.lora.rank",
+    "lora": "model.llm.lora",
+    "rank": "model.llm.lora.rank",
+    "batch_size": "data.batch_samples",
+    "train_batch_size": "data.batch_samples",
+    "per_device_train_batch_size": "data.batch_samples",
+    "micro_batch_size": "data.batch_samples",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "epochs": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
+    "num_train_epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "gpus": "trainer.devices",
+    "nodes": "trainer.num_nodes",
+    "bf16": "trainer.precision",
+    "fp16": "trainer.precision",
+    "seed": "seed_everything",
+    "output_dir": "run_folder",
+    "resume": "ckpt_path",
+    "resume_from_checkpoint": "ckpt_path",
+}
 #: What a value must be, by the parser's name of its type.
 _KINDS = {
     "<class 'int'>": "a whole number",
@@ -70,15 +100,18 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
         known = _arguments_of(before) or _arguments(plugins, key)
         if name not in known:
             place = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', before)) or key
-            hint = f" Did you mean {_OF_PEFT[name]!r}?" if _OF_PEFT.get(name) in known else nearest(name, known)
+            other = _OF_PEFT.get(name) or _OF_OTHER_TRAINERS.get(name, "").rpartition(".")[2]
+            hint = f" Did you mean {other!r}?" if other in known else nearest(name, known)
             return f"{place}: unknown argument {name!r}.{hint} It takes: {', '.join(sorted(known))}."
     return _clipped(message)
 
 
 def _nearest(name: str, options: Sequence[str]) -> str:
-    """Return what may be meant: a setting of that name at another level, or one that is spelt much like it."""
+    """Return what may be meant: a setting of that name at another level or of another trainer, or one spelt like it."""
     last = name.rpartition(".")[2]
     elsewhere = [option for option in options if option.rpartition(".")[2] == last]
+    if last in _OF_OTHER_TRAINERS and not elsewhere:
+        elsewhere = [_OF_OTHER_TRAINERS[last]]
     return f" Did you mean {min(elsewhere, key=len)!r}?" if elsewhere else nearest(name, options)
 
 

@@ -146,6 +146,13 @@ class TrainingCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do not merge hyper-parameters of a checkpoint over the command line."""
 
+    def _set_seed(self) -> None:
+        """Seed everything with a number that every generator takes."""
+        seed = self.config[str(self.subcommand)].seed_everything
+        if not 0 <= int(seed) < 1 << 32:
+            raise ConfigError(f"seed_everything: {seed} must lie between 0 and {(1 << 32) - 1}.")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Settle the run folder, and put loggers and checkpoints there."""
         command = str(self.subcommand)
