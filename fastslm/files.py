@@ -5,17 +5,19 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from fastslm.errors import CheckpointError
 
 PARTIAL = ".partial"
+_PARTIAL_NAME = re.compile(rf"\.(.+)\.[a-z0-9_]{{8}}{re.escape(PARTIAL)}", re.DOTALL)  # as tempfile makes them
 _NEW_SECONDS = 60
 
 
@@ -48,11 +50,11 @@ def whole_file(path: Path, *, folder: Path | None = None, sync: bool = True) -> 
         with open(path, "wb") as file:
             yield Partial(file, path)
         return
-    start = path.name if len(os.fsencode(path.name)) < 200 else path.name[:40]  # this name gets more letters
-    descriptor, name = tempfile.mkstemp(dir=folder or path.parent, prefix=f".{start}.", suffix=PARTIAL)
+    descriptor, name = tempfile.mkstemp(dir=folder or path.parent, prefix=f".{_start_of(path)}.", suffix=PARTIAL)
     partial = Path(name)
     try:
         with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
+            _lock(descriptor)  # until it is closed, or this process ends
             given = Partial(file, partial)
             yield given
             file.flush()
@@ -70,6 +72,23 @@ def write_atomically(path: Path, text: str, *, folder: Path | None = None) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, folder=folder) as partial:
         partial.file.write(text.encode("utf-8", "surrogateescape"))
+
+
+def _start_of(path: Path) -> str:
+    """Return what the name of a file that is being written begins with, behind its dot; that name gets more letters."""
+    return path.name if len(os.fsencode(path.name)) < 200 else path.name[:40]
+
+
+def remove_partials(paths: Iterable[Path]) -> None:
+    """Remove what processes left that were killed while they wrote these files with ``whole_file``."""
+    starts: dict[Path, set[str]] = {}
+    for path in paths:
+        starts.setdefault(path.parent, set()).add(_start_of(path))
+    for folder, known in starts.items():
+        for name in os.listdir(folder) if folder.is_dir() else []:
+            found = _PARTIAL_NAME.fullmatch(name)
+            if found and found[1] in known:
+                _remove_unheld(folder / name)
 
 
 def _umask() -> int:
@@ -168,22 +187,33 @@ def whole_folder(folder: Path, *, alone: bool = False, sync: bool = False) -> It
             os.close(held)
 
 
-def _hold(folder: Path) -> int | None:
-    """Return a descriptor that holds a folder until it is closed or this process ends; None where another holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _hold(path: Path) -> int | None:
+    """Return a descriptor that holds a file or folder until it is closed or this process ends; None where another holds it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    if _lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file or folder; False where another process holds it, or the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or on a file system without locks
-        os.close(descriptor)
-        return None
-    return descriptor
+    except OSError:
+        return False
+    return True
 
 
-def _remove_unheld(folder: Path) -> None:
-    """Remove a folder that a process was making when it was killed: none that another is making, or about to hold."""
-    if time.time() - folder.stat().st_mtime > _NEW_SECONDS and (held := _hold(folder)) is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(held)
+def _remove_unheld(path: Path) -> None:
+    """Remove what a process was making when it was killed: nothing that another is making, or about to hold."""
+    with contextlib.suppress(OSError):  # another process may have removed it
+        if time.time() - path.stat().st_mtime < _NEW_SECONDS or (held := _hold(path)) is None:
+            return
+        try:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        finally:
+            os.close(held)
 
 
 def sync_tree(folder: Path) -> None:

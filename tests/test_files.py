@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from fastslm.files import whole_file, whole_folder, write_atomically
+from fastslm.files import remove_partials, whole_file, whole_folder, write_atomically
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
@@ -86,6 +86,24 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert target.read_text() == "old"
+
+
+def test_what_a_killed_writer_has_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    killed, writing = writer(tmp_path / "killed.txt", "n", 60), writer(tmp_path / "writing.txt", "n", 60)
+    assert [process.stdout.readline() for process in (killed, writing)] == ["half\n"] * 2
+    killed.kill()
+    killed.wait()
+    (tmp_path / ".killed.txt.mine.partial").write_text("a name that this never gives")
+    (tmp_path / ".other.txt.abcd1234.partial").write_text("of another file")
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    remove_partials([tmp_path / "killed.txt", tmp_path / "writing.txt", tmp_path / "none" / "x"])
+    left = sorted(path.name for path in tmp_path.iterdir())
+    writing.kill()
+    assert left[0] == ".killed.txt.mine.partial"
+    assert left[1] == ".other.txt.abcd1234.partial"
+    assert left[2].startswith(".writing.txt.")
+    assert len(left) == 3
 
 
 def test_two_at_once_leave_one_whole_file(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastslm.errors import ConfigError, DataError, FastSLMError
+from fastslm.files import remove_partials
 from fastslm.inference.formats import FORMATS, TIMED, clock
 from fastslm.plugins import names_of
 
@@ -131,6 +132,7 @@ def _run(options: argparse.Namespace) -> int:
         made_with = {"format": options.format, "model": identity(found), "base_models": base_models(found)}
         noted = {**settings, **made_with}
         notes = _notes_of(folder)
+        remove_partials(job.output for job in jobs if job.output is not None)
         waiting, refused = unfinished(jobs, notes, noted, options.overwrite)
     num_kept = len(jobs) - len(waiting) - len(refused)
     if num_kept:
