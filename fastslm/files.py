@@ -188,7 +188,7 @@ def whole_folder(folder: Path, *, alone: bool = False, sync: bool = False) -> It
 
 
 def _hold(path: Path) -> int | None:
-    """Return a descriptor that holds a file or folder until it is closed or this process ends; None where it is held."""
+    """Return a descriptor that holds a file or folder until it is closed or the process ends; None where it is held."""
     descriptor = os.open(path, os.O_RDONLY)
     if _lock(descriptor):
         return descriptor
