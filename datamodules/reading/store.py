@@ -43,8 +43,8 @@ def is_remote(shard: str) -> bool:
     return "://" in shard
 
 
-def tar_state(path: str) -> TarState:
-    """Return size and time of a local tar.
+def tar_state(path: str | int) -> TarState:
+    """Return size and time of a local tar, by its path or an open descriptor.
 
     Raises:
         OSError: there is none, or it is no file.

@@ -18,8 +18,8 @@ from . import sources
 from .join import can_join, group_runs
 from .listing import Listing, ListingOptions, list_corpus, voice_of
 from .processes import Progress, Report, run_all
-from .recipe import BuildFolder, ShardRecord
-from .shard_file import index_shard, writing
+from .recipe import BuildFolder, ShardRecord, fingerprint
+from .shard_file import index_shard, is_as_indexed, is_indexed, writing
 from .sources import SourceOptions
 from .survey import Survey, SurveyOptions, survey
 from .transcode import AudioOptions, Job, measured_bytes_per_second, render, size_of
@@ -104,6 +104,12 @@ class _Shard:
     jobs: list[Job]
     audio: AudioOptions
     tokenizer: str | None
+    made: ShardRecord | None = None  # before, but its index is not of this very file
+
+    @property
+    def plan(self) -> str:
+        """Fingerprint of the recordings that it is to hold."""
+        return fingerprint([(job.joined, [utterance.key for utterance in job.utterances]) for job in self.jobs])
 
 
 def build(
@@ -252,7 +258,11 @@ def _run(
     shards: Sequence[_Shard], output: BuildFolder, listing: Listing, num_workers: int, max_broken_share: float
 ) -> list[ShardRecord]:
     """Make the shards that are not done, and return the records of all, in order."""
-    records = {shard.path.name: output.done(shard.path.name) for shard in shards}
+    records = {shard.path.name: output.done(shard.path.name, shard.plan) for shard in shards}
+    for shard in shards:
+        made = records[shard.path.name]
+        if made is not None and made.num_samples and not is_indexed(shard.path):
+            shard.made, records[shard.path.name] = made, None
     missing = [shard for shard in shards if records[shard.path.name] is None]
     if len(missing) < len(shards):
         print(f"{len(shards) - len(missing)} of {len(shards)} shards are there already.", file=sys.stderr)
@@ -268,7 +278,11 @@ def _run(
 
 
 def _make(shard: _Shard, report: Report) -> ShardRecord:
-    record = ShardRecord(shard.path.name)
+    if shard.made is not None and is_as_indexed(shard.path):  # copied, or touched
+        index_shard(shard.path, shard.tokenizer)
+        report(math.fsum(job.seconds for job in shard.jobs))
+        return shard.made
+    record = ShardRecord(shard.path.name, shard.plan)
     with writing(shard.path) as file:
         for job in shard.jobs:
             rendered = render(job, shard.audio)

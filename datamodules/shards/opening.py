@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from fastslm.errors import DataError
+from fastslm.errors import DataError, FastSLMError
 from fastslm.files import open_file
 
 from ..reading.audio import AudioInfo, open_region, read_info
-from .table_cells import read_cell
+from .table_cells import open_table, read_cell
 from .utterance import Audio
 
 #: First bytes of the formats that shards hold, and the member extension of each.
@@ -25,14 +25,27 @@ _MAGIC = (
 )
 
 
+class SourceChangedError(FastSLMError):
+    """A tar or table is no longer what was listed: its places would give samples the audio of others."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path} was changed or replaced while it was read, and samples would get the audio of others. What was"
+            " finished before is kept; begin anew (--overwrite) when nobody writes to it."
+        )
+
+
 @contextlib.contextmanager
 def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
     """Open the recording that a reference points into, and say which extension its format has.
 
     Raises:
         DataError: it is missing or cannot be read.
+        SourceChangedError: it lies in a tar or table that is not the one that was listed.
     """
     if audio.cell is not None:
+        if audio.container not in (None, open_table(audio.path).state):
+            raise SourceChangedError(audio.path)
         data, path = read_cell(audio.path, *audio.cell)
         if not data and not path:
             raise DataError("missing audio: the cell holds neither bytes nor a path")
@@ -51,6 +64,8 @@ def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
     except OSError as error:
         raise DataError(f"unreadable file: {path}: {error.strerror or error}") from error
     with stream:
+        if audio.region is not None and audio.container not in (None, state_in(stream)):
+            raise SourceChangedError(path)
         try:
             if audio.region is not None:
                 region = open_region(stream.fileno(), *audio.region)
@@ -92,6 +107,12 @@ def info_of(audio: Audio) -> tuple[AudioInfo, int]:
 def seconds_of(info: AudioInfo) -> float:
     """Return the length of a recording."""
     return info.num_frames / info.sample_rate_hz
+
+
+def state_in(file: BinaryIO) -> tuple[int, int]:
+    """Return size and time of change of an open file."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def state_of(audio: Audio) -> tuple[int, int]:

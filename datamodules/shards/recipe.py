@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +25,10 @@ from .utterance import Finding, Noted, Refused
 #: Changes when the same input and options would give other shards.
 FORMAT_VERSION = 2
 _STATE, _DONE = ".build", ".done.json"
+_RECIPE = re.compile(r"build(-p\d+of\d+)?\.json")
+#: Reasons that a disk or a network may give today, and not tomorrow, without a trace in size and time.
+_PASSING = frozenset(("missing file", "unreadable file"))
+_FINDINGS = ("broken", "notes")
 
 
 def fingerprint(*values: object) -> str:
@@ -36,6 +42,7 @@ class ShardRecord:
 
     Attributes:
         name: of its file, whether or not anything was left to write.
+        plan: fingerprint of what it was to hold.
         num_bytes: size of the file; 0 where every sample was refused and there is none.
         num_samples: in it.
         seconds: of audio in it.
@@ -44,6 +51,7 @@ class ShardRecord:
     """
 
     name: str
+    plan: str
     num_bytes: int = 0
     num_samples: int = 0
     seconds: float = 0.0
@@ -80,6 +88,8 @@ class BuildFolder:
             except Timeout:  # an OSError too
                 raise DataError(f"{self.folder}: another build is at work in this folder; wait for it.") from None
         try:
+            for name in _FINDINGS:
+                _check_findings(self._findings(name))
             yield
         finally:
             lock.release()
@@ -104,19 +114,22 @@ class BuildFolder:
             "files": files,
         }  # fmt: skip
         now = json.loads(json.dumps(now))
+        found = {recipe: _read_recipe(recipe, overwrite) for recipe in self._recipes()}
         if overwrite:
             self._clear()
         else:
-            for recipe in sorted(self.folder.glob("build*.json")):
-                self._compare(recipe, now)
+            for recipe, before in found.items():
+                self._compare(recipe, before, now)
         if not self.recipe.exists():
             self._refuse_strangers(names)
             self._write(self.recipe, now)
+        self._remove_unplanned(names)
         remove_partials(self.folder, names)
 
-    def _compare(self, recipe: Path, now: Mapping[str, Any]) -> None:
-        with guarded(recipe):
-            before = json.loads(recipe.read_text())
+    def _recipes(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("build*.json") if _RECIPE.fullmatch(path.name))
+
+    def _compare(self, recipe: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         own = recipe == self.recipe
         what = {"format_version": "this program", "source": "the sources", "files": "the audio files"}
         changed = [text for name, text in what.items() if before.get(name) != now[name] and (own or name != "files")]
@@ -138,26 +151,45 @@ class BuildFolder:
                 f"{self.folder} already holds {strangers[0]}, which this build has not made. Give another --out."
             )
 
+    def _remove_unplanned(self, names: Sequence[str]) -> None:
+        """Remove shards of a plan that had more of them: recordings were usable then that are not now."""
+        for marker in self._markers():
+            name = marker.name.removesuffix(_DONE)
+            if name not in names:
+                print(f"{self.folder / name}: this build no longer makes it; removed.", file=sys.stderr)
+                remove_shard(self.folder / name)
+                marker.unlink()
+
     def _clear(self) -> None:
-        for marker in self.state.glob(f"*{self.part.suffix}-*{_DONE}"):
+        for marker in self._markers():
             remove_shard(self.folder / marker.name.removesuffix(_DONE))
             marker.unlink()
         for partial in self.folder.glob(f".*{self.part.suffix}-*{PARTIAL}"):
             partial.unlink(missing_ok=True)
-        for recipe in [self.recipe] if self.part.suffix else self.folder.glob("build*.json"):
+        for recipe in [self.recipe] if self.part.suffix else self._recipes():
             recipe.unlink(missing_ok=True)
+
+    def _markers(self) -> list[Path]:
+        return sorted(self.state.glob(f"*{self.part.suffix}-*{_DONE}"))
 
     def _marker(self, name: str) -> Path:
         return self.state / f"{name}{_DONE}"
 
-    def done(self, name: str) -> ShardRecord | None:
-        """Return a finished shard; None where it has to be made, or made again because it is not as it was."""
+    def done(self, name: str, plan: str) -> ShardRecord | None:
+        """Return a finished shard; None where it has to be made, or made again because it is not as it is to be.
+
+        Args:
+            name: of its file.
+            plan: fingerprint of what it is to hold.
+        """
         try:
             values = json.loads(self._marker(name).read_text())
-        except (OSError, ValueError):
+            findings = {"refused": [Refused(**item) for item in values["refused"]]}
+            record = ShardRecord(**{**values, **findings, "noted": [Noted(**item) for item in values["noted"]]})
+        except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of a version that noted less
             return None
-        findings = {"refused": [Refused(**item) for item in values["refused"]]}
-        record = ShardRecord(**{**values, **findings, "noted": [Noted(**item) for item in values.get("noted", ())]})
+        if record.plan != plan or any(item.reason in _PASSING for item in record.refused):
+            return None
         shard = self.folder / name
         whole = shard.stat().st_size == record.num_bytes if shard.exists() else record.num_bytes == 0
         return record if whole else None
@@ -168,14 +200,17 @@ class BuildFolder:
 
     def conclude(self, totals: Mapping[str, Any]) -> None:
         """Write what the build came to into the recipe."""
-        recipe = json.loads(self.recipe.read_text())
+        recipe = _read_recipe(self.recipe, overwrite=False)
         self._write(self.recipe, {**recipe, "totals": dict(totals)})
 
     def write_findings(self, name: str, findings: Sequence[Finding]) -> Path:
         """Write what is to be said of utterances, one JSON a line, and return the file."""
-        path = self.folder / f"{name}{self.part.suffix}.jsonl"
+        path = self._findings(name)
         self._write_text(path, "".join(json.dumps(asdict(item)) + "\n" for item in findings))
         return path
+
+    def _findings(self, name: str) -> Path:
+        return self.folder / f"{name}{self.part.suffix}.jsonl"
 
     def _write(self, path: Path, value: Mapping[str, Any]) -> None:
         self._write_text(path, json.dumps(value, indent=1) + "\n")
@@ -183,3 +218,43 @@ class BuildFolder:
     def _write_text(self, path: Path, text: str) -> None:
         with guarded(path):
             write_atomically(path, redacted(text), folder=self.state)
+
+
+def _read_recipe(path: Path, overwrite: bool) -> dict[str, Any]:
+    """Return what a build has noted of itself; nothing where that is damaged and to be overwritten.
+
+    Raises:
+        DataError: it is damaged, or the file is somebody else's.
+    """
+    with guarded(path):
+        data = path.read_bytes()
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        if overwrite:
+            return {}
+        raise DataError(
+            f"{path}: is damaged, so that nobody can tell what the shards beside it were built from. Give another"
+            " --out, or add --overwrite to remove them and begin anew."
+        ) from None
+    if not isinstance(values, dict) or "format_version" not in values:
+        raise DataError(f"{path}: no build has written this file, and one would be called so. Give another --out.")
+    return values
+
+
+def _check_findings(path: Path) -> None:
+    """Raise where the list of findings would replace somebody else's file.
+
+    Raises:
+        DataError: so it would.
+    """
+    if not path.exists():
+        return
+    with guarded(path), open(path, "rb") as file:
+        first = file.readline(1 << 20)
+    try:
+        is_ours = not first.strip() or {"where", "key", "reason"} <= json.loads(first).keys()
+    except (ValueError, AttributeError, RecursionError):
+        is_ours = False
+    if not is_ours:
+        raise DataError(f"{path}: no build has written this file, and its list is called so. Give another --out.")

@@ -15,13 +15,14 @@ from fastslm.path.broken import Broken
 
 from ..index.sidecar import current_rows
 from ..reading.audio import open_region
-from ..reading.store import tar_state
+from ..reading.store import TarState, tar_state
 from ..reading.tar import read_groups
 from .build import ShardSize, divide
+from .opening import SourceChangedError
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .recipe import BuildFolder, ShardRecord, fingerprint
-from .shard_file import index_shard, writing
+from .shard_file import index_shard, is_indexed, writing
 
 _ORDERS = ("keep", "shuffle", "key", "duration")
 _EXAMPLES = """\
@@ -50,6 +51,11 @@ class _Work:
     path: Path
     samples: list[_Sample]
     tokenizer: str | None
+    states: dict[str, TarState]  # of the old shards, as their samples were listed
+
+    @property
+    def plan(self) -> str:
+        return fingerprint([(sample.key, sample.shard) for sample in self.samples])
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -77,17 +83,20 @@ def run(options: argparse.Namespace) -> int:
     if os.path.realpath(options.out) in {os.path.dirname(os.path.realpath(path)) for path in paths}:
         raise ConfigError(f"--out {options.out}: the old shards lie there. Give another folder.")
     name = options.name or _name_of(paths)
+    states = {path: tar_state(path) for path in paths}
     read, noted = _samples(paths)
     samples = _ordered(read, options.order, options.seed)
     chunks = divide(samples, [sample.num_bytes for sample in samples], size)
-    work = [_Work(options.out / f"{name}-{i:06d}.tar", chunk, options.tokenizer) for i, chunk in enumerate(chunks)]
-    states = [(os.path.abspath(path), tar_state(path)) for path in paths]
+    work = [
+        _Work(options.out / f"{name}-{i:06d}.tar", chunk, options.tokenizer, states) for i, chunk in enumerate(chunks)
+    ]
+    files = fingerprint([(os.path.abspath(path), state) for path, state in states.items()])
     deciding = {name: getattr(options, name) for name in ("shard_size", "order", "seed", "tokenizer")}
     output = BuildFolder(options.out)
     with output.locked():
         names = [item.path.name for item in work]
-        output.begin(fingerprint(paths), fingerprint(states), {**deciding, "name": name}, names, options.overwrite)
-        missing = [item for item in work if output.done(item.path.name) is None]
+        output.begin(fingerprint(paths), files, {**deciding, "name": name}, names, options.overwrite)
+        missing = [item for item in work if output.done(item.path.name, item.plan) is None or not is_indexed(item.path)]
         progress = Progress("Copying", sum(s.num_bytes for item in missing for s in item.samples) / 1e6, "MB")
         with contextlib.closing(run_all(_copy, missing, options.workers, progress)) as done:
             for _, record in done:
@@ -162,7 +171,7 @@ def _seconds_by_key(paths: Sequence[str]) -> dict[str, float]:
 
 
 def _copy(work: _Work, report: Report) -> ShardRecord:
-    record = ShardRecord(work.path.name)
+    record = ShardRecord(work.path.name, work.plan)
     with contextlib.ExitStack() as files, writing(work.path) as target:
         descriptors: dict[str, int] = {}
         for sample in work.samples:
@@ -171,10 +180,12 @@ def _copy(work: _Work, report: Report) -> ShardRecord:
                     files.close()
                     descriptors.clear()
                 descriptors[sample.shard] = files.enter_context(open(sample.shard, "rb")).fileno()
+                if tar_state(descriptors[sample.shard]) != work.states[sample.shard]:
+                    raise SourceChangedError(sample.shard)
             descriptor = descriptors[sample.shard]
             for extension, offset, size in sample.members:
                 if os.fstat(descriptor).st_size < offset + size:
-                    raise DataError(f"shard {sample.shard}: it was cut while it was read, at sample {sample.key!r}.")
+                    raise SourceChangedError(sample.shard)
                 target.copy(f"{sample.key}.{extension}", open_region(descriptor, offset, size), size)
             record.num_samples += 1
             report(sample.num_bytes / 1e6)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import tarfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ from fastslm.errors import DataError
 from fastslm.files import PARTIAL, sync_path, whole_file
 
 from ..index.scan import scan_tar
-from ..index.sidecar import sidecar_path, write_sidecar
+from ..index.sidecar import is_current, read_sidecar, sidecar_path, verify, write_sidecar
+from ..reading.store import tar_state
 
 
 class ShardFile:
@@ -84,6 +86,22 @@ def guarded(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}. What was finished is kept: make room, or mend the folder,"
             " and run the same command again."
         ) from error
+
+
+def is_indexed(path: Path) -> bool:
+    """Say whether the index beside a shard is of this very file, by its size and time."""
+    try:
+        return is_current(read_sidecar(path), tar_state(os.fspath(path)))
+    except (FileNotFoundError, DataError):
+        return False
+
+
+def is_as_indexed(path: Path) -> bool:
+    """Say whether every byte that the index beside a shard knows is what it was; the whole shard is read."""
+    try:
+        return not any(verify(path, read_sidecar(path)))
+    except (FileNotFoundError, DataError):
+        return False
 
 
 def remove_partials(folder: Path, names: Collection[str]) -> None:

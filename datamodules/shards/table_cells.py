@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -47,10 +48,15 @@ def _pyarrow() -> Any:
 
 
 class ArrowTable:
-    """A file of ``save_to_disk``: record batches in memory-mapped pages. The one row group is -1."""
+    """A file of ``save_to_disk``: record batches in memory-mapped pages. The one row group is -1.
 
-    def __init__(self, path: str) -> None:
+    Attributes:
+        state: its size and time of change.
+    """
+
+    def __init__(self, path: str, state: tuple[int, int]) -> None:
         pyarrow = _pyarrow()
+        self.state = state
         source = pyarrow.memory_map(path)
         try:
             self.table = pyarrow.ipc.open_stream(source).read_all()
@@ -73,9 +79,14 @@ class ArrowTable:
 
 
 class ParquetTable:
-    """A parquet file; a row group is read whole, and the latest are kept."""
+    """A parquet file; a row group is read whole, and the latest are kept.
 
-    def __init__(self, path: str) -> None:
+    Attributes:
+        state: its size and time of change.
+    """
+
+    def __init__(self, path: str, state: tuple[int, int]) -> None:
+        self.state = state
         self.file = _pyarrow().parquet.ParquetFile(path, memory_map=True)
         self.schema = self.file.schema_arrow
         self._groups: dict[tuple[str, int], Any] = {}
@@ -132,8 +143,10 @@ def open_table(path: str) -> Table:
     """
     pyarrow = _pyarrow()
     try:
-        open_file(path).close()  # a pipe would be waited for
-        return ParquetTable(path) if path.endswith(".parquet") else ArrowTable(path)
+        with open_file(path) as file:  # a pipe would be waited for
+            status = os.fstat(file.fileno())
+        kind = ParquetTable if path.endswith(".parquet") else ArrowTable
+        return kind(path, (status.st_size, status.st_mtime_ns))
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: unreadable table ({getattr(error, 'strerror', None) or error}).") from error
 

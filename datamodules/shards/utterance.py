@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastslm.contracts import Task
@@ -35,6 +35,8 @@ class Audio:
         root: where the path in a cell starts, in place of the table's folder.
         num_bytes: size of the encoded recording, once it is known.
         stated: what the source says of the length of the whole file, in a unit that it does not tell.
+        container: size and time of change of the tar or table as it was listed, whose places would be others in a new
+            one; None for a file of its own.
     """
 
     path: str
@@ -46,6 +48,7 @@ class Audio:
     root: str | None = None
     num_bytes: int = 0
     stated: float | None = None
+    container: tuple[int, int] | None = field(default=None, repr=False)
 
     def stretch(self, total_seconds: float) -> tuple[float, float]:
         """Return begin and end in seconds in a recording that holds ``total_seconds``.

@@ -4,10 +4,12 @@ import os
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import BinaryIO
 
 from ...reading.audio import open_region
 from ...reading.tar import Contents, Member, Members
-from ..utterance import Audio, Noted, Refused, Utterance
+from ..opening import state_in
+from ..utterance import Noted, Refused, Utterance
 from . import nemo
 from ._lines import json_objects, lines_of
 from .options import SourceOptions
@@ -20,9 +22,7 @@ def manifests(groups: Mapping[str, Members]) -> dict[str, Member]:
     return {f"{key}.{kind}": group[kind] for key, group in groups.items() for kind in _MANIFESTS if kind in group}
 
 
-def read(
-    tar: str, contents: Contents, descriptor: int, options: SourceOptions
-) -> Iterator[Utterance | Refused | Noted]:
+def read(tar: str, contents: Contents, file: BinaryIO, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     """Yield the utterances of the manifests in a tar; relative paths start from the manifest's folder in it.
 
     Of several manifests each is a split, and called like its file: ``train.jsonl`` and ``dev.jsonl``.
@@ -30,15 +30,16 @@ def read(
     Args:
         tar: its path.
         contents: what it holds.
-        descriptor: the open tar.
+        file: the tar, open.
         options: of the source.
     """
     found = manifests(contents.groups)
     places = {unicodedata.normalize("NFC", name): member for name, member in contents.places.items()}
     spelt = {_spelt_small(name): name for name in reversed(places)}
     used: set[str] = set()
-    for name, (offset, size) in found.items():
-        numbered = lines_of(f"{tar}/{name}", open_region(descriptor, offset, size))
+    state = state_in(file)
+    for name, member in found.items():
+        numbered = lines_of(f"{tar}/{name}", open_region(file.fileno(), *member))
         root = options.audio_root or os.path.dirname(name)
         split = os.path.splitext(os.path.basename(name))[0] if len(found) > 1 else None
         for item in nemo.from_rows(json_objects(f"{tar}/{name}", numbered), root, options):
@@ -51,7 +52,8 @@ def read(
                 inside = inside if inside in places else spelt.get(_spelt_small(inside), inside)
                 if inside in places:
                     used.add(inside)
-                    audio.append(_inside(part, tar, places[inside]))
+                    offset, size = places[inside]
+                    audio.append(replace(part, path=tar, region=(offset, size), num_bytes=size, container=state))
             if len(audio) < len(item.audio):
                 yield Refused(item.where, item.key, "missing audio", f"the tar has no member {item.audio[0].path}")
             else:
@@ -65,7 +67,3 @@ def _spelt_small(name: str) -> str:
     """Return a name with its ending in small letters."""
     root, ending = os.path.splitext(name)
     return root + ending.lower()
-
-
-def _inside(audio: Audio, tar: str, member: Member) -> Audio:
-    return replace(audio, path=tar, region=(member.offset, member.size), num_bytes=member.size)

@@ -176,7 +176,10 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
         fields = {name: value for name, value in fields.items() if value is not None and not isinstance(value, bytes)}
         try:
             cell = (column, group, row) if inside else None
-            yield (utterance := _utterance(fields, given, cell, where, path, roots, options.audio_root))
+            utterance = _utterance(fields, given, cell, where, path, roots, options.audio_root)
+            for audio in utterance.audio if cell else ():
+                audio.container = table.state
+            yield utterance
             yield from doubts(utterance, options.columns)
         except DataError as error:
             yield Refused(where, str(fields.get("id", "?")), *str(error).partition(": ")[::2])

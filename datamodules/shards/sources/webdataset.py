@@ -12,6 +12,7 @@ from fastslm.files import open_file
 from ...index.dialogues import parse_fields
 from ...reading.tar import NO_SAMPLE, Members, read_groups, read_text, recording_names, recordings_of
 from ..naming import renamed, resolve_columns
+from ..opening import state_in
 from ..times import TIMES, loose_length
 from ..utterance import Audio, Noted, Refused, Utterance
 from . import archive
@@ -48,11 +49,15 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
                 yield from (Noted(shard, item.key, item.reason, item.detail) for item in noted)
                 yield from (Refused(shard, item.key, item.reason, item.detail) for item in contents.lost)
                 if is_archive:
-                    yield from archive.read(shard, contents, file.fileno(), options)
+                    yield from archive.read(shard, contents, file, options)
                     continue
                 untaken: Counter[str] = Counter()
+                state = state_in(file)
                 for key, members in contents.groups.items():
-                    yield (sample := _sample(shard, key, members, file.fileno(), options))
+                    sample = _sample(shard, key, members, file.fileno(), options)
+                    for audio in sample.audio if isinstance(sample, Utterance) else ():
+                        audio.container = state
+                    yield sample
                     if isinstance(sample, Utterance):
                         taken = {"json", "txt", *recording_names(members)}
                         untaken.update(members.keys() - taken)
