@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from fastslm.errors import CheckpointError
 
@@ -120,14 +120,30 @@ def no_file_in(folder: Path) -> str:
     return next((f"holds {path.name}, which is a pipe or a device, and no file" for path in odd), "")
 
 
-def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], int]]:
-    """Yield each folder below one and itself, the names of its files, sorted, and how many more macOS has put there.
+class Folder(NamedTuple):
+    """A folder, as ``walk`` finds it.
 
-    Links to folders are followed; a folder that is reached again, by a link or in a circle, does not come again. What
-    macOS leaves on foreign disks (``._name`` beside each file, and copies of those in ``__MACOSX``) is only counted.
+    Attributes:
+        path: of it.
+        names: of its files, sorted.
+        num_companions: how many more macOS has put there (``._name`` beside each file, and copies in ``__MACOSX``).
+        unread: what could not be entered, in it or as it: paths, each with the reason.
+    """
+
+    path: str
+    names: list[str]
+    num_companions: int
+    unread: list[tuple[str, str]]
+
+
+def walk(folder: str | os.PathLike[str]) -> Iterator[Folder]:
+    """Yield each folder below one and itself.
+
+    Links to folders are followed; a folder that is reached again, by a link or in a circle, does not come again.
     """
     seen: set[tuple[int, int]] = set()
-    for path, folders, names in os.walk(folder, followlinks=True):
+    failed: list[OSError] = []
+    for path, folders, names in os.walk(folder, followlinks=True, onerror=failed.append):
         status = os.stat(path)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -135,7 +151,10 @@ def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], int]]
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
         companions = [name for name in names if name.startswith("._") or os.path.basename(path) == "__MACOSX"]
-        yield path, sorted(set(names) - set(companions)), len(companions)
+        links = (os.path.join(path, name) for name in names if "." not in name)  # as folders are called
+        unread = [(link, "a link to nothing") for link in links if os.path.islink(link) and not os.path.exists(link)]
+        yield Folder(path, sorted(set(names) - set(companions)), len(companions), unread)
+    yield from (Folder(error.filename, [], 0, [(error.filename, error.strerror or str(error))]) for error in failed)
 
 
 def partial_of(folder: Path) -> Path:

@@ -128,26 +128,32 @@ def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int, bool]:
     has none, and its packets note what their encoder added. Times are in doubt where they have holes or begin anew.
     """
     end = lasting = skipped = longest = 0
-    all_last = True
+    begin = max(stream.start_time or 0, 0)
+    is_first = all_last = True
     for packet in packets:
         lasting += packet.duration or 0
         longest = max(longest, packet.duration or 0)  # in MP4 the packet before a hole lasts until its end
         all_last &= bool(packet.duration or not packet.size)
+        left_out = _left_out(packet) if is_first or stream.codec_context.name in _BY_DURATION else (0, 0)
         if stream.codec_context.name in _BY_DURATION:
-            skipped += sum(
-                sum(struct.unpack("<II", bytes(data)[:8])) for data in packet.iter_sidedata() if _skips(data)
-            )
+            skipped += sum(left_out)
         elif packet.pts is not None:
+            if is_first:  # see _origin
+                begin = min(begin, max(packet.pts + round(left_out[0] / stream.sample_rate / stream.time_base), 0))
             end = max(end, packet.pts + (packet.duration or 0))
+        is_first = False
     if stream.codec_context.name in _BY_DURATION:
         return float(lasting * stream.time_base), skipped, False
-    by_times = float((end - max(stream.start_time or 0, 0)) * stream.time_base)
+    by_times = float((end - begin) * stream.time_base)
     differs = all_last and abs(by_times - float(lasting * stream.time_base)) > _DOUBTFUL_SECONDS
     return by_times, skipped, differs or float(longest * stream.time_base) > _DOUBTFUL_SECONDS
 
 
-def _skips(data: Any) -> bool:
-    return "skip_samples" in str(data.data_type).lower()
+def _left_out(packet: Any) -> tuple[int, int]:
+    """Return how many samples the decoder leaves out at a packet's begin and end, as its encoder noted."""
+    noted = [bytes(d) for d in packet.iter_sidedata() if "skip_samples" in str(d.data_type).lower()]
+    pairs = [struct.unpack("<II", data[:8]) for data in noted]
+    return sum(begin for begin, _ in pairs), sum(end for _, end in pairs)
 
 
 def av_told_seconds(file: BinaryIO) -> float | None:
@@ -189,7 +195,7 @@ def _cut(file: BinaryIO, start: float, stop: float | None, remarks: list[str] | 
 
     with container:
         try:
-            origin = max(stream.start_time or 0, 0)
+            origin = _origin(container, stream, restarts=start > 0)
             is_mpeg = stream.codec_context.name in _BY_DURATION
             least = _least_seconds(container, stream)
             place = max(0.0, start - _PREROLL_SECONDS)
@@ -200,6 +206,8 @@ def _cut(file: BinaryIO, start: float, stop: float | None, remarks: list[str] | 
                 if isinstance(frame, float):
                     lost += frame
                     continue
+                if position is None and not start and frame.pts is not None:
+                    origin = min(origin, max(frame.pts, 0))
                 at = None if frame.pts is None else float((frame.pts - origin) * frame.time_base)
                 if position is None:
                     position = at or 0.0
@@ -227,6 +235,21 @@ def _cut(file: BinaryIO, start: float, stop: float | None, remarks: list[str] | 
             if not start and abs(end - found) > _DOUBTFUL_SECONDS:
                 says = f"the times of its packets say {end:.2f} s, the file holds {found:.2f} s"
                 remarks.append(f"length differs from header: {says} (holes, or times that begin anew)")
+
+
+def _origin(container: Any, stream: Any, restarts: bool) -> int:
+    """Return the time of the first sound, in the stream's unit; of Opus in Matroska FFmpeg tells that of the second packet.
+
+    Args:
+        container: open, at its beginning.
+        stream: of the sound.
+        restarts: whether another place is looked up afterwards, so that a frame may be read here.
+    """
+    told = max(stream.start_time or 0, 0)
+    if not told or not restarts or stream.codec_context.name in _BY_DURATION:
+        return told
+    first = next(container.decode(stream), None)
+    return told if first is None or first.pts is None else min(told, max(first.pts, 0))
 
 
 def _least_seconds(container: Any, stream: Any) -> float:

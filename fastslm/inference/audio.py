@@ -267,9 +267,11 @@ def find_audio(folder: Path) -> list[Path]:
         DataError: there is none.
     """
     below = list(walk(folder))
-    found = sorted(p for path, names, _ in below for name in names if (p := Path(path, name)).is_file())
+    found = sorted(path for part in below for name in part.names if (path := Path(part.path, name)).is_file())
     found = [path for path in found if path.suffix.lower() in AUDIO_ENDINGS]
-    if num_companions := sum(count for *_, count in below):
+    for place, reason in (item for part in below for item in part.unread):
+        print(f"{place}: left out, it cannot be read ({reason}).", file=sys.stderr)
+    if num_companions := sum(part.num_companions for part in below):
         print(f"{num_companions} files that macOS added (._*) are left out.", file=sys.stderr)
     if not found:
         raise DataError(f"the folder {folder} holds no audio; looked for {' '.join(sorted(AUDIO_ENDINGS))}")

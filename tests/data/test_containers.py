@@ -73,6 +73,21 @@ def test_what_ffmpeg_reads_comes_in_whole(make):
     assert spectrum.argmax() / 2 == pytest.approx(400, abs=4)
 
 
+@pytest.mark.parametrize("late_seconds", [0, 5])
+@pytest.mark.parametrize("container", ["webm", "matroska"])
+def test_opus_in_matroska_has_its_first_samples(container, late_seconds):
+    """FFmpeg tells the time of the second packet as the time of the stream."""
+    data = ffmpeg(container, "libopus", late_seconds)
+    in_ogg = decode(io.BytesIO(ffmpeg("ogg", "libopus")))
+    samples = decode(io.BytesIO(data))
+    assert len(samples) == len(in_ogg)
+    assert np.abs(samples.astype(int) - in_ogg).max() < 700  # of 9,830: two encodings of one tone, and not shifted
+    assert read_info(io.BytesIO(data)).num_samples == pytest.approx(len(samples), abs=0.002 * RATE)
+    part = decode(io.BytesIO(data), 1.0, 2.0)
+    shifted = [in_ogg[RATE + 200 + lag : 2 * RATE - 200 + lag] for lag in range(-16, 17)]  # times are milliseconds
+    assert min(np.abs(part.astype(int)[200:-200] - other).max() for other in shifted) < 700
+
+
 CUT = {
     "AIFF": lambda: encode("AIFF"),
     "AIFF-C": lambda: encode("AIFF", "ULAW"),

@@ -236,6 +236,21 @@ def test_linked_folders_are_entered_once_and_circles_end(build, save, tmp_path):
     assert list(build(tmp_path / "corpus")) == ["1-9-0", "1-9-1", "2-9-0", "2-9-1"]
 
 
+def test_folders_that_cannot_be_entered_are_refused_by_name(build, save, tmp_path, reasons, capsys):
+    chapter(save, tmp_path, "corpus", 1)
+    (tmp_path / "corpus/2").symlink_to("../nothing")
+    os.chdir(tmp_path / "corpus")
+    for _ in range(25):  # beyond what the system takes as a path
+        os.mkdir("x" * 200)
+        os.chdir("x" * 200)
+    os.chdir(tmp_path)
+    assert list(build(tmp_path / "corpus", "--max-broken-share", 0.6)) == ["1-9-0", "1-9-1"]
+    assert reasons() == {"unreadable folder": 2}
+    broken = (tmp_path / "out/broken.jsonl").read_text()
+    assert "a link to nothing" in broken
+    assert "File name too long" in broken
+
+
 def test_companions_of_macos_are_left_out_and_counted(build, save, tmp_path, notes):
     chapter(save, tmp_path, "corpus", 1)
     companion = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(200)

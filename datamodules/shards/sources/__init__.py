@@ -48,6 +48,11 @@ def expand_paths(patterns: Sequence[str]) -> list[str]:
             if not found or not os.path.exists(found[0]):
                 hint = " Fetch it first: sources are read from disk." if "://" in name else ""
                 raise DataError(f"{name}: there is no such file or folder.{hint}")
+            for folder in filter(os.path.isdir, found):
+                try:
+                    os.scandir(folder).close()
+                except OSError as error:
+                    raise DataError(f"{folder}: the folder cannot be read: {error.strerror}.") from error
             paths += found
     return paths
 

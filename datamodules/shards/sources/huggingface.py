@@ -133,7 +133,7 @@ def _missing(files: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
 def _left_out(path: str, files: Sequence[str]) -> Iterator[Noted]:
     """Note the tables in a folder and below it that are not read."""
     read = {os.path.realpath(file) for file in files}
-    found = [Path(folder, name) for folder, names, _ in walk(path) for name in names if name.endswith(_TABLES)]
+    found = [Path(below.path, name) for below in walk(path) for name in below.names if name.endswith(_TABLES)]
     cached = [file for file in found if _is_cached(file)]
     others = [file for file in found if not _is_cached(file) and os.path.realpath(file) not in read]
     for left, what in (

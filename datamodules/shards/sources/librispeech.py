@@ -19,7 +19,7 @@ _SPLIT = re.compile(r"(train|dev|test)(?![^\W\d_])", re.IGNORECASE)  # how the n
 
 def detect(path: str) -> bool:
     """Say whether a folder has transcripts anywhere below it."""
-    return any(_is_transcript(name) for _, names, _ in walk(path) for name in names)
+    return any(_is_transcript(name) for below in walk(path) for name in below.names)
 
 
 def _is_transcript(name: str) -> bool:
@@ -32,13 +32,14 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     Where folders below are of several splits (``train-clean-100``, ``dev-clean``, ``test-other``), each is kept apart.
     """
     found = list(walk(path))
-    transcripts = [Path(folder, name) for folder, names, _ in found for name in names if _is_transcript(name)]
+    transcripts = [Path(below.path, name) for below in found for name in below.names if _is_transcript(name)]
     chapters = itertools.groupby(sorted(transcripts, key=_by_number), lambda transcript: transcript.parent)
     splits = {transcript.parent: _split_of(transcript.parent.relative_to(path)) for transcript in transcripts}
     is_one = len(set(splits.values())) == 1
     for folder, of_folder in chapters:
         yield from _chapter(folder, list(of_folder), None if is_one else splits[folder])
-    for folder, names, num_companions in found:
+    for folder, names, num_companions, unread in found:
+        yield from (Refused(place, "?", "unreadable folder", reason) for place, reason in unread)
         if Path(folder) not in splits:
             yield from _without_transcript(Path(folder), names)
         if num_companions:
