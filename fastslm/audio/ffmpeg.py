@@ -238,7 +238,7 @@ def _cut(file: BinaryIO, start: float, stop: float | None, remarks: list[str] | 
 
 
 def _origin(container: Any, stream: Any, restarts: bool) -> int:
-    """Return the time of the first sound, in the stream's unit; of Opus in Matroska FFmpeg tells that of the second packet.
+    """Return the time of the first sound, in the stream's unit; for Opus in Matroska FFmpeg tells the second packet's.
 
     Args:
         container: open, at its beginning.

@@ -1,14 +1,20 @@
 """Ogg files by their pages: streams one after another, as radio recorders and browsers leave them."""
 
 import re
+import struct
+import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from fastslm.errors import DataError
 
 from .streams import Stream, excerpt, find_all, read_at, size_of
 
-_FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x06]")
+_PAGE = re.compile(rb"OggS\x00")
+_HEADER = struct.Struct("<4sBBqIII")  # mark, version, kind, granule position, stream, number, checksum
+_REST = "ffmpeg -i IN OUT.flac makes a file of what is whole"
+_BEGINS = 2  # of the kind: first page of a stream
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _SOUND_CODECS = (b"\x01vorbis", b"OpusHead")  # that libsndfile decodes
 _LARGEST_PAGE_BYTES = 27 + 255 + 255 * 255
 
@@ -21,7 +27,8 @@ def ogg_streams(file: BinaryIO, thorough: bool) -> Iterator[Stream]:
         thorough: read all of it; otherwise it is taken for one stream where its first and last page have one number.
 
     Raises:
-        DataError: it ends in the middle of a page: no header gives a length, so that libsndfile would just stop.
+        DataError: it ends in the middle of a page: no header gives a length, so that libsndfile would just stop; or,
+            where all of it is read, a page is damaged or missing, which decoders leave out without a word.
     """
     end = size_of(file)
     tail = read_at(file, max(0, end - _LARGEST_PAGE_BYTES), _LARGEST_PAGE_BYTES)
@@ -30,7 +37,7 @@ def ogg_streams(file: BinaryIO, thorough: bool) -> Iterator[Stream]:
     first = read_at(file, 0, 27 + 255 + 8)
     begins, side_by_side, page_end = [0], False, _page_bytes(first)
     same_stream = first[14:18] == page[14:18]
-    for place in find_all(file, _FIRST_PAGE, 6) if thorough or not same_stream else ():
+    for place in (page.begin for page in _whole_pages(file) if page.first) if thorough or not same_stream else ():
         if place == 0:
             continue
         if place == page_end:  # a second stream beside the first: a video, or a skeleton
@@ -45,6 +52,52 @@ def ogg_streams(file: BinaryIO, thorough: bool) -> Iterator[Stream]:
         head = read_at(file, begin, 27 + 255 + 8)
         one = file if len(begins) == 1 else excerpt(file, begin, following - begin)
         yield Stream(one, "sound" if head[27 + head[26] :].startswith(_SOUND_CODECS) else "av")
+
+
+class _Page(NamedTuple):
+    begin: int
+    first: bool  # of its stream
+
+
+def _whole_pages(file: BinaryIO) -> Iterator[_Page]:
+    """Yield all pages, each as its encoder wrote it; between two streams may lie what is no page.
+
+    Raises:
+        DataError: the bytes of one are not those of its checksum, or the next one of its stream is missing.
+    """
+    last: dict[int, tuple[int, int]] = {}  # number and granule position of the last page of each stream
+    position, end, rubbish = 0, size_of(file), False
+    while position < end:
+        head = read_at(file, position, 27 + 255)
+        if not _PAGE.match(head):
+            rest = excerpt(file, position, end - position)
+            found = next(find_all(rest, _PAGE, 5), None)
+            if found is None:
+                return
+            position, rubbish = position + found, True
+            continue
+        size = _page_bytes(head)
+        if position + size > end:  # what is cut at the end is told elsewhere; here a mark within rubbish
+            return
+        page = head[:size] if size <= len(head) else read_at(file, position, size)
+        _, _, kind, granule, stream, number, checksum = _HEADER.unpack(page[: _HEADER.size])
+        if checksum != _checksum(page[:22] + bytes(4) + page[26:]):
+            raise DataError(
+                f"unreadable audio: the Ogg page at byte {position} is damaged (its checksum differs). {_REST}"
+            )
+        before, at = last.get(stream, (number - 1, 0))
+        # a recorder that joins a broadcast has its headers, which stand at 0, and then a page of a higher number
+        if not kind & _BEGINS and (rubbish or (number != (before + 1) & 0xFFFFFFFF and at != 0)):
+            raise DataError(f"unreadable audio: Ogg pages are missing before byte {position}. {_REST}")
+        last[stream], rubbish = (number, granule), False
+        yield _Page(position, bool(kind & _BEGINS))
+        position += size
+
+
+def _checksum(page: bytes) -> int:
+    """Return the checksum of a page whose own is zeros: CRC-32, most significant bit first (RFC 3533, section 6)."""
+    crc = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{crc:032b}"[::-1], 2)
 
 
 def _page_bytes(head: bytes) -> int:

@@ -88,6 +88,53 @@ def test_opus_in_matroska_has_its_first_samples(container, late_seconds):
     assert min(np.abs(part.astype(int)[200:-200] - other).max() for other in shifted) < 700
 
 
+def ogg(subtype, seconds=40):
+    samples = np.resize(TONE, seconds * RATE)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, RATE, subtype, format="OGG")
+    return buffer.getvalue()
+
+
+def pages_of(data):
+    begins = [i for i in range(len(data)) if data.startswith(b"OggS\0", i)]
+    return [data[begin:end] for begin, end in zip(begins, [*begins[1:], len(data)], strict=True)]
+
+
+OGG_DAMAGE = {
+    "a flipped bit": lambda pages: [
+        *pages[:4],
+        pages[4][:300] + bytes([pages[4][300] ^ 1]) + pages[4][301:],
+        *pages[5:],
+    ],
+    "zeros": lambda pages: [*pages[:4], bytes(len(pages[4])), *pages[5:]],
+    "a page that is not there": lambda pages: [*pages[:4], *pages[5:]],
+    "rubbish between pages": lambda pages: [*pages[:4], b"rubbish OggS rubbish", *pages[4:]],
+}
+
+
+@pytest.mark.parametrize("damage", OGG_DAMAGE.values(), ids=OGG_DAMAGE)
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_damage_in_an_ogg_file_is_no_silent_hole(subtype, damage):
+    """Decoders leave a damaged page out, and what is behind it moves."""
+    data = b"".join(damage(pages_of(ogg(subtype))))
+    for read in (decode, read_info):
+        with pytest.raises(DataError, match=r"Ogg page.* OUT\.flac"):
+            read(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_rubbish_between_two_ogg_streams_is_passed_over(subtype):
+    one = ogg(subtype)
+    assert len(decode(io.BytesIO(one + b"rubbish" + one))) == 2 * len(decode(io.BytesIO(one)))
+
+
+def test_a_broadcast_that_a_recorder_joined_late_is_read():
+    pages = pages_of(ogg("OPUS"))
+    headers = [page for page in pages if page[6:14] == bytes(8)]
+    late = b"".join([*headers, *pages[len(headers) + 3 :]])
+    assert len(decode(io.BytesIO(late))) > 30 * RATE
+
+
 CUT = {
     "AIFF": lambda: encode("AIFF"),
     "AIFF-C": lambda: encode("AIFF", "ULAW"),
