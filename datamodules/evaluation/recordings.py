@@ -12,7 +12,7 @@ from fastslm.inference.audio import FileSource
 from fastslm.tasks import tasks
 
 from ..index.columns import ShardRows
-from ..index.dialogues import parse_fields
+from ..index.dialogues import fields_of
 from ..index.sidecar import current_rows
 from ..reading.store import Store
 from ..shards.paths import shard_paths
@@ -147,7 +147,11 @@ def _recording(
     places = rows.recordings(row)
     if len(places) != 1:
         return "several recordings in one sample" if places else "no audio"
-    fields = parse_fields(store.read(shard, int(rows["json_offset"][row]), int(rows["json_size"][row])))
+    data = store.read(shard, int(rows["json_offset"][row]), int(rows["json_size"][row]))
+    try:
+        fields = fields_of(data, int(rows["json_crc32"][row]))
+    except DataError as error:
+        return str(error).partition(": ")[0]
     task = tasks().get(rows.labels("task")[row])
     if task is None or not task.transcript:
         return "no transcript is asked for"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,6 +26,17 @@ def parse_fields(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"unreadable json: a {type(value).__name__} where an object was expected")
     return value
+
+
+def fields_of(data: bytes, crc32: int) -> dict[str, Any]:
+    """Return a sample's JSON of the bytes that its index says.
+
+    Raises:
+        DataError: they are others, or no JSON object.
+    """
+    if zlib.crc32(data) != crc32:
+        raise DataError("checksum differs: its json was modified after indexing")
+    return parse_fields(data)
 
 
 def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from fastslm.tasks import tasks
 
 from ..reading.store import Store
 from .columns import ShardRows, load_arrays, save_arrays
-from .dialogues import count_ids, dialogue_of, parse_fields, prompts_of, task_of, tokenizer_digest, with_answer
+from .dialogues import count_ids, dialogue_of, fields_of, prompts_of, task_of, tokenizer_digest, with_answer
 
 _FORMAT_VERSION = 3
+_DAMAGED = -2  # ids of a text whose bytes are not those that were indexed
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -81,8 +82,8 @@ class Texts:
     """Text lengths of one shard.
 
     Attributes:
-        num_tokens: ids of each sample's dialogue, each recording one placeholder; ``[n]``, -1 where the prompter
-            refuses it.
+        num_tokens: ids of each sample's dialogue, each recording one placeholder; ``[n]``, below 0 where the prompter
+            refuses it or its bytes are damaged.
         broken: those samples, with the reason.
         chunks: by their largest length in seconds.
     """
@@ -112,7 +113,8 @@ def read_texts(
             num_tokens = loaded[1]["num_tokens"]
         else:
             num_tokens = np.array([_count(shard, rows, row, prompter, store) for row in range(len(rows))], np.int64)
-            _save(target, {}, {"num_tokens": num_tokens})
+            if (num_tokens != _DAMAGED).all():  # what was indexed may be there again
+                _save(target, {}, {"num_tokens": num_tokens})
     texts = Texts(num_tokens)
     keys = rows.keys if (num_tokens < 0).any() else []
     for row in np.flatnonzero(num_tokens < 0).tolist():
@@ -148,11 +150,17 @@ def _save(target: Path, header: dict[str, Any], arrays: dict[str, Any]) -> None:
 
 
 def _fields(shard: str, rows: ShardRows, row: int, store: Store) -> dict[str, Any]:
-    return parse_fields(store.read(shard, int(rows["json_offset"][row]), int(rows["json_size"][row])))
+    data = store.read(shard, int(rows["json_offset"][row]), int(rows["json_size"][row]))
+    return fields_of(data, int(rows["json_crc32"][row]))
 
 
 def _count(shard: str, rows: ShardRows, row: int, prompter: Prompter, store: Store) -> int:
-    return count_ids(_fields(shard, rows, row, store), prompter, len(rows.recordings(row)))
+    data = store.read(shard, int(rows["json_offset"][row]), int(rows["json_size"][row]))
+    try:
+        fields = fields_of(data, int(rows["json_crc32"][row]))
+    except DataError:  # said by _refusal
+        return _DAMAGED
+    return count_ids(fields, prompter, len(rows.recordings(row)))
 
 
 def _refusal(shard: str, rows: ShardRows, row: int, prompter: Prompter, store: Store) -> DataError:

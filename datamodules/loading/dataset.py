@@ -1,6 +1,5 @@
 """Samples of a plan, read by offset, checked, decoded and put side by side."""
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from fastslm.path.batch import Dialogue, Sample
 from fastslm.path.prompt import Prompter
 
 from ..augmentation import Augmentation, augmented
-from ..index.dialogues import dialogue_of, parse_fields, with_answer
+from ..index.dialogues import dialogue_of, fields_of, with_answer
 from ..index.doubts import audio_doubts
 from ..index.entries import Entries, Entry
 from ..index.texts import joined
@@ -93,9 +92,7 @@ class ShardDataset(PlannedDataset):
     def _dialogue(self, entry: Entry) -> Dialogue:
         offset, size, crc32 = entry.json_region
         data = self._store.read(entry.shard, offset, size)
-        if zlib.crc32(data) != crc32:
-            raise DataError("checksum differs: its json was modified after indexing")
-        fields = parse_fields(data)
+        fields = fields_of(data, crc32)
         if entry.segments is not None:
             fields = with_answer(fields, joined(fields, entry.segments))
         return dialogue_of(fields, self.prompter, len(entry.audio_regions), self.needs_answers)

@@ -1,6 +1,7 @@
 """``fastslm shards build | index | check | stats | reshard``: the options of each, with examples."""
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -152,7 +153,11 @@ def _check_numbers(options: argparse.Namespace) -> None:
         (options.join_pause >= 0, f"--join-pause {options.join_pause:g}", "must be 0 or more"),
         (0.5 <= options.speed <= 2.0, f"--speed {options.speed:g}", "is outside 0.5 to 2"),
         (options.speed == 1.0 or not options.keep_audio, f"--speed {options.speed:g}", "excludes --keep-audio"),
-        ("/" not in options.name and "." not in options.name, f"--name {options.name}", "must have no dot or slash"),
+        (
+            re.fullmatch(r"[^\s./\0][^./\0\n]*", options.name),
+            f"--name {options.name!r}",
+            "must be one word or more, without a dot or slash",
+        ),
         (options.name != "dev" or not options.dev_share, "--name dev", "is what --dev-share calls its shards"),
     )
     for holds, what, rule in rules:

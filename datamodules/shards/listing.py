@@ -16,7 +16,7 @@ from .utterance import MISSING, Noted, Refused, Utterance, answer_field, check_f
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
 _HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
 _PATH = re.compile(r"\S+\.(txt|lab|trn|json|srt|vtt|TextGrid)", re.IGNORECASE)
-_CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f]")
+_CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")  # and what stands for bytes that were no text
 _LONGEST_KEY = 120  # the rest of a longer one is replaced by a digest
 
 

@@ -16,17 +16,20 @@ _KINDS = {
     "end": ("end", "stop", "xmax", "tmax"),
     "duration": ("duration", "dur", "length"),
 }
+_SAID = "sentence|sent|subtitle|sub|turn|line|caption|cue|phrase"
 #: A name in small letters with ``_`` between its words: ``startTime`` is ``start_time``.
 _NAME = re.compile(
-    rf"((segment|seg|utterance|utt|time|t)_)?(?P<kind>{'|'.join(sum(_KINDS.values(), ()))})(_?time)?"
+    rf"((segment|seg|utterance|utt|time|t|{_SAID})_)?(?P<kind>{'|'.join(sum(_KINDS.values(), ()))})(_?time)?"
     r"(_(in_)?((?P<ms>ms|msecs?|millis|milliseconds?)|s|secs?|seconds?))?"
 )
 _EDGES = frozenset((*_KINDS["offset"], *_KINDS["end"], "starttime", "endtime", "from", "to"))
 #: What may stand beside these words in the name of a time in a unit, or of a thing, that is not known here.
 _BESIDE = re.compile(
     "times?|timestamps?|interval|span|range|ts|t|s|secs?|seconds?|ms|us|ns|in|at|of|samples?|frames?|index|idx|position|pos|segment|seg"
-    "|utterance|utt|clip|audio|speech|word|video|chunk"
+    f"|utterance|utt|clip|audio|speech|word|video|chunk|{_SAID}"
 )
+_MOMENTS = frozenset(("t_0", "t_1"))
+_PAIR = re.compile(r"[\[(]?\s*\d+([.,]\d+)?\s*(-+>?|\u2013|to|[,;:])\s*\d+([.,]\d+)?\s*[\])]?")
 _USUAL_DURATIONS = ("duration", "duration_seconds", "duration_sec", "duration_s", "duration_ms")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
 _CLOCK = re.compile(r"\d+(:\d\d)+([.,]\d+)?")
@@ -65,10 +68,10 @@ def untaken(utterance: Utterance) -> Iterator[str]:
         return
     for name, value in utterance.fields.items():
         like = _time_like(name)
-        if not like:
+        if not (like or isinstance(value, dict)):
             continue
-        is_pair = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
-        if is_pair or (like == "an edge" and (_is_number(value) or _CLOCK.fullmatch(str(value)))):
+        is_edge = like == "an edge" and (_is_number(value) or _CLOCK.fullmatch(str(value)))
+        if is_edge or _is_pair(value):
             hint = f"where it is in seconds: --column offset={name}"
             yield f"time not taken: {name} is {value!r:.40}, and cuts no audio; {hint}"
             return
@@ -78,9 +81,21 @@ def untaken(utterance: Utterance) -> Iterator[str]:
 def _time_like(name: str) -> Literal["", "an interval", "an edge"]:
     """Return what a column may be, by its name, if it is a time."""
     words = set(_folded(name).split("_"))
+    if _folded(name) in _MOMENTS:
+        return "an edge"
     if not all(map(_BESIDE.fullmatch, words - _EDGES)):
         return ""
     return "an edge" if words & _EDGES else "an interval"
+
+
+def _is_pair(value: Any) -> bool:
+    """Say whether a value is a begin and an end, in a list, in an object or as text."""
+    if isinstance(value, dict):
+        edges = [item for name, item in value.items() if _folded(str(name)) in _EDGES]
+        return len(edges) == 2 and all(map(_is_number, edges))
+    if isinstance(value, str):
+        return bool(_PAIR.fullmatch(value.strip()))
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _is_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -179,7 +180,7 @@ def check_fields(fields: dict[str, Any], num_recordings: int) -> None:
     """
     answer = answer_field(fields)
     value = fields.get(answer, "") if answer else None
-    if answer and (value is None or (isinstance(value, str) and not value.strip())):
+    if answer and (value is None or (isinstance(value, str) and not is_visible(value))):
         raise DataError(f"empty text: task {task_of(fields)!r} needs the field {answer!r}")
     try:
         messages = messages_of(fields)
@@ -190,6 +191,11 @@ def check_fields(fields: dict[str, Any], num_recordings: int) -> None:
         raise DataError(
             f"unusable fields: the dialogue marks {marks} recordings with {AUDIO}, the sample has {num_recordings}"
         )
+
+
+def is_visible(text: str) -> bool:
+    """Say whether a text has a character that one sees: no space, mark of order or joiner without width."""
+    return any(unicodedata.category(character)[0] not in "CZ" for character in text)
 
 
 def stem(path: str) -> str:

@@ -495,6 +495,30 @@ def test_a_sample_modified_after_indexing_is_left_out_and_counted(tmp_path, make
     assert "train-001" not in keys_of(data.val_dataloader())
 
 
+def test_a_text_that_rotted_before_a_tokenizer_counted_it_is_one_broken_sample(tmp_path, make_shards, data_of):
+    """Neither size nor time of the shard says so, and its text is read for the first time."""
+    pattern = make_shards(tmp_path, 6, 0.5)
+    shard = tmp_path / "train-000000.tar"
+    write_sidecar(shard, scan_tar(shard))
+    whole, status = shard.read_bytes(), shard.stat()
+
+    def put(data):
+        shard.write_bytes(data)
+        os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def broken():
+        data = data_of(val_shards=pattern, max_broken_share=0.5)
+        data.setup("validate")
+        return [(item.shard, item.key, item.reason) for item in data.broken["val"]]
+
+    rotten = bytearray(whole)
+    rotten[whole.index(b"number 1") - 10] ^= 0x04
+    put(rotten)
+    assert broken() == [(str(shard), "train-001", "checksum differs")]
+    put(whole)
+    assert broken() == []
+
+
 def test_a_sample_modified_while_the_run_goes_on_is_reported(tmp_path, make_shards, data_of, keys_of):
     pattern = make_shards(tmp_path, 6, 0.5)
     data = data_of(val_shards=pattern)

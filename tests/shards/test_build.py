@@ -276,7 +276,9 @@ def test_an_interrupted_build_says_so_and_leaves_nothing_half(
         (("--speed", 0.9, "--keep-audio"), "--speed 0.9: excludes --keep-audio."),
         (("--format", "nemmo"), "Did you mean 'nemo'?"),
         (("--workers", 0), "--workers 0"),
-        (("--name", "a.b"), "--name a.b"),
+        (("--name", "a.b"), "--name 'a.b'"),
+        (("--name", ""), "--name ''"),
+        (("--name", "a\nb"), "--name 'a\\nb'"),
         (("--column", "text"), "--column text"),
     ],
 )

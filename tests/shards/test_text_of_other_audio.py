@@ -98,7 +98,14 @@ def test_a_text_that_programs_write_for_none_is_noted(build, save, json_lines, t
     assert notes() == ["text may be missing"]
 
 
-@pytest.mark.parametrize("mark", ["\0", "\x08", "\x1b", "\x7f"])
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff \u2060", "\xad"])
+def test_a_text_of_nothing_that_one_sees_is_empty(build, save, json_lines, tmp_path, reasons, text):
+    rows = [{"audio_filepath": str(save(f"{n}.wav")), "text": t} for n, t in (("a", text), ("b", "\u200bone"))]
+    assert list(build(json_lines(tmp_path / "m.jsonl", rows), "--max-broken-share", 0.5)) == ["b"]
+    assert reasons() == {"empty text": 1}
+
+
+@pytest.mark.parametrize("mark", ["\0", "\x08", "\x1b", "\x7f", "\x92", "\ufffd"])
 def test_control_characters_in_a_text_are_noted(build, save, json_lines, tmp_path, notes, mark):
     build(json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav")), "text": f"a{mark}b\n\tc"}]))
     assert notes() == ["control characters"]
@@ -122,6 +129,7 @@ def test_two_texts_of_one_sample_in_a_tar_are_refused(build, write_shard, flac, 
         ("Start", "End"), ("startTime", "endTime"), ("START_TIME", "END_TIME"), ("xmin", "xmax"), ("from", "to"),
         ("segment_start", "segment_end"), ("t_start", "t_end"), ("start_secs", "end_secs"), ("Start (s)", "End (s)"),
         ("start_seconds", "end_seconds"), ("Begin Time", "Stop Time"), ("tmin", "tmax"), ("start", "end"),
+        ("sentence_start", "sentence_end"), ("turn_start", "turn_end"), ("subtitleStart", "subtitleEnd"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -146,6 +154,8 @@ def test_a_duration_under_any_name_goes_with_its_offset(build, save, tmp_path, s
     [
         {"start_sample": 16000, "end_sample": 32000}, {"onset": 1.5}, {"from": 1, "to": 2}, {"word_start": "1.5"},
         {"start_timestamp": "00:00:01.5"}, {"timestamps": [1.5, 2.5]}, {"start_seconds": 1.5, "end_frame": 200},
+        {"timestamp": {"start": 0.0, "end": 1.5}}, {"offsets": {"from": 0, "to": 1500}}, {"interval": "0.00-1.06"},
+        {"t0": 0, "t1": 106}, {"span": "[0.5, 1.5]"},
     ],
     ids=lambda times: " ".join(times),
 )  # fmt: skip
@@ -243,3 +253,35 @@ def test_times_that_are_spelt_as_text_follow_the_speed(build, save, json_lines, 
     row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one", "segments": segments}
     (sample,) = build(json_lines(tmp_path / "m.jsonl", [row]), "--speed", 0.5).values()
     assert sample.fields["segments"] == [{"start": 2.0, "end": 4.0, "text": "one"}]
+
+
+def test_a_text_in_another_language_than_the_speech_is_a_translation(build, save, json_lines, tmp_path, reasons):
+    """As manifests of NeMo's Canary say it: taken for transcripts they teach the model to translate unasked."""
+
+    def row(name, **more):
+        return {"audio_filepath": str(save(f"{name}.wav")), "text": f"words of {name}", **more}
+
+    rows = [
+        row("a", source_lang="en", target_lang="de", taskname="ast", pnc="yes"),
+        row("b", source_lang="en", target_lang="en", taskname="asr", pnc="yes"),
+        row("c", source_lang="en-US", target_lang="en"),
+        row("d", source_lang="en", target_lang="de", task="asr"),
+        row("e", source_lang="en", target_lang="de", taskname="asr"),
+        row("f", source_lang="en", target_lang="zz", taskname="ast"),
+    ]
+    samples = build(json_lines(tmp_path / "m.jsonl", rows), "--max-broken-share", 0.5)
+    answers = {key: (sample.fields.get("task"), sample.fields.get("text")) for key, sample in samples.items()}
+    assert answers == {
+        "a": ("ast", None), "b": (None, "words of b"), "c": (None, "words of c"), "d": ("asr", "words of d")
+    }  # fmt: skip
+    assert samples["a"].fields["translation"] == "words of a"
+    assert samples["a"].fields["target_language"] == "German"
+    assert reasons() == {"unusable fields": 2}
+
+
+@pytest.mark.parametrize("name", ["audios", "audio_paths"])
+def test_recordings_of_a_chat_are_not_dropped_in_silence(build, save, json_lines, tmp_path, reasons, name):
+    chat = [{"role": "user", "content": "<audio>What is said?"}, {"role": "assistant", "content": "One."}]
+    rows = [{"audio_filepath": str(save("a.wav")), "text": "one"}, {"messages": chat, name: [str(save("b.wav"))]}]
+    assert list(build(json_lines(tmp_path / "m.jsonl", rows), "--max-broken-share", 0.5)) == ["a"]
+    assert reasons() == {"audio not taken": 1}

@@ -61,3 +61,11 @@ def test_a_compressed_tar_is_refused(build, foreign, capsys):
     (foreign / "a.tar.gz").write_bytes(gzip.compress((foreign / "a-0.tar").read_bytes()))
     build(foreign / "a.tar.gz", status=2)
     assert "a compressed tar cannot be read by offset" in capsys.readouterr().err
+
+
+def test_tars_below_a_folder_of_tars_are_noted(build, write_shard, flac, tmp_path):
+    (tmp_path / "tars" / "more").mkdir(parents=True)
+    write_shard(tmp_path / "tars" / "a.tar", [("a", {"flac": flac(0.3), "json": {"text": "one"}})])
+    write_shard(tmp_path / "tars" / "more" / "b.tar", [("b", {"flac": flac(0.3), "json": {"text": "two"}})])
+    assert list(build(tmp_path / "tars")) == ["a"]
+    assert "1 tars in folders below it" in (tmp_path / "out" / "notes.jsonl").read_text()

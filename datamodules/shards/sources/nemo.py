@@ -8,10 +8,13 @@ from fastslm.errors import DataError
 
 from ..naming import USUAL_NAMES, renamed, usual_columns
 from ..times import take_times
+from ..translations import as_translation
 from ..utterance import Audio, Noted, Refused, Utterance, stem
 from ._doubts import doubts
 from ._lines import first_object, json_lines, located
 from .options import SourceOptions
+
+_SEVERAL = ("audios", "audio_paths", "audio_files")  # of chats, as other trainers write them
 
 
 def detect(path: str) -> bool:
@@ -39,7 +42,7 @@ def from_rows(
             path = fields.get("audio")
             if "shard_id" in row and isinstance(path, str) and not os.path.exists(located(path, [root])):
                 raise DataError(f"audio in a tar: the data set is tarred; unpack its tars so that {path} is there")
-            yield (utterance := from_row(fields, where, [root]))
+            yield (utterance := from_row(as_translation(fields), where, [root]))
             yield from doubts(utterance, options.columns)
         except DataError as error:
             reason, _, detail = str(error).partition(": ")
@@ -56,6 +59,9 @@ def from_row(fields: dict[str, Any], where: str, roots: list[str], stated: float
     start, seconds = take_times(fields)
     key, group = fields.pop("id", None), fields.get("group")
     if fields.get("messages") is not None and path is None:
+        several = next((name for name in _SEVERAL if fields.get(name)), None)
+        if several:
+            raise DataError(f"audio not taken: {several} names the recordings of messages; pack them into a tar")
         return Utterance(str(key or "dialogue"), [], fields, where)
     if isinstance(path, list) and len(path) > 1:
         raise DataError(f"several files in a row: {path!r:.80}; make one file of them, or a row of each")

@@ -10,6 +10,7 @@ from fastslm.errors import ConfigError, DataError
 
 from ..naming import USUAL_NAMES, check_columns, renamed, resolve_columns
 from ..times import loose_length
+from ..translations import as_translation
 from ..utterance import Noted, Refused, Utterance
 from ._delimited import header_of, read_rows
 from ._doubts import doubts
@@ -78,7 +79,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             fields["audio"] = os.path.join(wavs, f"{fields['id']}.wav")
         try:
             stated = None if "duration" in options.columns else loose_length(fields)
-            yield (utterance := from_row(fields, where, roots, stated))
+            yield (utterance := from_row(as_translation(fields), where, roots, stated))
             yield from doubts(utterance, options.columns)
         except DataError as error:
             reason, _, detail = str(error).partition(": ")

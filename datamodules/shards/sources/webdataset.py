@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastslm.errors import DataError
-from fastslm.files import open_file
+from fastslm.files import open_file, walk
 
 from ...index.dialogues import parse_fields
 from ...reading.tar import NO_SAMPLE, Members, read_groups, read_text, recording_names, recordings_of
 from ..naming import renamed, resolve_columns
 from ..opening import state_in
 from ..times import TIMES, loose_length
+from ..translations import as_translation
 from ..utterance import Audio, Noted, Refused, Utterance
 from . import archive
 from ._doubts import other_text
@@ -38,6 +39,8 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     shards = _tars(path) if os.path.isdir(path) else [path]
     for packed in sorted(f for f in os.listdir(path) if f.endswith(_COMPRESSED)) if os.path.isdir(path) else ():
         yield Refused(os.path.join(path, packed), "?", "packed tar", "samples are read by offset: unpack it to .tar")
+    if below := sum(name.endswith(".tar") for part in walk(path) if part.path != path for name in part.names):
+        yield Noted(path, "?", "files left out", f"{below} tars in folders below it; give those folders, too")
     for shard in shards:
         if shard.endswith(_COMPRESSED):
             raise DataError(f"{shard}: a compressed tar cannot be read by offset. Unpack it to .tar first (gunzip).")
@@ -83,7 +86,7 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
         resolved = resolve_columns(fields, {n: c for n, c in options.columns.items() if c in fields}, shard)
         for kept in ("audio", "id", *TIMES):  # its own key and audio are those of the tar
             resolved.pop(kept, None)
-        fields = renamed(fields, resolved)
+        fields = as_translation(renamed(fields, resolved))
         stated = loose_length(fields)
         if "txt" in members:
             text = read_text(descriptor, members["txt"]).decode("utf-8-sig").strip()
