@@ -139,3 +139,27 @@ def test_a_recording_of_which_nothing_is_kept_still_has_a_loss(make_module):
     (output.loss_sum + output.alignment_sum).backward()
     assert output.loss_sum.isfinite()
     assert output.num_speech_tokens == 0
+
+
+GIVEN = {
+    "fewer tokens": lambda tokens: tokens._replace(values=tokens.values[:, 1:]),
+    "another width": lambda tokens: tokens._replace(values=tokens.values[..., 1:]),
+    "two dimensions": lambda tokens: tokens._replace(values=tokens.values.flatten(0, 1)),
+    "float64": lambda tokens: tokens._replace(values=tokens.values.double()),
+    "values alone": lambda tokens: tokens.values,
+    "nothing": lambda tokens: None,
+}
+
+
+@pytest.mark.parametrize("change", GIVEN.values(), ids=GIVEN)
+def test_a_compressor_that_gives_something_else_is_told_what_it_promised(make_module, drop_silence, change):
+    class Other(drop_silence):
+        def forward(self, frames, num_frames):
+            return change(super().forward(frames, num_frames))
+
+    module = make_module(abstractor=Other)
+    module.configure_model()
+    with pytest.raises(
+        ConfigError, match=r"model\.abstractor: Other gave .*values of \[W, K, D_llm\] = \[\d+, \d+, \d+\]"
+    ):
+        module.path.listen(batch_of(module.path, half_silent(2.0)))

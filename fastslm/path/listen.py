@@ -206,7 +206,29 @@ class Listener:
             frames = self.layer_mix(frames)
         frames = additions.frames(frames, num_frames)
         tokens: Tokens = self.abstractor(frames.to(next(self.abstractor.parameters()).dtype), num_frames)
+        self._check_tokens(tokens, len(frames))
         return tokens
+
+    def _check_tokens(self, tokens: Any, num_windows: int) -> None:
+        """Hold another package's compressor to its promise, which broadcasting and reshaping would hide.
+
+        Raises:
+            ConfigError: it gave something else.
+        """
+        abstractor = self.abstractor
+        needed = (num_windows, abstractor.budget.tokens_per_window, abstractor.out_width)
+        given = [getattr(part, "shape", None) for part in tokens] if isinstance(tokens, tuple) else []
+        if given != [needed, needed[:1]] or tokens[0].dtype == torch.float64:
+            what = (
+                ", ".join(f"{list(part.shape)} {part.dtype}" for part in tokens if isinstance(part, Tensor))
+                if given
+                else ""
+            )
+            raise ConfigError(
+                f"model.abstractor: {type(abstractor).__name__} gave {what or type(tokens).__name__}; its forward is to"
+                f" give Tokens(values, counts): values of [W, K, D_llm] = {list(needed)}, float32 or 16 bit, and counts"
+                f" of [{num_windows}], int64."
+            )
 
     def _encode(
         self, samples: Tensor, num_samples: Tensor, summary: Tensor | None, masks: FeatureMasks | None
