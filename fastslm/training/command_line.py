@@ -15,7 +15,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from fastslm.checkpoint import Checkpoint, Purpose, find_folder, open_checkpoint, verify_trainer_state
+from fastslm.checkpoint import Checkpoint, Purpose, find_folder, find_plain, open_checkpoint, verify_trainer_state
 from fastslm.checkpoint.resume import prepare_resume
 from fastslm.configuration.environment import interpolated
 from fastslm.configuration.find import check_files, find_configs, given_configs, shipped_configs
@@ -241,10 +241,8 @@ def resolve_checkpoint(given: str | None, folder: Path, command: str) -> str | N
         complete = find_folder(folder / _CHECKPOINTS, name)
         if complete is not None:
             return str(complete)
-        links = (path for path in (folder / _CHECKPOINTS).glob(f"{name}*.ckpt") if path.exists())
-        found = sorted(links, key=lambda path: path.stat().st_mtime)
-        if found:
-            return str(found[-1])
+        if any(path.exists() for path in (folder / _CHECKPOINTS).glob(f"{name}*.ckpt")):
+            return str(find_plain(folder / _CHECKPOINTS, name))
         if command == "fit":
             aside = next(asides(folder))
             has = f" {aside} has one, of a run that was moved aside." if (aside / _CHECKPOINTS).is_dir() else ""
