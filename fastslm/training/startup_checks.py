@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import nn
 
 from fastslm.errors import ConfigError
@@ -37,6 +38,11 @@ def check_request(trainer: L.Trainer, run_config: dict[str, Any]) -> None:
             raise ConfigError(f"{package} {bad} is {why}.")
     refuse_unsupported(trainer)
     check_callbacks(trainer)
+    if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
+        raise ConfigError(
+            "trainer.plugins: AsyncCheckpointIO writes while training goes on, and a checkpoint here is whole before it"
+            " does. Leave it out."
+        )
     if trainer.accumulate_grad_batches < 1:
         raise ConfigError(f"trainer.accumulate_grad_batches: {trainer.accumulate_grad_batches} must be at least 1.")
     rounds = trainer.precision in ("16-true", "bf16-true") and not keeps_masters(trainer.strategy)

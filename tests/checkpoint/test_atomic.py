@@ -192,3 +192,11 @@ def test_a_small_disk_that_is_really_full_keeps_the_old_one(built, save, small_d
     assert open_checkpoint(small_disk / "last").path == kept
     (small_disk / "other").unlink()
     assert open_checkpoint(save(module, 3, folder=small_disk)).manifest["step"] == 3
+
+
+def test_a_checkpoint_without_the_state_of_the_trainer_is_not_published(built, save, tmp_path):
+    module = built()
+    before = save(module, 1)
+    with pytest.raises(CheckpointError, match=r"wrote no trainer\.ckpt.*trainer\.plugins"):
+        save(module, 2, write_state=lambda path: None)
+    assert sorted(path.name for path in before.parent.iterdir()) == ["last", "last.ckpt", "step-000001"]

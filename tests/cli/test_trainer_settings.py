@@ -57,6 +57,7 @@ EARLY = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/error", "p
         (["--trainer.limit_train_batches", "0"], ["trainer.limit_train_batches: 0 trains nothing"]),
         (["--trainer.limit_val_batches", "0.1"], ["limit_val_batches"]),
         (["--trainer.log_every_n_steps", "0"], ["trainer.log_every_n_steps: 0 must be at least 1"]),
+        (["--trainer.plugins", "AsyncCheckpointIO"], ["trainer.plugins: AsyncCheckpointIO", "Leave it out"]),
         (["--trainer.profiler", "simpel"], ["profiler", "'simple'"]),
         (["--trainer.gradient_clip_algorithm", "median"], ["gradient_clip_algorithm", "median", "norm"]),
         (["--trainer.accelerator", "cuda9"], ["accelerator", "cuda9"]),
