@@ -75,6 +75,7 @@ class Preemption(L.Callback):
         assert isinstance(pl_module, SpeechLMModule)
         self._whole_step = batch.step is None or batch.step.place == batch.step.num_micro_batches - 1
         if pl_module.stop_agreed and self._whole_step:
+            _log_step(trainer)
             self._save_and_end(trainer)
 
     def on_validation_batch_end(
@@ -118,3 +119,9 @@ class Preemption(L.Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _log_step(trainer: L.Trainer) -> None:
+    """Give the loggers what a step has logged, as Lightning does behind the last callback."""
+    trainer._logger_connector.on_batch_end()
+    trainer._logger_connector.update_train_step_metrics()
