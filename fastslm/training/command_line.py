@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from fastslm.checkpoint import Checkpoint, Purpose, find_folder, find_plain, open_checkpoint, verify_trainer_state
@@ -31,6 +31,7 @@ from fastslm.redaction import redacted, redacted_values
 from fastslm.strategies.support import settled
 from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.due_validation import DueValidation
+from fastslm.training.job_timer import JobTimer
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
 from fastslm.training.preemption import Preempted, Preemption
@@ -196,6 +197,9 @@ class TrainingCLI(LightningCLI):
         for kind, ours in ((ProgressBar, StepProgress), (ModelSummary, ModelTable)):
             if not any(path.endswith(kind.__name__) for path in given):
                 trainer.callbacks[:] = [ours() if isinstance(c, kind) else c for c in trainer.callbacks]  # type: ignore[attr-defined]
+        limit = self.config[str(self.subcommand)].trainer.max_time
+        if limit is not None and not any(path.endswith("Timer") for path in given):
+            trainer.callbacks[:] = [JobTimer(limit) if isinstance(c, Timer) else c for c in trainer.callbacks]  # type: ignore[attr-defined]
         return trainer
 
     def after_instantiate_classes(self) -> None:

@@ -5,8 +5,10 @@ import importlib.util
 import logging
 
 import pytest
+import torch
 import yaml
 
+from fastslm.checkpoint import open_checkpoint
 from fastslm.cli import main
 
 
@@ -128,6 +130,17 @@ def test_epochs_that_end_before_the_schedule_are_told(fit):
     assert "ends the run after 6 steps" in said
     assert "model.optimizer.total_steps to 6" in said
     assert "ends the run" not in fit(*epochs, "--model.optimizer.total_steps", "6")[1]
+
+
+def test_max_time_is_that_of_this_job(fit, tmp_path):
+    assert fit("--trainer.max_steps", "1", "--trainer.max_time", "00:00:10:00")[0] == 0
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert state["callbacks"]["Timer"]["time_elapsed"]["train"] > 0
+    state["callbacks"]["Timer"]["time_elapsed"]["train"] = 3600.0
+    torch.save(state, tmp_path / "hour.ckpt")
+    status, said = fit("--ckpt_path", str(tmp_path / "hour.ckpt"), "--trainer.max_time", "00:00:10:00")
+    assert status == 0, said
+    assert open_checkpoint(tmp_path / "run").manifest["step"] == 2
 
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
