@@ -58,7 +58,9 @@ class LastCheckpoint(ModelCheckpoint):
         self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the final state, unless the last step did."""
+        """Save the final state, unless the last step did, or the run only tries the code."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         if self._last_global_step_saved != trainer.global_step or not self.last_model_path:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         if trainer.is_global_zero and not Path(self.last_model_path).exists():

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import lightning as L
@@ -99,9 +100,11 @@ class TrainingCLI(LightningCLI):
         chosen = {args[0]: LightningCLI.subcommands()[args[0]]}
         self.subcommands = lambda: chosen  # type: ignore[method-assign]
         self._folder: RunFolder | None = None
+        self._scratch = contextlib.ExitStack()
         try:
             super().__init__(args=list(args), **named)
         finally:
+            self._scratch.close()
             if self._folder is not None:
                 trainer = getattr(self, "trainer", None)
                 self._folder.end(has_trained=trainer is not None and trainer.global_step > 0)
@@ -161,9 +164,14 @@ class TrainingCLI(LightningCLI):
         if not config.run_folder:
             raise ConfigError("run_folder: it is empty. Name a folder, such as --run_folder runs/mine.")
         folder = Path(os.path.expanduser(config.run_folder))
-        if command == "fit" and _is_first_process():
+        tries = command == "fit" and bool(config.trainer.fast_dev_run)
+        if command == "fit" and not tries and _is_first_process():
             self._folder = RunFolder(folder, waits=config.get("ckpt_path") is not None)
         given = resolve_checkpoint(config.get("ckpt_path"), folder, command)
+        if tries:
+            _tell(f"trainer.fast_dev_run only tries a few batches: nothing is kept, and {folder} stays as it is.")
+            folder = Path(self._scratch.enter_context(TemporaryDirectory(prefix="fastslm-")))
+            config.trainer.default_root_dir = str(folder)
         self._weights = find_weights(given, config.get("init_from"), folder, command)
         # Evaluation needs weights only, which come in one format whatever strategy saved them.
         resumed = self._weights[0].trainer_state if given and command == "fit" and self._weights else None

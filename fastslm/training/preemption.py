@@ -102,6 +102,8 @@ class Preemption(L.Callback):
         for number in self._before:  # a second signal does not interrupt the save
             signal.signal(number, signal.SIG_IGN)
         savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.save_last]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            savers = []
         for saver in savers:
             if saver._last_global_step_saved != trainer.global_step:
                 saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
