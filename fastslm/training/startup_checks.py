@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import nn
 
+from fastslm.checkpoint.state import some, stored_names
 from fastslm.errors import ConfigError
 from fastslm.export.stock import tied_adapters
 from fastslm.path.batch import Batch
@@ -72,6 +73,24 @@ def check_model(trainer: L.Trainer, path: SpeechLM, train_parts: Sequence[str]) 
     if trainer.world_size > 1 and not path.train_encoder:
         facts = {"weights of the frozen encoder": weights_digest(path.encoder)}
         check_agreement(facts, "Bring the same files to every node: model.encoder.pretrained names what is loaded.")
+
+
+def check_names(module: nn.Module, before: frozenset[str]) -> None:
+    """Check after a first pass that it made no layers: no optimizer trains them, and no checkpoint gives them back.
+
+    Args:
+        module: what trains.
+        before: the names of what its checkpoints held before the pass.
+
+    Raises:
+        ConfigError: it made some.
+    """
+    late = [name for name in stored_names(module) if name not in before]
+    if late:
+        raise ConfigError(
+            f"{some(late)}: made in the first pass, so that it does not train and no checkpoint of it could be loaded."
+            " Make all layers in the constructor of their part."
+        )
 
 
 def check_groups(optimizer: torch.optim.Optimizer) -> None:
