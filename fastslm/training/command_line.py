@@ -163,6 +163,11 @@ class TrainingCLI(LightningCLI):
         config = self.config[command]
         if not config.run_folder:
             raise ConfigError("run_folder: it is empty. Name a folder, such as --run_folder runs/mine.")
+        if "://" in config.run_folder:
+            raise ConfigError(
+                f"run_folder: {redacted(config.run_folder)} is an address, and a run is written to a folder. Name one,"
+                " and copy the run there afterwards."
+            )
         folder = Path(os.path.expanduser(config.run_folder))
         tries = command == "fit" and bool(config.trainer.fast_dev_run)
         if command == "fit" and not tries and _is_first_process():

@@ -65,6 +65,13 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(fit, tmp_path, monkeypa
     assert (mine / "shards").is_dir()
     with pytest.raises(ConfigError, match="run_folder: it is empty"):
         fit("--run_folder", "")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="run_folder: s3://bucket/x is an address"):
+        fit("--run_folder", "s3://bucket/x")
+    assert not (tmp_path / "s3:").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=r"run_folder: .*link is a link to .*gone, which is not there"):
+        fit("--run_folder", tmp_path / "link")
 
 
 def test_what_a_job_wrote_before_its_run_began_stays(fit, tmp_path):
