@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch
 
 
@@ -21,11 +22,24 @@ class LastCheckpoint(ModelCheckpoint):
         every_n_minutes: save also when the latest save is this many minutes old, after the step at hand. The clock of
             the first process decides, and all ranks save after the same step. Null saves by steps alone.
         dirpath: folder; null takes the run's ``checkpoints``.
+
+    Raises:
+        ConfigError: a number is out of bounds.
     """
 
     def __init__(
         self, every_n_train_steps: int = 100, every_n_minutes: float | None = None, dirpath: str | None = None
     ) -> None:
+        if every_n_train_steps < 1:
+            raise ConfigError(
+                f"trainer.callbacks: LastCheckpoint.every_n_train_steps: {every_n_train_steps} must be at least 1. To"
+                " save nothing set trainer.enable_checkpointing to false."
+            )
+        if every_n_minutes is not None and every_n_minutes < 0:
+            raise ConfigError(
+                f"trainer.callbacks: LastCheckpoint.every_n_minutes: {every_n_minutes:g} must be 0 or more; null saves"
+                " by steps alone."
+            )
         super().__init__(
             dirpath,
             save_top_k=0,
@@ -58,7 +72,9 @@ class LastCheckpoint(ModelCheckpoint):
         self._saved_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the final state, unless the last step did."""
+        """Save the final state, unless the last step did, or the run only tries the code."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         if self._last_global_step_saved != trainer.global_step or not self.last_model_path:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         if trainer.is_global_zero and not Path(self.last_model_path).exists():

@@ -6,12 +6,13 @@ weights, once, on the rank that needs them.
 Dimension letters are those of ``fastslm.path.batch``.
 """
 
+import inspect
 import math
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,13 @@ class Encoder(nn.Module, ABC):
     layers: tuple[int, ...] = ()
     #: What another value of a constructor argument changes, where it is not ``run``; see ``fastslm.settings``.
     changes: ClassVar[Mapping[str, Change]] = {}
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Self:
+        """Note what the constructor is given."""
+        made = super().__new__(cls)
+        made._given = arguments, named
+        return made
 
     @property
     def frames_per_second(self) -> float:
@@ -191,8 +199,19 @@ class Encoder(nn.Module, ABC):
         return {}
 
     def identity(self) -> tuple[object, ...]:
-        """Return all that decides frames beside weights and samples; cached frames are told apart by it."""
+        """Return all that decides frames beside weights and samples, as an exported model knows it.
+
+        Cached frames are told apart by it, and by ``given_arguments``.
+        """
         return (type(self).__qualname__, self.layers, *sorted(self.export_arguments().items()))
+
+    @final
+    def given_arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments by name, defaults too, but for those that change ``nothing``."""
+        arguments, named = self._given
+        bound = inspect.signature(type(self)).bind(*arguments, **named)
+        bound.apply_defaults()
+        return {name: value for name, value in bound.arguments.items() if self.changes.get(name) != "nothing"}
 
 
 class Abstractor(nn.Module, ABC):

@@ -12,7 +12,9 @@ from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM
 from fastslm.path.batch import Batch, Sample
+from fastslm.path.frame_cache import FrameCache
 from fastslm.path.prompt import messages_of
+from fastslm.path.settings import SpeechSettings
 
 
 @pytest.fixture
@@ -82,17 +84,58 @@ def test_another_encoder_another_window_and_another_range_find_nothing(build, tm
         assert other.encoded >= 2
 
 
-def test_a_damaged_file_is_made_anew(build, tmp_path):
+class Louder(WhisperEncoder):
+    """An encoder of another package, with a setting that no weight holds."""
+
+    def __init__(self, pretrained: str, *, gain: float = 1.0) -> None:
+        super().__init__(pretrained)
+        self.gain = gain
+
+    def forward(self, *arguments, **named):
+        return self.gain * super().forward(*arguments, **named)
+
+
+def test_another_constructor_argument_finds_nothing(tiny_encoder, tmp_path):
+    def cache_of(*arguments, **named):
+        encoder = Louder(*arguments, **named)
+        encoder.load()
+        return FrameCache(tmp_path, encoder, SpeechSettings(window_seconds=2.0, tokens_per_window=5)).folder
+
+    elsewhere = shutil.copytree(tiny_encoder, tmp_path / "elsewhere")
+    assert cache_of(str(tiny_encoder)) == cache_of(pretrained=str(elsewhere), gain=1.0)
+    assert cache_of(str(tiny_encoder)) != cache_of(str(tiny_encoder), gain=2.0)
+
+
+def in_the_middle(content, change):
+    middle = len(content) // 2
+    return content[:middle] + change(content[middle : middle + 64]) + content[middle + 64 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-100],
+        lambda content: b"not an array",
+        lambda content: b"",
+        lambda content: b"PK\x03\x04" + content[4:],
+        lambda content: in_the_middle(content, lambda part: bytes(len(part))),
+        lambda content: in_the_middle(content, lambda part: bytes(byte ^ 1 for byte in part)),
+        lambda content: content[:-4],  # as versions without a checksum wrote it
+    ],
+)
+def test_a_damaged_file_is_made_anew(build, tmp_path, capsys, damage):
     path = build(tmp_path)
     expected = path(batch_of(path, 4.0)).loss_sum.item()
     files = sorted(tmp_path.rglob("*.npy"))
     assert len(files) == 2
-    files[0].write_bytes(files[0].read_bytes()[:-100])
-    files[1].write_bytes(b"not an array")
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
     assert path(batch_of(path, 4.0)).loss_sum.item() == pytest.approx(expected, rel=1e-6)
     assert path.encoded == 4
+    assert capsys.readouterr().err.count("is damaged; it is made anew") == 1
     path(batch_of(path, 4.0))
     assert path.encoded == 4
+    assert not capsys.readouterr().err
 
 
 def test_a_full_disk_costs_time_and_not_the_run(build, tmp_path, monkeypatch):

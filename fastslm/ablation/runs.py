@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from fastslm.configuration.shell_commands import handed_on
+from fastslm.errors import DataError
 from fastslm.files import write_atomically
 
 #: Keys of a configuration that differ from run to run of one variant.
@@ -26,6 +27,7 @@ _RECORDER = "fastslm.callbacks.run_record.RunRecord"
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30.0
 _TAIL_BYTES = 4096
+_REMOVE = "Remove it, and give the same command again."
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,19 @@ class Run:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def row(self) -> dict[str, Any] | None:
-        """Return its row, None while it has none."""
-        row = _read(self.folder.with_name(f"{self.folder.name}.json"))
-        return row or None
+        """Return its row, None while it has none.
+
+        Raises:
+            DataError: the file of its row is damaged, or holds that of another run.
+        """
+        path = self.folder.with_name(f"{self.folder.name}.json")
+        row = read_object(path, _REMOVE)
+        if not row:
+            return None
+        if (row.get("variant"), row.get("seed")) != (self.variant, self.seed) or "status" not in row:
+            whose = f"of {row.get('variant')} seed {row.get('seed')}, and not of {self.name}"
+            raise DataError(f"{path} holds the row {whose}. {_REMOVE}")
+        return row
 
     def write_row(self, row: dict[str, Any]) -> None:
         """Write its row."""
@@ -101,16 +113,16 @@ def execute(run: Run, config: Path, lock: int, watch: Callable[[str], None]) -> 
         *("--trainer.default_root_dir=null", f"--trainer.callbacks+={_RECORDER}", "--ckpt_path", "last"),
         *handed_on(settings),  # typed by whoever typed the ablation, which has been checked
     ]
-    training = _read(run.folder / "training.json")
+    training = _read_record(run.folder / "training.json")
     if not training:
         status = _fastslm(["fit", *flags], run.log, lock, watch)
-        training = _read(run.folder / "training.json")
+        training = _read_record(run.folder / "training.json")
         if status or not training:
             return _failed(run, "fastslm fit", status)
-    validation = _read(run.folder / "validation.json")
+    validation = _read_record(run.folder / "validation.json")
     if validation.get("step") != training["step"]:  # training ended between two validations
         status = _fastslm(["validate", *flags], run.log, lock, watch)
-        validation = _read(run.folder / "validation.json")
+        validation = _read_record(run.folder / "validation.json")
         if status or not validation:
             return _failed(run, "fastslm validate", status)
     row = {
@@ -177,6 +189,26 @@ def _last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line), "")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _read_record(path: Path) -> dict[str, Any]:
+    return read_object(path, _REMOVE)
+
+
+def read_object(path: Path, advice: str) -> dict[str, Any]:
+    """Return the JSON object in a file, an empty one where there is no file.
+
+    Args:
+        path: the file.
+        advice: what to do about a damaged one.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}. {advice}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged: it holds a {type(content).__name__}, and no object. {advice}")
     return content

@@ -26,6 +26,7 @@ _LAST = "last"
 #: Of the trainer's state: large, and archives that hold a checksum of each of their parts.
 _CHECKED = {".ckpt", ".pt", ".distcp"}
 _STEP = re.compile(r"step-\d+(-v\d+)?")
+_VERSION = re.compile(r"-v\d+$")
 
 
 def folder_name(link: Path, step: int) -> str:
@@ -82,18 +83,19 @@ def remove(folder: Path) -> None:
 
 
 def sweep(parent: Path) -> None:
-    """Remove what kills have left, and the step folders that ``last`` has moved on from."""
+    """Remove what kills have left, and the folders that ``last`` and other links have moved on from."""
     for path in parent.glob(".*"):
         if path.name.endswith((PARTIAL, ".removed")):
             shutil.rmtree(path)
         elif path.name.endswith(".link") and path.is_symlink():
             path.unlink()
     last = parent / _LAST
-    if not last.is_symlink():
-        return
-    wanted = {os.readlink(last)} | {folder.name for link in parent.glob("*.ckpt") if (folder := _folder_behind(link))}
+    led_to = {link.stem: folder.name for link in parent.glob("*.ckpt") if (folder := _folder_behind(link))}
+    wanted = set(led_to.values()) | ({os.readlink(last)} if last.is_symlink() else set())
     for path in parent.iterdir():
-        if _STEP.fullmatch(path.name) and path.name not in wanted and not path.is_symlink() and path.is_dir():
+        of_last = last.is_symlink() and _STEP.fullmatch(path.name)
+        left = of_last or _VERSION.sub("", path.name) in led_to
+        if left and path.name not in wanted and not path.is_symlink() and path.is_dir():
             remove(path)
 
 

@@ -6,6 +6,7 @@ Takes what ``writer`` wrote, and for their weights also what Lightning (one file
 import contextlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,13 +88,7 @@ def open_checkpoint(path: Path, which: str = "last") -> Checkpoint:
         return _open_plain(find_plain(path, which))
     manifest = _read_manifest(folder / MANIFEST)
     _verify_files(folder, manifest)
-    try:
-        config = load_values((folder / CONFIG).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / CONFIG} is no configuration, but a {type(config).__name__}.")
-    return Checkpoint(folder, manifest, config)
+    return Checkpoint(folder, manifest, _read_config(folder / CONFIG))
 
 
 def find_folder(path: Path, which: str = "last") -> Path | None:
@@ -108,8 +103,8 @@ def find_folder(path: Path, which: str = "last") -> Path | None:
     parent = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if which == "last":
         return last_complete(parent) if parent.is_dir() else None
-    links = sorted(parent.glob(f"{which}*.ckpt"), key=lambda link: link.stat().st_mtime)
-    return find_folder(links[-1]) if links else None
+    chosen = _chosen(parent, which)
+    return find_folder(chosen) if chosen else None
 
 
 def find_plain(path: Path, which: str = "last") -> Path:
@@ -123,9 +118,8 @@ def find_plain(path: Path, which: str = "last") -> Path:
     if path.is_file() or _is_deepspeed(path):
         return path
     parent = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = sorted(parent.glob(f"{which}*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if found:
-        return found[-1]
+    if (found := _chosen(parent, which)) is not None:
+        return found
     if (path / WEIGHTS).exists():
         raise CheckpointError(f"{path} is no complete checkpoint: it has no {MANIFEST}, which is written last.")
     if (path / "config.json").is_file():
@@ -134,6 +128,45 @@ def find_plain(path: Path, which: str = "last") -> Path:
             " checkpoint's folder or file."
         )
     raise CheckpointError(f"{path} holds no {which} checkpoint: give a checkpoint's folder or file, or a run folder.")
+
+
+def _chosen(parent: Path, which: str) -> Path | None:
+    """Return the one that a name means of several: the one of the best value, or the newest where no values tell."""
+    links = sorted((link for link in parent.glob(f"{which}*.ckpt") if link.exists()), key=lambda p: p.stat().st_mtime)
+    folders = [folder for link in links if (folder := find_folder(link)) is not None]
+    if len(links) < 2 or len(folders) < len(links):
+        return links[-1] if links else None
+    monitored = _monitored(_read_config(folders[-1] / CONFIG), which)
+    if monitored is None:
+        return links[-1]
+    name, sign = monitored
+    metrics = [_read_manifest(folder / MANIFEST).get("metrics") for folder in folders]
+    values = [found[name] for found in metrics if isinstance(found, dict) and isinstance(found.get(name), float)]
+    if len(values) < len(links):
+        return links[-1]
+    scores = [-math.inf if math.isnan(value) else sign * value for value in values]
+    return max(zip(scores, range(len(links)), links, strict=True))[-1]
+
+
+def _monitored(config: Mapping[str, Any], which: str) -> tuple[str, int] | None:
+    """Return what the callback that keeps checkpoints of a name goes by: a metric, and 1 or -1 where less is better."""
+    trainer = config.get("trainer")
+    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    for callback in callbacks if isinstance(callbacks, list) else ():
+        given = callback.get("init_args") if isinstance(callback, dict) else None
+        if isinstance(given, dict) and given.get("monitor") and str(given.get("filename")).startswith(which):
+            return str(given["monitor"]), 1 if given.get("mode", "min") == "max" else -1
+    return None
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = load_values(file.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is no configuration, but a {type(config).__name__}.")
+    return config
 
 
 def _is_deepspeed(path: Path) -> bool:

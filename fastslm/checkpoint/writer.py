@@ -62,8 +62,8 @@ def write_checkpoint(
         write_state: writes the strategy's own state to a path.
 
     Raises:
-        CheckpointError: a tensor is missing, empty or not finite, or the disk is full; the checkpoints before are
-            untouched.
+        CheckpointError: a tensor is missing, empty or not finite, the strategy wrote no state, or the disk is full; the
+            checkpoints before are untouched.
     """
     zero = trainer.is_global_zero
     link = Path(trainer.strategy.broadcast(str(link.absolute())))
@@ -81,6 +81,12 @@ def write_checkpoint(
         if problem is not None:
             raise problem
         trainer.strategy.barrier("checkpoint")
+    if zero and problem is None and not (partial / TRAINER_STATE).exists():
+        shutil.rmtree(partial)
+        problem = CheckpointError(
+            f"refusing to save {final}: {facts.strategy_kind(trainer.strategy)} wrote no {TRAINER_STATE}, without which"
+            " training cannot go on. Leave plugins that save in another way out of trainer.plugins."
+        )
     if zero and problem is None:
         manifest = _manifest(trainer, module, tensors, data, trained_on)
         problem = _problem(lambda: _finish(partial, final, link, module, tensors, manifest), partial)

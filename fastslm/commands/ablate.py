@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastslm.ablation.runs import Run
-from fastslm.errors import ConfigError
+from fastslm.ablation.runs import Run, read_object
+from fastslm.errors import ConfigError, DataError
 from fastslm.files import write_atomically
 
+_REMOVE = "Remove it: the command that trained writes it anew, and keeps the runs that are finished."
 _DESCRIPTION = """\
 Compare variants of one configuration: trains each with each seed and writes a report.
 
@@ -256,7 +257,11 @@ def _memory(out: Path) -> dict[str, Any]:
     path = out / "ablation.json"
     if not path.exists():
         raise ConfigError(f"--out {out}: there is no ablation in this folder ({path.name} is missing).")
-    memory: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    memory = read_object(path, _REMOVE)
+    runs = memory.get("runs")
+    lists_runs = isinstance(runs, list) and all(isinstance(run, list) and len(run) == 2 for run in runs)
+    if not lists_runs or "command" not in memory:
+        raise DataError(f"{path} is damaged: it does not list variants and seeds. {_REMOVE}")
     return memory
 
 

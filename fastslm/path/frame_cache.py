@@ -2,7 +2,10 @@
 
 import contextlib
 import hashlib
+import io
 import shutil
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +18,9 @@ from fastslm.files import whole_file
 from fastslm.path.settings import SpeechSettings
 
 #: Raised when the same samples would give other frames: windows, mel or the file layout changed.
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _MIN_FREE_BYTES = 1 << 30
+_CHECKSUM_BYTES = 4
 
 
 class FrameCache:
@@ -25,7 +29,7 @@ class FrameCache:
     A window is named by a digest of its samples, below a folder named by a digest of the encoder's weights and
     everything else that decides its frames; so data that changed, another window length or another encoder never find
     each other's frames. Each window is one file, renamed into place when whole: processes and nodes may share the
-    folder, and a kill leaves nothing that is read. A file of the wrong size is made anew.
+    folder, and a kill leaves nothing that is read. A file ends with a checksum; one that is damaged is made anew.
 
     Costs disk: F * D_enc * (bytes of its dtype) for a window, 3.8 MB for 30 s of a Whisper large in bfloat16. Nothing
     is written any more when less than 1 GiB is free.
@@ -38,11 +42,13 @@ class FrameCache:
 
     def __init__(self, folder: Path, encoder: Encoder, settings: SpeechSettings) -> None:
         windows = (settings.window_samples, settings.context_samples(encoder))
-        digest = hashlib.sha256(repr((_FORMAT_VERSION, encoder.identity(), windows)).encode())
+        kind = (type(encoder).__module__, encoder.identity(), encoder.given_arguments())
+        digest = hashlib.sha256(repr((_FORMAT_VERSION, kind, windows)).encode())
         for name, weight in sorted(encoder.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         self.folder = folder / digest.hexdigest()[:16]
+        self._told = False
 
     def __call__(
         self, samples: Tensor, extra: list[bytes], shape: tuple[int, ...], encode: Callable[[Tensor], Tensor]
@@ -59,7 +65,7 @@ class FrameCache:
         suffix = str(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None).encode()
         rows = samples.cpu().numpy()
         paths = [self._path(row.tobytes() + mark + suffix) for row, mark in zip(rows, extra, strict=True)]
-        found = [_read(path) for path in paths]
+        found = [self._read(path) for path in paths]
         missing = [i for i, frames in enumerate(found) if frames is None or tuple(frames.shape) != shape]
         if missing:
             fresh = encode(torch.tensor(missing, device=samples.device))
@@ -75,19 +81,29 @@ class FrameCache:
     @staticmethod
     def _write(path: Path, frames: Tensor) -> None:
         array = frames.detach().cpu()
-        stored = array.view(torch.int16).numpy() if array.dtype == torch.bfloat16 else array.numpy()
+        content = io.BytesIO()
+        np.save(content, array.view(torch.int16).numpy() if array.dtype == torch.bfloat16 else array.numpy())
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
             path.parent.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(path.parent).free < _MIN_FREE_BYTES:
                 return
             with whole_file(path, sync=False) as partial:  # nodes may share the folder
-                np.save(partial.file, stored)
+                partial.file.write(content.getbuffer())
+                partial.file.write(_checksum(content.getbuffer()))
+
+    def _read(self, path: Path) -> Tensor | None:
+        try:
+            content = path.read_bytes()
+        except OSError:  # not there
+            return None
+        if _checksum(memoryview(content)[:-_CHECKSUM_BYTES]) != content[-_CHECKSUM_BYTES:]:
+            if not self._told:
+                print(f"fastslm: {path} is damaged; it is made anew, as are any others like it.", file=sys.stderr)
+            self._told = True
+            return None
+        frames = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+        return frames.view(torch.bfloat16) if frames.dtype == torch.int16 else frames
 
 
-def _read(path: Path) -> Tensor | None:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # not there, or damaged
-        return None
-    frames = torch.from_numpy(array)
-    return frames.view(torch.bfloat16) if frames.dtype == torch.int16 else frames
+def _checksum(content: memoryview) -> bytes:
+    return zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little")

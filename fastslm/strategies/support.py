@@ -74,6 +74,12 @@ def settled(given: Any) -> Any:
     if isinstance(given, str) and name.removeprefix("fastslm.strategies.") in _OURS:
         name = name.removeprefix("fastslm.strategies.")
         return Namespace(class_path=f"fastslm.strategies.{name}", init_args=Namespace())
+    arguments = given.get("init_args") if isinstance(given, Namespace) else None
+    if name.startswith("ddp_spawn") or (arguments is not None and arguments.get("start_method") == "spawn"):
+        raise ConfigError(
+            f"trainer.strategy: {name} sends a whole run from process to process by pickling, which a run is not made"
+            " for. Use ddp, which starts each process anew."
+        )
     _refuse_by_name(name)
     return given
 

@@ -7,15 +7,16 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import lightning as L
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from fastslm.checkpoint import Checkpoint, Purpose, find_folder, open_checkpoint, verify_trainer_state
+from fastslm.checkpoint import Checkpoint, Purpose, find_folder, find_plain, open_checkpoint, verify_trainer_state
 from fastslm.checkpoint.resume import prepare_resume
 from fastslm.configuration.environment import interpolated
 from fastslm.configuration.find import check_files, find_configs, given_configs, shipped_configs
@@ -31,6 +32,7 @@ from fastslm.redaction import redacted, redacted_values
 from fastslm.strategies.support import settled
 from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.due_validation import DueValidation
+from fastslm.training.job_timer import JobTimer
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
 from fastslm.training.preemption import Preempted, Preemption
@@ -98,9 +100,11 @@ class TrainingCLI(LightningCLI):
         chosen = {args[0]: LightningCLI.subcommands()[args[0]]}
         self.subcommands = lambda: chosen  # type: ignore[method-assign]
         self._folder: RunFolder | None = None
+        self._scratch = contextlib.ExitStack()
         try:
             super().__init__(args=list(args), **named)
         finally:
+            self._scratch.close()
             if self._folder is not None:
                 trainer = getattr(self, "trainer", None)
                 self._folder.end(has_trained=trainer is not None and trainer.global_step > 0)
@@ -159,10 +163,20 @@ class TrainingCLI(LightningCLI):
         config = self.config[command]
         if not config.run_folder:
             raise ConfigError("run_folder: it is empty. Name a folder, such as --run_folder runs/mine.")
+        if "://" in config.run_folder:
+            raise ConfigError(
+                f"run_folder: {redacted(config.run_folder)} is an address, and a run is written to a folder. Name one,"
+                " and copy the run there afterwards."
+            )
         folder = Path(os.path.expanduser(config.run_folder))
-        if command == "fit" and _is_first_process():
+        tries = command == "fit" and bool(config.trainer.fast_dev_run)
+        if command == "fit" and not tries and _is_first_process():
             self._folder = RunFolder(folder, waits=config.get("ckpt_path") is not None)
         given = resolve_checkpoint(config.get("ckpt_path"), folder, command)
+        if tries:
+            _tell(f"trainer.fast_dev_run only tries a few batches: nothing is kept, and {folder} stays as it is.")
+            folder = Path(self._scratch.enter_context(TemporaryDirectory(prefix="fastslm-")))
+            config.trainer.default_root_dir = str(folder)
         self._weights = find_weights(given, config.get("init_from"), folder, command)
         # Evaluation needs weights only, which come in one format whatever strategy saved them.
         resumed = self._weights[0].trainer_state if given and command == "fit" and self._weights else None
@@ -196,6 +210,9 @@ class TrainingCLI(LightningCLI):
         for kind, ours in ((ProgressBar, StepProgress), (ModelSummary, ModelTable)):
             if not any(path.endswith(kind.__name__) for path in given):
                 trainer.callbacks[:] = [ours() if isinstance(c, kind) else c for c in trainer.callbacks]  # type: ignore[attr-defined]
+        limit = self.config[str(self.subcommand)].trainer.max_time
+        if limit is not None and not any(path.endswith("Timer") for path in given):
+            trainer.callbacks[:] = [JobTimer(limit) if isinstance(c, Timer) else c for c in trainer.callbacks]  # type: ignore[attr-defined]
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -241,10 +258,8 @@ def resolve_checkpoint(given: str | None, folder: Path, command: str) -> str | N
         complete = find_folder(folder / _CHECKPOINTS, name)
         if complete is not None:
             return str(complete)
-        links = (path for path in (folder / _CHECKPOINTS).glob(f"{name}*.ckpt") if path.exists())
-        found = sorted(links, key=lambda path: path.stat().st_mtime)
-        if found:
-            return str(found[-1])
+        if any(path.exists() for path in (folder / _CHECKPOINTS).glob(f"{name}*.ckpt")):
+            return str(find_plain(folder / _CHECKPOINTS, name))
         if command == "fit":
             aside = next(asides(folder))
             has = f" {aside} has one, of a run that was moved aside." if (aside / _CHECKPOINTS).is_dir() else ""

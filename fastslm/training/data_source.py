@@ -15,7 +15,13 @@ from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch
 from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter
-from fastslm.training.lightning_counters import ask_for_a_loader_each_epoch, batches_done, end_epoch, reopen_epoch
+from fastslm.training.lightning_counters import (
+    ask_for_a_loader_each_epoch,
+    batches_done,
+    end_epoch,
+    reopen_epoch,
+    uncount_part_of_step,
+)
 from fastslm.training.shielded_loader import shielded_loader
 from fastslm.training.step import WholeSteps
 
@@ -159,13 +165,18 @@ class DataSource(L.LightningDataModule, ABC):
 
     @property
     def batches_done(self) -> int:
-        """Batches of the epoch that this rank has trained on."""
-        return batches_done(self.trainer) if self.trainer else 0
+        """Batches of the epoch that this rank has trained on in whole steps; a step that is under way is done anew."""
+        done = batches_done(self.trainer) if self.trainer else 0
+        return done - done % self.num_micro_batches
 
     def go_on_in(self, epoch: int) -> None:
-        """Put the trainer into the epoch that a restored state is of; it may have closed it when training ended."""
+        """Put the trainer into the epoch that a restored state is of, after ``batches_done``.
+
+        It may have closed that epoch when training ended, and may have counted batches of a step that is done anew.
+        """
         if self.trainer is not None:
             reopen_epoch(self.trainer, epoch)
+            uncount_part_of_step(self.trainer)
 
     def go_on_after(self, num_batches: int) -> None:
         """Let the trainer close the epoch that a restored state is of: all of it was done.

@@ -45,6 +45,25 @@ def reopen_epoch(trainer: L.Trainer, epoch: int) -> None:
             setattr(counts, name, getattr(counts, name) - closed)
 
 
+def uncount_part_of_step(trainer: L.Trainer) -> None:
+    """Count whole steps only, of as many batches as a step has now.
+
+    Lightning steps whenever the batches that it has counted fill steps. A checkpoint may come from within a step, or
+    from a run whose steps had another number of batches; taken as they are, its counters would have each step mix the
+    batches of two.
+
+    Args:
+        trainer: the trainer, its counters restored from a checkpoint.
+    """
+    part = batches_done(trainer) % trainer.accumulate_grad_batches
+    if not part:
+        return
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    for counts in (progress.current, progress.total):
+        for name in _BATCH:
+            setattr(counts, name, getattr(counts, name) - part)
+
+
 def end_epoch(trainer: L.Trainer, num_steps: int) -> None:
     """Let the trainer see that its epoch is over.
 

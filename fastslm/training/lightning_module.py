@@ -22,6 +22,7 @@ from fastslm.checkpoint import (
     check_state,
     is_sharded,
     load_weights,
+    stored_names,
     trainable_state,
 )
 from fastslm.checkpoint.trained_on import TrainedOn
@@ -45,7 +46,14 @@ from fastslm.training.finite import check_losses
 from fastslm.training.optim import OptimizerSettings, build_optimizer, build_schedule, early_end
 from fastslm.training.seed import run_seed
 from fastslm.training.settings import ModelSettings
-from fastslm.training.startup_checks import check_batch, check_groups, check_loader, check_model, check_request
+from fastslm.training.startup_checks import (
+    check_batch,
+    check_groups,
+    check_loader,
+    check_model,
+    check_names,
+    check_request,
+)
 from fastslm.training.step import Agreement, agree, labels_of, share_of_mean
 
 Int64Array = npt.NDArray[np.int64]
@@ -96,6 +104,7 @@ class SpeechLMModule(L.LightningModule):
         self.path: SpeechLM | None = None
         self._evaluation: Evaluation | None = None
         self._batch_checked = False
+        self._names_before: frozenset[str] = frozenset()  # of what checkpoints hold, until the first pass is checked
         self._step_means: dict[str, Tensor] = {}  # losses of the micro-batches of a step so far
         self._unchecked: list[tuple[Sequence[str], Tensor]] = []  # samples and objective whose backward pass runs
         self._generated_keys: set[str] | None = None  # what this validation answers; None means all
@@ -137,6 +146,7 @@ class SpeechLMModule(L.LightningModule):
         """Check the model as the strategy has set it up."""
         assert self.path is not None
         check_model(self.trainer, self.path, self.settings.train_parts)
+        self._names_before = frozenset(stored_names(self))
         if self.weights is not None and self.global_rank == 0:
             self.trained_on = TrainedOn.of([self.weights[0].manifest.get("trained_on")])
         notes = adapter_gaps(self.path.llm) if "lora" in self.settings.train_parts else []
@@ -277,6 +287,9 @@ class SpeechLMModule(L.LightningModule):
 
     def on_after_backward(self) -> None:
         """Stop before the optimizer takes up a loss that is no number; by now all of the pass is on its way."""
+        if self._names_before:
+            check_names(self, self._names_before)
+            self._names_before = frozenset()
         check_losses(self.trainer, self, self._unchecked)
 
     def _agree(self, batch: Batch, asked: bool) -> Agreement:

@@ -75,6 +75,7 @@ class Preemption(L.Callback):
         assert isinstance(pl_module, SpeechLMModule)
         self._whole_step = batch.step is None or batch.step.place == batch.step.num_micro_batches - 1
         if pl_module.stop_agreed and self._whole_step:
+            _log_step(trainer)
             self._save_and_end(trainer)
 
     def on_validation_batch_end(
@@ -101,6 +102,8 @@ class Preemption(L.Callback):
         for number in self._before:  # a second signal does not interrupt the save
             signal.signal(number, signal.SIG_IGN)
         savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.save_last]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            savers = []
         for saver in savers:
             if saver._last_global_step_saved != trainer.global_step:
                 saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
@@ -118,3 +121,9 @@ class Preemption(L.Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _log_step(trainer: L.Trainer) -> None:
+    """Give the loggers what a step has logged, as Lightning does behind the last callback."""
+    trainer._logger_connector.on_batch_end()
+    trainer._logger_connector.update_train_step_metrics()

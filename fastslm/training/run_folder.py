@@ -29,10 +29,15 @@ class RunFolder:
         waits: whether to wait for another process that trains in it.
 
     Raises:
-        ConfigError: another process trains in it.
+        ConfigError: another process trains in it, or it is a link to nothing.
     """
 
     def __init__(self, path: Path, waits: bool) -> None:
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(
+                f"run_folder: {path} is a link to {path.readlink()}, which is not there. Make that folder, or remove"
+                " the link."
+            )
         self._path = path
         self._moved: dict[Path, Path] = {}  # from where to where
         self._lock = _locked(path, _WAIT_SECONDS if waits else 0) if path.exists() else None

@@ -7,8 +7,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import nn
 
+from fastslm.checkpoint.state import some, stored_names
 from fastslm.errors import ConfigError
 from fastslm.export.stock import tied_adapters
 from fastslm.path.batch import Batch
@@ -37,6 +39,11 @@ def check_request(trainer: L.Trainer, run_config: dict[str, Any]) -> None:
             raise ConfigError(f"{package} {bad} is {why}.")
     refuse_unsupported(trainer)
     check_callbacks(trainer)
+    if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
+        raise ConfigError(
+            "trainer.plugins: AsyncCheckpointIO writes while training goes on, and a checkpoint here is whole before it"
+            " does. Leave it out."
+        )
     if trainer.accumulate_grad_batches < 1:
         raise ConfigError(f"trainer.accumulate_grad_batches: {trainer.accumulate_grad_batches} must be at least 1.")
     rounds = trainer.precision in ("16-true", "bf16-true") and not keeps_masters(trainer.strategy)
@@ -66,6 +73,24 @@ def check_model(trainer: L.Trainer, path: SpeechLM, train_parts: Sequence[str]) 
     if trainer.world_size > 1 and not path.train_encoder:
         facts = {"weights of the frozen encoder": weights_digest(path.encoder)}
         check_agreement(facts, "Bring the same files to every node: model.encoder.pretrained names what is loaded.")
+
+
+def check_names(module: nn.Module, before: frozenset[str]) -> None:
+    """Check after a first pass that it made no layers: no optimizer trains them, and no checkpoint gives them back.
+
+    Args:
+        module: what trains.
+        before: the names of what its checkpoints held before the pass.
+
+    Raises:
+        ConfigError: it made some.
+    """
+    late = [name for name in stored_names(module) if name not in before]
+    if late:
+        raise ConfigError(
+            f"{some(late)}: made in the first pass, so that it does not train and no checkpoint of it could be loaded."
+            " Make all layers in the constructor of their part."
+        )
 
 
 def check_groups(optimizer: torch.optim.Optimizer) -> None:

@@ -90,6 +90,14 @@ def _refuse(trainer: Namespace) -> None:
         )
     if trainer.limit_train_batches == 0:
         raise ConfigError("trainer.limit_train_batches: 0 trains nothing. Leave it out, or run fastslm validate.")
+    if trainer.val_check_interval == 0:
+        raise ConfigError(
+            "trainer.val_check_interval: 0 must be above 0. To validate nothing set trainer.limit_val_batches to 0."
+        )
+    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
+        raise ConfigError(
+            f"trainer.gradient_clip_val: {trainer.gradient_clip_val} must be 0 or more; 0 and null do not clip."
+        )
     if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
         raise ConfigError(
             f"trainer.log_every_n_steps: {trainer.log_every_n_steps} must be at least 1. To log nothing set"

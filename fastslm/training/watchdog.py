@@ -17,6 +17,7 @@ import lightning as L
 from torch import nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from fastslm.errors import ConfigError
 from fastslm.path.model import SpeechLM
 
 EXIT_STATUS = 70
@@ -49,9 +50,14 @@ class Watchdog(L.Callback):
 
     Args:
         watchdog_seconds: longest stay at one station; 0 turns the watchdog off.
+
+    Raises:
+        ConfigError: it is below 0.
     """
 
     def __init__(self, watchdog_seconds: float) -> None:
+        if watchdog_seconds < 0:
+            raise ConfigError(f"watchdog_seconds: {watchdog_seconds:g} must be 0 or more; 0 turns it off.")
         self.watchdog_seconds = watchdog_seconds
         self._place = Place(0, "start", time.time())
         self._phase = "training"

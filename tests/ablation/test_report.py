@@ -6,8 +6,9 @@ import pytest
 
 from fastslm.ablation.plots import lines_of
 from fastslm.ablation.report import summarise, write_report
-from fastslm.ablation.runs import Run
+from fastslm.ablation.runs import Run, execute
 from fastslm.cli import main
+from fastslm.errors import DataError
 
 
 def row(variant, seed, errors, **changes):
@@ -126,3 +127,37 @@ def test_report_only_makes_the_report_again_and_its_status_tells_of_failures(tmp
     runs[0].write_row({"variant": "A", "seed": 0, "status": "failed", "reason": "killed", "log": "l"})
     assert main(["ablate", "--out", str(tmp_path), "--report-only"]) == 1
     assert "A seed 0: killed" in capsys.readouterr().out
+
+
+CUT = '{"variant": "A"'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("A/seed-0.json", "", "is damaged"),
+        ("A/seed-0.json", CUT, "is damaged"),
+        ("A/seed-0.json", "[]", "is damaged: it holds a list"),
+        ("A/seed-0.json", json.dumps(row("B", 0, [2])), "holds the row of B seed 0, and not of A seed 0"),
+        ("ablation.json", CUT, "is damaged"),
+        ("ablation.json", '{"command": "", "runs": "A"}', "is damaged: it does not list variants and seeds"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, capsys, name, content, problem):
+    written(tmp_path, row("A", 0, [2, 2]))
+    (tmp_path / "ablation.json").write_text(json.dumps({"command": "fastslm ablate", "runs": [["A", 0]]}))
+    (tmp_path / name).write_text(content)
+    assert main(["ablate", "--out", str(tmp_path), "--report-only"]) == 2
+    said = capsys.readouterr().err
+    assert f"fastslm: error: {tmp_path / name} {problem}" in said
+    assert "Remove it" in said
+    assert "Traceback" not in said
+
+
+def test_a_damaged_record_of_a_training_is_named_before_anything_runs(tmp_path):
+    run = Run("A", 0, tmp_path)
+    run.folder.mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text("{}")
+    (run.folder / "training.json").write_text("")
+    with pytest.raises(DataError, match=r"training\.json is damaged.*Remove it"):
+        execute(run, tmp_path / "config.yaml", 0, watch=print)

@@ -192,3 +192,20 @@ def test_a_small_disk_that_is_really_full_keeps_the_old_one(built, save, small_d
     assert open_checkpoint(small_disk / "last").path == kept
     (small_disk / "other").unlink()
     assert open_checkpoint(save(module, 3, folder=small_disk)).manifest["step"] == 3
+
+
+def test_a_checkpoint_without_the_state_of_the_trainer_is_not_published(built, save, tmp_path):
+    module = built()
+    before = save(module, 1)
+    with pytest.raises(CheckpointError, match=r"wrote no trainer\.ckpt.*trainer\.plugins"):
+        save(module, 2, write_state=lambda path: None)
+    assert sorted(path.name for path in before.parent.iterdir()) == ["last", "last.ckpt", "step-000001"]
+
+
+def test_a_folder_that_a_kill_kept_its_link_from_is_removed_by_the_next_save(built, save, tmp_path):
+    module = built()
+    best = save(module, 1, name="best-1")
+    (tmp_path / "checkpoints" / "best-1.ckpt").unlink()
+    (tmp_path / "checkpoints" / "mine").mkdir()
+    assert save(module, 1, name="best-1") != best
+    assert sorted(path.name for path in best.parent.iterdir()) == ["best-1-v1", "best-1.ckpt", "mine"]

@@ -1,8 +1,10 @@
 """What a checkpoint holds, what the writer and the reader refuse, and how weights go from model to model."""
 
 import json
+import os
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from fastslm.checkpoint.facts import fingerprint
 from fastslm.checkpoint.run import bases_of, open_run
 from fastslm.errors import CheckpointError
 from fastslm.modules.llms.causal_lm import LoRA
+from fastslm.training.command_line import resolve_checkpoint
 from tests.inference.tiny_run import settings_of
 
 ALL = ("abstractor", "projector", "lora")
@@ -340,3 +343,22 @@ def test_a_plain_file_of_lightning_is_read_too(built, tmp_path):
     truncate(tmp_path / "plain.ckpt")
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
         open_checkpoint(tmp_path / "plain.ckpt")
+
+
+@pytest.mark.parametrize(("mode", "step"), [("min", 2), ("max", 3), (None, 4)])
+def test_the_best_of_several_is_that_of_the_best_value_and_the_newest_where_none_is_known(
+    built, save, tmp_path, mode, step
+):
+    module = built()
+    if mode is not None:
+        kept = {"class_path": "ModelCheckpoint", "init_args": {"filename": "best-{step}", "monitor": "val/wer"}}
+        kept["init_args"]["mode"] = mode
+        module.run_config = {**module.run_config, "trainer": {"callbacks": [kept]}}
+    for number, wer in ((1, float("nan")), (2, 0.2), (3, 0.9), (4, 0.5)):
+        folder = save(module, number, name=f"best-{number}", val_wer=wer)
+        os.utime(folder / "trainer.ckpt", (number, number))
+    save(module, 5, val_wer=0.1)
+    assert open_checkpoint(tmp_path / "checkpoints", "best").manifest["step"] == step
+    chosen = resolve_checkpoint("best", tmp_path, "validate")
+    assert chosen is not None
+    assert open_checkpoint(Path(chosen)).manifest["step"] == step

@@ -84,6 +84,21 @@ def test_a_run_is_inspected_converted_continued_and_refused_when_damaged(fastslm
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
+def test_a_best_checkpoint_from_beyond_the_last_is_replaced_by_the_run_that_goes_on(fastslm, run_config, tmp_path):
+    saving = ["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_train_steps=2"]
+    fit = ["fit", "--config", str(run_config), "--trainer.max_steps=4", "--trainer.val_check_interval=3", *saving]
+    killed = ["--trainer.callbacks+=killers.KillAt", "--trainer.callbacks.batch=4", "--trainer.callbacks.when=start"]
+    fastslm(*fit, *killed, check=False)
+    assert open_checkpoint(tmp_path / "run").manifest["step"] == 2
+    assert (tmp_path / "run" / "checkpoints" / "best-3.ckpt").exists()
+    fastslm(*fit, "--ckpt_path", "last")
+    links = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+    assert links == ["best-3.ckpt", "last.ckpt"]
+    folders = [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.is_dir() and not path.is_symlink()]
+    assert len(folders) == 2
+
+
 @pytest.fixture
 def refusal(capsys, run_config):
     """Return a runner of a command that must be refused; gives its message."""

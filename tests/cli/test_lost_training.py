@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from fastslm.cli import main
+from fastslm.modules.abstractors.hta import HTA
 from fastslm.path.model import SpeechLM
 
 
@@ -98,3 +99,18 @@ def test_weights_that_would_be_rounded_at_each_step_are_refused_before_the_first
     message = stopped("--trainer.precision", f"{bits}-true")
     assert f"trainer.precision is {bits}-true: the weights that train would be rounded" in message
     assert f"Use {bits}-mixed" in message
+
+
+def test_a_layer_that_is_made_in_the_first_pass_is_named_before_the_first_step(stopped, monkeypatch, tmp_path):
+    forward = HTA.forward
+
+    def late(self, *arguments, **named):
+        if not hasattr(self, "late"):
+            self.late = torch.nn.Linear(2, 2)
+        return forward(self, *arguments, **named)
+
+    monkeypatch.setattr(HTA, "forward", late)
+    message = stopped()
+    assert "path.abstractor.late.bias, path.abstractor.late.weight: made in the first pass" in message
+    assert "Make all layers in the constructor" in message
+    assert last_step(tmp_path / "run") is None

@@ -1,5 +1,6 @@
 """Signals to a whole process group, as clusters, ``timeout``, service managers and containers send them."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastslm.checkpoint import open_checkpoint
+from fastslm.cli import main
 from fastslm.processes.signals import EXIT_STATUS
 
 HERE = os.path.dirname(__file__)
@@ -112,6 +114,14 @@ def test_a_signal_to_the_group_saves_and_ends_with_its_status(training, tmp_path
     assert "Traceback" not in log(tmp_path)
     assert "killed by signal" not in log(tmp_path)
     assert gone(process)
+
+
+def test_the_step_that_a_signal_comes_in_is_in_metrics_csv(run_config, tmp_path):
+    asked = ["--trainer.callbacks+=tests.cli.killers.EndInStep", "--trainer.callbacks.step=2"]
+    assert main(["fit", "--config", str(run_config), *asked]) == EXIT_STATUS
+    assert open_checkpoint(tmp_path / "run").manifest["step"] == 3
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["train/loss"]] == ["0", "1", "2"]
 
 
 @pytest.mark.slow

@@ -41,6 +41,20 @@ def test_a_run_that_cannot_begin_leaves_the_earlier_one_in_its_place(fit, tmp_pa
     assert files(tmp_path / "run.1") == before
 
 
+@pytest.mark.slow
+def test_fast_dev_run_leaves_the_run_folder_alone(fit, tmp_path, capsys):
+    trying = ("--trainer.fast_dev_run", "true")
+    fit(*trying)
+    assert not (tmp_path / "run").exists()
+    assert f"nothing is kept, and {tmp_path / 'run'} stays as it is" in capsys.readouterr().err
+    fit(*ONE_STEP)
+    before = files(tmp_path / "run")
+    fit(*trying)
+    fit(*trying, "--ckpt_path", "last")
+    assert files(tmp_path / "run") == before
+    assert not (tmp_path / "run.1").exists()
+
+
 def test_a_folder_of_other_things_is_not_taken_for_a_run(fit, tmp_path, monkeypatch):
     mine = tmp_path / "mine"
     (mine / "shards").mkdir(parents=True)
@@ -51,6 +65,13 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(fit, tmp_path, monkeypa
     assert (mine / "shards").is_dir()
     with pytest.raises(ConfigError, match="run_folder: it is empty"):
         fit("--run_folder", "")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="run_folder: s3://bucket/x is an address"):
+        fit("--run_folder", "s3://bucket/x")
+    assert not (tmp_path / "s3:").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=r"run_folder: .*link is a link to .*gone, which is not there"):
+        fit("--run_folder", tmp_path / "link")
 
 
 def test_what_a_job_wrote_before_its_run_began_stays(fit, tmp_path):

@@ -5,8 +5,10 @@ import importlib.util
 import logging
 
 import pytest
+import torch
 import yaml
 
+from fastslm.checkpoint import open_checkpoint
 from fastslm.cli import main
 
 
@@ -57,6 +59,16 @@ EARLY = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/error", "p
         (["--trainer.limit_train_batches", "0"], ["trainer.limit_train_batches: 0 trains nothing"]),
         (["--trainer.limit_val_batches", "0.1"], ["limit_val_batches"]),
         (["--trainer.log_every_n_steps", "0"], ["trainer.log_every_n_steps: 0 must be at least 1"]),
+        (["--trainer.val_check_interval", "0"], ["trainer.val_check_interval: 0 must be above 0", "limit_val_batches"]),
+        (["--trainer.gradient_clip_val", "-1"], ["trainer.gradient_clip_val: -1 must be 0 or more"]),
+        (["--trainer.strategy", "ddp_spawn"], ["trainer.strategy: ddp_spawn", "Use ddp"]),
+        (["--trainer.strategy", "DDPStrategy", "--trainer.strategy.start_method", "spawn"], ["Use ddp"]),
+        (["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_train_steps", "0"],
+         ["LastCheckpoint.every_n_train_steps: 0 must be at least 1"]),
+        (["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_minutes", "-1"],
+         ["LastCheckpoint.every_n_minutes: -1 must be 0 or more"]),
+        (["--watchdog_seconds", "-1"], ["watchdog_seconds: -1 must be 0 or more"]),
+        (["--trainer.plugins", "AsyncCheckpointIO"], ["trainer.plugins: AsyncCheckpointIO", "Leave it out"]),
         (["--trainer.profiler", "simpel"], ["profiler", "'simple'"]),
         (["--trainer.gradient_clip_algorithm", "median"], ["gradient_clip_algorithm", "median", "norm"]),
         (["--trainer.accelerator", "cuda9"], ["accelerator", "cuda9"]),
@@ -127,6 +139,17 @@ def test_epochs_that_end_before_the_schedule_are_told(fit):
     assert "ends the run after 6 steps" in said
     assert "model.optimizer.total_steps to 6" in said
     assert "ends the run" not in fit(*epochs, "--model.optimizer.total_steps", "6")[1]
+
+
+def test_max_time_is_that_of_this_job(fit, tmp_path):
+    assert fit("--trainer.max_steps", "1", "--trainer.max_time", "00:00:10:00")[0] == 0
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert state["callbacks"]["Timer"]["time_elapsed"]["train"] > 0
+    state["callbacks"]["Timer"]["time_elapsed"]["train"] = 3600.0
+    torch.save(state, tmp_path / "hour.ckpt")
+    status, said = fit("--ckpt_path", str(tmp_path / "hour.ckpt"), "--trainer.max_time", "00:00:10:00")
+    assert status == 0, said
+    assert open_checkpoint(tmp_path / "run").manifest["step"] == 2
 
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)

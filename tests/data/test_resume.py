@@ -255,6 +255,66 @@ def test_every_epoch_is_whole_however_many_steps_the_first_one_had(tmp_path, une
         assert lightning_run(uneven, checkpoint=str(tmp_path / "saved" / f"{step}.ckpt")) == seen[step:], step
 
 
+class Steps(Listener):
+    """Notes the samples of each optimizer step, and those of the step that its first batch was planned in."""
+
+    def training_step(self, batch, batch_idx):
+        place = batch.step.place if batch.step else 0
+        self.pieces = [*getattr(self, "pieces", []), (place, sorted(batch.keys))]
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer):
+        self.steps = [*getattr(self, "steps", []), self.pieces]
+        self.pieces = []
+
+
+class SaveAfter(L.Callback):
+    """Saves after some batches, wherever in a step that is."""
+
+    def __init__(self, folder, batches):
+        self.folder, self.batches = folder, batches
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if self.folder is not None and batch_idx + 1 == self.batches:
+            trainer.save_checkpoint(self.folder / "some.ckpt")
+
+
+@pytest.fixture
+def steps_of(tmp_path, tiny_encoder, tiny_llm):
+    """Return a runner of one epoch that gives the micro-batches of each optimizer step."""
+    from fastslm.modules.abstractors.avg_pool import AvgPool
+    from fastslm.modules.encoders.whisper import WhisperEncoder
+    from fastslm.modules.llms.causal_lm import CausalLM
+
+    def run(settings, accumulate, save_after=None, checkpoint=None):
+        encoder, llm = WhisperEncoder(str(tiny_encoder)), CausalLM(str(tiny_llm))
+        model = Steps(encoder, AvgPool, llm, window_seconds=2.0, tokens_per_window=4)
+        trainer = L.Trainer(
+            accelerator="cpu", max_epochs=1, limit_val_batches=0, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            accumulate_grad_batches=accumulate, default_root_dir=tmp_path,
+            callbacks=[SaveAfter(tmp_path if save_after else None, save_after)],
+        )  # fmt: skip
+        trainer.fit(model, datamodule=WebDatasetModule(**settings, num_workers=0), ckpt_path=checkpoint)
+        return model.steps
+
+    return run
+
+
+@pytest.mark.parametrize(("before", "batches", "after"), [(1, 3, 2), (2, 6, 4), (2, 3, 2), (4, 4, 1), (2, 1, 2)])
+def test_a_resumed_run_takes_whole_steps_wherever_it_was_saved(tmp_path, settings, steps_of, before, batches, after):
+    whole = steps_of(settings, before, save_after=batches)
+    assert {len(step) for step in whole} == {before}
+    resumed = steps_of(settings, after, checkpoint=str(tmp_path / "some.ckpt"))
+    for step in resumed:
+        assert [place for place, _ in step] == list(range(after))
+    done = [keys for step in whole for _, keys in step][: batches - batches % before]
+    left = sorted(key for step in whole for _, keys in step for key in keys)
+    for keys in done:
+        left = [key for key in left if key not in keys]
+    assert sorted({key for step in resumed for _, keys in step for key in keys}) == left
+
+
 def test_a_fake_trainer_has_what_the_data_module_asks_of_a_real_one(fake_trainer):
     real, fake = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), fake_trainer(None)
     names = [name for name in vars(fake) if name != "lightning_module"]
