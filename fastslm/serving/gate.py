@@ -13,8 +13,8 @@ from .worker import Worker
 
 #: Without a key: what tells no secret and costs nothing.
 _OPEN = ("/", "/health")
-#: JSON is read into memory; recordings of any size go through a form, to disk.
-MOST_JSON_BYTES = 64 << 20
+#: Of what is read into memory; recordings of any size go through a form, to disk.
+MOST_BYTES_IN_MEMORY = 64 << 20
 _MOST_UPLOADS = 256
 _IDLE_SECONDS = 30.0
 
@@ -27,7 +27,8 @@ class Gate:
         worker: whose queue may be full.
         metrics: told of each request.
         api_key: what clients must send; None lets anybody in.
-        most_upload_bytes: of a request.
+        most_upload_bytes: of a request whose route puts recordings on disk.
+        upload_paths: these routes; what is sent to others is read into memory, and smaller.
         idle_seconds: an upload that sends nothing for so long is ended.
     """
 
@@ -38,10 +39,12 @@ class Gate:
         metrics: Metrics,
         api_key: str | None,
         most_upload_bytes: int,
+        upload_paths: frozenset[str],
         idle_seconds: float = _IDLE_SECONDS,
     ) -> None:
         self.app, self.worker, self.metrics = app, worker, metrics
         self.api_key, self.most_upload_bytes, self.idle_seconds = api_key, most_upload_bytes, idle_seconds
+        self.upload_paths = upload_paths
         self._num_uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,8 +70,8 @@ class Gate:
         try:
             self._check_key(scope, headers)
             most = self.most_upload_bytes
-            if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"application/json":
-                most = min(most, MOST_JSON_BYTES)
+            if scope["path"] not in self.upload_paths:
+                most = min(most, MOST_BYTES_IN_MEMORY)
             length = headers.get(b"content-length", b"")
             if length.isdigit() and int(length) > most:
                 raise _too_large(most)

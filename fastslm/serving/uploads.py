@@ -60,6 +60,8 @@ async def read_form(request: Request) -> tuple[FormData, UploadFile]:
     Raises:
         Problem: there is no recording, or more than one.
     """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise _no_recording()  # a form of another type would be read into memory
     try:
         form = await request.form(max_files=1, max_fields=_MOST_FIELDS)
     except ValueError as error:  # a form may name any codec of Python as its charset
@@ -71,9 +73,12 @@ async def read_form(request: Request) -> tuple[FormData, UploadFile]:
     if isinstance(file, UploadFile):
         return form, file
     await form.close()
-    raise Problem(
-        400, "file: there is no recording. Send a form (multipart/form-data) with the file in the field 'file'.", "file"
-    )
+    raise _no_recording()
+
+
+def _no_recording() -> Problem:
+    said = "file: there is no recording. Send a form (multipart/form-data) with the file in the field 'file'."
+    return Problem(400, said, "file")
 
 
 async def uploaded(file: UploadFile) -> Upload:

@@ -17,11 +17,12 @@ import openai
 import pytest
 import torch
 from model_thread import start_thread
+from starlette.requests import Request
 
 from fastslm.errors import DataError
 from fastslm.inference.listening import EncodedAudio
 from fastslm.inference.results import Answer, Timings
-from fastslm.serving import worker
+from fastslm.serving import gate, worker
 from fastslm.serving.model_process import Told
 
 FAULTS = {
@@ -261,8 +262,6 @@ def test_metrics_count_what_was_refused_by_its_route(serve_here, recording):
 
 
 def test_an_upload_that_stalls_is_ended(serve_here, monkeypatch):
-    from fastslm.serving import gate
-
     monkeypatch.setattr(gate.Gate.__init__, "__defaults__", (0.3,))
     server = serve_here(ScriptedModel())
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
@@ -273,6 +272,34 @@ def test_an_upload_that_stalls_is_ended(serve_here, monkeypatch):
     response = connection.getresponse()
     assert response.status == 408
     assert "sent nothing for 0.3 s" in json.load(response)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "status"),
+    [
+        ("/v1/chat/completions", "text/plain", 413),
+        ("/v1/chat/completions", "multipart/form-data; boundary=x", 413),
+        ("/v1/audio/transcriptions", "application/x-www-form-urlencoded", 400),
+    ],
+)
+def test_what_is_read_into_memory_is_small_whatever_its_type(serve_here, monkeypatch, path, content_type, status):
+    monkeypatch.setattr(gate, "MOST_BYTES_IN_MEMORY", 1 << 20)
+    read = []
+    body_of = Request.stream
+
+    async def stream(self):
+        async for chunk in body_of(self):
+            read.append(len(chunk))
+            yield chunk
+
+    monkeypatch.setattr(Request, "stream", stream)
+    connection = http.client.HTTPConnection("127.0.0.1", serve_here(ScriptedModel()).port, timeout=10)
+    with contextlib.suppress(ConnectionError):  # refused before all was sent
+        body = iter([bytes(1 << 16)] * 64)
+        connection.request("POST", path, body, {"Content-Type": content_type}, encode_chunked=True)
+    with contextlib.suppress(ConnectionError):  # an answer to an upload under way may be lost with it
+        assert connection.getresponse().status == status
+    assert sum(read) <= 1 << 20
 
 
 def test_uploads_that_break_off_leave_nothing_open(server, until):
