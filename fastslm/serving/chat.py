@@ -154,7 +154,7 @@ async def _stream(
 
     def ended(answer: Answer) -> list[dict[str, Any]]:
         # An answer that ran in circles was generated anew from there; no chunk of OpenAI's takes back what was said.
-        anew = {} if "".join(live.text.split()) == "".join(answer.text.split()) else {"text": answer.text}
+        anew = {} if live.text.strip() == answer.text else {"text": answer.text}
         last = {**chunk({}, _finish(answer)), **warnings_of(answer), **anew}
         usage = {**head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(answer)}
         return [last, usage] if with_usage else [last]

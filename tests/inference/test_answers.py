@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from tokenizer_kinds import KINDS, make_tokenizer
 
 from fastslm.errors import ConfigError, DataError
 from fastslm.inference import answering
@@ -103,6 +104,20 @@ def test_text_is_shown_as_it_is_written_and_never_half_a_character(model, text):
     assert "".join(shown) == model.text_of(ids)
     assert not any("\ufffd" in chunk for chunk in shown)
     assert len(shown) > 2 or len(ids) < 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_is_shown_with_its_spaces_around_tokens_that_say_nothing(model, monkeypatch, kind):
+    tokenizer = make_tokenizer(kind)
+    monkeypatch.setattr(model.path.prompter, "tokenizer", tokenizer)
+    words = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("forty", " two", " of")]
+    ids = [1, *words[0], 1, 1, *words[1], 1, *words[2], 1]  # 1 is a control token
+    shown = []
+    chunks = TextChunks(model, shown.append)
+    for count in range(1, len(ids) + 1):
+        chunks.update(ids[:count])
+    chunks.finish(ids)
+    assert "".join(shown) == model.text_of(ids)
 
 
 def test_answers_are_shown_token_by_token(model, noise):

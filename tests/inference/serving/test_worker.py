@@ -1,5 +1,6 @@
 """The queue before the model: its limit, like requests together, clients that go, and an end in order."""
 
+import base64
 import contextlib
 import functools
 import http.client
@@ -152,6 +153,19 @@ def test_a_client_that_goes_while_text_streams_ends_the_work(serve_here, recordi
     assert next(iter(stream)).delta == "text"
     stream.close()
     until(lambda: model.ended == ["NobodyWaits"])
+
+
+def test_a_chat_that_streamed_other_spaces_than_the_answer_has_says_so_at_its_end(serve_here, recording):
+    class Spaceless(ScriptedModel):
+        def transcribe(self, audio, *, on_text, **settings):
+            return super().transcribe(audio, on_text=lambda text: on_text(text.strip()), **settings)
+
+    sound = {"data": base64.b64encode(recording).decode(), "format": "wav"}
+    messages = [{"role": "user", "content": [{"type": "input_audio", "input_audio": sound}]}]
+    for model, said in ((ScriptedModel(), None), (Spaceless(), "text of audio.wav")):
+        completions = serve_here(model).client().chat.completions
+        *_, last = completions.create(model="scripted", messages=messages, stream=True)
+        assert getattr(last, "text", None) == said
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
