@@ -161,6 +161,16 @@ def test_a_mistake_is_one_sentence(capsys, tmp_path, shards, more, said):
     assert shown.err.count("\n") == 1
 
 
+def test_a_language_whose_name_says_nothing_is_told(capsys, tmp_path, write_shard, flac):
+    rows = [(key, {"flac": flac(1.0), "json": {"text": "one", "language": "Elbonian"}}) for key in "ab"]
+    write_shard(tmp_path / "s" / "x.tar", rows)
+    system = texts(tmp_path / "t", a="one", b="one!")
+    said = "s: language 'Elbonian' of 2 recordings is not known here; errors are counted by word."
+    assert said in run(capsys, system, tmp_path / "s", "--out", tmp_path / "out")[1].err
+    more = ["--out", tmp_path / "out", "--normaliser", "basic"]
+    assert said not in run(capsys, system, tmp_path / "s", *more)[1].err
+
+
 def test_numbers_in_words_are_compared_as_words_where_that_is_asked(capsys, tmp_path, write_shard, flac):
     write_shard(tmp_path / "s" / "x.tar", [("a", {"flac": flac(1.0), "json": {"text": "forty two five seven"}})])
     system = texts(tmp_path / "t", a="forty two five nine")
