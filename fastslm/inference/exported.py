@@ -13,6 +13,7 @@ from fastslm.path.base_folder import EXPORTED_TYPES
 from fastslm.path.model import SpeechLM
 from fastslm.path.pretrained import reason
 from fastslm.path.prompt import Prompter
+from fastslm.path.template import check_template
 from fastslm.plugins import class_of
 
 _CONFIG, _PROCESSOR = "config.json", "processor_config.json"
@@ -129,7 +130,10 @@ def open_exported(folder: Path) -> Exported:
         kind: Any = type(FastSLMForConditionalGeneration.__name__, (FastSLMForConditionalGeneration,), kinds)
         model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        enable_thinking = bool(json.loads((folder / _PROCESSOR).read_text(encoding="utf-8"))["enable_thinking"])
+        processor = json.loads((folder / _PROCESSOR).read_text(encoding="utf-8"))
+        enable_thinking = bool(processor["enable_thinking"])
+        if processor.get("needs_chat_template"):
+            check_template(tokenizer)
     except FastSLMError:
         raise
     except ImportError as error:  # of peft, or of a tokenizer's package
