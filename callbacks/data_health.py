@@ -161,6 +161,6 @@ class DataHealth(L.Callback):
             more = f" and {len(self._unknown) - 10} others" if len(self._unknown) > 10 else ""
             print(
                 f"rank {trainer.global_rank}: in {self._unreadable} of {self._seen} samples or their prompts the"
-                f" tokenizer does not know these characters: {most}{more}; they are all read as its unk_token (first: sample"
-                f" {self._first_unreadable!r})"
+                f" tokenizer does not know these characters: {most}{more}; they are all read as its unk_token (first:"
+                f" sample {self._first_unreadable!r})"
             )

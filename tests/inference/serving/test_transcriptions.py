@@ -63,9 +63,25 @@ def test_prompt_and_temperature_reach_the_model(server, talk, command):
     assert drawn == command(talk, "--temperature", "1.5").strip()
 
 
+def test_the_seed_reaches_the_model(server, talk, model):
+    ask = server.client().audio.transcriptions.create
+    drawn = [ask(model="tiny", file=talk, temperature=1.5, extra_body={"seed": seed}).text for seed in (0, 4)]
+    assert drawn == [model.transcribe(talk, temperature=1.5, seed=seed).text for seed in (0, 4)]
+    assert drawn[0] != drawn[1]
+
+
+def test_what_changes_no_transcript_may_be_sent(server, talk, model):
+    ask = server.client().audio.transcriptions.create
+    own = {"user": "me", "language": ""}
+    given = ask(model="tiny", file=talk, chunking_strategy="auto", include=[], extra_body=own)
+    assert given.text == model.transcribe(talk).text
+
+
 def test_a_translation_is_that_of_the_task(server, talk, command):
     given = server.client().audio.translations.create(model="tiny", file=talk)
     assert given.text == command(talk, "--task", "ast").strip()
+    with pytest.raises(openai.BadRequestError, match="task: 'ssum' is not done by this route, which translates"):
+        server.client().audio.translations.create(model="tiny", file=talk, extra_body={"task": "ssum"})
     other = server.client().audio.translations.create(model="tiny", file=talk, extra_body={"language": "Korean"})
     assert other.text == command(talk, "--task", "ast", "--language", "Korean").strip()
 
@@ -134,6 +150,13 @@ TEXT = wav(b"these are words, and no samples " * 20)
         ({"temperature": "nan"}, 400, "temperature: nan must be a finite number"),
         ({"stream": True, "response_format": "srt"}, 400, "stream: srt comes as a whole"),
         ({"timestamp_granularities": ["word"]}, 400, "there are none of words"),
+        ({"timestamp_granularities": ["foo"]}, 400, "timestamp_granularities: 'foo' is none; times are those of seg"),
+        ({"timestamp_granularities": ["segment"]}, 400, "there are no times in this response_format"),
+        ({"include": ["logprobs"]}, 400, r"include\[\]: 'logprobs' is not done here; leave it out"),
+        ({"chunking_strategy": {"type": "server_vad"}}, 400, r"chunking_strategy\[type\]: 'server_vad' is not done"),
+        ({"extra_body": {"max_tokens": 5}}, 400, "max_tokens: '5' is not done here"),
+        ({"extra_body": {"temperature": [1.0]}}, 400, r"temperature\[\]: '1.0' is not done here"),
+        ({"extra_body": {"seed": "x"}}, 400, "seed: 'x' must be a whole number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_one_sentence_in_openais_shape(server, encoded, noise, fields, status, message):
