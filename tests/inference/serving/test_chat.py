@@ -132,8 +132,8 @@ def test_what_changes_no_answer_may_be_sent(server, talk, model):
     own = {"repetition_penalty": 1.0, "guided_json": None}
     given = ask(
         server, sound(talk), text("Who?"), max_tokens=3, max_completion_tokens=3, n=1, stop=[], logprobs=False,
-        tools=[], tool_choice="auto", presence_penalty=0, user="me", metadata={"a": "b"}, store=True, service_tier="auto",
-        response_format={"type": "text"}, extra_body=own,
+        tools=[], tool_choice="auto", presence_penalty=0, user="me", metadata={"a": "b"}, store=True,
+        service_tier="auto", response_format={"type": "text"}, extra_body=own,
     )  # fmt: skip
     assert given.choices[0].message.content == model.ask(talk, "Who?", max_new_tokens=3).text
 
