@@ -1,6 +1,7 @@
 """``fastslm serve`` as a process, asked by the openai client: texts are those of the command, errors are sentences."""
 
 import contextlib
+import http.client
 import io
 import json
 import subprocess
@@ -208,8 +209,6 @@ def test_uploads_leave_nothing_open(server, noise, encoded, until):
 )
 @pytest.mark.parametrize("field", ["language", "model", "prompt"])
 def test_a_form_in_any_charset_is_answered_or_refused(server, encoded, noise, charset, field):
-    import http.client
-
     part = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
     body = part % (field.encode(), b"", b"+2AA-\xff.")
     body += part % (b"file", b'; filename="+2AA-\xff.wav"', encoded(noise(0.1), "WAV")) + b"--x--\r\n"
@@ -220,6 +219,36 @@ def test_a_form_in_any_charset_is_answered_or_refused(server, encoded, noise, ch
     answer = json.load(response)
     assert answer.get("text") is not None if response.status == 200 else answer["error"]["message"]
     assert response.status in (200, 400, 404)
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (b"--x--\r\n", None),
+        (b"", "The form was cut off: it ends before its last boundary"),
+        (PART[:20], "The form was cut off: it ends before its last boundary"),
+        (PART % (b"prompt", b"", "sag über".encode()) + b"--x--\r\n", None),
+        (PART % (b"prompt", b"", b"sag \xfcber") + b"--x--\r\n", "prompt: is no text in utf-8. Send the form in UTF-8"),
+    ],
+)
+def test_a_form_that_is_cut_off_or_no_utf8_is_told_as_one(server, encoded, noise, end, message):
+    body = PART % (b"file", b'; filename="a.wav"', encoded(noise(0.1), "WAV")) + end
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Authorization": f"Bearer {KEY}"}
+    before = server.open_files()
+    response = post(server, body, headers)
+    answer = json.load(response)
+    assert response.status == (400 if message else 200)
+    assert message is None or answer["error"]["message"].startswith(message)
+    assert server.open_files() == before
+
+
+def post(server, body, headers):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("POST", "/v1/audio/transcriptions", body, headers)
+    return connection.getresponse()
 
 
 def test_an_open_file_of_any_kind_can_be_sent(server, noise, encoded):
