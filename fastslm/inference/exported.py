@@ -129,7 +129,9 @@ def open_exported(folder: Path) -> Exported:
         kinds = {f"{part}_class": class_of(f"{part}s", config.class_paths[part]) for part in ("encoder", "abstractor")}
         kind: Any = type(FastSLMForConditionalGeneration.__name__, (FastSLMForConditionalGeneration,), kinds)
         model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=config, local_files_only=True, trust_remote_code=False
+        )  # with a configuration, as otherwise it looks for the type of the model among its own, and warns
         processor = json.loads((folder / _PROCESSOR).read_text(encoding="utf-8"))
         enable_thinking = bool(processor["enable_thinking"])
         if processor.get("needs_chat_template"):

@@ -42,6 +42,15 @@ def test_an_exported_folder_says_what_its_run_says(exported, model, noise):
     assert not any(module.training for module in loaded.path.modules())
 
 
+def test_a_sound_folder_is_loaded_without_a_word(exported, caplog, capfd, monkeypatch):
+    from transformers.utils import logging
+
+    monkeypatch.setattr(logging.get_logger(), "propagate", True)
+    fastslm.load(exported, device="cpu")
+    assert not caplog.text
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_command_that_wants_a_run_says_that_it_was_given_an_exported_model(exported, capsys):
     assert main(["checkpoint", "inspect", str(exported)]) == 2
     assert "is the folder of a model, such as fastslm export writes, and no run" in capsys.readouterr().err
