@@ -17,6 +17,7 @@ _OPEN = ("/", "/health")
 MOST_BYTES_IN_MEMORY = 64 << 20
 _MOST_UPLOADS = 256
 _IDLE_SECONDS = 30.0
+_LEAST_BYTES_PER_SECOND = 4096  # of an upload as a whole: 32 kbit/s, half of what ISDN had
 
 
 class Gate:
@@ -29,7 +30,7 @@ class Gate:
         api_key: what clients must send; None lets anybody in.
         most_upload_bytes: of a request whose route puts recordings on disk.
         upload_paths: these routes; what is sent to others is read into memory, and smaller.
-        idle_seconds: an upload that sends nothing for so long is ended.
+        idle_seconds: an upload that sends nothing for so long is ended, and one that is so far behind the least rate.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class Gate:
             length = headers.get(b"content-length", b"")
             if length.isdigit() and int(length) > most:
                 raise _too_large(most)
-            if scope["method"] == "POST" and (self.worker.is_full or self._num_uploads >= _MOST_UPLOADS):
+            if scope["method"] == "POST" and self.worker.is_full:
                 raise busy(self.worker)
+            if scope["method"] == "POST" and self._num_uploads >= _MOST_UPLOADS:
+                raise _too_many(self._num_uploads, self.worker.retry_seconds)
         except Problem as problem:
             await problem.response()(scope, receive, send)
             return
@@ -104,17 +107,21 @@ class Gate:
             )
 
     def _bounded(self, receive: Receive, most: int, whole: Callable[[], None]) -> Receive:
-        num_bytes, more = 0, True
+        num_bytes, waited, more = 0, 0.0, True
 
         async def bounded() -> Message:
-            nonlocal num_bytes, more
+            nonlocal num_bytes, waited, more
+            ahead = num_bytes / _LEAST_BYTES_PER_SECOND - waited
+            began = time.monotonic()
             try:
-                async with asyncio.timeout(self.idle_seconds if more else None):
+                async with asyncio.timeout(self.idle_seconds + min(ahead, 0.0) if more else None):
                     message = await receive()
             except TimeoutError:
-                raise Problem(
-                    408, f"The upload sent nothing for {self.idle_seconds:g} s and was ended.", None, "upload_stalled"
-                ) from None
+                said = (
+                    f"sent nothing for {self.idle_seconds:g} s, or less than {size(_LEAST_BYTES_PER_SECOND)} a second"
+                )
+                raise Problem(408, f"The upload {said}, and was ended.", None, "upload_stalled") from None
+            waited += time.monotonic() - began
             num_bytes += len(message.get("body", b""))
             more = more and message["type"] == "http.request" and message.get("more_body", False)
             if num_bytes > most:
@@ -128,6 +135,11 @@ class Gate:
 
 def _too_large(most: int) -> Problem:
     return Problem(413, f"The request is larger than the {size(most)} that this server takes.", "file", "too_large")
+
+
+def _too_many(num_uploads: int, seconds: int) -> Problem:
+    said = f"{num_uploads} uploads are under way already. Come again in {seconds} s."
+    return Problem(429, said, None, "too_many_uploads", seconds)
 
 
 def busy(worker: Worker) -> Problem:

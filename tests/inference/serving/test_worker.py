@@ -6,6 +6,7 @@ import functools
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -277,15 +278,40 @@ def test_metrics_count_what_was_refused_by_its_route(serve_here, recording):
 
 def test_an_upload_that_stalls_is_ended(serve_here, monkeypatch):
     monkeypatch.setattr(gate.Gate.__init__, "__defaults__", (0.3,))
-    server = serve_here(ScriptedModel())
+    response = upload_begun(serve_here(ScriptedModel())).getresponse()
+    assert response.status == 408
+    assert "sent nothing for 0.3 s" in json.load(response)["error"]["message"]
+
+
+def upload_begun(server):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     connection.putrequest("POST", "/v1/audio/transcriptions")
     connection.putheader("Content-Type", "multipart/form-data; boundary=x")
     connection.putheader("Content-Length", "1000")
     connection.endheaders(b"--x\r\n")
+    return connection
+
+
+def test_an_upload_that_trickles_is_ended(serve_here, monkeypatch):
+    monkeypatch.setattr(gate.Gate.__init__, "__defaults__", (0.3,))
+    connection = upload_begun(serve_here(ScriptedModel()))
+    for _ in range(40):
+        if select.select([connection.sock], [], [], 0.05)[0]:
+            break
+        connection.send(b"x")
     response = connection.getresponse()
     assert response.status == 408
-    assert "sent nothing for 0.3 s" in json.load(response)["error"]["message"]
+    assert "less than 4 KiB a second" in json.load(response)["error"]["message"]
+
+
+def test_a_client_that_finds_too_many_uploads_is_told_of_those(serve_here, recording, monkeypatch):
+    monkeypatch.setattr(gate, "_MOST_UPLOADS", 1)
+    server = serve_here(ScriptedModel())
+    stalled = upload_begun(server)
+    with pytest.raises(openai.RateLimitError, match=r"1 uploads are under way already\. Come again in \d+ s"):
+        for _ in range(20):  # until the first one is there
+            ask(server, "a", recording)
+    stalled.close()
 
 
 @pytest.mark.parametrize(
