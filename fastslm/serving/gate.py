@@ -117,10 +117,9 @@ class Gate:
                 async with asyncio.timeout(self.idle_seconds + min(ahead, 0.0) if more else None):
                     message = await receive()
             except TimeoutError:
-                said = (
-                    f"sent nothing for {self.idle_seconds:g} s, or less than {size(_LEAST_BYTES_PER_SECOND)} a second"
-                )
-                raise Problem(408, f"The upload {said}, and was ended.", None, "upload_stalled") from None
+                slow = f"less than {size(_LEAST_BYTES_PER_SECOND)} a second"
+                said = f"The upload sent nothing for {self.idle_seconds:g} s, or {slow}, and was ended."
+                raise Problem(408, said, None, "upload_stalled") from None
             waited += time.monotonic() - began
             num_bytes += len(message.get("body", b""))
             more = more and message["type"] == "http.request" and message.get("more_body", False)
