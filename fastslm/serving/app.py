@@ -68,7 +68,7 @@ def build_app(worker: Worker, settings: Settings) -> FastAPI:
         service.check_model(name)
         return JSONResponse(_card(service, name))
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> JSONResponse:
         status = "ended" if not worker.alive else "ok" if worker.ready else "loading"
         facts = {

@@ -126,6 +126,11 @@ def test_answers_are_shown_token_by_token(model, noise):
     assert "".join(shown) == model.text_of(answer.tokens)
 
 
+def test_a_question_with_a_setting_of_another_method_says_which_method_was_called(model, noise):
+    with pytest.raises(TypeError, match=r"Model\.ask\(\) takes no 'task'\. Other tasks .* are those of Model\.transcr"):
+        model.ask(noise(1), "Who?", task="asr")
+
+
 def test_a_batch_gives_the_answers_of_its_files_alone(model, noise):
     recordings = [noise(seconds, seed) for seed, seconds in enumerate((0.7, 9.1, 4.0, 2.2))]
     together = model.transcribe_batch(recordings, max_new_tokens=15)
