@@ -190,6 +190,10 @@ def changed(folder, how):
         (folder / "tokenizer.json").write_text("{")
     elif how == "template gone":
         (folder / "chat_template.jinja").unlink()
+    elif how == "template bomb":
+        (folder / "chat_template.jinja").write_text(
+            "{% for m in messages %}{{ m.content }}{{ 'a' * 10**10 }}{% endfor %}"
+        )
     elif how == "template empty":
         (folder / "chat_template.jinja").write_text("")
     else:
@@ -214,6 +218,7 @@ def changed(folder, how):
         ("tokenizer", CheckpointError, "not a readable exported model"),
         ("class", ConfigError, r"their_package\.Pooling cannot be imported here"),
         ("template gone", CheckpointError, r"not a readable .*: .*chat_template\.jinja is missing or empty"),
+        ("template bomb", CheckpointError, r"not a readable .*: .*the chat template takes more than 5 s or 1024 MiB"),
         ("template empty", CheckpointError, r"not a readable .*: .*chat_template\.jinja is missing or empty"),
         ("tokens_per_window", CheckpointError, r"config\.json lacks tokens_per_window, which it was written with"),
         ("context_seconds", CheckpointError, r"config\.json lacks context_seconds, which it was written with"),
