@@ -17,7 +17,8 @@ class DataHealth(L.Callback):
 
     Shows the counts at the start of a run and at the end of each epoch, logs ``data/broken``, and stops the run when
     more than the data module's ``max_broken_share`` of the samples read are broken. Samples whose words spell out a
-    control token of the tokenizer (``<|im_end|>``) are counted too: they are read as text, and may be mistakes.
+    control token of the tokenizer (``<|im_end|>``) are counted too: they are read as text, and may be mistakes. So are
+    those with characters that the tokenizer does not know.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,8 @@ class DataHealth(L.Callback):
         self._first_doubts: dict[str, str] = {}
         self._spelt: Counter[str] = Counter()
         self._spelling, self._first_spelling = 0, ""  # samples that spell some, and the key of the first
+        self._unknown: Counter[str] = Counter()  # of characters: samples
+        self._unreadable, self._first_unreadable = 0, ""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show what the index left out."""
@@ -96,6 +99,10 @@ class DataHealth(L.Callback):
                 self._spelling += 1
                 self._spelt.update(set(dialogue.spelt))
                 self._first_spelling = self._first_spelling or key
+            if dialogue.unknown:
+                self._unreadable += 1
+                self._unknown.update(set(dialogue.unknown))
+                self._first_unreadable = self._first_unreadable or key
         for item in batch.doubtful:
             self._doubts[item["reason"]] += 1
             first = f"{item['shard']}, sample {item['key']!r}: {item['detail']}"
@@ -148,4 +155,12 @@ class DataHealth(L.Callback):
             print(
                 f"rank {trainer.global_rank}: {self._spelling} of {self._seen} samples spell out control tokens, which"
                 f" are read as text: {tokens} (first: sample {self._first_spelling!r})"
+            )
+        if self._unreadable:
+            most = ", ".join(f"{count} x {piece!r}" for piece, count in self._unknown.most_common(10))
+            more = f" and {len(self._unknown) - 10} others" if len(self._unknown) > 10 else ""
+            print(
+                f"rank {trainer.global_rank}: in {self._unreadable} of {self._seen} samples or their prompts the"
+                f" tokenizer does not know these characters: {most}{more}; they are all read as its unk_token (first:"
+                f" sample {self._first_unreadable!r})"
             )

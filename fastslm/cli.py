@@ -117,6 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fastslm: error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # of a path that somebody gave, or of a disk, wherever it is met
+        if str(error.strerror).startswith("No usable temporary directory"):  # of tempfile, which libraries import
+            print(f"fastslm: error: {error.strerror}. Free space there, or set TMPDIR.", file=sys.stderr)
+            return 2
         if error.filename is None and error.errno not in _OF_A_DISK:
             raise
         name = "" if error.filename is None else f"{redacted(os.fsdecode(error.filename))}: "

@@ -53,6 +53,16 @@ def test_training_use_and_the_exported_processor_make_the_same_prompt(kind, temp
         assert (trained.labels[: trained.num_prompt_ids] == -100).all()
 
 
+@pytest.mark.parametrize("template", [None, ""])
+def test_an_exported_processor_whose_chat_template_got_lost_is_refused(template):
+    tokenizer = make_tokenizer("llama")
+    tokenizer.chat_template = template
+    FastSLMProcessor(FastSLMFeatureExtractor(), tokenizer)  # of before: it gets the plain one
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=r"was saved with a chat template and has none: chat_template\.jinja"):
+        FastSLMProcessor(FastSLMFeatureExtractor(), tokenizer, needs_chat_template=True)
+
+
 @pytest.mark.parametrize(("kind", "template"), EVERY)
 def test_ordinary_words_are_encoded_as_the_template_alone_would_have_them(kind, template):
     prompter = Prompter(make_tokenizer(kind, template, "bos"))

@@ -67,10 +67,18 @@ def test_bleu_and_chrf_are_those_of_sacrebleu(language, words, data):
         ("zh_TW", "zh"),
         ("ko", "char"),
         ("ja-JP", "char"),
+        ("cmn-Hans-CN", "zh"),
+        ("Chinese (Simplified)", "zh"),
+        ("kor", "char"),
     ],
 )
 def test_languages_without_spaces_are_cut_by_characters(language, cut_by):
     assert tokenizer_for(language) == cut_by
+
+
+def test_a_language_whose_name_says_nothing_is_told():
+    with pytest.warns(UserWarning, match="language 'Elbonian': is not known here; its BLEU is that of words"):
+        assert tokenizer_for("Elbonian") == "13a"
 
 
 @pytest.mark.parametrize(

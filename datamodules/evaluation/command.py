@@ -79,6 +79,12 @@ def _run(options: argparse.Namespace) -> int:
     for each in data:
         for reason, count in each.left_out.items():
             print(f"{each.name}: {count} samples left out: {reason}.", file=sys.stderr)
+        for language, count in each.unknown_languages.items():
+            print(
+                f"{each.name}: language {language!r} of {count} recordings is not known here; errors are counted by"
+                " word. Name it by its code in the shards, or give --normaliser.",
+                file=sys.stderr,
+            )
     system = Path(options.system)
     name = options.name or os.path.basename(os.path.realpath(system))
     if name in beside:

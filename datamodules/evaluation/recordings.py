@@ -9,6 +9,7 @@ from typing import BinaryIO
 from fastslm.errors import ConfigError, DataError
 from fastslm.evaluation.normalise import normaliser_of
 from fastslm.inference.audio import FileSource
+from fastslm.metrics.languages import code_of
 from fastslm.tasks import tasks
 
 from ..index.columns import ShardRows
@@ -44,6 +45,7 @@ class Recording:
     Attributes:
         key: its name, the same in no other shard of the set.
         reference: its transcript; empty where nothing is said.
+        language: of it, as the shard or the caller names it.
         normaliser: that both texts go through, one of ``fastslm.evaluation.normalise.NORMALISERS``.
         seconds: its length.
         audio: its samples.
@@ -52,6 +54,7 @@ class Recording:
 
     key: str
     reference: str
+    language: str
     normaliser: str
     seconds: float
     audio: RegionSource
@@ -66,11 +69,13 @@ class EvaluationSet:
         name: of the set.
         recordings: in the order of the shards.
         left_out: why samples are not among them, and how many.
+        unknown_languages: names of languages that say nothing about how to compare texts, and of how many recordings.
     """
 
     name: str
     recordings: Sequence[Recording]
     left_out: Counter[str]
+    unknown_languages: Counter[str]
 
     @property
     def normalisers(self) -> tuple[str, ...]:
@@ -121,6 +126,7 @@ def read_set(name: str, patterns: Sequence[str], store: Store, language: str, no
     """
     recordings: dict[str, Recording] = {}
     left_out: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
     for shard in shard_paths(patterns):
         rows = current_rows(shard)
         left_out.update(finding["reason"] for finding in rows.broken)
@@ -134,10 +140,11 @@ def read_set(name: str, patterns: Sequence[str], store: Store, language: str, no
                 )
             else:
                 recordings[key] = found
+                unknown.update([found.language] if normaliser is None and code_of(found.language) is None else [])
     if not recordings:
         why = ", ".join(f"{reason} ({count})" for reason, count in left_out.items()) or "the shards are empty"
         raise DataError(f"set {name!r}: no recording can be evaluated: {why}.")
-    return EvaluationSet(name, list(recordings.values()), left_out)
+    return EvaluationSet(name, list(recordings.values()), left_out, unknown)
 
 
 def _recording(
@@ -162,6 +169,6 @@ def _recording(
     seconds = float(rows.seconds[place])
     region = int(rows["audio_offset"][place]), int(rows["audio_size"][place])
     audio = RegionSource(store, shard, region, key, seconds)
-    normaliser = normaliser or normaliser_of(str(fields.get("language") or language))
+    language = str(fields.get("language") or language)
     digest = f"{int(rows['audio_crc32'][place]):08x}-{region[1]}"
-    return Recording(key, text, normaliser, seconds, audio, digest)
+    return Recording(key, text, language, normaliser or normaliser_of(language), seconds, audio, digest)

@@ -4,25 +4,23 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from fastslm.errors import MissingExtraError
+from fastslm.metrics.languages import code_of
 
 #: Whisper's for English; its basic one, by word and by character.
 NORMALISERS = ("english", "basic", "characters")
-#: Languages that do not put spaces between words, by code and by name: their units are characters, as in the Whisper
-#: paper (Radford et al. 2022, appendix C).
-_WITHOUT_SPACES = frozenset(
-    {"zh", "yue", "ja", "th", "lo", "my", "km", "bo"}
-    | {"chinese", "mandarin", "cantonese", "japanese", "thai", "lao", "burmese", "khmer", "tibetan"}
-)
+#: Languages that do not put spaces between words: their units are characters, as in the Whisper paper (Radford et al.
+#: 2022, appendix C).
+_WITHOUT_SPACES = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 
 
 def normaliser_of(language: str) -> str:
     """Return which of ``NORMALISERS`` the leaderboard puts a language through.
 
     Args:
-        language: a code or an English name, ``en-US`` and ``English`` alike; empty means English.
+        language: a code, a tag or an English name, see ``code_of``; empty means English, and an unknown one ``basic``.
     """
-    code = language.strip().lower().replace("_", "-").split("-")[0]
-    if code in ("", "en", "english"):
+    code = code_of(language)
+    if code in ("", "en"):
         return "english"
     return "characters" if code in _WITHOUT_SPACES else "basic"
 

@@ -18,13 +18,15 @@ _HYPOTHESES = (
 )  # fmt: skip
 _TEXTS = ("transcription", "transcript", "text")
 _SHOWN = 3
+#: What files of transcripts are called, those that are read and others.
+_NAMED_AS_TEXT = frozenset({".jsonl", ".json", ".txt", ".tsv", ".csv", ".stm", ".ctm", ".trn", ".srt", ".vtt"})
 
 
 def are_transcripts(path: Path) -> bool:
-    """Say whether a path holds transcripts rather than a model: JSON lines, or a folder with text files in it."""
-    if path.is_file():
-        return path.suffix in (".jsonl", ".json", ".txt", ".tsv")
-    return path.is_dir() and not (path / "config.json").exists() and next(path.rglob("*.txt"), None) is not None
+    """Say whether a path means transcripts rather than a model: a file named as one, or a folder with text files."""
+    if path.is_dir():
+        return not (path / "config.json").exists() and next(path.rglob("*.txt"), None) is not None
+    return path.suffix.lower() in _NAMED_AS_TEXT  # also where there is none: no model has such a name
 
 
 def read_transcripts(path: Path) -> dict[str, str]:
@@ -62,7 +64,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str | None, str]]:
                 name = file.relative_to(path).with_suffix("").as_posix()
                 yield str(file), name, None, file.read_text(encoding="utf-8-sig").strip()
             return
-        if path.suffix != ".jsonl":
+        if path.suffix != ".jsonl" and path.exists():
             raise DataError(f"{path}: transcripts are read from .jsonl, or from a folder of NAME.txt.")
         with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):

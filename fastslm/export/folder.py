@@ -98,6 +98,7 @@ def _config(run: Run, merged: bool) -> FastSLMConfig:
     arguments = {} if isinstance(abstractor, str) else abstractor.get("init_args") or {}
     kinds = {"encoder": type(path.encoder), "abstractor": type(path.abstractor)}
     # Copies: transformers settles things such as the attention in the very objects that it is given.
+    spoken = {name: value for name, value in asdict(speech).items() if name not in ("tokens_per_window", "tail")}
     config = FastSLMConfig(
         encoder_config=copy.deepcopy(path.encoder.export_config()),
         text_config=copy.deepcopy(llm.config),
@@ -110,7 +111,8 @@ def _config(run: Run, merged: bool) -> FastSLMConfig:
             "full_tail": budget.full_tail,
         },
         tokens_per_window=path.abstractor.budget.tokens_per_window,
-        path={name: value for name, value in asdict(speech).items() if name not in ("tokens_per_window", "tail")},
+        path=spoken,
+        path_names=sorted(spoken),
         lora=None if merged else _lora(path),
         float32_parts=[] if dtype == torch.float32 else [p for p, d in dtypes.items() if d == torch.float32],
         audio_token_id=path.prompter.audio_id,
@@ -194,6 +196,7 @@ def _write_processor(run: Run, folder: Path) -> None:
         "enable_thinking": run.path.prompter.enable_thinking,
         "tasks": asked,
         "token_counts": token_counts(run.path.listener),
+        "needs_chat_template": True,  # the prompter gave it one where there was none
     }
     names = ("AutoProcessor", "AutoFeatureExtractor")
     for file, values in (("preprocessor_config.json", extractor), ("processor_config.json", processor)):

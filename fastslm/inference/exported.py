@@ -12,8 +12,12 @@ from fastslm.files import no_file_in, open_file
 from fastslm.path.base_folder import EXPORTED_TYPES
 from fastslm.path.model import SpeechLM
 from fastslm.path.pretrained import reason
-from fastslm.path.prompt import Prompter
+from fastslm.path.prompt import Prompter, plain
+from fastslm.path.request import Request
+from fastslm.path.template import check_template
 from fastslm.plugins import class_of
+
+from .template_trial import try_template
 
 _CONFIG, _PROCESSOR = "config.json", "processor_config.json"
 _TYPE, _OLD_TYPE = EXPORTED_TYPES
@@ -128,8 +132,14 @@ def open_exported(folder: Path) -> Exported:
         kinds = {f"{part}_class": class_of(f"{part}s", config.class_paths[part]) for part in ("encoder", "abstractor")}
         kind: Any = type(FastSLMForConditionalGeneration.__name__, (FastSLMForConditionalGeneration,), kinds)
         model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        enable_thinking = bool(json.loads((folder / _PROCESSOR).read_text(encoding="utf-8"))["enable_thinking"])
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=config, local_files_only=True, trust_remote_code=False
+        )  # with a configuration, as otherwise it looks for the type of the model among its own, and warns
+        processor = json.loads((folder / _PROCESSOR).read_text(encoding="utf-8"))
+        enable_thinking = bool(processor["enable_thinking"])
+        if processor.get("needs_chat_template"):
+            check_template(tokenizer)
+        _try_template(tokenizer, enable_thinking)
     except FastSLMError:
         raise
     except ImportError as error:  # of peft, or of a tokenizer's package
@@ -147,3 +157,14 @@ def open_exported(folder: Path) -> Exported:
     path.requires_grad_(False).eval()
     trained_on = TrainedOn.of([config.trained_on])
     return Exported(path, model.generation_config.max_new_tokens, config.new_tokens_per_second, trained_on)
+
+
+def _try_template(tokenizer: Any, enable_thinking: bool) -> None:
+    given = tokenizer.chat_template
+    template = given.get("default") if isinstance(given, dict) else given
+    if template:  # no plain one, which the prompter gives
+        turns = [Request("asr").messages(), Request("sqqa", "Who?").messages()]
+        asked = [[{**turn, "content": plain(turn["content"])} for turn in messages] for messages in turns]
+        answered = [*asked[0], {"role": "assistant", "content": "He."}]
+        tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        try_template(template, [*asked, answered], enable_thinking=enable_thinking, **tokens)

@@ -1,5 +1,6 @@
 """Model: a trained model in use. It transcribes, answers, embeds and listens; any number of threads may ask at once."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -186,7 +187,16 @@ class Model(AnsweringModel):
     @overload
     def ask(self, audio: Any, questions: Sequence[str], **settings: Any) -> list[Answer]: ...
     def ask(self, audio: Any, questions: str | Sequence[str], **settings: Any) -> Answer | list[Answer]:
-        """Return the answer to a question about a recording, or those to several questions; see ``ask_all``."""
+        """Return the answer to a question about a recording, or those to several questions; see ``ask_all``.
+
+        Raises:
+            TypeError: a setting is none of those of ``ask_all``.
+        """
+        known = inspect.signature(self.ask_all).parameters
+        if unknown := [name for name in settings if name not in known]:
+            raise TypeError(
+                f"Model.ask() takes no {unknown[0]!r}. Other tasks than questions are those of Model.transcribe()."
+            )
         if isinstance(questions, str):
             return self.ask_all(audio, [questions], **settings)[0]
         return self.ask_all(audio, questions, **settings)

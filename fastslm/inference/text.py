@@ -35,4 +35,5 @@ class TextChunks:
         new = text[len(self._model.text_of(ids[self._context : self._read])) :]
         if new:
             self._show(new)
-        self._context, self._read = self._read, len(ids)
+            self._context = self._read
+        self._read = len(ids)  # ids that say nothing are no context: behind them alone a decoder drops a space

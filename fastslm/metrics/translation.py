@@ -1,23 +1,28 @@
 """Corpus BLEU and chrF of translations: sacrebleu's, over all ranks."""
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from fastslm.contracts import Metric
+from fastslm.metrics.languages import code_of
 
 #: Languages whose words are not told apart by spaces, or too few of them for n-grams of four: these are cut up by
-#: characters, by name or by code. sacrebleu's own choice for Japanese and Korean needs a dictionary of words.
-_CUT_BY = {
-    **dict.fromkeys(("zh", "chinese", "mandarin", "cantonese", "yue"), "zh"),
-    **dict.fromkeys(("ja", "japanese", "ko", "korean", "th", "thai", "lo", "lao", "my", "burmese"), "char"),
-    **dict.fromkeys(("km", "khmer", "bo", "tibetan"), "char"),
-}
+#: characters. sacrebleu's own choice for Japanese and Korean needs a dictionary of words.
+_CUT_BY = {**dict.fromkeys(("zh", "yue"), "zh"), **dict.fromkeys(("ja", "ko", "th", "lo", "my", "km", "bo"), "char")}
 
 
+@cache
 def tokenizer_for(language: str) -> str:
-    """Return how sacrebleu cuts up a language given by name or code (``zh-CN`` too): ``13a``, ``zh`` or ``char``."""
-    return _CUT_BY.get(language.strip().lower().replace("_", "-").split("-")[0], "13a")
+    """Return how sacrebleu cuts up a language, see ``code_of``: ``13a``, ``zh`` or ``char``."""
+    code = code_of(language)
+    if code is None:
+        warnings.warn(
+            f"language {language!r}: is not known here; its BLEU is that of words between spaces. Name it by its code.",
+            stacklevel=2,
+        )
+    return _CUT_BY.get(code or "", "13a")
 
 
 @cache

@@ -32,6 +32,7 @@ class Dialogue:
         task: ``asr``, ``ast``, ``ssum``, ``sqqa`` or ``dialogue``.
         language: of the final answer, by name or code; "" where the data says none.
         spelt: control tokens of the tokenizer that its words spell out; they are text there.
+        unknown: characters, or words, of it that the tokenizer does not know.
     """
 
     input_ids: Int64Array
@@ -41,6 +42,7 @@ class Dialogue:
     task: str
     language: str = ""
     spelt: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass

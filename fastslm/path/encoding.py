@@ -33,12 +33,14 @@ class Encoded:
         starts: place in the text of each token's first character ``[L]``.
         ends: one past that of its last ``[L]``.
         spelt: control tokens that people's words spelt out, and that were read as text.
+        unknown: characters, or words, that the tokenizer does not know and reads as its token for these.
     """
 
     ids: Int64Array
     starts: Int64Array
     ends: Int64Array
     spelt: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 class TextEncoder:
@@ -69,6 +71,7 @@ class TextEncoder:
         self._pattern = re.compile("|".join(map(re.escape, longest_first)))
         self._ids = np.array(list(self.controls), np.int64)
         self._guarded: Any = None
+        self._vocabulary: Any = None
 
     def control_at(self, text: str) -> str:
         """Return the control token that a text begins with, space before it left out; "" if there is none."""
@@ -85,10 +88,10 @@ class TextEncoder:
         found = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=False, truncation=False
         )
-        encoded = _encoded(found["input_ids"], found["offset_mapping"])
-        spelt = self._spelt(encoded, text, words)
+        ids, offsets = found["input_ids"], found["offset_mapping"]
+        spelt, unknown = self._looked_at(_encoded(ids, offsets), text, words)
         if not spelt:
-            return encoded
+            return _encoded(ids, offsets, unknown=unknown)
         if self._guarded is None:
             self._guarded = self._make_guarded()
         chunks, cursor = [], 0
@@ -97,18 +100,26 @@ class TextEncoder:
             chunks += [_RESERVED.sub("\ufffd", text[begin:end])]
             cursor = end
         again = self._guarded.encode("".join(chunks), add_special_tokens=False)
-        return _encoded(again.ids, again.offsets, spelt)
+        return _encoded(again.ids, again.offsets, spelt, unknown)
 
-    def _spelt(self, encoded: Encoded, text: str, words: Sequence[Span]) -> tuple[str, ...]:
-        """Return the control tokens that were found where people's words stand."""
-        spelt = []
+    def _looked_at(self, encoded: Encoded, text: str, words: Sequence[Span]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the control tokens that were found where people's words stand, and what is not known anywhere."""
+        spelt, unknown = [], []
         for i in np.flatnonzero(np.isin(encoded.ids, self._ids)):
             token = text[encoded.starts[i] : encoded.ends[i]]  # with the spaces that some take along
             start = encoded.starts[i] + len(token) - len(token.lstrip())
             end = start + len(token.strip())
-            if any(start < last and first < end for first, last in words):
+            if encoded.ids[i] == self.tokenizer.unk_token_id and token.strip() != self.tokenizer.unk_token:
+                unknown += self._not_known(token.strip())
+            elif any(start < last and first < end for first, last in words):
                 spelt.append(self.controls[int(encoded.ids[i])])
-        return tuple(spelt)
+        return tuple(spelt), tuple(unknown)
+
+    def _not_known(self, piece: str) -> list[str]:
+        """Return the characters of a piece that are not known; the piece itself where it is a word of known ones."""
+        if self._vocabulary is None:
+            self._vocabulary = self.tokenizer.get_vocab().keys()
+        return [character for character in piece if character not in self._vocabulary] or [piece]
 
     def _make_guarded(self) -> Any:
         """Return the tokenizer with other names for its control tokens, each as long as before.
@@ -140,6 +151,8 @@ def _entries(pair: str | Sequence[str]) -> set[str]:
     return {first, second, first + second}
 
 
-def _encoded(ids: Sequence[int], offsets: Sequence[Span], spelt: tuple[str, ...] = ()) -> Encoded:
+def _encoded(
+    ids: Sequence[int], offsets: Sequence[Span], spelt: tuple[str, ...] = (), unknown: tuple[str, ...] = ()
+) -> Encoded:
     starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
-    return Encoded(np.array(ids, np.int64), starts, ends, spelt)
+    return Encoded(np.array(ids, np.int64), starts, ends, spelt, unknown)

@@ -159,6 +159,7 @@ class _Prompt:
         ids: ``[L]``.
         predicted: which of them are an earlier answer or its end ``[L]``.
         spelt: see ``Encoded``.
+        unknown: see ``Encoded``.
     """
 
     text: str
@@ -167,6 +168,7 @@ class _Prompt:
     ids: Int64Array
     predicted: npt.NDArray[np.bool_]
     spelt: tuple[str, ...]
+    unknown: tuple[str, ...]
 
 
 class Prompter:
@@ -269,7 +271,7 @@ class Prompter:
         """
         prompt = self._prompt(messages[:-1])
         answer = messages[-1]["content"].strip()
-        ids, spelt = self._with_answer(prompt, answer)
+        ids, spelt, unknown = self._with_answer(prompt, answer)
         num_prompt_ids = len(prompt.ids)
         found = int((ids == self.audio_id).sum())
         if found != num_recordings:
@@ -277,19 +279,20 @@ class Prompter:
                 f"the dialogue marks {found} recordings with {AUDIO}, and the sample holds {num_recordings}"
             )
         labels = np.where(np.append(prompt.predicted, np.ones(len(ids) - num_prompt_ids, bool)), ids, -100)
-        return Dialogue(ids, labels, num_prompt_ids, answer, task, language, spelt)
+        return Dialogue(ids, labels, num_prompt_ids, answer, task, language, spelt, unknown)
 
-    def _with_answer(self, prompt: _Prompt, answer: str) -> tuple[Int64Array, tuple[str, ...]]:
-        """Return the ids of a prompt with its answer, and control tokens that any words spelt."""
+    def _with_answer(self, prompt: _Prompt, answer: str) -> tuple[Int64Array, tuple[str, ...], tuple[str, ...]]:
+        """Return the ids of a prompt with its answer; what any words spelt, and what is not known: see ``Encoded``."""
         text = prompt.text + prompt.lead + answer
         begin = len(text) - len(answer)
         whole = self._encode(text + self.end_of_turn, [*prompt.words, (begin, len(text))])
         if np.array_equal(whole.ids[: len(prompt.ids)], prompt.ids):
-            return whole.ids, whole.spelt
+            return whole.ids, whole.spelt, whole.unknown
         # A token would reach from the prompt into the answer, and in use the prompt is all there is.
         lead = len(prompt.lead)
         alone = self._encode(prompt.lead + answer + self.end_of_turn, [(lead, lead + len(answer))])
-        return np.concatenate([prompt.ids, alone.ids]), prompt.spelt + alone.spelt
+        ids = np.concatenate([prompt.ids, alone.ids])
+        return ids, prompt.spelt + alone.spelt, prompt.unknown + alone.unknown
 
     def _prompt(self, messages: Sequence[Mapping[str, str]]) -> _Prompt:
         place = (tuple(tuple(sorted(message.items())) for message in messages), self.tokenizer.get_chat_template())
@@ -319,7 +322,9 @@ class Prompter:
         predicted = np.zeros(len(encoded.ids), bool)
         for begin, end in answers:
             predicted |= (encoded.ends > begin) & (encoded.starts < end)
-        return _Prompt(kept, text[len(kept) :] + self._gap, words, encoded.ids, predicted, encoded.spelt)
+        return _Prompt(
+            kept, text[len(kept) :] + self._gap, words, encoded.ids, predicted, encoded.spelt, encoded.unknown
+        )
 
     def _places(self, messages: Sequence[Mapping[str, str]], text: str) -> list[tuple[int, int, str]]:
         """Return where each turn's words stand in a rendered dialogue, and what follows them up to the next.

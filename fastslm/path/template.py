@@ -53,6 +53,19 @@ def settle_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     tokenizer.chat_template = {**given, "default": template} if isinstance(given, dict) else template
 
 
+def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a tokenizer without a template, where it was saved with one: the plain one would ask something else.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "the tokenizer was saved with a chat template and has none: chat_template.jinja is missing or empty. Get"
+            " the folder anew."
+        )
+
+
 def _before_a_text(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the tokens that a tokenizer puts before every text, as they are spelt."""
     plain, whole = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (False, True))

@@ -45,15 +45,17 @@ def build_app(worker: Worker, settings: Settings) -> FastAPI:
         settings.most_upload_bytes,
     )  # fmt: skip
 
+    forms = transcriptions.router(service)
     gate = Middleware(
-        Gate, worker=worker, metrics=metrics, api_key=settings.api_key, most_upload_bytes=settings.most_upload_bytes
-    )
+        Gate, worker=worker, metrics=metrics, api_key=settings.api_key, most_upload_bytes=settings.most_upload_bytes,
+        upload_paths=frozenset(route.path for route in forms.routes if isinstance(route, Route)),
+    )  # fmt: skip
     app = FastAPI(title="fastslm serve", middleware=[gate], docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(ClientDisconnect, lambda _request, _error: Response(status_code=499))
     app.add_exception_handler(Exception, lambda _request, _error: failed().response())
-    routers = [transcriptions.router(service), chat.router(service), page.router()]
+    routers = [forms, chat.router(service), page.router()]
     for router in routers:
         app.include_router(router)
 
@@ -66,7 +68,7 @@ def build_app(worker: Worker, settings: Settings) -> FastAPI:
         service.check_model(name)
         return JSONResponse(_card(service, name))
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> JSONResponse:
         status = "ended" if not worker.alive else "ok" if worker.ready else "loading"
         facts = {

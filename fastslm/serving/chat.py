@@ -17,23 +17,25 @@ from starlette.responses import JSONResponse, Response
 from fastslm.inference.results import Answer, Segment
 
 from .fetch import fetch
+from .fields import refuse_others
 from .model_process import Asked
 from .problems import Problem
 from .service import Live, Service, streamed, unless_gone, warnings_of
 from .uploads import Upload
 
-#: What changes an answer and is not done here, with the values that change nothing.
-_NOT_DONE: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "stop": (None, [], ""),
-    "logprobs": (None, False),
-    "tools": (None, []),
-    "functions": (None, []),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
+#: Values of fields of OpenAI's API and of vLLM's that change nothing; other values of these are not done here.
+_CHANGE_NOTHING: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
 }
 
 
@@ -107,9 +109,7 @@ async def _complete(service: Service, request: Request) -> Response:
     except ValidationError as error:
         raise _malformed(error) from error
     service.check_model(body.model)
-    for name, fine in _NOT_DONE.items():
-        if (given := (body.model_extra or {}).get(name)) not in fine:
-            raise Problem(400, f"{name}: {given!r} is not done here; leave it out.", name)
+    refuse_others((body.model_extra or {}).items(), _CHANGE_NOTHING)
     audio, question = _read(body.messages)
     asked = service.check_asked(
         Asked(
@@ -118,7 +118,7 @@ async def _complete(service: Service, request: Request) -> Response:
             temperature=body.temperature or 0.0,
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=body.seed or 0,
-            max_new_tokens=body.max_completion_tokens or body.max_tokens,
+            max_new_tokens=_most_tokens(body),
             section_minutes=service.section_minutes,
         )
     )
@@ -154,12 +154,24 @@ async def _stream(
 
     def ended(answer: Answer) -> list[dict[str, Any]]:
         # An answer that ran in circles was generated anew from there; no chunk of OpenAI's takes back what was said.
-        anew = {} if "".join(live.text.split()) == "".join(answer.text.split()) else {"text": answer.text}
+        anew = {} if live.text.strip() == answer.text else {"text": answer.text}
         last = {**chunk({}, _finish(answer)), **warnings_of(answer), **anew}
         usage = {**head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(answer)}
         return [last, usage] if with_usage else [last]
 
     return await streamed(service, request, job, live, added, ended, last="[DONE]")
+
+
+def _most_tokens(body: _Body) -> int | None:
+    given = {body.max_tokens, body.max_completion_tokens} - {None}
+    if len(given) > 1:
+        raise Problem(
+            400,
+            f"max_tokens: {body.max_tokens} and max_completion_tokens {body.max_completion_tokens} mean the same and"
+            " differ. Give one of them.",
+            "max_tokens",
+        )
+    return next(iter(given), None)
 
 
 def _read(messages: list[_Message]) -> tuple[_InputAudio | _AudioUrl, str]:

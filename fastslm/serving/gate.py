@@ -13,10 +13,11 @@ from .worker import Worker
 
 #: Without a key: what tells no secret and costs nothing.
 _OPEN = ("/", "/health")
-#: JSON is read into memory; recordings of any size go through a form, to disk.
-MOST_JSON_BYTES = 64 << 20
+#: Of what is read into memory; recordings of any size go through a form, to disk.
+MOST_BYTES_IN_MEMORY = 64 << 20
 _MOST_UPLOADS = 256
 _IDLE_SECONDS = 30.0
+_LEAST_BYTES_PER_SECOND = 4096  # of an upload as a whole: 32 kbit/s, half of what ISDN had
 
 
 class Gate:
@@ -27,8 +28,9 @@ class Gate:
         worker: whose queue may be full.
         metrics: told of each request.
         api_key: what clients must send; None lets anybody in.
-        most_upload_bytes: of a request.
-        idle_seconds: an upload that sends nothing for so long is ended.
+        most_upload_bytes: of a request whose route puts recordings on disk.
+        upload_paths: these routes; what is sent to others is read into memory, and smaller.
+        idle_seconds: an upload that sends nothing for so long is ended, and one that is so far behind the least rate.
     """
 
     def __init__(
@@ -38,10 +40,12 @@ class Gate:
         metrics: Metrics,
         api_key: str | None,
         most_upload_bytes: int,
+        upload_paths: frozenset[str],
         idle_seconds: float = _IDLE_SECONDS,
     ) -> None:
         self.app, self.worker, self.metrics = app, worker, metrics
         self.api_key, self.most_upload_bytes, self.idle_seconds = api_key, most_upload_bytes, idle_seconds
+        self.upload_paths = upload_paths
         self._num_uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,13 +71,15 @@ class Gate:
         try:
             self._check_key(scope, headers)
             most = self.most_upload_bytes
-            if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"application/json":
-                most = min(most, MOST_JSON_BYTES)
+            if scope["path"] not in self.upload_paths:
+                most = min(most, MOST_BYTES_IN_MEMORY)
             length = headers.get(b"content-length", b"")
             if length.isdigit() and int(length) > most:
                 raise _too_large(most)
-            if scope["method"] == "POST" and (self.worker.is_full or self._num_uploads >= _MOST_UPLOADS):
+            if scope["method"] == "POST" and self.worker.is_full:
                 raise busy(self.worker)
+            if scope["method"] == "POST" and self._num_uploads >= _MOST_UPLOADS:
+                raise _too_many(self._num_uploads, self.worker.retry_seconds)
         except Problem as problem:
             await problem.response()(scope, receive, send)
             return
@@ -101,17 +107,20 @@ class Gate:
             )
 
     def _bounded(self, receive: Receive, most: int, whole: Callable[[], None]) -> Receive:
-        num_bytes, more = 0, True
+        num_bytes, waited, more = 0, 0.0, True
 
         async def bounded() -> Message:
-            nonlocal num_bytes, more
+            nonlocal num_bytes, waited, more
+            ahead = num_bytes / _LEAST_BYTES_PER_SECOND - waited
+            began = time.monotonic()
             try:
-                async with asyncio.timeout(self.idle_seconds if more else None):
+                async with asyncio.timeout(self.idle_seconds + min(ahead, 0.0) if more else None):
                     message = await receive()
             except TimeoutError:
-                raise Problem(
-                    408, f"The upload sent nothing for {self.idle_seconds:g} s and was ended.", None, "upload_stalled"
-                ) from None
+                slow = f"less than {size(_LEAST_BYTES_PER_SECOND)} a second"
+                said = f"The upload sent nothing for {self.idle_seconds:g} s, or {slow}, and was ended."
+                raise Problem(408, said, None, "upload_stalled") from None
+            waited += time.monotonic() - began
             num_bytes += len(message.get("body", b""))
             more = more and message["type"] == "http.request" and message.get("more_body", False)
             if num_bytes > most:
@@ -125,6 +134,11 @@ class Gate:
 
 def _too_large(most: int) -> Problem:
     return Problem(413, f"The request is larger than the {size(most)} that this server takes.", "file", "too_large")
+
+
+def _too_many(num_uploads: int, seconds: int) -> Problem:
+    said = f"{num_uploads} uploads are under way already. Come again in {seconds} s."
+    return Problem(429, said, None, "too_many_uploads", seconds)
 
 
 def busy(worker: Worker) -> Problem:

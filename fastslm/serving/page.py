@@ -30,7 +30,7 @@ def router() -> APIRouter:
         "Referrer-Policy": "no-referrer",
     }
 
-    @made.get("/")
+    @made.api_route("/", methods=["GET", "HEAD"])
     async def page() -> HTMLResponse:
         return HTMLResponse(html, headers=headers)
 

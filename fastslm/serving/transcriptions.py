@@ -11,11 +11,28 @@ from fastslm.errors import nearest
 from fastslm.inference.formats import TIMED, render
 from fastslm.inference.results import Answer, Segment
 
+from .fields import refuse_others
 from .model_process import Asked
 from .problems import Problem
 from .service import Live, Service, streamed, warnings_of
 from .uploads import Upload, read_form, uploaded
 
+#: Fields that a form may have.
+_FIELDS = frozenset(
+    [
+        "file",
+        "model",
+        "prompt",
+        "response_format",
+        "temperature",
+        "seed",
+        "language",
+        "stream",
+        "task",
+        "timestamp_granularities",
+        "timestamp_granularities[]",
+    ]
+)
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 _MEDIA_TYPES = {"text": "text/plain", "srt": "application/x-subrip", "vtt": "text/vtt"}
 
@@ -38,7 +55,11 @@ def router(service: Service) -> APIRouter:
 async def _speech_to_text(service: Service, request: Request, task: str | None) -> Response:
     form, file = await read_form(request)
     try:
-        task = task or _text(form, "task") or "asr"  # beyond OpenAI's API: a summary, or a question as the prompt
+        own_task = _text(form, "task")  # beyond OpenAI's API: a summary, or a question as the prompt
+        if task and own_task not in (None, task):
+            raise Problem(400, f"task: {own_task!r} is not done by this route, which translates.", "task")
+        task = task or own_task or "asr"
+        refuse_others(((n, v) for n, v in form.multi_items() if n not in _FIELDS), {"chunking_strategy": ("auto",)})
         service.check_model(_text(form, "model"))
         response_format = _text(form, "response_format") or "json"
         if response_format not in FORMATS:
@@ -54,11 +75,7 @@ async def _speech_to_text(service: Service, request: Request, task: str | None) 
             raise Problem(
                 400, f"stream: {response_format} comes as a whole. Stream json, text or verbose_json.", "stream"
             )
-        if "word" in [*form.getlist("timestamp_granularities[]"), *form.getlist("timestamp_granularities")]:
-            raise Problem(
-                400, "timestamp_granularities: times are those of segments; there are none of words.",
-                "timestamp_granularities",
-            )  # fmt: skip
+        _check_granularities(form, by_time)
         language = _text(form, "language")
         asked = service.check_asked(
             Asked(
@@ -66,6 +83,7 @@ async def _speech_to_text(service: Service, request: Request, task: str | None) 
                 _text(form, "prompt"),
                 language if task == "ast" else None,  # of the audio it is but a hint, which the model does without
                 _number(form, "temperature", 0.0),
+                seed=_whole_number(form, "seed", 0),
                 section_minutes=service.section_minutes,
                 segments=by_time,
             )
@@ -148,6 +166,25 @@ def _number(form: FormData, name: str, default: float) -> float:
         return default if given is None else float(given)
     except ValueError:
         raise Problem(400, f"{name}: {given!r} must be a number.", name) from None
+
+
+def _whole_number(form: FormData, name: str, default: int) -> int:
+    given = _text(form, name)
+    try:
+        return default if given is None else int(given)
+    except ValueError:
+        raise Problem(400, f"{name}: {given!r} must be a whole number.", name) from None
+
+
+def _check_granularities(form: FormData, by_time: bool) -> None:
+    name = "timestamp_granularities"
+    for given in (*form.getlist(f"{name}[]"), *form.getlist(name)):
+        if given == "word":
+            raise Problem(400, f"{name}: times are those of segments; there are none of words.", name)
+        if given != "segment":
+            raise Problem(400, f"{name}: {given!r} is none; times are those of segments.", name)
+        if not by_time:
+            raise Problem(400, f"{name}: there are no times in this response_format; take verbose_json.", name)
 
 
 def _flag(form: FormData, name: str) -> bool:

@@ -1,11 +1,13 @@
 """Recordings that clients send: on disk without a name, so that nothing is left whatever ends the request."""
 
 import hashlib
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import BinaryIO
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from fastslm.errors import FastSLMError
@@ -15,6 +17,7 @@ from .problems import Problem
 
 #: The forms of OpenAI's API have a dozen fields.
 _MOST_FIELDS = 64
+_LONGEST_NAME = 100
 
 
 class Upload:
@@ -54,14 +57,46 @@ class Upload:
         self._file.close()
 
 
+class _Form(MultiPartParser):
+    """A form that must come to its end, and whose fields must be text."""
+
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], **limits: int) -> None:
+        super().__init__(headers, self._until_end(stream), **limits)
+        self._ended = False
+
+    async def _until_end(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self._ended:
+            raise Problem(400, "The form was cut off: it ends before its last boundary. Send it again.")
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    def on_part_end(self) -> None:
+        part = self._current_part
+        if part.file is None:
+            try:
+                part.data.decode(self._charset)
+            except (ValueError, LookupError) as error:
+                name = part.field_name[:_LONGEST_NAME]
+                said = f"{name}: is no text in {self._charset}. Send the form in UTF-8."
+                raise Problem(400, said, name) from error
+        super().on_part_end()
+
+
 async def read_form(request: Request) -> tuple[FormData, UploadFile]:
     """Return the fields of a form, and the recording in it; the caller closes the form.
 
     Raises:
-        Problem: there is no recording, or more than one.
+        Problem: there is no recording, or more than one, or the form is malformed or cut off.
     """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise _no_recording()  # a form of another type would be read into memory
     try:
-        form = await request.form(max_files=1, max_fields=_MOST_FIELDS)
+        form = await _Form(request.headers, request.stream(), max_files=1, max_fields=_MOST_FIELDS).parse()
+    except MultiPartException as error:
+        raise Problem(400, f"The form is malformed: {error.message}") from error
     except ValueError as error:  # a form may name any codec of Python as its charset
         raise Problem(400, "The form is malformed: its charset or its boundary cannot be used.") from error
     except OSError as error:  # a full disk, as a rule
@@ -71,9 +106,12 @@ async def read_form(request: Request) -> tuple[FormData, UploadFile]:
     if isinstance(file, UploadFile):
         return form, file
     await form.close()
-    raise Problem(
-        400, "file: there is no recording. Send a form (multipart/form-data) with the file in the field 'file'.", "file"
-    )
+    raise _no_recording()
+
+
+def _no_recording() -> Problem:
+    said = "file: there is no recording. Send a form (multipart/form-data) with the file in the field 'file'."
+    return Problem(400, said, "file")
 
 
 async def uploaded(file: UploadFile) -> Upload:

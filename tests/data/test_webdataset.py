@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from tokenizer_kinds import make_tokenizer
 
 from fastslm.callbacks.data_health import DataHealth
 from fastslm.datamodules.index.scan import scan_tar
@@ -15,6 +17,8 @@ from fastslm.datamodules.index.sources import expand
 from fastslm.datamodules.reading.audio import decode, open_region
 from fastslm.datamodules.webdataset import Source, WebDatasetModule
 from fastslm.errors import ConfigError, DataError
+from fastslm.path.batch import Batch
+from fastslm.path.prompt import Prompter, messages_of
 
 
 def keys_and_weights(loader):
@@ -297,6 +301,23 @@ def test_the_callback_tells_what_spells_control_tokens(tmp_path, flac, write_sha
     health.on_validation_epoch_end(trainer, None)
     said = "rank 0: 2 of 4 samples spell out control tokens, which are read as text: 2 x <|im_end|>, 1 x <|AUDIO|>"
     assert f"{said} (first: sample 's1')" in capsys.readouterr().out
+
+
+def test_the_callback_tells_what_the_tokenizer_does_not_know(tmp_path, capsys):
+    prompter = Prompter(make_tokenizer("unigram"))
+    texts = ["one", "two <unk>", "gr\u00fc\u00dfe \u65e5", "\u00fcber"]
+    dialogues = [prompter.dialogue(messages_of({"text": text}), 1, "asr") for text in texts]
+    batch = Batch(torch.zeros(0, dtype=torch.int16), [], dialogues, ["a", "b", "c", "d"], [1.0] * 4)
+    health, trainer = (
+        DataHealth(),
+        SimpleNamespace(datamodule=None, global_rank=0, state=SimpleNamespace(fn="validate")),
+    )
+    health.on_validation_batch_end(trainer, None, None, batch, 0)
+    health.on_validation_epoch_end(trainer, None)
+    said = capsys.readouterr().out
+    assert "1 of 4 samples spell out control tokens, which are read as text: 1 x <unk> (first: sample 'b')" in said
+    assert "in 2 of 4 samples or their prompts the tokenizer does not know these characters: 2 x '\u00fc'" in said
+    assert "read as its unk_token (first: sample 'c')" in said
 
 
 # -- resuming ---------------------------------------------------------------------------------------

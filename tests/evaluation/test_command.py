@@ -161,6 +161,36 @@ def test_a_mistake_is_one_sentence(capsys, tmp_path, shards, more, said):
     assert shown.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothere.jsonl", "nothere.jsonl: No such file"),
+        ("nothere.csv", "nothere.csv: No such file"),
+        ("there.csv", "there.csv: transcripts are read from .jsonl, or from a folder of NAME.txt"),
+        ("there.stm", "there.stm: transcripts are read from .jsonl, or from a folder of NAME.txt"),
+        ("there.trn", "there.trn: transcripts are read from .jsonl, or from a folder of NAME.txt"),
+    ],
+)
+def test_a_file_of_transcripts_that_cannot_be_read_is_no_model(capsys, tmp_path, shards, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ev").mkdir()
+    if name.startswith("there"):
+        (tmp_path / "ev" / name).write_text("a 1 b 0.0 1.0 hello\n")
+    status, shown = run(capsys, f"ev/{name}", f"{shards}/clean-*.tar")
+    assert (status, shown.err.count("\n")) == (2, 1)
+    assert said in shown.err
+
+
+def test_a_language_whose_name_says_nothing_is_told(capsys, tmp_path, write_shard, flac):
+    rows = [(key, {"flac": flac(1.0), "json": {"text": "one", "language": "Elbonian"}}) for key in "ab"]
+    write_shard(tmp_path / "s" / "x.tar", rows)
+    system = texts(tmp_path / "t", a="one", b="one!")
+    said = "s: language 'Elbonian' of 2 recordings is not known here; errors are counted by word."
+    assert said in run(capsys, system, tmp_path / "s", "--out", tmp_path / "out")[1].err
+    more = ["--out", tmp_path / "out", "--normaliser", "basic"]
+    assert said not in run(capsys, system, tmp_path / "s", *more)[1].err
+
+
 def test_numbers_in_words_are_compared_as_words_where_that_is_asked(capsys, tmp_path, write_shard, flac):
     write_shard(tmp_path / "s" / "x.tar", [("a", {"flac": flac(1.0), "json": {"text": "forty two five seven"}})])
     system = texts(tmp_path / "t", a="forty two five nine")

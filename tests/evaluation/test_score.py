@@ -10,6 +10,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from fastslm.evaluation.normalise import normaliser_of
 from fastslm.evaluation.score import Counts, Transcript, by_length, compare, score
+from fastslm.metrics.languages import code_of
 
 #: Reference, hypothesis, language, substitutions, deletions, insertions, words: counted by hand.
 BY_HAND = [
@@ -25,6 +26,24 @@ BY_HAND = [
     ("", "thank you", "en", 0, 0, 2, 0),
     ("(laughs) hello", "hello", "en", 0, 0, 0, 1),
 ]
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "languages"),
+    [
+        ("english", "| en | eng | en_US | English (US) | American English | English-US | ENGLISH"),
+        (
+            "characters",
+            "zh | zho | cmn | cmn-Hans-CN | Mandarin Chinese | Chinese (Simplified) | yue | Cantonese",
+        ),
+        ("characters", "ja | jpn | ja-JP | Japanese | tha | Thai (Thailand) | lao | Lao | mya | Burmese | khm | bod"),
+        ("basic", "de | deu | pt-BR | Brazilian Portuguese | Swiss German | kor | Norwegian Nynorsk | Haitian Creole"),
+    ],
+)
+def test_languages_are_known_by_codes_tags_and_names(normaliser, languages):
+    for language in languages.split("|"):
+        assert normaliser_of(language) == normaliser, language
+        assert code_of(language) is not None, language
 
 
 def counts_of(reference, hypothesis, language=""):

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from tokenizer_kinds import KINDS, make_tokenizer
 
 from fastslm.errors import ConfigError, DataError
 from fastslm.inference import answering
@@ -105,10 +106,29 @@ def test_text_is_shown_as_it_is_written_and_never_half_a_character(model, text):
     assert len(shown) > 2 or len(ids) < 4
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_is_shown_with_its_spaces_around_tokens_that_say_nothing(model, monkeypatch, kind):
+    tokenizer = make_tokenizer(kind)
+    monkeypatch.setattr(model.path.prompter, "tokenizer", tokenizer)
+    words = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("forty", " two", " of")]
+    ids = [1, *words[0], 1, 1, *words[1], 1, *words[2], 1]  # 1 is a control token
+    shown = []
+    chunks = TextChunks(model, shown.append)
+    for count in range(1, len(ids) + 1):
+        chunks.update(ids[:count])
+    chunks.finish(ids)
+    assert "".join(shown) == model.text_of(ids)
+
+
 def test_answers_are_shown_token_by_token(model, noise):
     shown = []
     answer = model.ask(noise(3), "What?", max_new_tokens=6, on_text=shown.append)
     assert "".join(shown) == model.text_of(answer.tokens)
+
+
+def test_a_question_with_a_setting_of_another_method_says_which_method_was_called(model, noise):
+    with pytest.raises(TypeError, match=r"Model\.ask\(\) takes no 'task'\. Other tasks .* are those of Model\.transcr"):
+        model.ask(noise(1), "Who?", task="asr")
 
 
 def test_a_batch_gives_the_answers_of_its_files_alone(model, noise):

@@ -42,6 +42,15 @@ def test_an_exported_folder_says_what_its_run_says(exported, model, noise):
     assert not any(module.training for module in loaded.path.modules())
 
 
+def test_a_sound_folder_is_loaded_without_a_word(exported, caplog, capfd, monkeypatch):
+    from transformers.utils import logging
+
+    monkeypatch.setattr(logging.get_logger(), "propagate", True)
+    fastslm.load(exported, device="cpu")
+    assert not caplog.text
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_command_that_wants_a_run_says_that_it_was_given_an_exported_model(exported, capsys):
     assert main(["checkpoint", "inspect", str(exported)]) == 2
     assert "is the folder of a model, such as fastslm export writes, and no run" in capsys.readouterr().err
@@ -179,6 +188,14 @@ def changed(folder, how):
         weights.unlink()
     elif how == "tokenizer":
         (folder / "tokenizer.json").write_text("{")
+    elif how == "template gone":
+        (folder / "chat_template.jinja").unlink()
+    elif how == "template bomb":
+        (folder / "chat_template.jinja").write_text(
+            "{% for m in messages %}{{ m.content }}{{ 'a' * 10**10 }}{% endfor %}"
+        )
+    elif how == "template empty":
+        (folder / "chat_template.jinja").write_text("")
     else:
         config = json.loads((folder / "config.json").read_text())
         if how == "class":
@@ -188,6 +205,8 @@ def changed(folder, how):
         elif how == "deeper":
             config["text_config"]["num_hidden_layers"] = 3
             config["text_config"].pop("layer_types", None)
+        else:
+            (config["path"] if how in config["path"] else config).pop(how)
         (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -198,6 +217,12 @@ def changed(folder, how):
         ("gone", CheckpointError, r"not a readable exported model: .*model\.safetensors"),
         ("tokenizer", CheckpointError, "not a readable exported model"),
         ("class", ConfigError, r"their_package\.Pooling cannot be imported here"),
+        ("template gone", CheckpointError, r"not a readable .*: .*chat_template\.jinja is missing or empty"),
+        ("template bomb", CheckpointError, r"not a readable .*: .*the chat template takes more than 5 s or 1024 MiB"),
+        ("template empty", CheckpointError, r"not a readable .*: .*chat_template\.jinja is missing or empty"),
+        ("tokens_per_window", CheckpointError, r"config\.json lacks tokens_per_window, which it was written with"),
+        ("context_seconds", CheckpointError, r"config\.json lacks context_seconds, which it was written with"),
+        ("match_embedding_norm", CheckpointError, r"config\.json lacks match_embedding_norm, which it was"),
         ("deeper", CheckpointError, r"\d+ missing keys, such as path\.llm\.causal_lm\.model\.layers\.2"),
     ],
 )
@@ -206,3 +231,13 @@ def test_a_damaged_folder_is_refused_with_what_is_wrong(exported, tmp_path, how,
     changed(Path(tmp_path / "model"), how)
     with pytest.raises(kind, match=message):
         fastslm.load(tmp_path / "model", device="cpu")
+
+
+def test_a_folder_of_before_that_does_not_say_what_it_was_written_with_loads(exported, model, noise, tmp_path):
+    shutil.copytree(exported, tmp_path / "model")
+    for name, note in (("config.json", "path_names"), ("processor_config.json", "needs_chat_template")):
+        values = json.loads((tmp_path / "model" / name).read_text())
+        del values[note]
+        (tmp_path / "model" / name).write_text(json.dumps(values))
+    loaded = fastslm.load(tmp_path / "model", device="cpu")
+    assert loaded.transcribe(noise(3)).tokens == model.transcribe(noise(3)).tokens

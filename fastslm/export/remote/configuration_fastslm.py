@@ -18,6 +18,8 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         budget: arguments of ``TokenBudget``, at the rate that decided the sizes of the weights.
         tokens_per_window: LLM tokens of a full window.
         path: arguments of ``SpeechSettings`` beyond the budget's.
+        path_names: those that were written, so that one that got lost does not become a default; folders of before do
+            not say.
         lora: rank, alpha and target layers of the LLM's adapters; None when they are merged, or were never there.
         float32_parts: parts kept in float32 when the others are in 16 bit: ``encoder``, ``abstractor``, ``llm``.
         audio_token_id: id that marks a recording in a prompt.
@@ -39,8 +41,9 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         encoder: dict[str, Any] | None = None,
         abstractor: dict[str, Any] | None = None,
         budget: dict[str, Any] | None = None,
-        tokens_per_window: int = 1,
+        tokens_per_window: int | None = None,
         path: dict[str, Any] | None = None,
+        path_names: list[str] | None = None,
         lora: dict[str, Any] | None = None,
         float32_parts: list[str] | None = None,
         audio_token_id: int = -1,
@@ -60,6 +63,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         self.budget = budget or {}
         self.tokens_per_window = tokens_per_window
         self.path = path
+        self.path_names = path_names or []
         self.lora = lora
         self.float32_parts = float32_parts or []
         self.audio_token_id = audio_token_id

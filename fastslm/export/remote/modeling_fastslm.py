@@ -75,7 +75,14 @@ def path_of(config: FastSLMConfig, llm: TextModel, encoder: Any = Encoder, abstr
         llm: its LLM.
         encoder: class of its encoder.
         abstractor: class of its compressor.
+
+    Raises:
+        ValueError: a setting of it is missing, and a default would be another model.
     """
+    missing = [name for name in config.path_names if name not in config.path]
+    if missing or config.tokens_per_window is None:
+        lost = missing or ["tokens_per_window"]
+        raise ValueError(f"config.json lacks {', '.join(lost)}, which it was written with. Get the folder anew.")
     marks: Any = SimpleNamespace(audio_id=config.audio_token_id, stop_ids=config.stop_ids)
     rates = [config.tokens_per_window, config.budget["tokens_per_window"]]  # the second decided the weights' sizes
     tail: Literal["full", "proportional"] = "full" if config.budget["full_tail"] else "proportional"

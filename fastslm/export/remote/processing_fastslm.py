@@ -14,6 +14,7 @@ from fastslm.contracts import Task
 from fastslm.export.remote.token_counts import num_tokens
 from fastslm.path.prompt import AUDIO, Prompter
 from fastslm.path.request import Request
+from fastslm.path.template import check_template
 
 
 class FastSLMFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
@@ -96,6 +97,10 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         enable_thinking: passed to chat templates that know it (Qwen3).
         tasks: what can be asked, each with the values of a ``Task``.
         token_counts: how many tokens a recording has, see ``token_counts``; None where that follows what it holds.
+        needs_chat_template: a tokenizer without one is refused; folders of before do not say.
+
+    Raises:
+        ValueError: the chat template has got lost.
     """
 
     audio_token = AUDIO
@@ -108,11 +113,15 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         chat_template: Any = None,
         tasks: Sequence[Mapping[str, Any]] = (),
         token_counts: Mapping[str, Any] | None = None,
+        needs_chat_template: bool = False,
     ) -> None:
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         self.enable_thinking = enable_thinking
         self.tasks = [dict(values) for values in tasks]
         self.token_counts = token_counts
+        self.needs_chat_template = needs_chat_template
+        if needs_chat_template:
+            check_template(tokenizer)
         self._prompter = Prompter(tokenizer, enable_thinking)
 
     def __call__(

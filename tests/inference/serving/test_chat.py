@@ -91,6 +91,12 @@ def test_a_recording_may_be_in_a_data_url(server, talk, model):
         ),
         (lambda a: {"n": 2}, "n: 2 is not done here"),
         (lambda a: {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: .* is not done here"),
+        (lambda a: {"tool_choice": "required"}, "tool_choice: 'required' is not done here"),
+        (lambda a: {"top_k": 5}, "top_k: 5 is not done here"),
+        (lambda a: {"guided_json": {"type": "object"}}, "guided_json: .* is not done here; leave it out"),
+        (lambda a: {"task": "ssum"}, "task: 'ssum' is not done here"),
+        (lambda a: {"max_completion_tokens": 0}, "max_new_tokens: 0 must be at least 1"),
+        (lambda a: {"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens: 3 and max_completion_tokens 4 mean the"),
         (lambda a: {"temperature": -1}, "temperature -1"),
         (lambda a: {"max_tokens": -1}, "max_new_tokens: -1 must be at least 1"),
         (lambda a: {"max_tokens": "many"}, "max_tokens: Input should be a valid integer"),
@@ -120,6 +126,16 @@ def test_what_makes_no_sense_is_one_sentence(server, talk, change, message):
     with pytest.raises(openai.BadRequestError, match=message) as caught:
         server.client().post("/chat/completions", body={**body, **change(sound(talk))}, cast_to=object)
     assert caught.value.body["type"] == "invalid_request_error"
+
+
+def test_what_changes_no_answer_may_be_sent(server, talk, model):
+    own = {"repetition_penalty": 1.0, "guided_json": None}
+    given = ask(
+        server, sound(talk), text("Who?"), max_tokens=3, max_completion_tokens=3, n=1, stop=[], logprobs=False,
+        tools=[], tool_choice="auto", presence_penalty=0, user="me", metadata={"a": "b"}, store=True,
+        service_tier="auto", response_format={"type": "text"}, extra_body=own,
+    )  # fmt: skip
+    assert given.choices[0].message.content == model.ask(talk, "Who?", max_new_tokens=3).text
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,14 @@ def test_the_page_comes_with_a_policy_that_lets_nothing_else_run(server):
     assert "unsafe" not in policy
 
 
+@pytest.mark.parametrize("path", ["/", "/health"])
+def test_probes_that_ask_for_the_head_alone_are_answered(server, path):
+    with urllib.request.urlopen(urllib.request.Request(server.url + path, method="HEAD")) as response:
+        assert response.status == 200
+        assert int(response.headers["Content-Length"]) > 0
+        assert response.read() == b""
+
+
 @pytest.fixture
 def browser(tmp_path, noise, write_audio):
     """Return a headless Chromium whose microphone is a file."""

@@ -1,6 +1,7 @@
 """``fastslm serve`` as a process, asked by the openai client: texts are those of the command, errors are sentences."""
 
 import contextlib
+import http.client
 import io
 import json
 import subprocess
@@ -63,9 +64,25 @@ def test_prompt_and_temperature_reach_the_model(server, talk, command):
     assert drawn == command(talk, "--temperature", "1.5").strip()
 
 
+def test_the_seed_reaches_the_model(server, talk, model):
+    ask = server.client().audio.transcriptions.create
+    drawn = [ask(model="tiny", file=talk, temperature=1.5, extra_body={"seed": seed}).text for seed in (0, 4)]
+    assert drawn == [model.transcribe(talk, temperature=1.5, seed=seed).text for seed in (0, 4)]
+    assert drawn[0] != drawn[1]
+
+
+def test_what_changes_no_transcript_may_be_sent(server, talk, model):
+    ask = server.client().audio.transcriptions.create
+    own = {"user": "me", "language": ""}
+    given = ask(model="tiny", file=talk, chunking_strategy="auto", include=[], extra_body=own)
+    assert given.text == model.transcribe(talk).text
+
+
 def test_a_translation_is_that_of_the_task(server, talk, command):
     given = server.client().audio.translations.create(model="tiny", file=talk)
     assert given.text == command(talk, "--task", "ast").strip()
+    with pytest.raises(openai.BadRequestError, match="task: 'ssum' is not done by this route, which translates"):
+        server.client().audio.translations.create(model="tiny", file=talk, extra_body={"task": "ssum"})
     other = server.client().audio.translations.create(model="tiny", file=talk, extra_body={"language": "Korean"})
     assert other.text == command(talk, "--task", "ast", "--language", "Korean").strip()
 
@@ -134,6 +151,13 @@ TEXT = wav(b"these are words, and no samples " * 20)
         ({"temperature": "nan"}, 400, "temperature: nan must be a finite number"),
         ({"stream": True, "response_format": "srt"}, 400, "stream: srt comes as a whole"),
         ({"timestamp_granularities": ["word"]}, 400, "there are none of words"),
+        ({"timestamp_granularities": ["foo"]}, 400, "timestamp_granularities: 'foo' is none; times are those of seg"),
+        ({"timestamp_granularities": ["segment"]}, 400, "there are no times in this response_format"),
+        ({"include": ["logprobs"]}, 400, r"include\[\]: 'logprobs' is not done here; leave it out"),
+        ({"chunking_strategy": {"type": "server_vad"}}, 400, r"chunking_strategy\[type\]: 'server_vad' is not done"),
+        ({"extra_body": {"max_tokens": 5}}, 400, "max_tokens: '5' is not done here"),
+        ({"extra_body": {"temperature": [1.0]}}, 400, r"temperature\[\]: '1.0' is not done here"),
+        ({"extra_body": {"seed": "x"}}, 400, "seed: 'x' must be a whole number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_one_sentence_in_openais_shape(server, encoded, noise, fields, status, message):
@@ -185,8 +209,6 @@ def test_uploads_leave_nothing_open(server, noise, encoded, until):
 )
 @pytest.mark.parametrize("field", ["language", "model", "prompt"])
 def test_a_form_in_any_charset_is_answered_or_refused(server, encoded, noise, charset, field):
-    import http.client
-
     part = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
     body = part % (field.encode(), b"", b"+2AA-\xff.")
     body += part % (b"file", b'; filename="+2AA-\xff.wav"', encoded(noise(0.1), "WAV")) + b"--x--\r\n"
@@ -197,6 +219,36 @@ def test_a_form_in_any_charset_is_answered_or_refused(server, encoded, noise, ch
     answer = json.load(response)
     assert answer.get("text") is not None if response.status == 200 else answer["error"]["message"]
     assert response.status in (200, 400, 404)
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (b"--x--\r\n", None),
+        (b"", "The form was cut off: it ends before its last boundary"),
+        (PART[:20], "The form was cut off: it ends before its last boundary"),
+        (PART % (b"prompt", b"", "sag über".encode()) + b"--x--\r\n", None),
+        (PART % (b"prompt", b"", b"sag \xfcber") + b"--x--\r\n", "prompt: is no text in utf-8. Send the form in UTF-8"),
+    ],
+)
+def test_a_form_that_is_cut_off_or_no_utf8_is_told_as_one(server, encoded, noise, end, message):
+    body = PART % (b"file", b'; filename="a.wav"', encoded(noise(0.1), "WAV")) + end
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Authorization": f"Bearer {KEY}"}
+    before = server.open_files()
+    response = post(server, body, headers)
+    answer = json.load(response)
+    assert response.status == (400 if message else 200)
+    assert message is None or answer["error"]["message"].startswith(message)
+    assert server.open_files() == before
+
+
+def post(server, body, headers):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("POST", "/v1/audio/transcriptions", body, headers)
+    return connection.getresponse()
 
 
 def test_an_open_file_of_any_kind_can_be_sent(server, noise, encoded):

@@ -1,10 +1,12 @@
 """The queue before the model: its limit, like requests together, clients that go, and an end in order."""
 
+import base64
 import contextlib
 import functools
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -17,11 +19,12 @@ import openai
 import pytest
 import torch
 from model_thread import start_thread
+from starlette.requests import Request
 
 from fastslm.errors import DataError
 from fastslm.inference.listening import EncodedAudio
 from fastslm.inference.results import Answer, Timings
-from fastslm.serving import worker
+from fastslm.serving import gate, worker
 from fastslm.serving.model_process import Told
 
 FAULTS = {
@@ -153,6 +156,19 @@ def test_a_client_that_goes_while_text_streams_ends_the_work(serve_here, recordi
     until(lambda: model.ended == ["NobodyWaits"])
 
 
+def test_a_chat_that_streamed_other_spaces_than_the_answer_has_says_so_at_its_end(serve_here, recording):
+    class Spaceless(ScriptedModel):
+        def transcribe(self, audio, *, on_text, **settings):
+            return super().transcribe(audio, on_text=lambda text: on_text(text.strip()), **settings)
+
+    sound = {"data": base64.b64encode(recording).decode(), "format": "wav"}
+    messages = [{"role": "user", "content": [{"type": "input_audio", "input_audio": sound}]}]
+    for model, said in ((ScriptedModel(), None), (Spaceless(), "text of audio.wav")):
+        completions = serve_here(model).client().chat.completions
+        *_, last = completions.create(model="scripted", messages=messages, stream=True)
+        assert getattr(last, "text", None) == said
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("name", ["fault", "exit", "stop"])
 def test_a_fault_of_the_server_is_told_as_one_and_the_next_request_is_answered(serve_here, recording, name, stream):
@@ -261,18 +277,68 @@ def test_metrics_count_what_was_refused_by_its_route(serve_here, recording):
 
 
 def test_an_upload_that_stalls_is_ended(serve_here, monkeypatch):
-    from fastslm.serving import gate
-
     monkeypatch.setattr(gate.Gate.__init__, "__defaults__", (0.3,))
-    server = serve_here(ScriptedModel())
+    response = upload_begun(serve_here(ScriptedModel())).getresponse()
+    assert response.status == 408
+    assert "sent nothing for 0.3 s" in json.load(response)["error"]["message"]
+
+
+def upload_begun(server):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     connection.putrequest("POST", "/v1/audio/transcriptions")
     connection.putheader("Content-Type", "multipart/form-data; boundary=x")
     connection.putheader("Content-Length", "1000")
     connection.endheaders(b"--x\r\n")
+    return connection
+
+
+def test_an_upload_that_trickles_is_ended(serve_here, monkeypatch):
+    monkeypatch.setattr(gate.Gate.__init__, "__defaults__", (0.3,))
+    connection = upload_begun(serve_here(ScriptedModel()))
+    for _ in range(40):
+        if select.select([connection.sock], [], [], 0.05)[0]:
+            break
+        connection.send(b"x")
     response = connection.getresponse()
     assert response.status == 408
-    assert "sent nothing for 0.3 s" in json.load(response)["error"]["message"]
+    assert "less than 4 KiB a second" in json.load(response)["error"]["message"]
+
+
+def test_a_client_that_finds_too_many_uploads_is_told_of_those(serve_here, recording, monkeypatch):
+    monkeypatch.setattr(gate, "_MOST_UPLOADS", 1)
+    server = serve_here(ScriptedModel())
+    stalled = upload_begun(server)
+    with pytest.raises(openai.RateLimitError, match=r"1 uploads are under way already\. Come again in \d+ s"):
+        ask(server, "a", recording)
+    stalled.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "status"),
+    [
+        ("/v1/chat/completions", "text/plain", 413),
+        ("/v1/chat/completions", "multipart/form-data; boundary=x", 413),
+        ("/v1/audio/transcriptions", "application/x-www-form-urlencoded", 400),
+    ],
+)
+def test_what_is_read_into_memory_is_small_whatever_its_type(serve_here, monkeypatch, path, content_type, status):
+    monkeypatch.setattr(gate, "MOST_BYTES_IN_MEMORY", 1 << 20)
+    read = []
+    body_of = Request.stream
+
+    async def stream(self):
+        async for chunk in body_of(self):
+            read.append(len(chunk))
+            yield chunk
+
+    monkeypatch.setattr(Request, "stream", stream)
+    connection = http.client.HTTPConnection("127.0.0.1", serve_here(ScriptedModel()).port, timeout=10)
+    with contextlib.suppress(ConnectionError):  # refused before all was sent
+        body = iter([bytes(1 << 16)] * 64)
+        connection.request("POST", path, body, {"Content-Type": content_type}, encode_chunked=True)
+    with contextlib.suppress(ConnectionError):  # an answer to an upload under way may be lost with it
+        assert connection.getresponse().status == status
+    assert sum(read) <= 1 << 20
 
 
 def test_uploads_that_break_off_leave_nothing_open(server, until):
