@@ -1,9 +1,9 @@
 """Rows whose text is a translation, as manifests of NeMo's Canary write them: the task of their samples is ``ast``."""
 
-from functools import cache
 from typing import Any
 
 from fastslm.errors import DataError
+from fastslm.metrics.languages import code_of
 
 _TARGETS = ("target_lang", "tgt_lang")
 _TRANSLATES = frozenset(("ast", "s2t_translation", "translate", "translation"))
@@ -29,7 +29,7 @@ def as_translation(fields: dict[str, Any]) -> dict[str, Any]:
     if target is None or any(fields.get(name) for name in _DECIDED):
         return fields
     asked, source = str(fields.get("taskname") or "").lower(), str(fields.get("language") or "")
-    if not source or _base(source) == _base(target):
+    if not source or code_of(source) == code_of(target):
         if asked in _TRANSLATES:
             raise DataError(f"unusable fields: a translation of {source or 'an unnamed language'} into {target}")
         return fields
@@ -39,28 +39,18 @@ def as_translation(fields: dict[str, Any]) -> dict[str, Any]:
     return {**others, "task": "ast", "translation": fields.get("text"), "target_language": _named(target)}
 
 
-def _base(language: str) -> str:
-    code = language.replace("_", "-").partition("-")[0].strip().lower()
-    return _languages().get(code, code)
-
-
 def _named(language: str) -> str:
     """Return what a prompt calls a language.
 
     Raises:
         DataError: its code is not known.
     """
-    name = _base(language)
-    if name not in _languages().values():
-        raise DataError(
-            f"unusable fields: target_lang {language!r} is no language that is known by this code; name it in a column"
-            " of its own: target_language"
-        )
-    return name.title()
-
-
-@cache
-def _languages() -> dict[str, str]:
     from transformers.models.whisper.tokenization_whisper import LANGUAGES  # a second, which most corpora do not need
 
-    return dict(LANGUAGES)
+    name = LANGUAGES.get(code_of(language) or "")
+    if name is None:
+        raise DataError(
+            f"unusable fields: target_lang {language!r} is no language that is known here; name it in a column of its"
+            " own: target_language"
+        )
+    return str(name).title()

@@ -1,5 +1,6 @@
 """The folder of a run: one training at a time, and an earlier run moved aside, or put back if this one never began."""
 
+import os
 import shutil
 import sys
 import time
@@ -38,6 +39,7 @@ class RunFolder:
                 f"run_folder: {path} is a link to {path.readlink()}, which is not there. Make that folder, or remove"
                 " the link."
             )
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path  # what is moved stays on the disk of its run
         self._path = path
         self._moved: dict[Path, Path] = {}  # from where to where
         self._lock = _locked(path, _WAIT_SECONDS if waits else 0) if path.exists() else None

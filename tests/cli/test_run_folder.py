@@ -55,6 +55,19 @@ def test_fast_dev_run_leaves_the_run_folder_alone(fit, tmp_path, capsys):
     assert not (tmp_path / "run.1").exists()
 
 
+def test_a_run_behind_a_link_is_moved_aside_where_it_lies(tmp_path):
+    (tmp_path / "disk" / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
+    folder = run_folder.RunFolder(tmp_path / "run", waits=False)
+    folder.make_room(resuming=False)
+    assert (tmp_path / "disk" / "run.1" / "checkpoints").is_dir()
+    assert (tmp_path / "run").is_symlink()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    folder.end(has_trained=False)
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+    assert not (tmp_path / "disk" / "run.1").exists()
+
+
 def test_a_folder_of_other_things_is_not_taken_for_a_run(fit, tmp_path, monkeypatch):
     mine = tmp_path / "mine"
     (mine / "shards").mkdir(parents=True)
