@@ -51,6 +51,8 @@ _KINDS = {
     "<class 'bool'>": "true or false",
     "<class 'str'>": "text",
     "<class 'NoneType'>": "null",
+    "<class 'collections.abc.Sequence'>": "a list",
+    "<class 'tuple'>": "a list",
     "collections.abc.Sequence[int]": "a list of whole numbers",
 }
 
@@ -74,10 +76,8 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
     if found := re.search(r"[Uu]nrecognized arguments?: --?([\w.+-]+)", message):
         name = found[1].split("=")[0]
         return f"unknown option --{name}.{_nearest(name, options)} 'fastslm COMMAND --help' lists all options."
-    if found := re.search(r"does not accept option '([\w.]+)'", message):
-        return (
-            f"unknown key {found[1]!r}.{_nearest(found[1], options)} 'fastslm COMMAND --print_config' shows all keys."
-        )
+    if found := re.search(r"(?:Group '([\w.]+)' )?does not accept option '([\w.]+)'", message):
+        return _unknown(".".join(filter(None, found.groups())), options)
     if found := re.search(r"[Ee]xpected a dot import path string: (\S+)", message):
         for plugin in plugins:
             if plugin.problem and plugin.name == found[1]:
@@ -98,12 +98,19 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
         name = found[1] or found[2]
         before = message[: found.start()]
         known = _arguments_of(before) or _arguments(plugins, key)
-        if name not in known:
-            place = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', before)) or key
+        keys = re.findall(r'[Pp]arser key "([^"]+)"', before)
+        if not known and (unknown := ".".join([*keys, name])) not in options:
+            return _unknown(unknown, options)
+        if known and name not in known:
+            place = ".".join(keys) or key
             other = _OF_PEFT.get(name) or _OF_OTHER_TRAINERS.get(name, "").rpartition(".")[2]
             hint = f" Did you mean {other!r}?" if other in known else nearest(name, known)
             return f"{place}: unknown argument {name!r}.{hint} It takes: {', '.join(sorted(known))}."
     return _clipped(message)
+
+
+def _unknown(name: str, options: Sequence[str]) -> str:
+    return f"unknown key {name!r}.{_nearest(name, options)} 'fastslm COMMAND --print_config' shows all keys."
 
 
 def _nearest(name: str, options: Sequence[str]) -> str:
@@ -117,6 +124,9 @@ def _nearest(name: str, options: Sequence[str]) -> str:
 
 def _mistyped(message: str) -> str | None:
     """Return what a value must be, if the message is of a value of another type."""
+    if found := re.search(r"Expected a tuple with (\d+) elements\. Got value: (.+)", message):
+        keys = re.findall(r'[Pp]arser key "([^"]+)"', message[: found.start()])
+        return f"{'.'.join(keys)}: {found[2]} must be a list of {found[1]} values."
     for types, label in ((r"Expected a (.+?)\. (?=Got value)", "Got value"), (r"Subtypes: \[(.+)\]", "Given value")):
         for found in re.finditer(types, message):
             value = re.search(rf"{label}: (.+?)(?:\. Got value: .*)?$", message[found.end() :], re.MULTILINE)

@@ -56,6 +56,12 @@ def mistake(run_config, capsys, monkeypatch):
         (["--model.tokens_per_window", "[8, 4.5]"], ["model.tokens_per_window: 4.5 must be a whole number."]),
         (["--trainer.max_steps", "8.5"], ["trainer.max_steps: 8.5 must be a whole number."]),
         (["--trainer.devices+=x"], ["trainer: `devices` selected with `CPUAccelerator` should be an int > 0."]),
+        (["--model.train_parts", "abstractor"], ["model.train_parts: abstractor must be a list."]),
+        (["--model.optimizer.betas", "0.9"], ["model.optimizer.betas: 0.9 must be a list."]),
+        (
+            ["--model.optimizer.betas", "[0.9, 0.99, 0.5]"],
+            ["model.optimizer.betas: [0.9, 0.99, 0.5] must be a list of 2 values."],
+        ),
         (["--model.llm.lora.rank", "x"], ["model.llm.lora.rank: x must be a whole number."]),
         (["--model.llm.lora.rank", "0"], ["model.llm.lora.rank: 0 must be at least 1."]),
         (["--model.llm.lora.dropout", "1.0"], ["model.llm.lora.dropout: 1 must be 0 or more, and below 1."]),
@@ -279,3 +285,15 @@ def test_a_configuration_that_says_less_than_it_seems_is_refused(mistake, tmp_pa
 
 def test_keys_that_come_by_a_merge_may_be_given_anew():
     assert load_values("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\n") == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [("trainr: {max_steps: 5}", "trainr.max_steps"), ("fit: {trainer: {max_steps: 3}}", "fit.trainer")],
+)
+@pytest.mark.parametrize("flags", [(), ("--print_config",)])
+def test_an_unknown_key_of_a_configuration_is_named_whole(mistake, tmp_path, content, key, flags):
+    (tmp_path / "mine.yaml").write_text(content)
+    message = mistake("--config", str(tmp_path / "mine.yaml"), *flags)
+    assert f"unknown key '{key}" in message
+    assert "Did you mean 'trainer.max_steps'?" in message
