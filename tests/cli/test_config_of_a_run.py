@@ -1,5 +1,7 @@
 """A run's own ``config.yaml`` given to another command, which keeps out of that run's folder."""
 
+import pytest
+
 from fastslm.training.command_line import TrainingCLI, command_line
 from fastslm.training.history import read_history
 
@@ -8,6 +10,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_other_commands_by_it_leave_the_run_as_it_was(run_config, tmp_path):
     steps = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
     command_line(TrainingCLI, ["fit", "--config", str(run_config), *steps])

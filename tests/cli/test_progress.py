@@ -17,6 +17,7 @@ def steps_shown(out):
     return [(int(n), int(total)) for n, total in re.findall(r"Step, epoch \d+: +\d+%\|[^|]*\| (\d+)/(\d+)", out)]
 
 
+@pytest.mark.slow
 def test_one_bar_counts_all_steps_and_a_resumed_run_goes_on_with_it(run_config, capsys):
     fit(run_config, "--trainer.max_steps", "8")
     out = capsys.readouterr().out
@@ -37,6 +38,7 @@ def test_accumulated_batches_count_as_one_step(run_config, capsys):
     assert steps_shown(capsys.readouterr().out)[-1] == (3, 3)
 
 
+@pytest.mark.slow
 def test_without_max_steps_the_bar_counts_batches_of_an_epoch(run_config, capsys):
     fit(run_config, "--trainer.max_steps", "-1", "--trainer.max_epochs", "1", "--model.optimizer.total_steps", "6")
     assert re.search(r"Epoch 0: 100%\|[^|]*\| 6/6", capsys.readouterr().out)

@@ -114,6 +114,7 @@ def test_two_trainings_in_one_folder_are_refused(fit, tmp_path, monkeypatch):
     assert files(run) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_for_another_goes_on_from_what_that_one_leaves(fit, tmp_path, capsys):
     fit(*ONE_STEP)
     folder = tmp_path / "run" / "checkpoints"

@@ -132,6 +132,7 @@ def test_one_of_them_that_the_user_names_is_the_users(fit, tmp_path):
     assert not list(tmp_path.glob("run/checkpoints/best*"))
 
 
+@pytest.mark.slow
 def test_epochs_that_end_before_the_schedule_are_told(fit):
     epochs = ("--trainer.max_epochs", "1", "--trainer.max_steps", "100")
     status, said = fit(*epochs)

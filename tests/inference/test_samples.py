@@ -194,6 +194,7 @@ def test_arguments_that_cannot_be_are_named_before_anything_is_done(model, wrong
         model.transcribe("/nowhere", **wrong)
 
 
+@pytest.mark.slow
 def test_very_low_temperatures_and_many_beams_are_fine(model):
     greedy = model.transcribe(SPEECH, max_new_tokens=4)
     assert model.transcribe(SPEECH, max_new_tokens=4, temperature=1e-30).tokens == greedy.tokens

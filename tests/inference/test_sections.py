@@ -75,6 +75,7 @@ def test_what_the_llm_reads_grows_linearly_with_the_audio(perfect):
     assert counts[1] / counts[0] == pytest.approx(2, abs=0.2)
 
 
+@pytest.mark.slow
 def test_a_loop_in_one_section_does_not_reach_the_next(perfect, monkeypatch):
     words, audio = spoken(5, 60)
     # The writer is stuck on the second word of every answer that begins with no text of its own.

@@ -108,12 +108,12 @@ def assert_as_planned(budget, module, num_windows, num_words):
     ("num_windows", "settings"),
     [
         (8, {}),
-        (40, {}),
-        (40, {"recompute": True}),
         (40, {"gradient_checkpointing": True}),
-        (40, {"gradient_checkpointing": "selective"}),
-        (24, {"train_parts": ("abstractor", "projector", "lora", "llm")}),
-        (24, {"alignment_weight": 1.0}),
+        pytest.param(40, {}, marks=pytest.mark.slow),
+        pytest.param(40, {"recompute": True}, marks=pytest.mark.slow),
+        pytest.param(40, {"gradient_checkpointing": "selective"}, marks=pytest.mark.slow),
+        pytest.param(24, {"train_parts": ("abstractor", "projector", "lora", "llm")}, marks=pytest.mark.slow),
+        pytest.param(24, {"alignment_weight": 1.0}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
