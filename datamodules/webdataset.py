@@ -199,17 +199,24 @@ class WebDatasetModule(PlannedSource):
         chosen = self._entries[split] = entries.select(fits)
         self.doubtful[split] = [Broken(index.shard, **item) for index in flat for item in doubtful(index.rows)]
         self.doubtful[split] += repeated(split, self._entries)
-        mixture = self._mixed([len(group) for group in groups], chosen) if split == "train" else None
+        mixture = (
+            self._mixed([[index.shard for index in group] for group in groups], chosen) if split == "train" else None
+        )
         counts = np.array(mixture.counts if mixture else (), np.int64)
         chosen_costs = Costs(costs.windows[fits], costs.tokens[fits])
         return Planning(chosen_costs, chosen.digests, (chosen.sample, chosen.chunk, counts), mixture)
 
-    def _mixed(self, num_shards: Sequence[int], entries: Entries) -> Mixture | None:
+    def _mixed(self, shards: Sequence[Sequence[str]], entries: Entries) -> Mixture | None:
         """Return how many samples each source gives to an epoch; None where every sample comes once."""
         sources = self._sources("train")
-        ends = np.cumsum(num_shards)
+        ends = np.cumsum([len(group) for group in shards])
         of_entry = np.searchsorted(ends, entries.columns["shard"][entries.sample], side="right")
         sizes = np.bincount(of_entry, minlength=len(sources)).tolist()
+        for source, size, group in zip(sources, sizes, shards, strict=True):
+            if not size:
+                left_out = [item for item in self.broken["train"] if item.shard in group]
+                why = describe(left_out) if left_out else "Its shards are empty."
+                raise DataError(f"data.train_shards: source {source.name!r} has no usable sample. {why}")
         weights = [source.weight for source in sources if source.weight is not None]
         mixture = Mixture.of(sizes, weights or None, self.temperature)
         idle = [source.name for source, count in zip(sources, mixture.counts, strict=True) if not count]

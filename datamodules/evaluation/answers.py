@@ -141,26 +141,41 @@ def _row(recording: Recording, answer: "Answer | FastSLMError", work_seconds: fl
     return {**row, "text": answer.text, "warnings": answer.warnings, "error": ""}
 
 
+def _check_row(row: Any) -> None:
+    """Raise where a line is no answer.
+
+    Raises:
+        ValueError: so it is.
+    """
+    kinds: dict[str, Any] = {"key": str, "text": str, "work_seconds": int | float, "error": str}
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError(f"a line is no answer: {json.dumps(row, ensure_ascii=False):.80}")
+
+
 def _read(kept: Path, answering: Answering, data: EvaluationSet) -> dict[str, dict[str, Any]]:
     """Return the answers of before by key; begins the file where there is none, or another is wanted."""
     try:
-        lines = kept.read_text(encoding="utf-8").split("\n")
+        lines = kept.read_bytes().split(b"\n")
     except FileNotFoundError:
         lines = []
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{kept}: cannot be read: {error}.") from error
     whole = lines[:-1]  # a line that was cut off by a kill has no end
     found: dict[str, dict[str, Any]] = {}
     if whole and not answering.overwrite:
         try:
-            first, *rows = [json.loads(line) for line in whole]
-        except ValueError as error:
+            first, *rows = [json.loads(line.decode()) for line in whole]
+            if not isinstance(first, dict):
+                raise ValueError("its first line holds no settings")
+            for row in rows:
+                _check_row(row)
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one
             raise DataError(f"{kept}: is damaged ({error}). Remove it to transcribe anew.") from error
         if changed := changed_settings(first, answering.made_with):
             what = "; ".join(f"{name} {first.get(name)!r}, now {answering.made_with[name]!r}" for name in changed)
             raise ConfigError(f"{kept}: made with other settings ({what}). Choose another --out, or --overwrite.")
         digests = {recording.key: recording.digest for recording in data.recordings}
-        known = [row for row in rows if not row["error"]]
+        known = list({row["key"]: row for row in rows if not row["error"]}.values())
         found = {row["key"]: row for row in known if digests.get(row["key"], row.get("audio")) == row.get("audio")}
         if others := len(known) - len(found):
             print(f"{data.name}: {others} answers in {kept} are of other audio, and left out.", file=sys.stderr)

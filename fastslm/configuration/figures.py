@@ -14,5 +14,5 @@ def check_figure(path: Path, option: str) -> None:
     from matplotlib.figure import Figure
 
     kinds = Figure().canvas.get_supported_filetypes()
-    if path.is_dir() or (path.suffix and path.suffix[1:].lower() not in kinds):
+    if path.is_dir() or path.suffix[1:].lower() not in kinds:  # matplotlib would add an ending to a name without one
         raise ConfigError(f"{option} {path}: a figure is a file that ends in .png, .pdf or .svg.")

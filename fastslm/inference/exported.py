@@ -1,9 +1,12 @@
 """Models that ``fastslm export`` wrote, from a folder or the hub, run by the package's own code and not by theirs."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.contracts import Task
@@ -155,8 +158,25 @@ def open_exported(folder: Path) -> Exported:
     path.llm = llm.around(path.llm.causal_lm, tokenizer, config.context_length)
     path.prompter = Prompter(tokenizer, enable_thinking)
     path.requires_grad_(False).eval()
+    _check_numbers(folder, path, config.new_tokens_per_second)
     trained_on = TrainedOn.of([config.trained_on])
     return Exported(path, model.generation_config.max_new_tokens, config.new_tokens_per_second, trained_on)
+
+
+def _check_numbers(folder: Path, path: SpeechLM, new_tokens_per_second: Any) -> None:
+    """Refuse what damage leaves of weights, and of a setting that answers are bounded by.
+
+    Raises:
+        CheckpointError: they are no numbers.
+    """
+    for name, weight in path.state_dict().items():
+        if weight.is_floating_point() and weight.numel() and not all(map(math.isfinite, torch.aminmax(weight))):
+            raise CheckpointError(f"model {folder}: its weights {name} hold what is no number: the folder is damaged.")
+    given = new_tokens_per_second
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+        raise CheckpointError(
+            f"model {folder}: new_tokens_per_second is {given!r} in {_CONFIG}, and no number from 0 on."
+        )
 
 
 def _try_template(tokenizer: Any, enable_thinking: bool) -> None:

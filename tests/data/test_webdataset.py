@@ -455,6 +455,16 @@ def test_weights_set_the_shares_and_no_sample_comes_again_before_all_of_its_sour
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
+@pytest.mark.parametrize("weights", [(None, None), (1.0, 1.0)])
+def test_a_source_of_which_nothing_is_usable_says_why(tmp_path, make_shards, data_of, weights):
+    named = sources(tmp_path, make_shards, *weights)
+    (tmp_path / "long").mkdir()
+    named[1] = Source("long", make_shards(tmp_path / "long", 2, 3.0, name="long"), weights[1])
+    data = data_of(train_shards=named, val_shards=named[0].shards, max_audio_seconds=1.0, long_audio="drop")
+    with pytest.raises(DataError, match=r"source 'long' has no usable sample\. 2 x audio too long"):
+        data.setup("fit")
+
+
 def test_temperature_brings_sources_closer(tmp_path, make_shards, data_of):
     named = sources(tmp_path, make_shards, None, None)
     data = data_of(train_shards=named, val_shards=named[0].shards, temperature=2.0)

@@ -100,6 +100,28 @@ def test_a_model_is_scored_on_what_it_transcribes_and_a_second_run_goes_on(capsy
     assert run(capsys, *words[:-1], "6", "--overwrite")[0] == 0
 
 
+ROW = {"key": "utt0", "text": "a", "work_seconds": 1, "error": ""}
+DAMAGED = ["1", "null", "[]", "{}", *(json.dumps(ROW | {name: [1]}) for name in ROW)]
+
+
+def test_kept_answers_that_are_damaged_are_named_and_what_a_kill_cut_is_not_read(capsys, tmp_path, shards, model):
+    words = [model, f"clean={shards}/clean-*.tar", "--out", tmp_path / "out", "--max-new-tokens", "5"]
+    assert run(capsys, *words)[0] == 0
+    answers = tmp_path / "out" / "answers" / "clean.jsonl"
+    whole = answers.read_bytes()
+    for line in DAMAGED:
+        answers.write_bytes(whole + line.encode() + b"\n")
+        status, shown = run(capsys, *words)
+        assert status == 2
+        assert "clean.jsonl: is damaged (a line is no answer: " in shown.err
+    answers.write_bytes(b"1\n" + whole)
+    assert "its first line holds no settings" in run(capsys, *words)[1].err
+    answers.write_bytes(whole + '{"key": "utt0", "text": "\ub2e4'.encode()[:-1])  # within a character
+    status, shown = run(capsys, *words)
+    assert status == 0
+    assert answers.read_bytes() == whole
+
+
 def test_an_answer_of_other_audio_under_the_same_name_is_made_anew(capsys, tmp_path, write_shard, flac, model):
     words = [model, f"set={tmp_path}/set.tar", "--out", tmp_path / "out", "--max-new-tokens", "5"]
     answers = []

@@ -69,6 +69,15 @@ for key, job in given.items():
             "training": model.training,
             "loss": model(**inputs, labels=inputs["input_ids"]).loss.item(),
         }
+        if "save" in job:
+            model.save_pretrained(job["save"])
+            processor.save_pretrained(job["save"])
+            again = transformers.AutoModel.from_pretrained(job["save"], trust_remote_code=True)
+            inputs = transformers.AutoProcessor.from_pretrained(job["save"], trust_remote_code=True)(
+                job["audio"], sampling_rate=16_000
+            )
+            with torch.no_grad():
+                result["logits_again"] = again(**inputs).logits
     found[key] = {**result, "class": type(model).__name__, "info": {k: sorted(map(str, v)) for k, v in info.items()}}
 found["modules"] = sorted(name for name in sys.modules if name.split(".")[0] in NotInstalled.names)
 torch.save(found, sys.argv[2])

@@ -71,7 +71,7 @@ def results(tmp_path_factory, make_run, outside):
     folder = tmp_path_factory.mktemp("exports")
     runs, jobs = made(folder, make_run, QUICK)
     jobs["ast"] = {**jobs["hta"], "audio": RECORDINGS[0], "request": {"task": "ast", "language": "Korean"}}
-    jobs["causal"] = {**jobs["hta"], "auto": "AutoModelForCausalLM"}
+    jobs["causal"] = {**jobs["hta"], "auto": "AutoModelForCausalLM", "save": str(folder / "saved")}
     export_llm(runs["hta"], folder / "llm")
     with torch.no_grad():
         embeds = embeddings_here(runs["hta"].path, RECORDINGS[:1])[1]
@@ -152,6 +152,14 @@ def test_other_tasks_have_their_prompts(results, one_thread):
 def test_other_auto_classes_load_the_same_model(results):
     assert results["causal"][0]["class"] == results["hta"][0]["class"] == "FastSLMForConditionalGeneration"
     assert torch.equal(results["causal"][0]["logits"], results["hta"][0]["logits"])
+
+
+def test_a_model_that_was_saved_again_is_loaded_again(results):
+    assert torch.equal(results["causal"][0]["logits_again"], results["causal"][0]["logits"])
+    exported = results["hta"][2]
+    assert {path.name for path in exported.glob("*.py")} == {
+        path.name for path in (exported.parent / "saved").glob("*.py")
+    }
 
 
 @torch.no_grad()

@@ -51,6 +51,24 @@ def test_a_sound_folder_is_loaded_without_a_word(exported, caplog, capfd, monkey
     assert capfd.readouterr() == ("", "")
 
 
+def test_weights_that_are_no_numbers_and_settings_that_are_none_are_named(exported, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    damaged = shutil.copytree(exported, tmp_path / "damaged")
+    weights = load_file(damaged / "model.safetensors")
+    name = next(name for name, weight in weights.items() if weight.ndim == 2 and "abstractor" in name)
+    weights[name][0, 0] = float("nan")
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"damaged: its weights {name} hold what is no number"):
+        fastslm.load(damaged, device="cpu")
+    for given in (float("nan"), "a", True, -1):
+        other = shutil.copytree(exported, tmp_path / f"{given}")
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps({**config, "new_tokens_per_second": given}))
+        with pytest.raises(CheckpointError, match=r"new_tokens_per_second is .* and no number from 0 on"):
+            fastslm.load(other, device="cpu")
+
+
 def test_a_command_that_wants_a_run_says_that_it_was_given_an_exported_model(exported, capsys):
     assert main(["checkpoint", "inspect", str(exported)]) == 2
     assert "is the folder of a model, such as fastslm export writes, and no run" in capsys.readouterr().err

@@ -84,6 +84,7 @@ def test_what_the_system_refuses_is_one_sentence_wherever_it_is_met(tmp_path, ca
         (["shards", "index", "a.tar", "--workers=--"], "'--' is no value"),
         (["doctor", "run.yaml"], "--config"),
         (["attention", "a.wav", "--ckpt", "x", "--out", "a.wav"], "a figure is a file that ends in .png"),
+        (["attention", "a.wav", "--ckpt", "x", "--out", "plain"], "a figure is a file that ends in .png"),
         (["shards", "stats", "a.tar", "--plot", str(tmp_path)], "a figure is a file"),
         (["transcribe", "a.wav", "--output", "~no-such-user/x"], "no trained model"),
         (["fit", "--config", "configs/hta.yaml", "--data", "https://127.0.0.1:9/a.yaml"], "data"),

@@ -2,8 +2,11 @@
 
 import copy
 import re
+import shutil
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
+from transformers.utils.hub import cached_file
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.contracts import LanguageModel, TokenBudget
@@ -185,6 +189,23 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         for name, buffer in self.path.abstractor.named_buffers():
             if name in tables:
                 buffer.copy_(tables[name])
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **named: Any) -> None:
+        """Write the model with all code of the folder that it came from; transformers copies what is loaded now."""
+        target = Path(save_directory)
+        target.mkdir(parents=True, exist_ok=True)
+        pipelines = getattr(self.config, "custom_pipelines", None) or {}
+        entries = [*(getattr(self.config, "auto_map", None) or {}).values(), *(p["impl"] for p in pipelines.values())]
+        for module in sorted({entry.rpartition("--")[2].partition(".")[0] for entry in entries}):
+            try:
+                origin = Path(cached_file(self.config._name_or_path, f"{module}.py")).parent
+            except OSError as error:
+                warnings.warn(f"{target} lacks {module}.py, without which it cannot be loaded: {error}", stacklevel=2)
+                continue
+            for file in origin.glob("*.py"):
+                if not (target / file.name).exists():
+                    shutil.copyfile(file, target / file.name)
+        super().save_pretrained(save_directory, *args, **named)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the LLM's embedding table."""
