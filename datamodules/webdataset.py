@@ -65,7 +65,7 @@ class WebDatasetModule(PlannedSource):
 
     settings_of_plan = (
         "the shards and the values of data.seed, data.max_audio_seconds, data.long_audio, data.chunk_seconds,"
-        " data.batch_* and the sources"
+        " data.batch_*, the speeds of data.augmentations and the sources"
     )
 
     def __init__(

@@ -29,6 +29,7 @@ _SILENT = (
     "trainer.log_every_n_steps",
 )
 _ABSENT = object()
+_LONGEST, _BEFORE = 90, 12  # characters that are shown of a value, and of what two have in common
 
 
 @dataclass
@@ -132,7 +133,8 @@ def _compare_configs(
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
         if old == new or _matches(key, _SILENT) or _says_nothing(key, old, new, swapped):
             continue
-        line = f"{key.replace('.init_args', '')}: {_shown(old)} in the checkpoint, {_shown(new)} here"
+        then, here = _shown_beside(old, new)
+        line = f"{key.replace('.init_args', '')}: {then} in the checkpoint, {here} here"
         if key == "model.tokens_per_window":
             refused = not (purpose == "evaluate" and isinstance(old, list))  # trained for many rates: any will do
         elif _ABSENT in (old, new):
@@ -181,11 +183,14 @@ def _matches(key: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
-def _shown(value: Any) -> str:
-    if value is _ABSENT:
-        return "not set"
-    text = json.dumps(value, ensure_ascii=False, default=str)  # as it would stand in a config
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _shown_beside(old: Any, new: Any) -> tuple[str, str]:
+    """Return two values as they would stand in a config; of long ones the part where they begin to differ."""
+    texts = ["not set" if v is _ABSENT else json.dumps(v, ensure_ascii=False, default=str) for v in (old, new)]
+    same = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    begin = max(0, same - _BEFORE) if max(map(len, texts)) > _LONGEST else 0
+    parts = [f"{'...' * bool(begin)}{text[begin:]}" for text in texts]
+    then, here = (part if len(part) <= _LONGEST else f"{part[: _LONGEST - 3]}..." for part in parts)
+    return then, here
 
 
 def _compare_bases(before: Mapping[str, Any], now: Mapping[str, Any], found: Differences) -> None:

@@ -248,6 +248,17 @@ def test_differences_that_change_nothing_of_the_model_are_told(built, save, caps
     assert "model.optimizer.learning_rate: 0.001 in the checkpoint, 0.0005 here (no effect" in shown
 
 
+def test_of_long_values_the_difference_is_shown(built, save):
+    speed = {"class_path": "fastslm.datamodules.augmentation.Speed", "init_args": {"factors": [0.9, 1.0, 1.1]}}
+    noise = {"class_path": "fastslm.datamodules.augmentation.Noise", "init_args": {}}
+    told = told_between({"augmentations": [speed, noise]}, {"augmentations": [speed]}, built, save)
+    (line,) = (line for line in told if "augmentations" in line)
+    then, here = line.split(" in the checkpoint, ")
+    assert "Noise" in then
+    assert "Noise" not in here
+    assert then.partition(": ")[2] != here.removesuffix(" here")
+
+
 def told_between(before, after, built, save, purpose="resume"):
     checkpoint = open_checkpoint(save(built()))
     checkpoint.config["data"] = before
