@@ -25,9 +25,10 @@ from fastslm.configuration.messages import shorten
 from fastslm.configuration.named_parts import Preset, named_parts, preset_for
 from fastslm.configuration.replaced_classes import replacement_logger
 from fastslm.configuration.shell_commands import check_commands
-from fastslm.errors import ConfigError, FastSLMError, cause_of
+from fastslm.errors import ConfigError, FastSLMError, TrainingError, cause_of
 from fastslm.files import write_atomically
 from fastslm.plugins import discover
+from fastslm.processes.ranks import has_lost_another
 from fastslm.redaction import redacted, redacted_values
 from fastslm.strategies.support import settled
 from fastslm.training.callback_checks import check_callbacks
@@ -336,6 +337,12 @@ def _in_one_sentence() -> Iterator[None]:
     except Exception as error:
         if (ours := cause_of(error)) is not None:  # of a class that jsonargparse was making
             raise ours from None
+        if has_lost_another(error):
+            raise TrainingError(
+                "another process of this run has ended, and the others cannot go on without it. Its own output, or the"
+                " system's log (a kill, memory that ran out), says why. --ckpt_path last goes on from the newest"
+                " checkpoint."
+            ) from error
         text = refusal(error)
         if text is None:
             raise

@@ -160,6 +160,20 @@ def test_workers_end_with_the_run_however_it_ends(training, tmp_path, number):
 
 
 @pytest.mark.slow
+def test_a_killed_rank_is_told_in_one_sentence_by_the_other(training, tmp_path):
+    process = training(0, *TWO_RANKS)
+    environments = {
+        member: Path(f"/proc/{member}/environ").read_bytes().split(b"\0") for member in members(process.pid)
+    }
+    (second,) = (member for member, values in environments.items() if b"LOCAL_RANK=1" in values)
+    os.kill(second, signal.SIGKILL)
+    assert process.wait(120) != 0
+    assert "fastslm: error: another process of this run has ended" in log(tmp_path)
+    assert "Traceback" not in log(tmp_path)
+    assert gone(process)
+
+
+@pytest.mark.slow
 def test_a_signal_before_the_first_step_ends_with_143(group, run_config, tmp_path):
     process = group("fit", "--config", run_config, "--data.num_workers=1")
     wait_until(process, lambda: loaded(process))
