@@ -96,6 +96,4 @@ def test_a_signal_in_the_step_before_a_validation_does_not_lose_it(fastslm, run_
     assert fastslm(*cut, *flags, check=False).returncode == EXIT_STATUS
     assert open_checkpoint(tmp_path / "cut").manifest["step"] == 5
     fastslm(*cut, "--ckpt_path", "last")
-    expected = numbers(tmp_path / "whole")
-    expected.pop(("4", "train/loss"))  # is logged behind the callbacks of a step, and the run ends in one
-    assert numbers(tmp_path / "cut") == expected
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
