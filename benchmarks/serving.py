@@ -159,7 +159,7 @@ def load(port: int, recordings: Sequence[tuple[bytes, float]], clients: int, sec
                 recording = marked(recording, next(_NUMBERS))
             began = time.monotonic()
             try:
-                limit = str(int(32 + 4 * length))  # that of fastslm, which leaves this field alone
+                limit = str(int(32 + 4 * length))  # what fastslm takes by itself
                 status, answer = post(port, form(recording, max_completion_tokens=limit))
                 kind = str(status)
                 if status == 200:

@@ -26,6 +26,7 @@ _FIELDS = frozenset(
         "response_format",
         "temperature",
         "seed",
+        "max_completion_tokens",
         "language",
         "stream",
         "task",
@@ -83,7 +84,8 @@ async def _speech_to_text(service: Service, request: Request, task: str | None) 
                 _text(form, "prompt"),
                 language if task == "ast" else None,  # of the audio it is but a hint, which the model does without
                 _number(form, "temperature", 0.0),
-                seed=_whole_number(form, "seed", 0),
+                seed=_whole_number(form, "seed") or 0,
+                max_new_tokens=_whole_number(form, "max_completion_tokens"),
                 section_minutes=service.section_minutes,
                 segments=by_time,
             )
@@ -168,10 +170,10 @@ def _number(form: FormData, name: str, default: float) -> float:
         raise Problem(400, f"{name}: {given!r} must be a number.", name) from None
 
 
-def _whole_number(form: FormData, name: str, default: int) -> int:
+def _whole_number(form: FormData, name: str) -> int | None:
     given = _text(form, name)
     try:
-        return default if given is None else int(given)
+        return None if given is None else int(given)
     except ValueError:
         raise Problem(400, f"{name}: {given!r} must be a whole number.", name) from None
 

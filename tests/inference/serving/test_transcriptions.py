@@ -71,6 +71,12 @@ def test_the_seed_reaches_the_model(server, talk, model):
     assert drawn[0] != drawn[1]
 
 
+def test_a_transcript_may_be_bounded_as_an_answer_of_the_chat(server, talk, model):
+    ask = server.client().audio.transcriptions.create
+    bounded = ask(model="tiny", file=talk, extra_body={"max_completion_tokens": 2}).text
+    assert bounded == model.transcribe(talk, max_new_tokens=2).text != model.transcribe(talk).text
+
+
 def test_what_changes_no_transcript_may_be_sent(server, talk, model):
     ask = server.client().audio.transcriptions.create
     own = {"user": "me", "language": ""}
@@ -161,6 +167,7 @@ TEXT = wav(b"these are words, and no samples " * 20)
         ({"extra_body": {"max_tokens": 5}}, 400, "max_tokens: '5' is not done here"),
         ({"extra_body": {"temperature": [1.0]}}, 400, r"temperature\[\]: '1.0' is not done here"),
         ({"extra_body": {"seed": "x"}}, 400, "seed: 'x' must be a whole number"),
+        ({"extra_body": {"max_completion_tokens": 0}}, 400, "max_"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_one_sentence_in_openais_shape(server, encoded, noise, fields, status, message):
