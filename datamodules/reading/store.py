@@ -44,7 +44,7 @@ def is_remote(shard: str) -> bool:
 
 
 def tar_state(path: str | int) -> TarState:
-    """Return size and time of a local tar, by its path or an open descriptor.
+    """Return size and time of a local tar, or of another file, by its path or an open descriptor.
 
     Raises:
         OSError: there is none, or it is no file.

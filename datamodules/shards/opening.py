@@ -11,6 +11,7 @@ from fastslm.errors import DataError, FastSLMError
 from fastslm.files import open_file
 
 from ..reading.audio import AudioInfo, open_region, read_info
+from ..reading.store import tar_state
 from .table_cells import open_table, read_cell
 from .utterance import Audio
 
@@ -64,7 +65,7 @@ def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
     except OSError as error:
         raise DataError(f"unreadable file: {path}: {error.strerror or error}") from error
     with stream:
-        if audio.region is not None and audio.container not in (None, state_in(stream)):
+        if audio.region is not None and audio.container not in (None, tar_state(stream.fileno())):
             raise SourceChangedError(path)
         try:
             if audio.region is not None:
@@ -107,12 +108,6 @@ def info_of(audio: Audio) -> tuple[AudioInfo, int]:
 def seconds_of(info: AudioInfo) -> float:
     """Return the length of a recording."""
     return info.num_frames / info.sample_rate_hz
-
-
-def state_in(file: BinaryIO) -> tuple[int, int]:
-    """Return size and time of change of an open file."""
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
 
 
 def state_of(audio: Audio) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,6 +10,7 @@ from typing import Any
 from fastslm.errors import DataError, MissingExtraError
 from fastslm.files import open_file
 
+from ..reading.store import TarState, tar_state
 from .naming import USUAL_NAMES
 
 _BATCH_ROWS = 1024
@@ -54,7 +54,7 @@ class ArrowTable:
         state: its size and time of change.
     """
 
-    def __init__(self, path: str, state: tuple[int, int]) -> None:
+    def __init__(self, path: str, state: TarState) -> None:
         pyarrow = _pyarrow()
         self.state = state
         source = pyarrow.memory_map(path)
@@ -85,7 +85,7 @@ class ParquetTable:
         state: its size and time of change.
     """
 
-    def __init__(self, path: str, state: tuple[int, int]) -> None:
+    def __init__(self, path: str, state: TarState) -> None:
         self.state = state
         self.file = _pyarrow().parquet.ParquetFile(path, memory_map=True)
         self.schema = self.file.schema_arrow
@@ -144,9 +144,8 @@ def open_table(path: str) -> Table:
     pyarrow = _pyarrow()
     try:
         with open_file(path) as file:  # a pipe would be waited for
-            status = os.fstat(file.fileno())
-        kind = ParquetTable if path.endswith(".parquet") else ArrowTable
-        return kind(path, (status.st_size, status.st_mtime_ns))
+            state = tar_state(file.fileno())
+        return ParquetTable(path, state) if path.endswith(".parquet") else ArrowTable(path, state)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: unreadable table ({getattr(error, 'strerror', None) or error}).") from error
 

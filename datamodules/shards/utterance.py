@@ -12,6 +12,8 @@ from fastslm.errors import DataError
 from fastslm.path.prompt import AUDIO, messages_of, recordings_in
 from fastslm.tasks import tasks
 
+from ..reading.store import TarState
+
 #: As programs write what is not there.
 MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"))
 #: Rounding in manifests, and what encoders add at the end of lossy files.
@@ -49,7 +51,7 @@ class Audio:
     root: str | None = None
     num_bytes: int = 0
     stated: float | None = None
-    container: tuple[int, int] | None = field(default=None, repr=False)
+    container: TarState | None = field(default=None, repr=False)
 
     def stretch(self, total_seconds: float) -> tuple[float, float]:
         """Return begin and end in seconds in a recording that holds ``total_seconds``.

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from ...reading.audio import open_region
+from ...reading.store import tar_state
 from ...reading.tar import Contents, Member, Members
-from ..opening import state_in
 from ..utterance import Noted, Refused, Utterance
 from . import nemo
 from ._lines import json_objects, lines_of
@@ -37,7 +37,7 @@ def read(tar: str, contents: Contents, file: BinaryIO, options: SourceOptions) -
     places = {unicodedata.normalize("NFC", name): member for name, member in contents.places.items()}
     spelt = {_spelt_small(name): name for name in reversed(places)}
     used: set[str] = set()
-    state = state_in(file)
+    state = tar_state(file.fileno())
     for name, member in found.items():
         numbered = lines_of(f"{tar}/{name}", open_region(file.fileno(), *member))
         root = options.audio_root or os.path.dirname(name)

@@ -10,9 +10,9 @@ from fastslm.errors import DataError
 from fastslm.files import open_file, walk
 
 from ...index.dialogues import parse_fields
+from ...reading.store import tar_state
 from ...reading.tar import NO_SAMPLE, Members, read_groups, read_text, recording_names, recordings_of
 from ..naming import renamed, resolve_columns
-from ..opening import state_in
 from ..times import TIMES, loose_length
 from ..translations import as_translation
 from ..utterance import Audio, Noted, Refused, Utterance
@@ -55,7 +55,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
                     yield from archive.read(shard, contents, file, options)
                     continue
                 untaken: Counter[str] = Counter()
-                state = state_in(file)
+                state = tar_state(file.fileno())
                 for key, members in contents.groups.items():
                     sample = _sample(shard, key, members, file.fileno(), options)
                     for audio in sample.audio if isinstance(sample, Utterance) else ():
