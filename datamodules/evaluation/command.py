@@ -34,6 +34,10 @@ recordings that have no answer yet. Needs: pip install 'fastslm[evaluate]'.
 exit status: 0 all scored; 1 some recordings failed and count as empty; 2 nothing could be scored; 130 interrupted."""
 
 
+#: Options that make a model's transcripts others, and their defaults, which say that they were not given.
+_OF_A_MODEL = {"beam": 1, "section_minutes": None, "max_new_tokens": None, "letters": False}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     try:
@@ -90,23 +94,33 @@ def _run(options: argparse.Namespace) -> int:
     if name in beside:
         raise ConfigError(f"--beside {name}: is the name of SYSTEM, too. Give another, or --name.")
     foreign = are_transcripts(system)
-    texts = read_transcripts(system) if foreign else {}
+    given = []  # scored before anything is transcribed, which may take hours
+    if foreign:
+        _refuse_options_of_a_model(options)
+        texts = read_transcripts(system)
+        given += [_scored(name, each, texts, str(system)) for each in data]
+    given += [_scored(other, each, found, other) for other, found in beside.items() for each in data]
     results, num_failed = [], 0
     answering = None if foreign else Answering.of(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    for each in data:
-        if answering is None:
-            results.append(_scored(name, each, texts, str(system)))
-        else:
+    if answering is not None:
+        for each in data:
             transcripts, failed = transcribe_set(answering, each, options.out / "answers" / f"{each.name}.jsonl")
             num_failed += failed
             results.append(SetResult(name, each.name, each.normalisers, [*map(compare, transcripts)]))
-    for other, found in beside.items():
-        results += [_scored(other, each, found, other) for each in data]
-    write(results, options.out, card)
+    results += given
+    for unscored in write(results, options.out, card):
+        print(f"{unscored}: nothing is said in this set, so --hub-dataset {unscored} writes nothing.", file=sys.stderr)
     print(markdown(results), end="")
     print(f"Written to {options.out}: results.json, report.md, wer.png.", file=sys.stderr)
     return 1 if num_failed else 0
+
+
+def _refuse_options_of_a_model(options: argparse.Namespace) -> None:
+    given = [name for name, default in _OF_A_MODEL.items() if getattr(options, name) != default]
+    if given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"{named}: SYSTEM {options.system} is transcripts, which no model makes. Leave it out.")
 
 
 def _named(given: Sequence[str], option: str, among: Mapping[str, object] | None = None) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from fastslm.checkpoint.folder import MANIFEST, TRAINER_STATE, last_complete, sha256
+from fastslm.checkpoint.folder import MANIFEST, TRAINER_STATE, last_complete, manifest_sha256, sha256
 from fastslm.checkpoint.state import some
 from fastslm.checkpoint.unpickled import deepspeed_objects, read_tensors, unreadable
 from fastslm.checkpoint.writer import CONFIG, FORMAT, WEIGHTS
@@ -180,6 +180,11 @@ def _read_manifest(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} cannot be read: {error}. The checkpoint is damaged.") from error
     if not isinstance(manifest, dict) or not {"format", "files", "tensors"} <= manifest.keys():
         raise CheckpointError(f"{file} is no manifest of a checkpoint.")
+    if manifest.get("sha256", manifest_sha256(manifest)) != manifest_sha256(manifest):
+        raise CheckpointError(
+            f"{file} says other things than were written (its checksum differs). The checkpoint is damaged: use an"
+            " earlier one, or a copy."
+        )
     if manifest["format"] != FORMAT:
         versions = manifest.get("versions")
         writer = versions.get("fastslm") if isinstance(versions, dict) else None

@@ -28,6 +28,7 @@ from fastslm.checkpoint.folder import (
     folder_name,
     inventory,
     last_complete,
+    manifest_sha256,
     publish,
     sweep,
 )
@@ -135,6 +136,7 @@ def write_weights(
     added = (manifest.get("vocabulary") or {}).get("added", {})
     (folder / ADDED_TOKENS).write_text(json.dumps(added, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     manifest = {**manifest, "files": inventory(folder)}
+    manifest["sha256"] = manifest_sha256(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -90,12 +90,17 @@ def _row(system: str, data: str, found: Score) -> str:
 
     speed = f"{1 / found.real_time_factor:.1f}" if found.real_time_factor else "-"
     cells = [
-        system, data, str(found.num_recordings + found.num_silent), f"{found.hours:.2f}",
+        _cell(system), _cell(data), str(found.num_recordings + found.num_silent), f"{found.hours:.2f}",
         "-" if found.wer is None else f"{100 * found.wer:.2f}", _span(found) or "-",
         share(found.substitutions), share(found.deletions), share(found.insertions),
         str(found.num_repeating), str(found.num_ending_early), speed,
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
+
+
+def _cell(text: str) -> str:
+    """Return a name as a cell of a Markdown table."""
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _scorer(results: Sequence[SetResult]) -> str:
@@ -140,8 +145,10 @@ def _groups(result: SetResult) -> dict[str, Score]:
     return {result.data: result.overall, **{f"{result.data}, {name}": part for name, part in lengths.items()}}
 
 
-def write(results: Sequence[SetResult], folder: Path, card: Mapping[str, tuple[str, str]]) -> None:
+def write(results: Sequence[SetResult], folder: Path, card: Mapping[str, tuple[str, str]]) -> list[str]:
     """Write ``results.json``, ``report.md``, ``wer.png``, and ``.eval_results/`` for a model card.
+
+    Returns the sets of ``card`` without a rate, since nobody speaks in them.
 
     Args:
         results: the first system's are those of the model.
@@ -151,11 +158,17 @@ def write(results: Sequence[SetResult], folder: Path, card: Mapping[str, tuple[s
     write_atomically(folder / "results.json", json.dumps(to_dict(results), indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / "report.md", markdown(results))
     plot(results, folder / "wer.png")
+    unscored = []
     for result in results:
-        if result.system == results[0].system and result.data in card and result.overall.wer is not None:
+        if result.system != results[0].system or result.data not in card:
+            continue
+        if result.overall.wer is None:
+            unscored.append(result.data)
+        else:
             (folder / ".eval_results").mkdir(exist_ok=True)
             text = yaml.safe_dump(_card_entry(result, *card[result.data]), sort_keys=False)
             write_atomically(folder / ".eval_results" / f"{result.data}.yaml", text)
+    return unscored
 
 
 def _card_entry(result: SetResult, dataset: str, task: str) -> list[dict[str, Any]]:

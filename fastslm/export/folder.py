@@ -16,6 +16,7 @@ from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.checkpoint.run import Run, speech_settings
 from fastslm.errors import ConfigError
 from fastslm.export.card import model_card
+from fastslm.export.checksum import ROOM, write_checksum
 from fastslm.export.remote.configuration_fastslm import FastSLMConfig
 from fastslm.export.remote.modeling_fastslm import names_in_folders
 from fastslm.export.remote.token_counts import token_counts
@@ -171,8 +172,10 @@ def _renamed(name: str, beginnings: dict[str, str]) -> str:
 def _save_weights(state: dict[str, Tensor], folder: Path) -> None:
     from huggingface_hub import save_torch_state_dict
 
-    save_torch_state_dict(state, folder, filename_pattern="model{suffix}.safetensors", metadata={"format": "pt"})
+    metadata = {"format": "pt", **ROOM}
+    save_torch_state_dict(state, folder, filename_pattern="model{suffix}.safetensors", metadata=metadata)
     for file in folder.glob("*.safetensors"):
+        write_checksum(file)
         file.chmod(0o644)  # it makes them readable for their owner alone
 
 

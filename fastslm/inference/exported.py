@@ -11,6 +11,7 @@ import torch
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.contracts import Task
 from fastslm.errors import CheckpointError, ConfigError, FastSLMError, HubError
+from fastslm.export.checksum import verify_checksums
 from fastslm.files import no_file_in, open_file
 from fastslm.path.base_folder import EXPORTED_TYPES
 from fastslm.path.model import SpeechLM
@@ -135,6 +136,7 @@ def open_exported(folder: Path) -> Exported:
         kinds = {f"{part}_class": class_of(f"{part}s", config.class_paths[part]) for part in ("encoder", "abstractor")}
         kind: Any = type(FastSLMForConditionalGeneration.__name__, (FastSLMForConditionalGeneration,), kinds)
         model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, local_files_only=True)
+        verify_checksums(folder)
         tokenizer = AutoTokenizer.from_pretrained(
             folder, config=config, local_files_only=True, trust_remote_code=False
         )  # with a configuration, as otherwise it looks for the type of the model among its own, and warns

@@ -130,6 +130,25 @@ def test_a_damaged_checkpoint_is_refused_by_name(built, save, name, damage):
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize("named", ["step", "trained_on", "metrics", "tensors"])
+def test_a_manifest_that_says_other_things_than_were_written_is_refused(built, save, named):
+    file = save(built()) / "checkpoint.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, named: {"other": 1}}))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json says other things than were written .*damaged"):
+        open_checkpoint(file.parent)
+
+
+def test_a_manifest_laid_out_anew_and_one_of_before_without_a_checksum_are_read(built, save):
+    file = save(built()) / "checkpoint.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(reversed(manifest.items())), indent=4))
+    assert open_checkpoint(file.parent).manifest == manifest
+    del manifest["sha256"]
+    file.write_text(json.dumps(manifest))
+    assert open_checkpoint(file.parent).manifest == manifest
+
+
 @pytest.mark.parametrize("damage", [truncate, flip], ids=["truncated", "flipped"])
 def test_a_damaged_trainer_state_is_refused_before_anything_is_built_on_it(built, save, damage):
     folder = save(built())
@@ -156,7 +175,10 @@ def test_weights_that_are_not_those_of_the_manifest_are_refused(built, save):
     name = next(iter(tensors))
     save_file({**tensors, name: torch.zeros(3)}, folder / "adapter.safetensors")
     manifest = json.loads((folder / "checkpoint.json").read_text())
-    del manifest["files"]["adapter.safetensors"]  # whoever edits this too still meets the strict reader
+    del (
+        manifest["files"]["adapter.safetensors"],
+        manifest["sha256"],
+    )  # whoever edits both meets the strict reader
     (folder / "checkpoint.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=r"does not hold what checkpoint\.json lists"):
         open_checkpoint(folder).tensors()

@@ -70,6 +70,35 @@ def test_transcripts_of_other_systems_stand_beside_each_other(capsys, tmp_path, 
     assert (tmp_path / "out" / "report.md").read_text() == shown.out
 
 
+def test_a_name_with_bars_and_lines_is_one_cell(capsys, tmp_path, shards):
+    good = texts(tmp_path / "good", **GOOD)
+    words = [good, f"clean={shards}/clean-*.tar", "--out", tmp_path / "out", "--name", "a|b\nc"]
+    status, shown = run(capsys, *words)
+    assert status == 0
+    head, _, row = shown.out.splitlines()[:3]
+    assert row.startswith("| a\\|b c | clean |")
+    assert row.replace("\\|", "").count("|") == head.count("|")
+
+
+def test_a_set_without_speech_has_no_rate_for_the_hub_and_says_so(capsys, tmp_path, write_shard, flac):
+    write_shard(tmp_path / "quiet.tar", [("hum", {"flac": flac(1.0), "json": {"text": "", "task": "asr"}})])
+    good = texts(tmp_path / "good", hum="")
+    words = [good, f"quiet={tmp_path}/quiet.tar", "--out", tmp_path / "out", "--hub-dataset", "quiet=org/speech:quiet"]
+    status, shown = run(capsys, *words)
+    assert status == 0
+    assert "quiet: nothing is said in this set, so --hub-dataset quiet writes nothing." in shown.err
+    assert not (tmp_path / "out" / ".eval_results").exists()
+
+
+def test_transcripts_beside_a_model_are_matched_before_it_transcribes(capsys, tmp_path, shards, model):
+    few = texts(tmp_path / "few", utt0="25 cards")
+    words = [model, f"clean={shards}/clean-*.tar", "--out", tmp_path / "out", "--beside", f"few={few}"]
+    status, shown = run(capsys, *words)
+    assert status == 2
+    assert "few, set clean: 3 of 4 recordings have no transcript" in shown.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def model(tmp_path, tiny_encoder, tiny_llm):
     return write_run(tmp_path / "run", settings_of(tiny_encoder, tiny_llm))
@@ -173,6 +202,8 @@ def test_a_recording_that_cannot_be_decoded_counts_as_empty_and_is_said(capsys, 
         (["--hub-dataset", "clean=b:c"], "must be OWNER/DATASET:TASK"),
         (["--beside", "good=/nowhere.jsonl"], "/nowhere.jsonl: No such file"),
         (["a b=x"], "'a b' cannot name a set"),
+        (["--beam", "4", "--letters"], "--beam, --letters: SYSTEM"),
+        (["--section-minutes", "5"], "is transcripts, which no model makes. Leave it out."),
     ],
 )
 def test_a_mistake_is_one_sentence(capsys, tmp_path, shards, more, said):

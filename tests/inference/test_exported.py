@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_run import settings_of, write_run
 
 import fastslm
@@ -52,8 +54,6 @@ def test_a_sound_folder_is_loaded_without_a_word(exported, caplog, capfd, monkey
 
 
 def test_weights_that_are_no_numbers_and_settings_that_are_none_are_named(exported, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     damaged = shutil.copytree(exported, tmp_path / "damaged")
     weights = load_file(damaged / "model.safetensors")
     name = next(name for name, weight in weights.items() if weight.ndim == 2 and "abstractor" in name)
@@ -249,6 +249,26 @@ def test_a_damaged_folder_is_refused_with_what_is_wrong(exported, tmp_path, how,
     changed(Path(tmp_path / "model"), how)
     with pytest.raises(kind, match=message):
         fastslm.load(tmp_path / "model", device="cpu")
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.999], ids=["header", "weights", "last"])
+def test_a_flipped_bit_of_the_weights_is_damage(exported, tmp_path, share):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[int(len(content) * share)] ^= 4
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"safetensors holds other bytes than were|not a readable exported"):
+        fastslm.load(folder, device="cpu")
+
+
+def test_weights_that_another_tool_wrote_anew_have_no_checksum_and_load(exported, model, noise, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    with safe_open(weights, "pt") as file:
+        assert "fastslm_crc32" in file.metadata()
+    save_file(load_file(weights), weights, {"format": "pt"})
+    assert fastslm.load(folder, device="cpu").transcribe(noise(3)).tokens == model.transcribe(noise(3)).tokens
 
 
 def test_a_folder_of_before_that_does_not_say_what_it_was_written_with_loads(exported, model, noise, tmp_path):

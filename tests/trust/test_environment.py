@@ -70,6 +70,7 @@ def test_stored_configurations_read_nothing(own_run, tmp_path, monkeypatch, caps
     for manifest in run.rglob("checkpoint.json"):  # whose checksums would name the change
         contents = json.loads(manifest.read_text())
         contents["files"].pop("config.yaml", None)
+        contents.pop("sha256", None)
         manifest.write_text(json.dumps(contents))
     for arguments in (
         ["transcribe", str(run / "sample.flac"), "--model", str(run)],
