@@ -135,11 +135,47 @@ def test_a_tokenizer_that_would_split_every_special_token_still_keeps_those_of_i
     assert Prompter(splitting).prompt_ids(messages).tolist() == Prompter(plain).prompt_ids(messages).tolist()
 
 
+# -- where an answer begins -------------------------------------------------------------------------
+
+#: How prompts of templates end that put more before an answer that is there.
+BEGINNINGS = {
+    "gpt_oss": "<|start|>assistant<|channel|>final<|message|>",
+    "glm": "<|assistant|>\n",
+    "deepseek_r1": "<|Assistant|><think>\n\n</think>\n\n",
+}
+
+
+@pytest.mark.parametrize(("template", "end"), BEGINNINGS.items())
+def test_a_prompt_leads_up_to_where_the_answer_begins(template, end, tmp_path):
+    prompter = Prompter(make_tokenizer("byte_level", template))
+    asked = [{"role": "user", "content": f"{AUDIO}?"}]
+    dialogue = prompter.dialogue([*asked, {"role": "assistant", "content": "one"}], 1, "x")
+    prompt = prompter.tokenizer.decode(prompter.prompt_ids(asked))
+    assert prompt.endswith(end)
+    assert prompter.tokenizer.decode(dialogue.input_ids) == f"{prompt}one{prompter.end_of_turn}"
+    assert prompter.tokenizer.decode(dialogue.labels[dialogue.labels != -100]) == f"one{prompter.end_of_turn}"
+    # once, whoever renders the prompt, and however often a tokenizer is taken up
+    prompter.tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    rendered = loaded.apply_chat_template(
+        [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True
+    )
+    assert rendered.endswith(end)
+    assert Prompter(loaded).prompt_ids(asked).tolist() == prompter.prompt_ids(asked).tolist()
+
+
+def test_a_prompt_is_left_as_it_is_where_the_model_is_to_think():
+    for template, end in (("gpt_oss", "<|start|>assistant"), ("deepseek_r1", "<|Assistant|><think>\n")):
+        prompter = Prompter(make_tokenizer("byte_level", template), enable_thinking=True)
+        prompt = prompter.tokenizer.decode(prompter.prompt_ids([{"role": "user", "content": "?"}]))
+        assert prompt.endswith(end)
+
+
 # -- the end of a turn ------------------------------------------------------------------------------
 
 ENDS = {
     "chatml": "<|im_end|>", "gemma": "<end_of_turn>", "llama3": "<|eot_id|>", "llama2": "</s>", "vicuna": "</s>",
-    "none": "</s>", "gpt_oss": "<|return|>", "glm": "</s>", "named": "<|im_end|>",
+    "none": "</s>", "gpt_oss": "<|return|>", "glm": "</s>", "deepseek_r1": "</s>", "named": "<|im_end|>",
 }  # fmt: skip
 
 

@@ -57,6 +57,12 @@ TEMPLATES = {
         "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
         ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"],
     ),
+    "deepseek_r1": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<|Assistant|>"
+        "{{ m.content.split('</think>')[-1] + eos_token }}{% else %}<|User|>{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
+        ["<|User|>", "<|Assistant|>", "<think>", "</think>"],
+    ),
     "named": (
         {"default": CHATML + OPEN, "tool_use": "tools {{ messages[0].content }}"},
         ["<|im_start|>", "<|im_end|>"],

@@ -12,7 +12,7 @@ from fastslm.contracts import Task
 from fastslm.errors import ConfigError, DataError
 from fastslm.path.batch import Dialogue, Int64Array
 from fastslm.path.encoding import Span, TextEncoder
-from fastslm.path.template import settle_template
+from fastslm.path.template import add_lead_in, lead_in, settle_template
 from fastslm.tasks import find_task, tasks
 
 if TYPE_CHECKING:
@@ -180,7 +180,8 @@ class Prompter:
 
     Args:
         tokenizer: a fast tokenizer; without a chat template it gets a plain one.
-        enable_thinking: passed to templates that know it (Qwen3); off, an empty thought precedes the answer.
+        enable_thinking: passed to templates that know it (Qwen3); off, an empty thought precedes the answer, and where
+            a template has more before an answer that is there than behind a question, prompts get that, too.
 
     Attributes:
         audio_id: the id that marks a recording.
@@ -207,17 +208,22 @@ class Prompter:
         self._prompts: dict[tuple[Any, ...], _Prompt] = {}
         self.audio_id = cast(int, tokenizer.convert_tokens_to_ids(AUDIO))
         try:
-            self._gap, ends = self._around_answers()
+            prompt, before, ends = self._around_answers()
         except DataError as error:
             raise ConfigError(
                 f"model.llm.pretrained: {error}. A chat template must take a question and its answer."
             ) from error
+        if not enable_thinking and (missing := lead_in(prompt, before)):
+            add_lead_in(tokenizer, missing)
+            prompt += missing
+        gap = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        self._gap = "" if gap.strip(" ") else gap
         self.end_of_turn = ends[0] or str(tokenizer.eos_token)
         stops = {self.end_of_turn, str(tokenizer.eos_token), *filter(None, ends)}
         self.stop_ids = sorted(cast(list[int], tokenizer.convert_tokens_to_ids(list(stops))))
 
-    def _around_answers(self) -> tuple[str, list[str]]:
-        """Return the spaces before an answer, and the tokens behind the last answer and behind an earlier one."""
+    def _around_answers(self) -> tuple[str, str, list[str]]:
+        """Return a prompt, what stands before its answer, and the tokens behind the last answer and an earlier one."""
         asked, answered = {"role": "user", "content": "x"}, {"role": "assistant", "content": "qwertz"}
         prompt = self._render([asked], generate=True)
         before, _, last = self._render([asked, answered], generate=False).rpartition("qwertz")
@@ -226,8 +232,7 @@ class Prompter:
         except DataError:  # a template of one question: samples with more are refused one by one
             two = ""
         earlier = two.rpartition("qwertz")[2] if "qwertz" in two else ""
-        gap = before.removeprefix(prompt) if before.startswith(prompt) else ""
-        return "" if gap.strip(" ") else gap, [self._encode.control_at(text) for text in (last, earlier)]
+        return prompt, before, [self._encode.control_at(text) for text in (last, earlier)]
 
     def _render(self, messages: Sequence[Mapping[str, str]], generate: bool) -> str:
         try:

@@ -1,5 +1,6 @@
 """The chat template that prompts are made with: the tokenizer's own, or a plain one; the same on every day."""
 
+import re
 from typing import TYPE_CHECKING
 
 from fastslm.errors import ConfigError
@@ -20,6 +21,9 @@ _NOW = {
     "%F": "2024-07-26", "%T": "00:00:00", "%D": "07/26/24", "%x": "07/26/24", "%X": "00:00:00",
     "%c": "Fri Jul 26 00:00:00 2024", "%z": "", "%Z": "",
 }  # fmt: skip
+#: At the end of a prompt, and what closes it.
+_OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
+_END_OF_THOUGHT = "\n</think>\n\n"
 #: A macro hides the clock that transformers gives to templates. The line break behind it is taken away again.
 _FIXED_CLOCK = (
     "{% macro strftime_now(format) %}{{ format"
@@ -50,6 +54,31 @@ def settle_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         template = (f"{{{{ {before!r} }}}}" if before else "") + _PLAIN
     if _CLOCK in template and not template.startswith(_FIXED_CLOCK):
         template = _FIXED_CLOCK + template
+    tokenizer.chat_template = {**given, "default": template} if isinstance(given, dict) else template
+
+
+def lead_in(prompt: str, before: str) -> str:
+    """Return what a template should put behind a prompt, so that an answer begins where it begins in its dialogues.
+
+    GPT-OSS's names the channel of an answer and GLM's breaks the line only before one that is there, and DeepSeek-R1's
+    opens a thought that no answer of ours closes. Spaces are left alone: they are the beginning of a token.
+
+    Args:
+        prompt: a question, rendered to be answered.
+        before: what stands before the answer where the same question is answered.
+    """
+    if before.startswith(prompt):
+        missing = before.removeprefix(prompt)
+        return missing if missing.strip(" ") else ""
+    return _END_OF_THOUGHT if _OPEN_THOUGHT.search(prompt) else ""
+
+
+def add_lead_in(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
+    """Let the template put a text behind prompts; it is saved and exported with it, for other engines, too."""
+    given = tokenizer.chat_template
+    template = (given["default"] if isinstance(given, dict) else given) + (
+        f"{{{{ {text!r} if add_generation_prompt else '' }}}}"
+    )
     tokenizer.chat_template = {**given, "default": template} if isinstance(given, dict) else template
 
 
