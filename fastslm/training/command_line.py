@@ -313,6 +313,7 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # Advice that is wrong here: the plan decides on workers, and the module logs with a batch size.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message="You have overridden `transfer_batch_to_device`")  # on purpose
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")

@@ -48,6 +48,7 @@ from fastslm.training.seed import run_seed
 from fastslm.training.settings import ModelSettings
 from fastslm.training.startup_checks import (
     check_batch,
+    check_gradients,
     check_groups,
     check_loader,
     check_model,
@@ -290,6 +291,9 @@ class SpeechLMModule(L.LightningModule):
         if self._names_before:
             check_names(self, self._names_before)
             self._names_before = frozenset()
+            note = None if shards_parameters(self.trainer.strategy) else check_gradients(self.trainer, self)
+            if note is not None and self.global_rank == 0:
+                print(f"fastslm: {note}", file=sys.stderr)
         check_losses(self.trainer, self, self._unchecked)
 
     def _agree(self, batch: Batch, asked: bool) -> Agreement:

@@ -1,15 +1,20 @@
 """A training that has gone wrong stops with a sentence, and leaves what went well behind."""
 
+import contextlib
+import functools
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from fastslm.cli import main
+from fastslm.errors import ConfigError
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.path.model import SpeechLM
+from fastslm.training.startup_checks import check_gradients
 
 
 @pytest.fixture
@@ -114,3 +119,36 @@ def test_a_layer_that_is_made_in_the_first_pass_is_named_before_the_first_step(s
     assert "path.abstractor.late.bias, path.abstractor.late.weight: made in the first pass" in message
     assert "Make all layers in the constructor" in message
     assert last_step(tmp_path / "run") is None
+
+
+@pytest.fixture
+def idle_layer(monkeypatch):
+    """Give the compressor a layer that no loss depends on."""
+    build = HTA.__init__
+
+    @functools.wraps(build)  # the command line reads its arguments
+    def more(self, *arguments, **named):
+        build(self, *arguments, **named)
+        self.idle = torch.nn.Linear(2, 2)
+
+    monkeypatch.setattr(HTA, "__init__", more)
+
+
+def test_a_layer_that_gets_no_gradient_is_named(run_config, capsys, idle_layer, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    assert main(["fit", "--config", str(run_config), "--trainer.max_steps", "2"]) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if "got no gradient" in line]
+    assert "tensors got no gradient in the first pass: path.abstractor.idle.bias, path.abstractor.idle.weight." in note
+
+
+@pytest.mark.parametrize("finds", [True, False])
+def test_ddp_is_told_of_such_a_layer_before_it_waits_for_ever(make_module, finds):
+    """Only where it does not look for them itself."""
+    module = make_module(train_parts=("projector",))
+    module.configure_model()
+    for name, parameter in module.named_parameters():
+        parameter.grad = None if name.endswith("projector.bias") else torch.zeros_like(parameter)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(model=SimpleNamespace(find_unused_parameters=finds)))
+    refused = pytest.raises(ConfigError, match=r"projector\.bias\. DDP waits for each of them")
+    with contextlib.nullcontext() if finds else refused:
+        assert "projector.bias. What no loss depends on stays as it is." in check_gradients(trainer, module)
