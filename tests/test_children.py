@@ -27,6 +27,27 @@ if __name__ == "__main__":
     print(done, sorted(int(n) for n in got), flush=True)
 """
 
+KILLED = """
+import os, signal, time
+from concurrent.futures.process import BrokenProcessPool
+from fastslm.processes.children import ProcessPool, shielded_context
+
+class Slow(ProcessPool):
+    def _spawn_process(self):
+        if len(self._processes) == 1:
+            os.kill(next(iter(self._processes)), signal.SIGKILL)
+            time.sleep(0.3)
+        super()._spawn_process()
+
+if __name__ == "__main__":
+    with Slow(3, shielded_context("forkserver")) as pool:
+        try:
+            for work in [pool.submit(time.sleep, 5) for _ in range(3)]:
+                work.result()
+        except BrokenProcessPool:
+            print("broken")
+"""
+
 
 @pytest.fixture(params=[pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def pool_at_work(request, tmp_path):
@@ -84,3 +105,10 @@ def test_nothing_is_left_of_a_pool_whose_parent_was_killed(pool_at_work):
     while group_of(process) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not group_of(process)
+
+
+def test_a_process_that_is_killed_while_another_starts_breaks_the_pool_and_nothing_else(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("broken\n", "", 0)

@@ -101,7 +101,7 @@ def _spread(
     with ProcessPool(workers, context, _begin, done, stop) as pool:
         counted = 0.0
         try:
-            # A worker may die while later items are still handed in: each of the first ones starts a process.
+            # A worker may die while later items are still handed in.
             pending: dict[Future[Result], int] = {pool.submit(_perform, work, item): i for i, item in enumerate(items)}
             while pending:
                 finished, _ = wait(pending, _REFRESH_SECONDS, FIRST_COMPLETED)

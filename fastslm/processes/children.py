@@ -73,6 +73,8 @@ class ProcessPool(ProcessPoolExecutor):
         self, max_workers: int, context: BaseContext, begin: Callable[..., None] | None = None, *arguments: Any
     ) -> None:
         super().__init__(max_workers, mp_context=context, initializer=_begin, initargs=(begin, arguments))
+        # All are started before any works: where one is killed while another starts, that runs into closed locks.
+        self._safe_to_dynamically_spawn_children = False
 
     def submit(
         self, fn: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
