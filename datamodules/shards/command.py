@@ -1,6 +1,7 @@
 """``fastslm shards build | index | check | stats | reshard``: the options of each, with examples."""
 
 import argparse
+import math
 import re
 import signal
 import sys
@@ -149,8 +150,12 @@ def _check_numbers(options: argparse.Namespace) -> None:
         (0.0 <= options.dev_share < 1.0, f"--dev-share {options.dev_share:g}", "must be 0 or more and below 1"),
         (0.0 <= options.max_broken_share <= 1.0, f"--max-broken-share {options.max_broken_share:g}", "is outside 0..1"),
         (options.split_seconds is None or options.split_seconds >= 0.1, "--split-seconds", "must be at least 0.1"),
-        (0.0 < shortest <= longest, f"--join-seconds {shortest:g} {longest:g}", "must be above 0 and MIN at most MAX"),
-        (options.join_pause >= 0, f"--join-pause {options.join_pause:g}", "must be 0 or more"),
+        (
+            0.0 < shortest <= longest < math.inf,
+            f"--join-seconds {shortest:g} {longest:g}",
+            "must be above 0 and MIN at most MAX",
+        ),
+        (0.0 <= options.join_pause <= longest, f"--join-pause {options.join_pause:g}", f"is outside 0 to {longest:g}"),
         (0.5 <= options.speed <= 2.0, f"--speed {options.speed:g}", "is outside 0.5 to 2"),
         (options.speed == 1.0 or not options.keep_audio, f"--speed {options.speed:g}", "excludes --keep-audio"),
         (

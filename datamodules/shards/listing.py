@@ -11,7 +11,7 @@ from unicodedata import category
 from fastslm.errors import DataError
 
 from ..reading.tar import readable
-from .utterance import MISSING, Noted, Refused, Utterance, answer_field, check_fields
+from .utterance import MISSING, Audio, Noted, Refused, Utterance, answer_field, check_fields
 
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
 _HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
@@ -97,7 +97,7 @@ def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOp
     Raises:
         DataError: a dev split is wanted, and all speech is of one speaker.
     """
-    listing, digest, units, voices = Listing(), hashlib.sha256(), _Units(), _Voices()
+    listing, digest, units, voices, stretches = Listing(), hashlib.sha256(), _Units(), _Voices(), _Stretches()
     for item in _with_unique_keys(items, options.defaults):
         unit = unit_of(item, options.joins) if isinstance(item, Utterance) else item.key + item.where
         mine = units.number(unit) % options.part.of == options.part.number - 1
@@ -110,9 +110,12 @@ def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOp
             listing.refused += [item] if mine else []
             continue
         listing.utterances += [item] if mine else []
+        for audio in item.audio:
+            stretches.add(audio)
         listing.num_without_speaker += item.speaker is None
         if options.dev_share:
             voices.add(voice_of(item), item.group if options.joins == "chapter" else None)
+    stretches.mark(audio for item in listing.utterances for audio in item.audio)
     listing.fingerprint = digest.hexdigest()[:16]
     if options.dev_share:
         listing.dev_voices = voices.dev(options.dev_share, options.seed)
@@ -243,6 +246,24 @@ class _Units:
 
     def number(self, unit: str) -> int:
         return self._numbers.setdefault(unit, len(self._numbers))
+
+
+class _Stretches:
+    """Finds recordings that several stretches are cut out of."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, tuple[float, float | None]] = {}
+        self._shared: set[int] = set()
+
+    def add(self, audio: Audio) -> None:
+        if audio.start_seconds is not None:
+            place, stretch = hash(audio.recording), (audio.start_seconds, audio.seconds)
+            if self._first.setdefault(place, stretch) != stretch:
+                self._shared.add(place)
+
+    def mark(self, audios: Iterable[Audio]) -> None:
+        for audio in audios:
+            audio.is_shared = hash(audio.recording) in self._shared
 
 
 class _Voices:

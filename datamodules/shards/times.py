@@ -1,7 +1,8 @@
 """The times of a row: what columns of them are called, and the stretch of audio that they mean."""
 
+import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ _BESIDE = re.compile(
     "times?|timestamps?|interval|span|range|ts|t|s|secs?|seconds?|ms|us|ns|in|at|of|samples?|frames?|index|idx|position|pos|segment|seg"
     f"|utterance|utt|clip|audio|speech|word|video|chunk|{_SAID}"
 )
+_LATEST_SECONDS = 1e15  # any unit of any recording is below
 _MOMENTS = frozenset(("t_0", "t_1"))
 _PAIR = re.compile(r"[\[(]?\s*\d+([.,]\d+)?\s*(-+>?|\u2013|to|[,;:])\s*\d+([.,]\d+)?\s*[\])]?")
 _USUAL_DURATIONS = ("duration", "duration_seconds", "duration_sec", "duration_s", "duration_ms")
@@ -126,6 +128,9 @@ def take_times(fields: dict[str, Any]) -> tuple[float | None, float | None]:
         seconds, thousandths = number(fields.pop(name, None), name), number(fields.pop(f"{name}_ms", None), name)
         times[name] = seconds if thousandths is None else thousandths / 1000
     start, end, duration = (times[name] for name in TIMES[:3])
+    for name, seconds in times.items():
+        if seconds is not None and seconds > _LATEST_SECONDS:
+            raise DataError(f"unusable fields: {name} {seconds:g} is no time in seconds")
     if start is not None and start < 0:
         raise DataError(f"unusable fields: offset {start:g} is negative")
     if duration is not None and duration < 0:  # as NeMo writes where it does not know
@@ -151,6 +156,23 @@ def loose_length(fields: dict[str, Any]) -> float | None:
         return None
     stated = [number(fields.pop(name, None), name) for name in ("duration", "duration_ms")]
     return next((value for value in stated if value is not None and value > 0), None)
+
+
+def stated_length(times: Mapping[str, Any]) -> float | None:
+    """Return how long a recording of its own is by its times, which may be those of a longer one that it was cut from.
+
+    Args:
+        times: under standard names.
+
+    Raises:
+        DataError: the duration is no number.
+    """
+    stated = [number(times.get(name), name) for name in ("duration", "duration_ms")]
+    known = next((value for value in stated if value is not None and value > 0), None)
+    if known is None:
+        with contextlib.suppress(DataError):  # they are no stretch, and ``untaken`` says so
+            return take_times(dict(times))[1]
+    return known
 
 
 def number(value: Any, what: str) -> float | None:

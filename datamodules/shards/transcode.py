@@ -169,6 +169,7 @@ def _encode(audio: Audio, options: AudioOptions, remarks: list[str]) -> tuple[st
         with opened(audio) as (file, extension):
             seconds = seconds_of(read_info(file))
             if audio.stretch(seconds) == (0.0, seconds) and extension in AUDIO_EXTENSIONS + VIDEO_EXTENSIONS:
+                remarks += audio.doubts(seconds)
                 file.seek(0)
                 decode(file, remarks=remarks)  # kept as it is, but not unseen
                 file.seek(0)
@@ -213,6 +214,8 @@ def _samples(audio: Audio, remarks: list[str] | None = None) -> Samples:
         info = read_info(file)
         seconds = seconds_of(info)
         begin, end = audio.stretch(seconds)
+        if remarks is not None:
+            remarks += audio.doubts(seconds)
         file.seek(0)
         return decode(file, begin, None if end == seconds else end, audio.channel, remarks)
 

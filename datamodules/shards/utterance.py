@@ -40,6 +40,7 @@ class Audio:
         stated: what the source says of the length of the whole file, in a unit that it does not tell.
         container: size and time of change of the tar or table as it was listed, whose places would be others in a new
             one; None for a file of its own.
+        is_shared: another stretch is cut out of the same recording, which then is no stretch of a longer one itself.
     """
 
     path: str
@@ -52,6 +53,27 @@ class Audio:
     num_bytes: int = 0
     stated: float | None = None
     container: TarState | None = field(default=None, repr=False)
+    is_shared: bool = field(default=False, repr=False)
+
+    @property
+    def recording(self) -> tuple[object, ...]:
+        """What tells its recording apart from others."""
+        return self.path, self.region, self.cell
+
+    def is_cut_already(self, total_seconds: float) -> bool:
+        """Say whether a recording of ``total_seconds`` is the stretch alone, and its times are of where it was cut."""
+        if self.start_seconds is None or self.seconds is None or self.is_shared:
+            return False
+        return self.start_seconds >= total_seconds and abs(self.seconds - total_seconds) <= TOLERANCE_SECONDS
+
+    def doubts(self, total_seconds: float) -> list[str]:
+        """Return a remark where a recording is taken whole though a stretch of one is meant."""
+        if not self.is_cut_already(total_seconds):
+            return []
+        return [
+            f"cut out already: it is to begin at {self.start_seconds:g} s, and the recording is as long as the stretch"
+            f" ({total_seconds:.2f} s), so that all of it is taken"
+        ]
 
     def stretch(self, total_seconds: float) -> tuple[float, float]:
         """Return begin and end in seconds in a recording that holds ``total_seconds``.
@@ -66,13 +88,9 @@ class Audio:
             raise DataError(f"unusable fields: offset {begin:g} is negative or no number")
         if self.seconds is not None and not self.seconds > 0.0:  # a number that is none, too
             raise DataError(f"empty audio: a stretch of {self.seconds:g} s")
+        if self.is_cut_already(total_seconds):
+            return 0.0, total_seconds
         if begin >= total_seconds or end > total_seconds + TOLERANCE_SECONDS:
-            if (
-                begin >= total_seconds
-                and self.seconds is not None
-                and abs(self.seconds - total_seconds) <= TOLERANCE_SECONDS
-            ):
-                return 0.0, total_seconds  # cut out already: the times are those of the recording it comes from
             what = "audio shorter than stated" if self.start_seconds is None else "offset past the end"
             hint = "; times are in seconds" if end >= 100 * total_seconds else ""
             raise DataError(f"{what}: {begin:g} to {end:g} s of a recording of {total_seconds:.2f} s{hint}")

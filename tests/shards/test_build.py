@@ -272,6 +272,8 @@ def test_an_interrupted_build_says_so_and_leaves_nothing_half(
         (("--shard-size", "huge"), "--shard-size huge"),
         (("--dev-share", 1.5), "--dev-share 1.5"),
         (("--join-seconds", 90, 60), "--join-seconds 90 60"),
+        (("--join-seconds", "inf", "inf"), "--join-seconds inf inf"),
+        (("--join-pause", 1e9), "--join-pause 1e+09: is outside 0 to 3600"),
         (("--speed", 0.09), "--speed 0.09: is outside 0.5 to 2"),
         (("--speed", 0.9, "--keep-audio"), "--speed 0.9: excludes --keep-audio."),
         (("--format", "nemmo"), "Did you mean 'nemo'?"),

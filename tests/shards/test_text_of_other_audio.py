@@ -285,3 +285,50 @@ def test_recordings_of_a_chat_are_not_dropped_in_silence(build, save, json_lines
     rows = [{"audio_filepath": str(save("a.wav")), "text": "one"}, {"messages": chat, name: [str(save("b.wav"))]}]
     assert list(build(json_lines(tmp_path / "m.jsonl", rows), "--max-broken-share", 0.5)) == ["a"]
     assert reasons() == {"audio not taken": 1}
+
+
+def test_a_stretch_of_a_file_that_is_no_longer_than_it_is_taken_whole_and_noted(
+    build, save, json_lines, tmp_path, notes
+):
+    """As corpora are that were cut, and kept the times of where they were cut."""
+    files = [str(save(f"{name}.wav", 2.0)) for name in "ab"]
+    rows = [
+        {"audio_filepath": file, "offset": at, "duration": 2.0, "text": "one"}
+        for file, at in zip(files, (9, 20), strict=True)
+    ]
+    samples = build(json_lines(tmp_path / "m.jsonl", rows))
+    assert [sample.seconds for sample in samples.values()] == [2.0, 2.0]
+    assert notes() == ["cut out already"] * 2
+
+
+def test_a_file_that_lost_its_rest_is_not_taken_whole_for_a_later_stretch(build, save, json_lines, tmp_path, reasons):
+    path = str(save("a.wav", 5.0))
+    rows = [{"audio_filepath": path, "offset": at, "duration": 5.0, "text": f"from {at}"} for at in (0, 5, 10)]
+    samples = build(json_lines(tmp_path / "m.jsonl", rows), "--max-broken-share", 0.9)
+    assert [sample.fields["text"] for sample in samples.values()] == ["from 0"]
+    assert reasons() == {"offset past the end": 2}
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ({"duration": 9.7, "start": 10.0, "end": 19.7}, "other length than stated"),
+        ({"start": 0.5, "end": 1.0}, "other length than stated"),
+        ({"offset": 0.5, "duration": 0.5}, "other length than stated"),
+        ({"start": 7.0, "end": 9.5}, None),  # where it was cut from
+        ({"start": 7.0, "end": 9.5, "duration": 2.5}, None),
+        ({"start": "00:00:07"}, "time not taken"),
+        ({"start": 1.0}, "time not taken"),
+        ({"start": 3.0, "end": 1.0}, "time not taken"),
+    ],
+)
+def test_the_times_of_a_sample_in_a_tar_are_compared_with_its_length(
+    build, write_shard, flac, tmp_path, reasons, notes, times, said
+):
+    rows = [("a", {"flac": flac(2.5), "json": {"text": "one", **times}}), ("b", {"flac": flac(1.0), "txt": b"two"})]
+    write_shard(tmp_path / "t.tar", rows)
+    refused = said == "other length than stated"
+    samples = build(tmp_path / "t.tar", "--max-broken-share", 0.5)
+    assert list(samples) == (["b"] if refused else ["a", "b"])
+    assert reasons() == ({said: 1} if refused else {})
+    assert notes() == ([said] if said and not refused else [])

@@ -13,7 +13,7 @@ from ...index.dialogues import parse_fields
 from ...reading.store import tar_state
 from ...reading.tar import NO_SAMPLE, Members, read_groups, read_text, recording_names, recordings_of
 from ..naming import renamed, resolve_columns
-from ..times import TIMES, loose_length
+from ..times import TIMES, stated_length, untaken
 from ..translations import as_translation
 from ..utterance import Audio, Noted, Refused, Utterance
 from . import archive
@@ -54,7 +54,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
                 if is_archive:
                     yield from archive.read(shard, contents, file, options)
                     continue
-                untaken: Counter[str] = Counter()
+                left: Counter[str] = Counter()
                 state = tar_state(file.fileno())
                 for key, members in contents.groups.items():
                     sample = _sample(shard, key, members, file.fileno(), options)
@@ -63,9 +63,12 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
                     yield sample
                     if isinstance(sample, Utterance):
                         taken = {"json", "txt", *recording_names(members)}
-                        untaken.update(members.keys() - taken)
-                        yield from [] if "text" in options.columns else Noted.of(sample, [*other_text(sample)])
-                for extension, count in sorted(untaken.items()):
+                        left.update(members.keys() - taken)
+                        remarks = [] if "text" in options.columns else [*other_text(sample)]
+                        if all(audio.stated is None for audio in sample.audio):  # otherwise they are compared with it
+                            remarks += untaken(sample)
+                        yield from Noted.of(sample, remarks)
+                for extension, count in sorted(left.items()):
                     yield Noted(shard, "?", "members left out", f"{count} of samples that end in .{extension}")
         except OSError as error:
             raise DataError(f"{shard}: {error.strerror or error}.") from error
@@ -84,10 +87,11 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
         if "json" in members:
             fields = parse_fields(read_text(descriptor, members["json"]))
         resolved = resolve_columns(fields, {n: c for n, c in options.columns.items() if c in fields}, shard)
-        for kept in ("audio", "id", *TIMES):  # its own key and audio are those of the tar
+        times = {name: fields.get(resolved.pop(name)) for name in TIMES if name in resolved}
+        for kept in ("audio", "id"):  # its own key and audio are those of the tar
             resolved.pop(kept, None)
         fields = as_translation(renamed(fields, resolved))
-        stated = loose_length(fields)
+        stated = stated_length(times)
         if "txt" in members:
             text = read_text(descriptor, members["txt"]).decode("utf-8-sig").strip()
             if text and "task" not in fields and fields.get("text") not in (None, "", text):
