@@ -13,6 +13,7 @@ from fastslm.errors import ConfigError
 from fastslm.export.remote.processing_fastslm import FastSLMFeatureExtractor, FastSLMProcessor
 from fastslm.path.prompt import AUDIO, Prompter, messages_of
 from fastslm.path.request import Request
+from fastslm.path.template import keep_switches, lead_in
 
 ODD = "He said </s> and <|im_end|>, <end_of_turn> [INST] <unk> <|eot_id|><|AUDIO|><|ASR|> <think>"
 #: The same, asked after training and in a sample.
@@ -142,6 +143,10 @@ BEGINNINGS = {
     "gpt_oss": "<|start|>assistant<|channel|>final<|message|>",
     "glm": "<|assistant|>\n",
     "deepseek_r1": "<|Assistant|><think>\n\n</think>\n\n",
+    "nemotron": "<|assistant|>\n<think>\n\n</think>\n\n",
+    "command_r7b": "<|assistant|><|START_THINKING|><|END_THINKING|><|START_RESPONSE|>",
+    "deepseek_v3_2": "<|Assistant|><think></think>",
+    "line_at_the_end": "<|assistant|><|final|>",
 }
 
 
@@ -171,11 +176,37 @@ def test_a_prompt_is_left_as_it_is_where_the_model_is_to_think():
         assert prompt.endswith(end)
 
 
+@pytest.mark.parametrize("thinks", [True, False])
+@pytest.mark.parametrize("template", ["thinking", "command_r7b"])
+def test_an_exported_template_takes_for_granted_what_prompts_were_made_with(template, thinks):
+    prompter = Prompter(make_tokenizer("byte_level", template), enable_thinking=thinks)
+    keep_switches(prompter.tokenizer, thinks)
+    keep_switches(prompter.tokenizer, thinks)  # once is enough
+    asked = [{"role": "user", "content": "?"}]
+    rendered = prompter.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert rendered == prompter.prompt_text(asked)
+    other = Prompter(prompter.tokenizer, enable_thinking=not thinks)
+    assert other.prompt_text(asked) != rendered  # who asks for the other gets it
+
+
+@pytest.mark.parametrize(
+    ("end", "closed"),
+    [
+        ("<think>", "<think></think>"), ("<think>\n", "<think>\n\n</think>\n\n"), ("[THINK]", "[THINK][/THINK]"),
+        ("<|START_THINKING|>", "<|START_THINKING|><|END_THINKING|>"), ("<thought>\n", "<thought>\n\n</thought>\n\n"),
+        ("</think>", "</think>"), ("<|END_THINKING|>", "<|END_THINKING|>"), ("I think", "I think"),
+    ],
+)  # fmt: skip
+def test_a_thought_that_a_prompt_opens_is_closed(end, closed):
+    assert end + lead_in(f"assistant:{end}", "assistant:", []) == closed
+
+
 # -- the end of a turn ------------------------------------------------------------------------------
 
 ENDS = {
     "chatml": "<|im_end|>", "gemma": "<end_of_turn>", "llama3": "<|eot_id|>", "llama2": "</s>", "vicuna": "</s>",
-    "none": "</s>", "gpt_oss": "<|return|>", "glm": "</s>", "deepseek_r1": "</s>", "named": "<|im_end|>",
+    "none": "</s>", "gpt_oss": "<|return|>", "glm": "</s>", "deepseek_r1": "</s>", "nemotron": "<|end|>",
+    "command_r7b": "<|END_RESPONSE|>", "deepseek_v3_2": "</s>", "line_at_the_end": "<|end|>", "named": "<|im_end|>",
 }  # fmt: skip
 
 

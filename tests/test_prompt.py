@@ -184,7 +184,7 @@ def test_whatever_the_answer_its_labels_spell_it(prompter, answer):
 def test_every_answer_of_a_dialogue_is_predicted_where_it_stands(prompter, answer):
     messages = turns("what is it", answer, "and the user?", "two", "three", "four", system="an assistant")
     dialogue = prompter.dialogue(messages, 0, "dialogue")
-    assert predicted(prompter, dialogue) == [f"{answer}<|im_end|>", "two<|im_end|>", "four<|im_end|>"]
+    assert predicted(prompter, dialogue) == [f"{answer.strip()}<|im_end|>", "two<|im_end|>", "four<|im_end|>"]
     assert prompt_of(prompter, dialogue).endswith("three<|im_end|>\n<|im_start|>assistant\n")
 
 
@@ -269,12 +269,40 @@ def test_a_template_may_strip_what_it_renders():
     assert predicted(prompter, dialogue) == ["one<|im_end|>", "two<|im_end|>"]
 
 
+def test_space_around_an_earlier_answer_is_no_part_of_it():
+    prompter = Prompter(small_tokenizer(QWEN3_LIKE))
+    dialogue = prompter.dialogue(turns("hello", " one\n", "hello", " two\n"), 0, "dialogue")
+    assert predicted(prompter, dialogue) == ["one<|im_end|>", "two<|im_end|>"]
+
+
+def test_a_template_may_put_the_words_of_the_system_into_the_last_question():
+    """As Mistral's do."""
+    prompter = Prompter(
+        small_tokenizer(
+            "{% set said = messages | rejectattr('role', 'equalto', 'system') | list %}{% for m in said %}"
+            "{% if m.role == 'user' %}[INST]{% if loop.last and messages[0].role == 'system' %}"
+            "{{ messages[0].content + '\n\n' }}{% endif %}{{ m.content }}[/INST]"
+            "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+        )
+    )
+    messages = [{"role": "system", "content": "brief"}, *turns("hello", "one", "again", "two")]
+    dialogue = prompter.dialogue(messages, 0, "dialogue")
+    assert prompt_of(prompter, dialogue) == "[INST]hello[/INST]one<|im_end|>[INST]brief\n\nagain[/INST]"
+    assert predicted(prompter, dialogue) == ["one<|im_end|>", "two<|im_end|>"]
+
+
+@pytest.mark.parametrize("body", ["", "{{ m.content | upper }}", "{{ m.content if m.role == 'user' }}"])
+def test_a_template_that_shows_no_answer_is_refused_before_any_sample(body):
+    with pytest.raises(ConfigError, match="the chat template leaves out or rewrites an answer"):
+        Prompter(small_tokenizer(SHORT.replace("WORDS", body)))
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("{{ m.content | upper }}", "rewrites the user's words 'hello'"),
+        ("{{ m.content | replace('hell', 'HELL') }}", "rewrites the user's words 'hello'"),
         ("{{ m.content | replace('one', '1') }}", "rewrites the assistant's words 'one'"),
-        ("{{ m.content if m.role == 'user' }}", "leaves out or repeats a turn"),
+        ("{{ m.content if m.role == 'user' or loop.last }}", "leaves out or repeats a turn"),
         ("{{ m.content }} {{ m.content }}", "leaves out or repeats a turn"),
         ("{{ raise_exception('no') if m.content == 'one' else m.content }}", "refuses the dialogue: no"),
     ],

@@ -63,6 +63,31 @@ TEMPLATES = {
         "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
         ["<|User|>", "<|Assistant|>", "<think>", "</think>"],
     ),
+    "nemotron": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' and loop.last %}<think>\n{% endif %}"
+        "{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n<think>\n{% endif %}",
+        ["<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>"],
+    ),
+    "command_r7b": (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<|START_RESPONSE|>{{ m.content }}"
+        "<|END_RESPONSE|>{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+        "{{ '' if reasoning else '<|START_THINKING|><|END_THINKING|>' }}{% endif %}",
+        [
+            "<|user|>", "<|assistant|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_THINKING|>",
+            "<|END_THINKING|>",
+        ],
+    ),
+    "deepseek_v3_2": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|Assistant|></think>{{ m.content + eos_token }}"
+        "{% else %}<|User|>{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|Assistant|><think></think>{% endif %}",
+        ["<|User|>", "<|Assistant|>", "<think>", "</think>"],
+    ),
+    "line_at_the_end": (
+        "{% for m in messages %}<|{{ m.role }}|>{{ '<|final|>' if m.role == 'assistant' else '' }}{{ m.content }}"
+        "<|end|>{% endfor %}{{ '<|assistant|>' if add_generation_prompt else '' }}\n",
+        ["<|user|>", "<|assistant|>", "<|final|>", "<|end|>"],
+    ),
     "named": (
         {"default": CHATML + OPEN, "tool_use": "tools {{ messages[0].content }}"},
         ["<|im_start|>", "<|im_end|>"],

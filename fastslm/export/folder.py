@@ -24,6 +24,7 @@ from fastslm.export.sources import export_sources
 from fastslm.export.stock import hf_model, llm_state, save_stock_llm
 from fastslm.files import whole_folder
 from fastslm.path.model import SpeechLM
+from fastslm.path.template import keep_switches
 from fastslm.tasks import tasks
 
 _MODEL_CLASS = "FastSLMForConditionalGeneration"
@@ -63,6 +64,7 @@ def export_model(run: Run, folder: Path, *, merge_lora: bool = False) -> None:
         _check(partial, state)
         _save_weights(state, partial)
         _generation_config(path, run.settings.get("max_new_tokens")).save_pretrained(partial)
+        keep_switches(path.prompter.tokenizer, path.prompter.enable_thinking)
         path.prompter.tokenizer.save_pretrained(partial)
         _write_processor(run, partial)
         (partial / "README.md").write_text(model_card(run, folder.name, merged=merge_lora), encoding="utf-8")
@@ -76,6 +78,7 @@ def export_llm(run: Run, folder: Path) -> None:
         ConfigError: the LLM cannot be exported.
     """
     path = run.path
+    keep_switches(path.prompter.tokenizer, path.prompter.enable_thinking)
     with whole_folder(folder) as partial:
         save_stock_llm(path.llm, partial, merged=True)
         _generation_config(path).save_pretrained(partial)

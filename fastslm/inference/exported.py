@@ -18,7 +18,7 @@ from fastslm.path.model import SpeechLM
 from fastslm.path.pretrained import reason
 from fastslm.path.prompt import Prompter, plain
 from fastslm.path.request import Request
-from fastslm.path.template import check_template
+from fastslm.path.template import check_template, switches
 from fastslm.plugins import class_of
 
 from .template_trial import try_template
@@ -189,4 +189,4 @@ def _try_template(tokenizer: Any, enable_thinking: bool) -> None:
         asked = [[{**turn, "content": plain(turn["content"])} for turn in messages] for messages in turns]
         answered = [*asked[0], {"role": "assistant", "content": "He."}]
         tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-        try_template(template, [*asked, answered], enable_thinking=enable_thinking, **tokens)
+        try_template(template, [*asked, answered], **switches(enable_thinking), **tokens)

@@ -12,7 +12,7 @@ from fastslm.contracts import Task
 from fastslm.errors import ConfigError, DataError
 from fastslm.path.batch import Dialogue, Int64Array
 from fastslm.path.encoding import Span, TextEncoder
-from fastslm.path.template import add_lead_in, lead_in, settle_template
+from fastslm.path.template import add_lead_in, lead_in, settle_template, switches
 from fastslm.tasks import find_task, tasks
 
 if TYPE_CHECKING:
@@ -213,9 +213,9 @@ class Prompter:
             raise ConfigError(
                 f"model.llm.pretrained: {error}. A chat template must take a question and its answer."
             ) from error
-        if not enable_thinking and (missing := lead_in(prompt, before)):
+        if not enable_thinking and (missing := lead_in(prompt, before, self._encode.controls.values())):
             add_lead_in(tokenizer, missing)
-            prompt += missing
+            prompt, before, ends = self._around_answers()
         gap = before.removeprefix(prompt) if before.startswith(prompt) else ""
         self._gap = "" if gap.strip(" ") else gap
         self.end_of_turn = ends[0] or str(tokenizer.eos_token)
@@ -226,7 +226,9 @@ class Prompter:
         """Return a prompt, what stands before its answer, and the tokens behind the last answer and an earlier one."""
         asked, answered = {"role": "user", "content": "x"}, {"role": "assistant", "content": "qwertz"}
         prompt = self._render([asked], generate=True)
-        before, _, last = self._render([asked, answered], generate=False).rpartition("qwertz")
+        before, shown, last = self._render([asked, answered], generate=False).rpartition("qwertz")
+        if not shown:
+            raise DataError("the chat template leaves out or rewrites an answer")
         try:
             two = self._render([asked, answered, asked], generate=True)
         except DataError:  # a template of one question: samples with more are refused one by one
@@ -240,7 +242,7 @@ class Prompter:
                 [dict(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=generate,
-                enable_thinking=self.enable_thinking,
+                **switches(self.enable_thinking),
             )
         except Exception as error:  # a template's own, or whatever its expressions make of what they are given
             raise DataError(f"the chat template refuses the dialogue: {error}") from error
@@ -308,7 +310,8 @@ class Prompter:
         return self._prompts[place]
 
     def _made(self, messages: Sequence[Mapping[str, str]]) -> _Prompt:
-        shown = [m if m["role"] == "assistant" else {**m, "content": plain(m["content"])} for m in messages]
+        said = [m["content"].strip() if m["role"] == "assistant" else plain(m["content"]) for m in messages]
+        shown = [{**message, "content": words} for message, words in zip(messages, said, strict=True)]
         text = self._render(shown, generate=True)
         words, answers = [], []
         for message, turn, (begin, end, following) in zip(messages, shown, self._places(shown, text), strict=True):
@@ -323,6 +326,7 @@ class Prompter:
                 edges = [begin, *(edge + shift for mark in _live(message["content"]) for edge in mark), end]
                 words += [*zip(edges[::2], edges[1::2], strict=True)]
         kept = text.rstrip(" ")
+        words.sort()
         encoded = self._encode(kept, words)
         predicted = np.zeros(len(encoded.ids), bool)
         for begin, end in answers:
@@ -335,21 +339,25 @@ class Prompter:
         """Return where each turn's words stand in a rendered dialogue, and what follows them up to the next.
 
         The template is rendered once more with a mark in place of each turn's words; what stands between the marks is
-        the template's own, so that an answer such as "as" is never found in its "assistant".
+        the template's own, so that an answer such as "as" is never found in its "assistant". Their order is the
+        template's, too: Mistral's puts the system's words into the last question.
         """
         marked = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
-        first, *between = re.split("\ue000\\d+\ue001", self._render(marked, generate=True))
-        places, cursor = [], len(first)
-        if len(between) != len(messages) or not text.startswith(first):
+        first, *rest = re.split("\ue000(\\d+)\ue001", self._render(marked, generate=True))
+        order, between = [int(number) for number in rest[::2]], rest[1::2]
+        places: dict[int, tuple[int, int, str]] = {}
+        cursor = len(first)
+        if sorted(order) != list(range(len(messages))) or not text.startswith(first):
             raise DataError("the chat template leaves out or repeats a turn")
-        for message, following in zip(messages, between, strict=True):
+        for turn, following in zip(order, between, strict=True):
+            message = messages[turn]
             words = message["content"]
             if not text.startswith(words + following, cursor):
                 words = words.strip()  # as many templates do
                 if not text.startswith(words + following, cursor):
                     raise DataError(f"the chat template rewrites the {message['role']}'s words {words[:40]!r}")
-            places.append((cursor, cursor + len(words), following))
+            places[turn] = (cursor, cursor + len(words), following)
             cursor += len(words) + len(following)
         if cursor != len(text):
             raise DataError("the chat template rewrites the dialogue")
-        return places
+        return [places[turn] for turn in range(len(messages))]

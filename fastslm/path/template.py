@@ -1,6 +1,7 @@
 """The chat template that prompts are made with: the tokenizer's own, or a plain one; the same on every day."""
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fastslm.errors import ConfigError
@@ -21,9 +22,12 @@ _NOW = {
     "%F": "2024-07-26", "%T": "00:00:00", "%D": "07/26/24", "%x": "07/26/24", "%X": "00:00:00",
     "%c": "Fri Jul 26 00:00:00 2024", "%z": "", "%Z": "",
 }  # fmt: skip
-#: At the end of a prompt, and what closes it.
-_OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
-_END_OF_THOUGHT = "\n</think>\n\n"
+#: What templates call the switch between thinking and answering at once.
+_SWITCHES = ("enable_thinking", "thinking", "reasoning")
+#: ``<think>``, ``<thought>``, ``[THINK]``, ``<|START_THINKING|>`` at the end of a prompt.
+_OPEN_THOUGHT = re.compile(
+    r"([<\[]\|?)(START_)?((?!END_)[a-z_:]*(?:think|thought|reason)[a-z_:]*)(\|?[>\]])(\s*)\Z", re.IGNORECASE
+)
 #: A macro hides the clock that transformers gives to templates. The line break behind it is taken away again.
 _FIXED_CLOCK = (
     "{% macro strftime_now(format) %}{{ format"
@@ -54,10 +58,15 @@ def settle_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         template = (f"{{{{ {before!r} }}}}" if before else "") + _PLAIN
     if _CLOCK in template and not template.startswith(_FIXED_CLOCK):
         template = _FIXED_CLOCK + template
-    tokenizer.chat_template = {**given, "default": template} if isinstance(given, dict) else template
+    _set_template(tokenizer, template)
 
 
-def lead_in(prompt: str, before: str) -> str:
+def switches(enable_thinking: bool) -> dict[str, bool]:
+    """Return what a template is rendered with, whatever it calls the switch."""
+    return dict.fromkeys(_SWITCHES, enable_thinking)
+
+
+def lead_in(prompt: str, before: str, controls: Iterable[str]) -> str:
     """Return what a template should put behind a prompt, so that an answer begins where it begins in its dialogues.
 
     GPT-OSS's names the channel of an answer and GLM's breaks the line only before one that is there, and DeepSeek-R1's
@@ -66,19 +75,58 @@ def lead_in(prompt: str, before: str) -> str:
     Args:
         prompt: a question, rendered to be answered.
         before: what stands before the answer where the same question is answered.
+        controls: control tokens, none of which is cut.
     """
     if before.startswith(prompt):
         missing = before.removeprefix(prompt)
-        return missing if missing.strip(" ") else ""
-    return _END_OF_THOUGHT if _OPEN_THOUGHT.search(prompt) else ""
+        return (missing if missing.strip(" ") else "") + _end_of_thought(prompt + missing)
+    missing = before[_num_shared(prompt, before, controls) :]
+    return _end_of_thought(prompt) + (missing if missing.strip() and not prompt.endswith(missing) else "")
+
+
+def _end_of_thought(prompt: str) -> str:
+    """Return what closes the thought that a prompt opens at its end; "" where there is none."""
+    found = _OPEN_THOUGHT.search(prompt)
+    if found is None:
+        return ""
+    left, start, name, right, space = found.groups()
+    closing = f"{left}{'END_' if start else '/'}{name}{right}"
+    return f"\n{closing}\n\n" if "\n" in space else closing
+
+
+def _num_shared(one: str, other: str, controls: Iterable[str]) -> int:
+    """Return how many characters two texts begin with alike, up to the beginning of a control token."""
+    length = next((i for i, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) > 1), len(other))
+    for text in (one, other):
+        for control in controls:
+            begin = text.find(control, max(0, length - len(control) + 1), length + len(control) - 1)
+            length = min(length, begin) if begin >= 0 else length
+    return length
 
 
 def add_lead_in(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
     """Let the template put a text behind prompts; it is saved and exported with it, for other engines, too."""
+    template = _template_of(tokenizer).removesuffix("\n")  # which is dropped at the end of a template, and only there
+    _set_template(tokenizer, f"{template}{{{{ {text!r} if add_generation_prompt else '' }}}}")
+
+
+def keep_switches(tokenizer: "PreTrainedTokenizerBase", enable_thinking: bool) -> None:
+    """Let the template take for granted what prompts are made with: other engines render it without these switches."""
+    template = _template_of(tokenizer)
+    for name in _SWITCHES:
+        if re.search(rf"\b{name}\b", template):
+            given = f"{{% if {name} is not defined %}}{{% set {name} = {str(enable_thinking).lower()} %}}{{% endif %}}"
+            template = template if template.startswith(given) else given + template
+    _set_template(tokenizer, template)
+
+
+def _template_of(tokenizer: "PreTrainedTokenizerBase") -> str:
     given = tokenizer.chat_template
-    template = (given["default"] if isinstance(given, dict) else given) + (
-        f"{{{{ {text!r} if add_generation_prompt else '' }}}}"
-    )
+    return str(given["default"] if isinstance(given, dict) else given)
+
+
+def _set_template(tokenizer: "PreTrainedTokenizerBase", template: str) -> None:
+    given = tokenizer.chat_template
     tokenizer.chat_template = {**given, "default": template} if isinstance(given, dict) else template
 
 
