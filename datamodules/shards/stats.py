@@ -28,6 +28,7 @@ with one tokenizer (fastslm shards index --tokenizer NAME), in characters otherw
 _SECONDS = (0, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800)
 _TEXT = (0, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 _BAR = 40
+_MOST_LETTERS = 40  # of the name of a language
 
 Numbers = npt.NDArray[np.float64]
 #: Task and language.
@@ -97,7 +98,10 @@ def run(options: argparse.Namespace) -> int:
 def _numbers(path: str, report: Report) -> ShardNumbers:
     rows = answered(current_rows(path))
     report(1)
-    kinds = list(zip(rows.labels("task"), (name or "-" for name in rows.labels("language")), strict=True))
+    languages = (
+        f"{name[:_MOST_LETTERS]}..." if name[_MOST_LETTERS:] else name or "-" for name in rows.labels("language")
+    )
+    kinds = list(zip(rows.labels("task"), languages, strict=True))
     text = rows["text_characters"].astype(np.float64), rows["text_tokens"].astype(np.float64)
     return ShardNumbers(kinds, _seconds(rows), *text, rows.tokenizer, len(rows.broken))
 

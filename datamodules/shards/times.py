@@ -29,7 +29,7 @@ _BESIDE = re.compile(
     "times?|timestamps?|interval|span|range|ts|t|s|secs?|seconds?|ms|us|ns|in|at|of|samples?|frames?|index|idx|position|pos|segment|seg"
     f"|utterance|utt|clip|audio|speech|word|video|chunk|{_SAID}"
 )
-_LATEST_SECONDS = 1e15  # any unit of any recording is below
+_LATEST_SECONDS = 1e15  # any recording ends before, in whatever unit
 _MOMENTS = frozenset(("t_0", "t_1"))
 _PAIR = re.compile(r"[\[(]?\s*\d+([.,]\d+)?\s*(-+>?|\u2013|to|[,;:])\s*\d+([.,]\d+)?\s*[\])]?")
 _USUAL_DURATIONS = ("duration", "duration_seconds", "duration_sec", "duration_s", "duration_ms")
@@ -128,11 +128,8 @@ def take_times(fields: dict[str, Any]) -> tuple[float | None, float | None]:
         seconds, thousandths = number(fields.pop(name, None), name), number(fields.pop(f"{name}_ms", None), name)
         times[name] = seconds if thousandths is None else thousandths / 1000
     start, end, duration = (times[name] for name in TIMES[:3])
-    for name, seconds in times.items():
-        if seconds is not None and seconds > _LATEST_SECONDS:
-            raise DataError(f"unusable fields: {name} {seconds:g} is no time in seconds")
-    if start is not None and start < 0:
-        raise DataError(f"unusable fields: offset {start:g} is negative")
+    if start is not None and not 0 <= start < _LATEST_SECONDS:
+        raise DataError(f"unusable fields: offset {start:g} is negative, or no time in seconds")
     if duration is not None and duration < 0:  # as NeMo writes where it does not know
         duration = None
     if end is None or end < 0:  # as Kaldi writes for the end of the file

@@ -15,7 +15,7 @@ from fastslm.tasks import tasks
 from ..reading.store import TarState
 
 #: As programs write what is not there.
-MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"))
+MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "NA", "<NA>", "N/A", "#N/A"))
 #: Rounding in manifests, and what encoders add at the end of lossy files.
 TOLERANCE_SECONDS = 0.2
 #: A whole file may be longer than its source says by this: lengths are rounded down, or left out the end's silence.
@@ -201,7 +201,9 @@ def check_fields(fields: dict[str, Any], num_recordings: int) -> None:
     answer = answer_field(fields)
     value = fields.get(answer, "") if answer else None
     if answer and (value is None or (isinstance(value, str) and not is_visible(value))):
-        raise DataError(f"empty text: task {task_of(fields)!r} needs the field {answer!r}")
+        words = [name for name, other in fields.items() if answer not in fields and isinstance(other, str) and other]
+        hint = f"; another is taken for it by --column {answer}=NAME: {', '.join(words):.80}" if words else ""
+        raise DataError(f"empty text: task {task_of(fields)!r} needs the field {answer!r}{hint}")
     try:
         messages = messages_of(fields)
     except DataError as error:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import tarfile
 import unicodedata
 
@@ -391,3 +392,38 @@ def test_a_packed_tar_beside_others_is_not_passed_over(build, write_shard, flac,
     (tmp_path / "tars/b.tar.gz").write_bytes(gzip.compress((tmp_path / "tars/a.tar").read_bytes()))
     assert list(build(tmp_path / "tars", "--max-broken-share", 0.5)) == ["a"]
     assert reasons() == {"packed tar": 1}
+
+
+def test_a_line_with_a_lone_carriage_return_has_no_open_quotation_mark(build, save, tmp_path, reasons):
+    save("a.wav")
+    (tmp_path / "t.csv").write_bytes(b"path,text\na.wav,one\na.wav,two\rthree,four\n")
+    build(tmp_path / "t.csv", "--max-broken-share", 0.5)
+    (line,) = (tmp_path / "out/broken.jsonl").read_text().splitlines()
+    assert "quotation" not in line
+    assert reasons() == {"unreadable line": 1}
+
+
+def test_a_table_may_have_spaces_behind_its_commas(build, save, tmp_path):
+    """As SpeechBrain's recipes write them."""
+    save("a b.wav")
+    (tmp_path / "t.csv").write_text('ID, wav, text\nu1, a b.wav, "one, two"\n')
+    (sample,) = build(tmp_path / "t.csv", "--column", "id=ID", "--column", "audio=wav").values()
+    assert sample.fields["text"] == "one, two"
+
+
+def test_rows_without_a_text_say_which_columns_there_are(build, save, json_lines, tmp_path):
+    rows = [{"audio_filepath": str(save("a.wav")), "txt": "one two"}]
+    build(json_lines(tmp_path / "m.jsonl", rows), status=2)
+    (line,) = (tmp_path / "out/broken.jsonl").read_text().splitlines()
+    assert "another is taken for it by --column text=NAME: txt" in json.loads(line)["detail"]
+    build(tmp_path / "m.jsonl", "--column", "text=txt")
+
+
+def test_tars_of_others_beside_those_of_a_build_are_noted(build, manifest, tmp_path):
+    source = manifest(2)
+    build(source)
+    shutil.copy(tmp_path / "out/train-000000.tar", tmp_path / "out/train-000099.tar")
+    build(source)
+    (line,) = (tmp_path / "out/notes.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "other tars in --out"
+    assert "train-000099.tar" in json.loads(line)["detail"]

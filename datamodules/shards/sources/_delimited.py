@@ -71,7 +71,8 @@ def _unquoted(cell: str) -> str:
 def _parsed(text: str, delimiter: str) -> list[str] | None:
     """Return the fields of one row; None where its quotation marks are not those of a row."""
     try:
-        rows = list(csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True))
+        lines = io.StringIO(text, newline="\n")
+        rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))
     except csv.Error:
         return None
     return rows[0] if len(rows) == 1 else None

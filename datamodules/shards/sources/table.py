@@ -68,7 +68,8 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             named.add(composed(f"{row.values[0]}.wav"))
         if len(row.values) != len(names):
             what = f"{len(row.values)} columns where the header has {len(names)}"
-            yield Refused(where, "?", "unreadable line", what + (", and an open quotation mark" * row.is_literal))
+            is_open = row.is_literal and '"' in "".join(row.values)
+            yield Refused(where, "?", "unreadable line", what + ", and an open quotation mark" * is_open)
             continue
         if row.is_literal:
             yield Noted(where, "?", "open quotation mark", f"taken as a character: {delimiter.join(row.values):.80}")
