@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import shutil
 import tarfile
 import unicodedata
 
@@ -419,10 +418,10 @@ def test_rows_without_a_text_say_which_columns_there_are(build, save, json_lines
     build(tmp_path / "m.jsonl", "--column", "text=txt")
 
 
-def test_tars_of_others_beside_those_of_a_build_are_noted(build, manifest, tmp_path):
+def test_tars_of_others_beside_those_of_a_build_are_noted(build, manifest, write_shard, flac, tmp_path):
     source = manifest(2)
     build(source)
-    shutil.copy(tmp_path / "out/train-000000.tar", tmp_path / "out/train-000099.tar")
+    write_shard(tmp_path / "out/train-000099.tar", [("x", {"flac": flac(0.1), "txt": b"x"})])
     build(source)
     (line,) = (tmp_path / "out/notes.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == "other tars in --out"
