@@ -64,6 +64,9 @@ def _open(file: BinaryIO) -> tuple[Any, Any]:
         raise DataError("unreadable audio: it holds no audio stream")
     stream = container.streams.audio[0]
     try:
+        if stream.codec_context is None:
+            why = "FFmpeg has no decoder for its codec; convert it with a program that has one"
+            raise DataError(f"unreadable audio: {why}")
         check_rate(stream.sample_rate or 0)
     except DataError:
         container.close()

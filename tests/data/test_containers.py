@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fastslm.audio.decoding import decode, read_info
+from fastslm.audio.decoding import decode, read_info, told_seconds
 from fastslm.errors import DataError
 
 av = pytest.importorskip("av")
@@ -236,3 +236,16 @@ def test_a_voc_of_many_blocks_holds_its_samples_and_no_headers():
     samples = decode(io.BytesIO(data))
     assert (len(samples), read_info(io.BytesIO(data)).num_samples) == (len(TONE), len(TONE))
     np.testing.assert_allclose(samples, TONE * 32767, atol=2)
+
+
+UNKNOWN_CODEC = {
+    "Matroska": lambda: ffmpeg("matroska", "flac").replace(b"A_FLAC", b"A_NONE"),
+    "WAV": lambda: with_(ffmpeg("wav", "adpcm_yamaha"), 20, "<H", 0x674F),
+}
+
+
+@pytest.mark.parametrize("make", UNKNOWN_CODEC.values(), ids=UNKNOWN_CODEC)
+@pytest.mark.parametrize("read", [read_info, decode, told_seconds])
+def test_a_codec_that_ffmpeg_does_not_know_is_refused(read, make):
+    with pytest.raises(DataError, match="FFmpeg has no decoder for its codec"):
+        read(io.BytesIO(make()))
