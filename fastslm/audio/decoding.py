@@ -22,6 +22,7 @@ from fastslm.audio.resampling import Blocks, check_rate, resampled
 from fastslm.audio.stale_headers import stale_stream
 from fastslm.audio.streams import LONGEST_SECONDS, SLACK_SECONDS, Clamped, Stream, excerpt, size_of
 from fastslm.audio.wav import is_wav, wav_streams
+from fastslm.audio.whole import check_whole
 from fastslm.errors import DataError
 from fastslm.path.batch import Int16Array
 
@@ -85,6 +86,7 @@ def streams_of(file: BinaryIO, thorough: bool = True) -> list[Stream]:
         return [stream for one in files for stream in streams_of(one, thorough)]
     try:
         if needs_av(file):
+            check_whole(file)
             return [Stream(file, "av")]
         if is_wav(head):
             return list(wav_streams(file))

@@ -25,8 +25,8 @@ _BLOCK_SECONDS = 10
 _BY_DURATION = ("mp3", "mp3float", "mp2", "mp2float")
 #: Whose header tells how long they are; of other files FFmpeg guesses it from their bit rate.
 _TELLING = {"mov", "matroska", "asf", "flv", "caf", "tta", "wv", "rm"}
-#: Matroska and WebM, ASF, AMR, Flash, and VOC, of whose later blocks libsndfile takes the headers for samples.
-_CONTAINERS = (b"\x1aE\xdf\xa3", b"\x30\x26\xb2\x75", b"#!AMR", b"FLV\x01", b"Creative Voi")
+#: Matroska and WebM, ASF, AMR, Flash, SoX, and VOC, of whose later blocks libsndfile takes the headers for samples.
+_CONTAINERS = (b"\x1aE\xdf\xa3", b"\x30\x26\xb2\x75", b"#!AMR", b"FLV\x01", b".SoX", b"XoS.", b"Creative Voi")
 
 
 def needs_av(file: BinaryIO) -> bool:

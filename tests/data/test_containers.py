@@ -35,6 +35,25 @@ def ffmpeg(container, codec, late_seconds=0, **options):
     return buffer.getvalue()
 
 
+def video(container, codec):
+    """Return the tone beside grey pictures."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        pictures, sound = output.add_stream("mpeg4", rate=10), output.add_stream(codec, rate=RATE, layout="mono")
+        pictures.width = pictures.height = 32
+        for tenth in range(30):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 32), 128, np.uint8), "yuv420p")
+            picture.pts = tenth
+            output.mux(pictures.encode(picture))
+            begin = tenth * RATE // 10
+            frame = av.AudioFrame.from_ndarray(TONE[None, begin : begin + RATE // 10].copy(), "flt", "mono")
+            frame.sample_rate, frame.pts = RATE, begin
+            for part in av.AudioResampler(sound.format.name).resample(frame):
+                output.mux(sound.encode(part))
+        output.mux([*pictures.encode(None), *sound.encode(None)])
+    return buffer.getvalue()
+
+
 def with_(data, place, form, number):
     return data[:place] + struct.pack(form, number) + data[place + struct.calcsize(form) :]
 
@@ -146,6 +165,11 @@ CUT = {
     "NIST": lambda: encode("NIST"),
     "Matroska of PCM": lambda: ffmpeg("matroska", "pcm_s16le"),
     "WebM": lambda: ffmpeg("webm", "libopus", cluster_time_limit="200"),
+    "Matroska with a picture": lambda: video("matroska", "pcm_s16le"),
+    "AVI": lambda: ffmpeg("avi", "pcm_s16le"),
+    "AVI with a picture": lambda: video("avi", "libmp3lame"),
+    "Creative's VOC": lambda: ffmpeg("voc", "pcm_s16le"),
+    "SoX": lambda: ffmpeg("sox", "pcm_s32le"),
 }
 
 
@@ -157,6 +181,20 @@ def test_a_file_that_holds_less_than_its_header_says_is_refused(make):
     for read in (read_info, decode):
         with pytest.raises(DataError, match=r"header says|breaks off"):
             read(io.BytesIO(part))
+
+
+NO_LENGTH = {
+    "AVI of a pipe": lambda: with_(ffmpeg("avi", "pcm_s16le"), 4, "<I", 0xFFFFFFFF),
+    "AVI that was not finished": lambda: with_(ffmpeg("avi", "pcm_s16le"), 4, "<I", 0),
+    "AVI that counts its head": lambda: with_(data := ffmpeg("avi", "pcm_s16le"), 4, "<I", len(data)),
+    "SoX of a pipe": lambda: with_(ffmpeg("sox", "pcm_s32le"), 8, "<Q", 0),
+    "Matroska of a pipe": lambda: ffmpeg("matroska", "pcm_s16le", live="1"),
+}
+
+
+@pytest.mark.parametrize("make", NO_LENGTH.values(), ids=NO_LENGTH)
+def test_of_a_file_whose_header_knows_no_length_nothing_is_missing(make):
+    assert len(decode(io.BytesIO(make()))) == pytest.approx(len(TONE), abs=0.1 * RATE)
 
 
 @pytest.mark.parametrize("claimed", [0, 24, 50_000, 1 << 62, (1 << 64) - 1])
