@@ -163,6 +163,8 @@ CUT = {
     "RF64": lambda: encode("RF64"),
     "big-endian WAV": lambda: encode("WAV", endian="BIG"),
     "NIST": lambda: encode("NIST"),
+    "NIST of mu-law": lambda: encode("NIST", "ULAW"),
+    "NIST of A-law": lambda: encode("NIST", "ALAW"),
     "Matroska of PCM": lambda: ffmpeg("matroska", "pcm_s16le"),
     "WebM": lambda: ffmpeg("webm", "libopus", cluster_time_limit="200"),
     "Matroska with a picture": lambda: video("matroska", "pcm_s16le"),
@@ -287,3 +289,22 @@ UNKNOWN_CODEC = {
 def test_a_codec_that_ffmpeg_does_not_know_is_refused(read, make):
     with pytest.raises(DataError, match="FFmpeg has no decoder for its codec"):
         read(io.BytesIO(make()))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "ULAW", "ALAW"])
+def test_of_a_nist_that_holds_more_than_its_header_says_all_is_read_and_it_is_told(subtype):
+    data = encode("NIST", subtype)
+    data += data[1024:]
+    info = read_info(io.BytesIO(data))
+    assert info.num_samples == len(decode(io.BytesIO(data))) == 2 * len(TONE)
+    assert "it says 3.00 s, the file holds 6.00 s" in str(info.remarks)
+
+
+@pytest.mark.parametrize("coding", ["pcm,embedded-shorten-v2.00", "ulaw,embedded-shorten-v2.00", "pcm,embedded-wv"])
+def test_a_nist_that_is_compressed_is_named_as_such_with_what_unpacks_it(coding):
+    data = encode("NIST").replace(
+        b"sample_coding -s3 pcm\n", b"sample_coding -s%d %s\n" % (len(coding), coding.encode())
+    )
+    for read in (read_info, decode):
+        with pytest.raises(DataError, match=rf"compressed \({coding}\): sph2pipe"):
+            read(io.BytesIO(data[: len(data) // 3]))
