@@ -278,8 +278,8 @@ def _blocks(
         rate_hz = sound.samplerate
         start = round(start_seconds * rate_hz)
         stop = sound.frames if stop_seconds is None else min(sound.frames, round(stop_seconds * rate_hz))
-        if start and start < stop:
-            sound.seek(start)
+        if 0 < start < stop:
+            _go_to(sound, start, block_seconds * rate_hz)
         ready = (sound.subtype, sound.channels, rate_hz) == ("PCM_16", 1, SAMPLE_RATE_HZ)
         while start < stop:
             size = min(stop - start, block_seconds * rate_hz)
@@ -297,6 +297,15 @@ def _blocks(
                 )
             start += len(block)
             yield rate_hz, block
+
+
+def _go_to(sound: Any, start: int, block: int) -> None:
+    """Go to a sample of a sound at its begin; where libsndfile cannot (GSM), what lies before it is read."""
+    if sound.seekable():
+        sound.seek(start)
+        return
+    while start and (num_read := len(sound.read(min(start, block), dtype="float32"))):
+        start -= num_read
 
 
 # -- what a header says, and what is there ----------------------------------------------------------------------------
