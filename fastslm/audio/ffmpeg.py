@@ -23,6 +23,8 @@ _LOST_SECONDS = 0.25  # of a stream without an index that may be undecodable
 _DOUBTFUL_SECONDS = 0.25  # by which times of packets may differ from what they hold: an encoder's delay is up to 0.1 s
 _BLOCK_SECONDS = 10
 _BY_DURATION = ("mp3", "mp3float", "mp2", "mp2float")
+#: Whose index leads to the place that it says; others are decoded from their beginning.
+_INDEXED = {"mov", "matroska"}
 #: Whose header tells how long they are; of other files FFmpeg guesses it from their bit rate.
 _TELLING = {"mov", "matroska", "asf", "flv", "caf", "tta", "wv", "rm"}
 #: Matroska and WebM, ASF, AMR, Flash, SoX, and VOC, of whose later blocks libsndfile takes the headers for samples.
@@ -128,7 +130,8 @@ def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int, bool]:
     """Return the seconds that packets last, how many samples of them the decoder will leave out, and doubts.
 
     A raw stream has no header that tells it, and others may be wrong. Times are used where a container has them; MP3
-    has none, and its packets note what their encoder added. Times are in doubt where they have holes or begin anew.
+    has none, and its packets note what their encoder added. Times are in doubt where they have holes or begin anew,
+    or there are none.
     """
     end = lasting = skipped = longest = 0
     begin = max(stream.start_time or 0, 0)
@@ -149,7 +152,8 @@ def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int, bool]:
         return float(lasting * stream.time_base), skipped, False
     by_times = float((end - begin) * stream.time_base)
     differs = all_last and abs(by_times - float(lasting * stream.time_base)) > _DOUBTFUL_SECONDS
-    return by_times, skipped, differs or float(longest * stream.time_base) > _DOUBTFUL_SECONDS
+    has_hole = float(longest * stream.time_base) > _DOUBTFUL_SECONDS
+    return by_times, skipped, differs or has_hole or by_times <= 0
 
 
 def _left_out(packet: Any) -> tuple[int, int]:
@@ -198,29 +202,32 @@ def _cut(file: BinaryIO, start: float, stop: float | None, remarks: list[str] | 
 
     with container:
         try:
-            origin = _origin(container, stream, restarts=start > 0)
             is_mpeg = stream.codec_context.name in _BY_DURATION
             least = _least_seconds(container, stream)
             place = max(0.0, start - _PREROLL_SECONDS)
-            if start and not is_mpeg:
+            origin, skip_to = None, None
+            if start and is_mpeg:
+                origin = max(stream.start_time or 0, 0)
+                skip_to = origin + place / stream.time_base
+            elif start and container.format.name.split(",")[0] in _INDEXED:
+                origin = _origin(next(container.decode(stream), None))
                 container.seek(origin + int(place / stream.time_base), stream=stream)
             position, end, lost = None, 0.0, 0.0
-            for frame in _frames(container, stream, origin + place / stream.time_base if start and is_mpeg else None):
+            for frame in _frames(container, stream, skip_to):
                 if isinstance(frame, float):
                     lost += frame
                     continue
-                if position is None and not start and frame.pts is not None:
-                    origin = min(origin, max(frame.pts, 0))
+                origin = _origin(frame) if origin is None else origin
                 at = None if frame.pts is None else float((frame.pts - origin) * frame.time_base)
                 if position is None:
                     position = at or 0.0
-                block = frame.to_ndarray() if frame.format.name == "fltp" else _planar(frame).to_ndarray()
-                seconds = block.shape[1] / frame.sample_rate
+                seconds = frame.samples / frame.sample_rate
                 begin, position = position, position + seconds
                 end = max(end, (begin if at is None or is_mpeg else at) + seconds)
-                first = max(0, round((start - begin) * frame.sample_rate))  # an encoder's delay lies before 0
+                first = max(0, round((start - begin) * frame.sample_rate))
                 last = None if stop is None else max(0, round((stop - begin) * frame.sample_rate))
-                if block.shape[1] > first:
+                if frame.samples > first:
+                    block = frame.to_ndarray() if frame.format.name == "fltp" else _planar(frame).to_ndarray()
                     yield frame.sample_rate, block[:, first:last].T
                 if stop is not None and position >= stop:
                     return
@@ -240,19 +247,13 @@ def _cut(file: BinaryIO, start: float, stop: float | None, remarks: list[str] | 
                 remarks.append(f"length differs from header: {says} (holes, or times that begin anew)")
 
 
-def _origin(container: Any, stream: Any, restarts: bool) -> int:
-    """Return the time of the first sound, in the stream's unit; for Opus in Matroska FFmpeg tells the second packet's.
+def _origin(first: Any) -> int:
+    """Return the time of the first sound, by the first frame that is decoded, in the stream's unit.
 
-    Args:
-        container: open, at its beginning.
-        stream: of the sound.
-        restarts: whether another place is looked up afterwards, so that a frame may be read here.
+    FFmpeg tells the time of a packet: for Opus in Matroska the second one's; the first of Vorbis or WMA has no sound.
+    What lies before 0 is an encoder's delay.
     """
-    told = max(stream.start_time or 0, 0)
-    if not told or not restarts or stream.codec_context.name in _BY_DURATION:
-        return told
-    first = next(container.decode(stream), None)
-    return told if first is None or first.pts is None else min(told, max(first.pts, 0))
+    return max(getattr(first, "pts", None) or 0, 0)
 
 
 def _least_seconds(container: Any, stream: Any) -> float:

@@ -21,14 +21,16 @@ def encode(container, subtype=None, endian=None):
     return buffer.getvalue()
 
 
-def ffmpeg(container, codec, late_seconds=0, **options):
+def ffmpeg(container, codec, late_seconds=0, samples=TONE, rate=RATE, **options):
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=options) as output:
-        stream = output.add_stream(codec, rate=RATE, layout="mono")
+        stream = output.add_stream(codec, rate=rate, layout="mono")
+        if codec == "wmav2":
+            stream.bit_rate = 64_000  # without which it does not open
         size = stream.codec_context.frame_size or 1152
-        for begin in range(0, len(TONE), size):
-            frame = av.AudioFrame.from_ndarray(TONE[None, begin : begin + size].copy(), "flt", "mono")
-            frame.sample_rate, frame.pts = RATE, begin + late_seconds * RATE
+        for begin in range(0, len(samples), size):
+            frame = av.AudioFrame.from_ndarray(samples[None, begin : begin + size].copy(), "flt", "mono")
+            frame.sample_rate, frame.pts = rate, begin + late_seconds * rate
             for part in av.AudioResampler(stream.format.name).resample(frame):
                 output.mux(stream.encode(part))
         output.mux(stream.encode(None))
@@ -105,6 +107,34 @@ def test_opus_in_matroska_has_its_first_samples(container, late_seconds):
     part = decode(io.BytesIO(data), 1.0, 2.0)
     shifted = [in_ogg[RATE + 200 + lag : 2 * RATE - 200 + lag] for lag in range(-16, 17)]  # times are milliseconds
     assert min(np.abs(part.astype(int)[200:-200] - other).max() for other in shifted) < 700
+
+
+IN_PARTS = {
+    "G.722 in WAV": ("wav", "g722", RATE),
+    "Yamaha's ADPCM in WAV": ("wav", "adpcm_yamaha", RATE),
+    "Flash's ADPCM in WAV": ("wav", "adpcm_swf", 44_100),
+    "MP3 in WAV": ("wav", "libmp3lame", RATE),
+    "WMA": ("asf", "wmav2", 44_100),
+    "FLV": ("flv", "aac", 44_100),
+    "raw AC-3": ("ac3", "ac3", 44_100),
+    "raw AAC": ("adts", "aac", RATE),
+    "transport stream": ("mpegts", "aac", RATE),
+    "AVI": ("avi", "pcm_s16le", RATE),
+    "M4A": ("ipod", "aac", RATE),
+    "Matroska": ("matroska", "pcm_s16le", RATE),
+}
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), IN_PARTS.values(), ids=IN_PARTS)
+def test_a_part_is_that_stretch_of_the_whole_wherever_a_container_says_it_lies(container, codec, rate):
+    noise = np.random.default_rng(0).normal(0, 0.1, 8 * rate).astype(np.float32)
+    data = ffmpeg(container, codec, samples=noise, rate=rate)
+    whole = decode(io.BytesIO(data)).astype(int)
+    for first in (0.05, 1.0, 2.5, 6.75):
+        begin, part = round(first * RATE), decode(io.BytesIO(data), first, first + 1.0)
+        assert len(part) == RATE
+        assert np.abs(part[400:-400] - whole[begin + 400 : begin + RATE - 400]).max() < 200  # of 10,000, by the edges
+    assert read_info(io.BytesIO(data)).num_samples == pytest.approx(len(whole), abs=0.1 * RATE)
 
 
 def ogg(subtype, seconds=40):
