@@ -341,6 +341,16 @@ def test_of_joined_mp3s_the_note_of_the_first_is_told():
     assert not remarks_of(MP3S["without a note"])
 
 
+@pytest.mark.parametrize("behind", [bytes(5000), b"\x55" * 5000], ids=["zeros", "noise"])
+@pytest.mark.parametrize("rate", [8_000, 11_025, 44_100])
+def test_rubbish_behind_an_mp3_does_not_make_its_encoders_delay_missing_sound(rate, behind):
+    """At 8 kHz delay and padding are 0.2 s, which are in the frames that its note counts, and not in the samples."""
+    data = encode(tone(3, rate=rate), "MP3", rate=rate)
+    whole = len(decode(io.BytesIO(data)))
+    assert len(decode(io.BytesIO(data + behind))) == pytest.approx(whole, abs=0.15 * RATE)
+    assert read_info(io.BytesIO(data + behind)).num_samples == pytest.approx(whole, abs=0.15 * RATE)
+
+
 def test_an_mp3_that_is_shorter_than_its_note_is_refused():
     with pytest.raises(DataError, match="breaks off"):
         read_info(io.BytesIO(MP3S["of FFmpeg"][: len(MP3S["of FFmpeg"]) // 2]))
