@@ -284,11 +284,12 @@ def _frames(container: Any, stream: Any, skip_to: Any) -> Iterator[Any]:
         if skip_to is not None and packet.pts is not None and packet.pts < skip_to:
             continue
         try:
-            yield from packet.decode()
-        except av.error.InvalidDataError:
+            frames = packet.decode()
+        except av.FFmpegError:  # AC-3 has numbers of its own for it
             if not may_lose:
                 raise
-            yield float((packet.duration or 0) * stream.time_base)
+            frames = [float((packet.duration or 0) * stream.time_base)]
+        yield from frames
 
 
 def _track_remarks(container: Any) -> list[str]:

@@ -215,6 +215,18 @@ def test_a_file_that_holds_less_than_its_header_says_is_refused(make):
             read(io.BytesIO(part))
 
 
+RUBBISH = {"a tag": b"TAG" + b"x" * 125, "zeros": bytes(5000), "noise": np.random.default_rng(0).bytes(3000)}
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH.values(), ids=RUBBISH)
+@pytest.mark.parametrize("codec", ["ac3", "eac3"])
+def test_rubbish_behind_raw_ac3_is_passed_over(codec, rubbish):
+    data = ffmpeg(codec, codec, rate=48_000, samples=np.resize(TONE, 3 * 48_000))
+    samples = decode(io.BytesIO(data + rubbish))
+    assert len(samples) == pytest.approx(len(decode(io.BytesIO(data))), abs=0.04 * RATE)  # as FFmpeg: one frame less
+    assert read_info(io.BytesIO(data + rubbish)).num_samples == pytest.approx(len(samples), abs=0.1 * RATE)
+
+
 NO_LENGTH = {
     "AVI of a pipe": lambda: with_(ffmpeg("avi", "pcm_s16le"), 4, "<I", 0xFFFFFFFF),
     "AVI that was not finished": lambda: with_(ffmpeg("avi", "pcm_s16le"), 4, "<I", 0),
