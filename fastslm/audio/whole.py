@@ -1,4 +1,4 @@
-"""Matroska, AVI, VOC and SoX files by their bytes: whether those are there that their headers tell of.
+"""Matroska, AVI, ASF, VOC and SoX files by their bytes: whether those are there that their headers tell of.
 
 FFmpeg reads what is there of them, and takes its end for the end of the recording.
 """
@@ -11,6 +11,7 @@ from .joined import matroska_end
 from .streams import UNKNOWN_BYTES, UNKNOWN_LONG_BYTES, check_held, read_at, size_of
 
 _RIFF_SLACK_BYTES = 8  # some programs count the head of a part as well
+_ASF_DATA, _ASF_DATA_BYTES = b"\x36\x26\xb2\x75", 50  # begin of the object that holds the packets, its head
 _VOC_END, _LAST_VOC_BLOCK = 0, 9
 _SOX_SAMPLE_BYTES = 4
 
@@ -39,6 +40,14 @@ def _avi_end(file: BinaryIO) -> int | None:
     return position - _RIFF_SLACK_BYTES
 
 
+def _asf_end(file: BinaryIO) -> int | None:
+    """Return where the packets end, behind which an index may follow."""
+    position = int.from_bytes(read_at(file, 16, 8), "little")
+    head = read_at(file, position, _ASF_DATA_BYTES)
+    size = int.from_bytes(head[16:24], "little")
+    return position + size if head[:4] == _ASF_DATA and _ASF_DATA_BYTES < size < UNKNOWN_LONG_BYTES else None
+
+
 def _voc_end(file: BinaryIO) -> int:
     position = int.from_bytes(read_at(file, 20, 2), "little")
     while len(head := read_at(file, position, 4)) == 4 and _VOC_END < head[0] <= _LAST_VOC_BLOCK:
@@ -57,6 +66,7 @@ def _sox_end(file: BinaryIO) -> int | None:
 
 _ENDS: dict[bytes, Callable[[BinaryIO], int | None]] = {
     b"\x1aE\xdf\xa3": matroska_end,
+    b"\x30\x26\xb2\x75": _asf_end,
     b"RIFF": _avi_end,
     b"Creative": _voc_end,
     b".SoX": _sox_end,

@@ -200,6 +200,7 @@ CUT = {
     "Matroska with a picture": lambda: video("matroska", "pcm_s16le"),
     "AVI": lambda: ffmpeg("avi", "pcm_s16le"),
     "AVI with a picture": lambda: video("avi", "libmp3lame"),
+    "WMV": lambda: video("asf", "libmp3lame"),
     "Creative's VOC": lambda: ffmpeg("voc", "pcm_s16le"),
     "SoX": lambda: ffmpeg("sox", "pcm_s32le"),
 }
