@@ -313,11 +313,11 @@ def _go_to(sound: Any, start: int, block: int) -> None:
 
 def _check_length(stream: Stream, seconds: float) -> None:
     """Raise where a stream that is read to its end is shorter than it says."""
-    claimed = stream.claimed_seconds
-    if claimed is not None and seconds < claimed - SLACK_SECONDS and claimed < LONGEST_SECONDS:
-        raise DataError(
-            f"unreadable audio: it breaks off at {seconds:.2f} s, {claimed - seconds:.2f} s before its header says"
-        )
+    if stream.claimed_seconds is None or stream.claimed_seconds >= LONGEST_SECONDS:
+        return
+    missing = stream.claimed_seconds - stream.begins_seconds - seconds
+    if missing > SLACK_SECONDS:
+        raise DataError(f"unreadable audio: it breaks off at {seconds:.2f} s, {missing:.2f} s before its header says")
 
 
 def _remarks(streams: list[Stream], seconds: float) -> list[str]:

@@ -16,7 +16,7 @@ from fastslm.audio.resampling import Blocks, check_rate
 from fastslm.audio.streams import Clamped
 from fastslm.errors import DataError, MissingExtraError
 
-_PURPOSE = "audio in m4a, aac, webm, a video, or an MP3 whose first frame does not tell its length"
+_PURPOSE = "audio in m4a, aac, webm, a video, an MP3 that does not tell its length, or a file cut without encoding"
 _PREROLL_SECONDS = 0.6  # what a decoder needs before its output can be trusted; an MP3 of few bits most
 _HEADER_TOLERANCE_SECONDS = 0.5  # by which a container misstates a length: an encoder's delay and its last packet
 _LOST_SECONDS = 0.25  # of a stream without an index that may be undecodable

@@ -266,6 +266,29 @@ def test_a_flac_of_unknown_length_that_was_cut_gives_its_whole_frames():
         decode(io.BytesIO(whole[:-3000]))
 
 
+def packets_of(data):
+    with av.open(io.BytesIO(data)) as container:
+        return [bytes(packet) for packet in container.demux(container.streams.audio[0]) if packet.size]
+
+
+@pytest.mark.parametrize("total", [None, 0, RATE, (1 << 36) - 1])
+def test_a_flac_whose_first_frames_are_those_of_a_later_place_holds_its_frames_once(total):
+    """So ``ffmpeg -ss 1 -i a.flac -c copy b.flac`` leaves it, with the length of the longer one in its header."""
+    data = encode(np.random.default_rng(0).uniform(-0.1, 0.1, 5 * RATE), "FLAC")
+    frames = packets_of(data)
+    header = data[: data.index(frames[0])]
+    cut = header + b"".join(frames[5:])
+    cut = cut if total is None else flac_with_total(cut, total)
+    expected = decode(io.BytesIO(data))[5 * 4096 :]
+    assert check_length(cut, len(expected) / RATE).tolist() == expected.tolist()
+    assert bool(remarks_of(cut)) == (total != 0)
+    for first in (0.5, 2.0):
+        begin = round(first * RATE)
+        assert decode(io.BytesIO(cut), first, first + 1.0).tolist() == expected[begin : begin + RATE].tolist()
+    with pytest.raises(DataError, match="breaks off"):
+        decode(io.BytesIO(header + b"".join(frames[5:-5])))
+
+
 # -- MP3 ----------------------------------------------------------------------------------------------
 
 
