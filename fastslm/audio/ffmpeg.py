@@ -251,9 +251,8 @@ def _origin(first: Any) -> int:
     """Return the time of the first sound, by the first frame that is decoded, in the stream's unit.
 
     FFmpeg tells the time of a packet: for Opus in Matroska the second one's; the first of Vorbis or WMA has no sound.
-    What lies before 0 is an encoder's delay.
     """
-    return max(getattr(first, "pts", None) or 0, 0)
+    return getattr(first, "pts", None) or 0
 
 
 def _least_seconds(container: Any, stream: Any) -> float:

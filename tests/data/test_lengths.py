@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fastslm.audio.decoding import decode, read_info, told_seconds
+from fastslm.audio.decoding import decode, read_info, streams_of, told_seconds
 from fastslm.errors import DataError, MissingExtraError
 
 av = pytest.importorskip("av")
@@ -287,6 +287,43 @@ def test_a_flac_whose_first_frames_are_those_of_a_later_place_holds_its_frames_o
         assert decode(io.BytesIO(cut), first, first + 1.0).tolist() == expected[begin : begin + RATE].tolist()
     with pytest.raises(DataError, match="breaks off"):
         decode(io.BytesIO(header + b"".join(frames[5:-5])))
+
+
+def cut_without_encoding(data, container, first):
+    """Return the packets of a file from a number on, whose times lie as far before 0 as a second."""
+    buffer = io.BytesIO()
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format=container, options=options) as output:
+        stream = source.streams.audio[0]
+        copy = output.add_stream_from_template(stream)
+        packets = [packet for packet in source.demux(stream) if packet.size][first:]
+        shift = packets[0].pts + stream.codec_context.sample_rate
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+            output.mux(packet)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("rate", [8_000, RATE])
+def test_an_ogg_vorbis_whose_first_page_holds_more_than_its_time_says_is_read_to_its_end(rate):
+    """So ``ffmpeg -ss 1 -i a.ogg -c copy b.ogg`` leaves it."""
+    data = encode(np.random.default_rng(0).uniform(-0.1, 0.1, 6 * rate), "OGG", "VORBIS", rate)
+    cut = cut_without_encoding(data, "ogg", 20)
+    found, expected = decode(io.BytesIO(cut)), decode(io.BytesIO(data))
+    check_length(cut, len(found) / RATE)
+    assert np.abs(found[RATE:-200].astype(int) - expected[-len(found) :][RATE:-200]).max() < 50  # of 3,000
+    assert "it was cut out of a longer one" in str(remarks_of(cut))
+    for first in (0.5, 2.0):
+        begin, part = round(first * RATE), decode(io.BytesIO(cut), first, first + 1.0)
+        assert np.abs(part[200:-200].astype(int) - found[begin + 200 : begin + RATE - 200]).max() < 50
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.5, 20])
+@pytest.mark.parametrize("rate", [8_000, 22_050, 48_000])
+def test_an_ogg_vorbis_that_was_not_cut_needs_no_further_package(seconds, rate):
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (round(seconds * rate), 2))
+    (stream,) = streams_of(io.BytesIO(encode(noise, "OGG", "VORBIS", rate)))
+    assert stream.decoder == "sound"
 
 
 # -- MP3 ----------------------------------------------------------------------------------------------
