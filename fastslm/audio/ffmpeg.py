@@ -25,6 +25,8 @@ _BLOCK_SECONDS = 10
 _BY_DURATION = ("mp3", "mp3float", "mp2", "mp2float")
 #: Whose index leads to the place that it says; others are decoded from their beginning.
 _INDEXED = {"mov", "matroska"}
+#: Streams without a container, for whose packets FFmpeg makes up times: rounded ones, and all at the rate of the first.
+_BARE = {"aac", "ac3", "eac3", "dts"}
 #: Whose header tells how long they are; of other files FFmpeg guesses it from their bit rate.
 _TELLING = {"mov", "matroska", "asf", "flv", "caf", "tta", "wv", "rm"}
 #: Matroska and WebM, ASF, AMR, Flash, SoX, and VOC, of whose later blocks libsndfile takes the headers for samples.
@@ -100,7 +102,7 @@ def av_info(file: BinaryIO, decode: bool = False) -> AvInfo:
 
     Args:
         file: it.
-        decode: decode it to its end for its length; so it is done, too, where its packets have doubtful times.
+        decode: decode it to its end for its length; so it is done, too, where its packets have doubtful times or none.
 
     Raises:
         DataError: it cannot be read, or holds no audio.
@@ -118,7 +120,7 @@ def av_info(file: BinaryIO, decode: bool = False) -> AvInfo:
         num_frames = round(seconds * rate_hz) - skipped
         _check_least(seconds, _least_seconds(container, stream))
         remarks = _track_remarks(container)
-        if decode or is_doubtful:
+        if decode or is_doubtful or container.format.name in _BARE:
             remarks = []
             num_frames = round(rate_hz * sum(len(block) / rate for rate, block in av_blocks(file, remarks=remarks)))
         if num_frames <= 0:

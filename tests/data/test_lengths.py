@@ -505,6 +505,23 @@ def test_an_ogg_that_lost_packets_says_so():
         decode(io.BytesIO(data))
 
 
+BARE = {
+    "AAC": lambda: ffmpeg(tone(3), "adts", "aac"),
+    "AACs of two rates": lambda: (
+        ffmpeg(tone(3, rate=44_100), "adts", "aac", 44_100) + ffmpeg(tone(3, rate=8_000), "adts", "aac", 8_000)
+    ),
+    "AC-3": lambda: ffmpeg(tone(9, rate=44_100), "ac3", "ac3", 44_100),
+    "E-AC-3": lambda: ffmpeg(tone(9, rate=44_100), "eac3", "eac3", 44_100),
+}
+
+
+@pytest.mark.parametrize("make", BARE.values(), ids=BARE)
+def test_the_index_knows_a_stream_without_a_container_by_what_is_decoded_of_it(make):
+    """FFmpeg makes up times for its packets: at the rate of the first one, and rounded, of AC-3 a second in an hour."""
+    data = make()
+    assert abs(read_info(io.BytesIO(data)).num_samples - len(decode(io.BytesIO(data)))) <= 1
+
+
 def test_times_that_begin_anew_in_a_transport_stream_hide_nothing():
     data = b"".join(two_of_ffmpeg("mpegts", "aac"))
     check_packets(data, 5.0)
