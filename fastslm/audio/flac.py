@@ -52,7 +52,7 @@ def _stream(file: BinaryIO, begin: int, end: int, alone: bool) -> Stream:
     if not rate:
         return Stream(own)
     if first := _first_sample(file, begin, info):  # libsndfile goes by its number, and reads the end twice
-        why = f"it was cut out of it at {first / rate:.2f} s"
+        why = f"its frames begin at {first / rate:.2f} s: it was cut out of a longer one"
         return Stream(own, "av", total / rate or None, why, first / rate)
     found = _last_samples(file, begin, end, info)
     if not found or total in found:
