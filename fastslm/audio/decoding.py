@@ -22,6 +22,7 @@ from fastslm.audio.resampling import Blocks, check_rate, resampled
 from fastslm.audio.stale_headers import stale_stream
 from fastslm.audio.streams import LONGEST_SECONDS, SLACK_SECONDS, Clamped, Stream, excerpt, size_of
 from fastslm.audio.wav import is_wav, wav_streams
+from fastslm.audio.whole import check_whole
 from fastslm.errors import DataError
 from fastslm.path.batch import Int16Array
 
@@ -85,6 +86,7 @@ def streams_of(file: BinaryIO, thorough: bool = True) -> list[Stream]:
         return [stream for one in files for stream in streams_of(one, thorough)]
     try:
         if needs_av(file):
+            check_whole(file)
             return [Stream(file, "av")]
         if is_wav(head):
             return list(wav_streams(file))
@@ -276,8 +278,8 @@ def _blocks(
         rate_hz = sound.samplerate
         start = round(start_seconds * rate_hz)
         stop = sound.frames if stop_seconds is None else min(sound.frames, round(stop_seconds * rate_hz))
-        if start and start < stop:
-            sound.seek(start)
+        if 0 < start < stop:
+            _go_to(sound, start, block_seconds * rate_hz)
         ready = (sound.subtype, sound.channels, rate_hz) == ("PCM_16", 1, SAMPLE_RATE_HZ)
         while start < stop:
             size = min(stop - start, block_seconds * rate_hz)
@@ -297,16 +299,25 @@ def _blocks(
             yield rate_hz, block
 
 
+def _go_to(sound: Any, start: int, block: int) -> None:
+    """Go to a sample of a sound at its begin; where libsndfile cannot (GSM), what lies before it is read."""
+    if sound.seekable():
+        sound.seek(start)
+        return
+    while start and (num_read := len(sound.read(min(start, block), dtype="float32"))):
+        start -= num_read
+
+
 # -- what a header says, and what is there ----------------------------------------------------------------------------
 
 
 def _check_length(stream: Stream, seconds: float) -> None:
     """Raise where a stream that is read to its end is shorter than it says."""
-    claimed = stream.claimed_seconds
-    if claimed is not None and seconds < claimed - SLACK_SECONDS and claimed < LONGEST_SECONDS:
-        raise DataError(
-            f"unreadable audio: it breaks off at {seconds:.2f} s, {claimed - seconds:.2f} s before its header says"
-        )
+    if stream.claimed_seconds is None or stream.claimed_seconds >= LONGEST_SECONDS:
+        return
+    missing = stream.claimed_seconds - stream.begins_seconds - seconds
+    if missing > SLACK_SECONDS:
+        raise DataError(f"unreadable audio: it breaks off at {seconds:.2f} s, {missing:.2f} s before its header says")
 
 
 def _remarks(streams: list[Stream], seconds: float) -> list[str]:

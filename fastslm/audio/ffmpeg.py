@@ -16,17 +16,21 @@ from fastslm.audio.resampling import Blocks, check_rate
 from fastslm.audio.streams import Clamped
 from fastslm.errors import DataError, MissingExtraError
 
-_PURPOSE = "audio in m4a, aac, webm, a video, or an MP3 whose first frame does not tell its length"
+_PURPOSE = "audio in m4a, aac, webm, a video, an MP3 that does not tell its length, or a file cut without encoding"
 _PREROLL_SECONDS = 0.6  # what a decoder needs before its output can be trusted; an MP3 of few bits most
 _HEADER_TOLERANCE_SECONDS = 0.5  # by which a container misstates a length: an encoder's delay and its last packet
 _LOST_SECONDS = 0.25  # of a stream without an index that may be undecodable
 _DOUBTFUL_SECONDS = 0.25  # by which times of packets may differ from what they hold: an encoder's delay is up to 0.1 s
 _BLOCK_SECONDS = 10
 _BY_DURATION = ("mp3", "mp3float", "mp2", "mp2float")
+#: Whose index leads to the place that it says; others are decoded from their beginning.
+_INDEXED = {"mov", "matroska"}
+#: Streams without a container, for whose packets FFmpeg makes up times: rounded ones, and all at the rate of the first.
+_BARE = {"aac", "ac3", "eac3", "dts"}
 #: Whose header tells how long they are; of other files FFmpeg guesses it from their bit rate.
 _TELLING = {"mov", "matroska", "asf", "flv", "caf", "tta", "wv", "rm"}
-#: Matroska and WebM, ASF, AMR, Flash, and VOC, of whose later blocks libsndfile takes the headers for samples.
-_CONTAINERS = (b"\x1aE\xdf\xa3", b"\x30\x26\xb2\x75", b"#!AMR", b"FLV\x01", b"Creative Voi")
+#: Matroska and WebM, ASF, AMR, Flash, SoX, and VOC, of whose later blocks libsndfile takes the headers for samples.
+_CONTAINERS = (b"\x1aE\xdf\xa3", b"\x30\x26\xb2\x75", b"#!AMR", b"FLV\x01", b".SoX", b"XoS.", b"Creative Voi")
 
 
 def needs_av(file: BinaryIO) -> bool:
@@ -64,6 +68,9 @@ def _open(file: BinaryIO) -> tuple[Any, Any]:
         raise DataError("unreadable audio: it holds no audio stream")
     stream = container.streams.audio[0]
     try:
+        if stream.codec_context is None:
+            why = "FFmpeg has no decoder for its codec; convert it with a program that has one"
+            raise DataError(f"unreadable audio: {why}")
         check_rate(stream.sample_rate or 0)
     except DataError:
         container.close()
@@ -95,7 +102,7 @@ def av_info(file: BinaryIO, decode: bool = False) -> AvInfo:
 
     Args:
         file: it.
-        decode: decode it to its end for its length; so it is done, too, where its packets have doubtful times.
+        decode: decode it to its end for its length; so it is done, too, where its packets have doubtful times or none.
 
     Raises:
         DataError: it cannot be read, or holds no audio.
@@ -113,7 +120,7 @@ def av_info(file: BinaryIO, decode: bool = False) -> AvInfo:
         num_frames = round(seconds * rate_hz) - skipped
         _check_least(seconds, _least_seconds(container, stream))
         remarks = _track_remarks(container)
-        if decode or is_doubtful:
+        if decode or is_doubtful or container.format.name in _BARE:
             remarks = []
             num_frames = round(rate_hz * sum(len(block) / rate for rate, block in av_blocks(file, remarks=remarks)))
         if num_frames <= 0:
@@ -125,7 +132,8 @@ def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int, bool]:
     """Return the seconds that packets last, how many samples of them the decoder will leave out, and doubts.
 
     A raw stream has no header that tells it, and others may be wrong. Times are used where a container has them; MP3
-    has none, and its packets note what their encoder added. Times are in doubt where they have holes or begin anew.
+    has none, and its packets note what their encoder added. Times are in doubt where they have holes or begin anew,
+    or there are none.
     """
     end = lasting = skipped = longest = 0
     begin = max(stream.start_time or 0, 0)
@@ -146,7 +154,8 @@ def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int, bool]:
         return float(lasting * stream.time_base), skipped, False
     by_times = float((end - begin) * stream.time_base)
     differs = all_last and abs(by_times - float(lasting * stream.time_base)) > _DOUBTFUL_SECONDS
-    return by_times, skipped, differs or float(longest * stream.time_base) > _DOUBTFUL_SECONDS
+    has_hole = float(longest * stream.time_base) > _DOUBTFUL_SECONDS
+    return by_times, skipped, differs or has_hole or by_times <= 0
 
 
 def _left_out(packet: Any) -> tuple[int, int]:
@@ -195,29 +204,32 @@ def _cut(file: BinaryIO, start: float, stop: float | None, remarks: list[str] | 
 
     with container:
         try:
-            origin = _origin(container, stream, restarts=start > 0)
             is_mpeg = stream.codec_context.name in _BY_DURATION
             least = _least_seconds(container, stream)
             place = max(0.0, start - _PREROLL_SECONDS)
-            if start and not is_mpeg:
+            origin, skip_to = None, None
+            if start and is_mpeg:
+                origin = max(stream.start_time or 0, 0)
+                skip_to = origin + place / stream.time_base
+            elif start and container.format.name.split(",")[0] in _INDEXED:
+                origin = _origin(next(container.decode(stream), None))
                 container.seek(origin + int(place / stream.time_base), stream=stream)
             position, end, lost = None, 0.0, 0.0
-            for frame in _frames(container, stream, origin + place / stream.time_base if start and is_mpeg else None):
+            for frame in _frames(container, stream, skip_to):
                 if isinstance(frame, float):
                     lost += frame
                     continue
-                if position is None and not start and frame.pts is not None:
-                    origin = min(origin, max(frame.pts, 0))
+                origin = _origin(frame) if origin is None else origin
                 at = None if frame.pts is None else float((frame.pts - origin) * frame.time_base)
                 if position is None:
                     position = at or 0.0
-                block = frame.to_ndarray() if frame.format.name == "fltp" else _planar(frame).to_ndarray()
-                seconds = block.shape[1] / frame.sample_rate
+                seconds = frame.samples / frame.sample_rate
                 begin, position = position, position + seconds
                 end = max(end, (begin if at is None or is_mpeg else at) + seconds)
-                first = max(0, round((start - begin) * frame.sample_rate))  # an encoder's delay lies before 0
+                first = max(0, round((start - begin) * frame.sample_rate))
                 last = None if stop is None else max(0, round((stop - begin) * frame.sample_rate))
-                if block.shape[1] > first:
+                if frame.samples > first:
+                    block = frame.to_ndarray() if frame.format.name == "fltp" else _planar(frame).to_ndarray()
                     yield frame.sample_rate, block[:, first:last].T
                 if stop is not None and position >= stop:
                     return
@@ -237,19 +249,12 @@ def _cut(file: BinaryIO, start: float, stop: float | None, remarks: list[str] | 
                 remarks.append(f"length differs from header: {says} (holes, or times that begin anew)")
 
 
-def _origin(container: Any, stream: Any, restarts: bool) -> int:
-    """Return the time of the first sound, in the stream's unit; for Opus in Matroska FFmpeg tells the second packet's.
+def _origin(first: Any) -> int:
+    """Return the time of the first sound, by the first frame that is decoded, in the stream's unit.
 
-    Args:
-        container: open, at its beginning.
-        stream: of the sound.
-        restarts: whether another place is looked up afterwards, so that a frame may be read here.
+    FFmpeg tells the time of a packet: for Opus in Matroska the second one's; the first of Vorbis or WMA has no sound.
     """
-    told = max(stream.start_time or 0, 0)
-    if not told or not restarts or stream.codec_context.name in _BY_DURATION:
-        return told
-    first = next(container.decode(stream), None)
-    return told if first is None or first.pts is None else min(told, max(first.pts, 0))
+    return getattr(first, "pts", None) or 0
 
 
 def _least_seconds(container: Any, stream: Any) -> float:
@@ -280,11 +285,12 @@ def _frames(container: Any, stream: Any, skip_to: Any) -> Iterator[Any]:
         if skip_to is not None and packet.pts is not None and packet.pts < skip_to:
             continue
         try:
-            yield from packet.decode()
-        except av.error.InvalidDataError:
+            frames = packet.decode()
+        except av.FFmpegError:  # AC-3 has numbers of its own for it
             if not may_lose:
                 raise
-            yield float((packet.duration or 0) * stream.time_base)
+            frames = [float((packet.duration or 0) * stream.time_base)]
+        yield from frames
 
 
 def _track_remarks(container: Any) -> list[str]:

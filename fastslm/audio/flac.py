@@ -11,6 +11,7 @@ _START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # with the length of STREAM
 _FRAME = re.compile(rb"\xff[\xf8\xf9]")
 _LARGEST_FRAME_BYTES = 1 << 21  # that is looked for
 _HEADER_BYTES = 42
+_MOST_BLOCKS = 1000  # of metadata
 _BEHIND_BYTES = 4096  # of tags at the end; where there are more bytes that are no frame, more is read
 
 
@@ -50,6 +51,9 @@ def _stream(file: BinaryIO, begin: int, end: int, alone: bool) -> Stream:
     own = file if alone else excerpt(file, begin, end - begin)
     if not rate:
         return Stream(own)
+    if first := _first_sample(file, begin, info):  # libsndfile goes by its number, and reads the end twice
+        why = f"its frames begin at {first / rate:.2f} s: it was cut out of a longer one"
+        return Stream(own, "av", total / rate or None, why, first / rate)
     found = _last_samples(file, begin, end, info)
     if not found or total in found:
         return Stream(own, claimed_seconds=total / rate)
@@ -61,6 +65,18 @@ def _stream(file: BinaryIO, begin: int, end: int, alone: bool) -> Stream:
     mended = excerpt(file, begin + _HEADER_BYTES, end - begin - _HEADER_BYTES, head)
     why = "" if total == 0 else "its FLAC header has another number of samples than its frames"
     return Stream(mended, claimed_seconds=None if total == 0 else total / rate, why=why)
+
+
+def _first_sample(file: BinaryIO, begin: int, info: bytes) -> int:
+    """Return the number of the first sample; not 0 where frames were copied out of a longer recording."""
+    position = begin + 4
+    for _ in range(_MOST_BLOCKS):
+        head = read_at(file, position, 4)
+        position += 4 + int.from_bytes(head[1:], "big")
+        if len(head) < 4 or head[0] & 0x80:
+            break
+    first, _ = _frame(read_at(file, position, 16), int.from_bytes(info[10:12], "big")) or (0, 0)
+    return first
 
 
 def _last_samples(file: BinaryIO, begin: int, end: int, info: bytes) -> dict[int, tuple[int, int]]:

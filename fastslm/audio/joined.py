@@ -63,13 +63,17 @@ def _matroska_begins(file: BinaryIO) -> Iterator[int]:
     position = 0
     while read_at(file, position, 4) == _EBML:
         yield position
-        end = _element_end(file, position)
-        segment = end is not None and read_at(file, end, 4) == _SEGMENT
-        following = _element_end(file, end) if segment and end is not None else None
+        following = matroska_end(file, position)
         if following is None:  # a live recording does not know its length
             yield from (place for place in find_all(file, _MATROSKA, _LONGEST_MATROSKA_BYTES) if place > position)
             return
         position = following
+
+
+def matroska_end(file: BinaryIO, position: int = 0) -> int | None:
+    """Return where the Matroska file that begins at a place ends, None if it does not tell."""
+    end = _element_end(file, position)
+    return _element_end(file, end) if end is not None and read_at(file, end, 4) == _SEGMENT else None
 
 
 def _element_end(file: BinaryIO, position: int) -> int | None:

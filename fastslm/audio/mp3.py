@@ -8,6 +8,8 @@ from .streams import Stream, after_id3, excerpt, read_at, size_of
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _KBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _KBITS_LOW = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_NOTED_BYTES = (4, 4, 100, 4)  # of frames, bytes, places to go to, quality
+_ENCODERS = (b"LAME", b"Lavf", b"Lavc")
 _BLOCK_BYTES = 1 << 20
 _PADDING_BYTES = 1 << 16  # zeros between a tag and the first frame
 
@@ -29,15 +31,25 @@ def mp3_stream(file: BinaryIO) -> Stream | None:
     note = head[note_at : note_at + 16]
     if note[:4] not in (b"Xing", b"Info") or note[7] & 3 != 3:
         return Stream(file, "av")
-    seconds = int.from_bytes(note[8:12], "big") * samples / rate
+    left_out = _left_out(head[note_at:]) / rate
+    seconds = int.from_bytes(note[8:12], "big") * samples / rate - left_out
     end = _end(file)
     if abs(end - begin - int.from_bytes(note[12:16], "big")) > 1.5 * frame_bytes:
         return Stream(file, "av", seconds, "MP3s put end to end, or a note in its first frame that is not of this file")
-    found = _count(file, begin + frame_bytes, end) * samples / rate
+    found = _count(file, begin + frame_bytes, end) * samples / rate - left_out
     if abs(found - seconds) > 1.5 * samples / rate:  # of more than there is, nothing is missing: all bytes are there
         return Stream(file, "av", min(seconds, found), "the note in its first frame has another number of frames")
     bare = excerpt(file, begin, size_of(file) - begin) if padding else file  # libsndfile knows no MP3 behind zeros
     return Stream(bare, "sound", seconds)
+
+
+def _left_out(note: bytes) -> int:
+    """Return how many samples of its frames decoders leave out, since they are an encoder's delay and padding."""
+    place = 8 + sum(size for bit, size in enumerate(_NOTED_BYTES) if note[7] >> bit & 1)
+    if note[place : place + 4] not in _ENCODERS:
+        return 0
+    noted = int.from_bytes(note[place + 21 : place + 24], "big")
+    return (noted >> 12) + (noted & 0xFFF)
 
 
 def _count(file: BinaryIO, begin: int, end: int) -> int:

@@ -9,13 +9,17 @@ from typing import BinaryIO, NamedTuple
 from fastslm.errors import DataError
 
 from .streams import Stream, excerpt, find_all, read_at, size_of
+from .vorbis import num_samples
 
 _PAGE = re.compile(rb"OggS\x00")
 _HEADER = struct.Struct("<4sBBqIII")  # mark, version, kind, granule position, stream, number, checksum
 _REST = "ffmpeg -i IN OUT.flac makes a file of what is whole"
-_BEGINS = 2  # of the kind: first page of a stream
+_BEGINS, _ENDS = 2, 4  # of the kind: first and last page of a stream
+_NUM_HEADERS = 3  # packets of Vorbis before those of sound
+_MOST_HEADER_PAGES = 256  # pictures may be in them
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-_SOUND_CODECS = (b"\x01vorbis", b"OpusHead")  # that libsndfile decodes
+_VORBIS = b"\x01vorbis"
+_SOUND_CODECS = (_VORBIS, b"OpusHead")  # that libsndfile decodes
 _LARGEST_PAGE_BYTES = 27 + 255 + 255 * 255
 
 
@@ -31,8 +35,7 @@ def ogg_streams(file: BinaryIO, thorough: bool) -> Iterator[Stream]:
             where all of it is read, a page is damaged or missing, which decoders leave out without a word.
     """
     end = size_of(file)
-    tail = read_at(file, max(0, end - _LARGEST_PAGE_BYTES), _LARGEST_PAGE_BYTES)
-    if _page_bytes(page := tail[tail.rfind(b"OggS\0") :]) > len(page):
+    if _page_bytes(page := _last_page(file)) > len(page):
         raise DataError("unreadable audio: it ends in the middle of an Ogg page")
     first = read_at(file, 0, 27 + 255 + 8)
     begins, side_by_side, page_end = [0], False, _page_bytes(first)
@@ -51,7 +54,48 @@ def ogg_streams(file: BinaryIO, thorough: bool) -> Iterator[Stream]:
     for begin, following in zip(begins, [*begins[1:], end], strict=True):
         head = read_at(file, begin, 27 + 255 + 8)
         one = file if len(begins) == 1 else excerpt(file, begin, following - begin)
-        yield Stream(one, "sound" if head[27 + head[26] :].startswith(_SOUND_CODECS) else "av")
+        if head[27 + head[26] :].startswith(_VORBIS) and _holds_more(one):
+            yield Stream(one, "av", _told_seconds(one), "it was cut out of a longer one")
+        else:
+            yield Stream(one, "sound" if head[27 + head[26] :].startswith(_SOUND_CODECS) else "av")
+
+
+def _last_page(file: BinaryIO) -> bytes:
+    tail = read_at(file, size_of(file) - _LARGEST_PAGE_BYTES, _LARGEST_PAGE_BYTES)
+    return tail[tail.rfind(b"OggS\0") :]
+
+
+def _told_seconds(file: BinaryIO) -> float | None:
+    """Return the time of the last page of a Vorbis stream, None where it has none."""
+    rate_hz = int.from_bytes(read_at(file, 28 + 12, 4), "little")
+    granule = int.from_bytes(_last_page(file)[6:14], "little", signed=True)
+    return granule / rate_hz if rate_hz and granule > 0 else None
+
+
+def _holds_more(file: BinaryIO) -> bool:
+    """Say whether the first page with sound of a Vorbis stream holds more samples than its time says.
+
+    So ``ffmpeg -ss 3 -i a.ogg -c copy b.ogg`` leaves it. libsndfile counts from the first sample up to the last time.
+    """
+    position, packets, rest = 0, [], bytearray()
+    for _ in range(_MOST_HEADER_PAGES):
+        head = read_at(file, position, 27 + 255)
+        if not _PAGE.match(head) or len(head) < 27:
+            break
+        page = read_at(file, position, _page_bytes(head))
+        _, _, kind, granule, *_ = _HEADER.unpack(page[: _HEADER.size])
+        place = 27 + page[26]
+        for size in page[27:place]:
+            rest += page[place : place + size]
+            place += size
+            if size < 255:
+                packets.append(bytes(rest))
+                rest.clear()
+        if len(packets) > _NUM_HEADERS:
+            first, _, setup, *sound = packets
+            return not kind & _ENDS and num_samples(first, setup, sound) > granule
+        position += len(page)
+    return False
 
 
 class _Page(NamedTuple):

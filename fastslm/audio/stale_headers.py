@@ -8,10 +8,14 @@ import re
 import struct
 from typing import BinaryIO
 
+from fastslm.errors import DataError
+
 from .streams import SLACK_SECONDS, UNKNOWN_BYTES, UNKNOWN_LONG_BYTES, Stream, check_held, excerpt, read_at, size_of
 
 _MOST_CHUNKS = 1000
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8}  # of a sample, by its encoding
+_MOST_NIST_BYTES = 1 << 14  # of a header
+_NIST_CODING = re.compile(rb"^sample_coding -s\d+ (\S+)", re.MULTILINE)
 _WHY = "its header was not updated"
 
 
@@ -56,7 +60,7 @@ def stale_stream(file: BinaryIO) -> Stream | None:
     if head[:8] == b"riff\x2e\x91\xcf\x11":
         return _wave64(file, end)
     if head.startswith(b"NIST_1A\n"):
-        _check_nist(read_at(file, 0, 1024), end)
+        return _nist(file, end)
     return None
 
 
@@ -83,12 +87,18 @@ def _wave64(file: BinaryIO, end: int) -> Stream | None:
     return None
 
 
-def _check_nist(head: bytes, end: int) -> None:
+def _nist(file: BinaryIO, end: int) -> Stream | None:
+    head = read_at(file, 0, _MOST_NIST_BYTES).partition(b"end_head")[0]
+    size_at, coding = re.match(rb"NIST_1A\n *(\d{1,9})\n", head), _NIST_CODING.search(head)
+    if coding and b"embedded-" in coding[1]:
+        what = coding[1].decode("ascii", "replace")
+        raise DataError(f"unreadable audio: it is compressed ({what}): sph2pipe -f wav IN OUT.wav unpacks it")
     found = {name: int(number) for name, number in re.findall(rb"^(\w+) -i (\d{1,12})", head, re.MULTILINE)}
-    size_at = re.match(rb"NIST_1A\n *(\d+)\n", head)
-    if size_at and b"pcm" in head:
-        count, width, channels = (found.get(n, 1) for n in (b"sample_count", b"sample_n_bytes", b"channel_count"))
-        check_held(end - int(size_at[1]), count * width * channels)
+    if size_at is None or b"sample_count" not in found:
+        return None
+    begin, rate_hz = int(size_at[1]), found.get(b"sample_rate", 0)
+    frame = found.get(b"sample_n_bytes", 1) * found.get(b"channel_count", 1)
+    return _mended(file, {}, found[b"sample_count"] * frame, end - begin, rate_hz * frame, end)
 
 
 def _chunk(file: BinaryIO, end: int, position: int, name: bytes, form: str, head_bytes: int) -> int | None:
@@ -118,6 +128,8 @@ def _mended(
 ) -> Stream | None:
     """Return a stream with some bytes of its header changed, None where there is no more than it says.
 
+    None are changed where libsndfile reads all there is, whatever the header says.
+
     Raises:
         DataError: there is less.
     """
@@ -125,7 +137,7 @@ def _mended(
         check_held(left, claimed)
     if not 0 < byte_rate < math.inf or (claimed >= 0 and left - claimed <= SLACK_SECONDS * byte_rate):
         return None
-    last = max(place + len(data) for place, data in changes.items())
+    last = max((place + len(data) for place, data in changes.items()), default=0)
     head = bytearray(read_at(file, 0, last))
     for place, data in changes.items():
         head[place : place + len(data)] = data

@@ -34,12 +34,14 @@ class Stream:
         decoder: ``sound`` (libsndfile, whose length is then true) or ``av`` (FFmpeg, which reads to the end).
         claimed_seconds: what its own header says; None where that is nothing, or nonsense.
         why: what is wrong with its header, for people; empty where nothing is.
+        begins_seconds: where in the recording that its header tells of it begins; what lies before is not in the file.
     """
 
     file: BinaryIO
     decoder: Literal["sound", "av"] = "sound"
     claimed_seconds: float | None = None
     why: str = ""
+    begins_seconds: float = 0.0
 
 
 class _Excerpt(Region):

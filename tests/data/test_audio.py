@@ -133,6 +133,14 @@ def test_a_part_at_another_rate_is_that_stretch_of_the_whole_but_for_its_edges()
     np.testing.assert_allclose(part[400:-400].astype(int), whole[400:-400], atol=2)
 
 
+@pytest.mark.parametrize("seconds", [0.01, 1.25, 25.0])
+def test_a_part_of_a_file_in_which_libsndfile_cannot_go_to_a_place_is_that_stretch_of_the_whole(seconds):
+    data = encode(sweep(30, 8_000), 8_000, "WAV", "GSM610")
+    part, whole = decode(io.BytesIO(data), seconds, seconds + 1.0), decode(io.BytesIO(data))
+    first = round(seconds * RATE)
+    np.testing.assert_allclose(part[400:-400].astype(int), whole[first + 400 : first + RATE - 400], atol=2)
+
+
 @pytest.mark.parametrize(("container", "subtype"), LOSSLESS)
 def test_a_part_is_read_without_what_lies_before_it(container, subtype):
     noise = np.random.default_rng(0).standard_normal((180 * RATE, 1)) * 0.1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fastslm.audio.decoding import decode, read_info
+from fastslm.audio.decoding import decode, read_info, told_seconds
 from fastslm.errors import DataError
 
 av = pytest.importorskip("av")
@@ -21,17 +21,38 @@ def encode(container, subtype=None, endian=None):
     return buffer.getvalue()
 
 
-def ffmpeg(container, codec, late_seconds=0, **options):
+def ffmpeg(container, codec, late_seconds=0, samples=TONE, rate=RATE, **options):
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=options) as output:
-        stream = output.add_stream(codec, rate=RATE, layout="mono")
+        stream = output.add_stream(codec, rate=rate, layout="mono")
+        if codec == "wmav2":
+            stream.bit_rate = 64_000  # without which it does not open
         size = stream.codec_context.frame_size or 1152
-        for begin in range(0, len(TONE), size):
-            frame = av.AudioFrame.from_ndarray(TONE[None, begin : begin + size].copy(), "flt", "mono")
-            frame.sample_rate, frame.pts = RATE, begin + late_seconds * RATE
+        for begin in range(0, len(samples), size):
+            frame = av.AudioFrame.from_ndarray(samples[None, begin : begin + size].copy(), "flt", "mono")
+            frame.sample_rate, frame.pts = rate, begin + late_seconds * rate
             for part in av.AudioResampler(stream.format.name).resample(frame):
                 output.mux(stream.encode(part))
         output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def video(container, codec):
+    """Return the tone beside grey pictures."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        pictures, sound = output.add_stream("mpeg4", rate=10), output.add_stream(codec, rate=RATE, layout="mono")
+        pictures.width = pictures.height = 32
+        for tenth in range(30):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 32), 128, np.uint8), "yuv420p")
+            picture.pts = tenth
+            output.mux(pictures.encode(picture))
+            begin = tenth * RATE // 10
+            frame = av.AudioFrame.from_ndarray(TONE[None, begin : begin + RATE // 10].copy(), "flt", "mono")
+            frame.sample_rate, frame.pts = RATE, begin
+            for part in av.AudioResampler(sound.format.name).resample(frame):
+                output.mux(sound.encode(part))
+        output.mux([*pictures.encode(None), *sound.encode(None)])
     return buffer.getvalue()
 
 
@@ -86,6 +107,34 @@ def test_opus_in_matroska_has_its_first_samples(container, late_seconds):
     part = decode(io.BytesIO(data), 1.0, 2.0)
     shifted = [in_ogg[RATE + 200 + lag : 2 * RATE - 200 + lag] for lag in range(-16, 17)]  # times are milliseconds
     assert min(np.abs(part.astype(int)[200:-200] - other).max() for other in shifted) < 700
+
+
+IN_PARTS = {
+    "G.722 in WAV": ("wav", "g722", RATE),
+    "Yamaha's ADPCM in WAV": ("wav", "adpcm_yamaha", RATE),
+    "Flash's ADPCM in WAV": ("wav", "adpcm_swf", 44_100),
+    "MP3 in WAV": ("wav", "libmp3lame", RATE),
+    "WMA": ("asf", "wmav2", 44_100),
+    "FLV": ("flv", "aac", 44_100),
+    "raw AC-3": ("ac3", "ac3", 44_100),
+    "raw AAC": ("adts", "aac", RATE),
+    "transport stream": ("mpegts", "aac", RATE),
+    "AVI": ("avi", "pcm_s16le", RATE),
+    "M4A": ("ipod", "aac", RATE),
+    "Matroska": ("matroska", "pcm_s16le", RATE),
+}
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), IN_PARTS.values(), ids=IN_PARTS)
+def test_a_part_is_that_stretch_of_the_whole_wherever_a_container_says_it_lies(container, codec, rate):
+    noise = np.random.default_rng(0).normal(0, 0.1, 8 * rate).astype(np.float32)
+    data = ffmpeg(container, codec, samples=noise, rate=rate)
+    whole = decode(io.BytesIO(data)).astype(int)
+    for first in (0.05, 1.0, 2.5, 6.75):
+        begin, part = round(first * RATE), decode(io.BytesIO(data), first, first + 1.0)
+        assert len(part) == RATE
+        assert np.abs(part[400:-400] - whole[begin + 400 : begin + RATE - 400]).max() < 200  # of 10,000, by the edges
+    assert read_info(io.BytesIO(data)).num_samples == pytest.approx(len(whole), abs=0.1 * RATE)
 
 
 def ogg(subtype, seconds=40):
@@ -144,8 +193,16 @@ CUT = {
     "RF64": lambda: encode("RF64"),
     "big-endian WAV": lambda: encode("WAV", endian="BIG"),
     "NIST": lambda: encode("NIST"),
+    "NIST of mu-law": lambda: encode("NIST", "ULAW"),
+    "NIST of A-law": lambda: encode("NIST", "ALAW"),
     "Matroska of PCM": lambda: ffmpeg("matroska", "pcm_s16le"),
     "WebM": lambda: ffmpeg("webm", "libopus", cluster_time_limit="200"),
+    "Matroska with a picture": lambda: video("matroska", "pcm_s16le"),
+    "AVI": lambda: ffmpeg("avi", "pcm_s16le"),
+    "AVI with a picture": lambda: video("avi", "libmp3lame"),
+    "WMV": lambda: video("asf", "libmp3lame"),
+    "Creative's VOC": lambda: ffmpeg("voc", "pcm_s16le"),
+    "SoX": lambda: ffmpeg("sox", "pcm_s32le"),
 }
 
 
@@ -157,6 +214,32 @@ def test_a_file_that_holds_less_than_its_header_says_is_refused(make):
     for read in (read_info, decode):
         with pytest.raises(DataError, match=r"header says|breaks off"):
             read(io.BytesIO(part))
+
+
+RUBBISH = {"a tag": b"TAG" + b"x" * 125, "zeros": bytes(5000), "noise": np.random.default_rng(0).bytes(3000)}
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH.values(), ids=RUBBISH)
+@pytest.mark.parametrize("codec", ["ac3", "eac3"])
+def test_rubbish_behind_raw_ac3_is_passed_over(codec, rubbish):
+    data = ffmpeg(codec, codec, rate=48_000, samples=np.resize(TONE, 3 * 48_000))
+    samples = decode(io.BytesIO(data + rubbish))
+    assert len(samples) == pytest.approx(len(decode(io.BytesIO(data))), abs=0.04 * RATE)  # as FFmpeg: one frame less
+    assert read_info(io.BytesIO(data + rubbish)).num_samples == pytest.approx(len(samples), abs=0.1 * RATE)
+
+
+NO_LENGTH = {
+    "AVI of a pipe": lambda: with_(ffmpeg("avi", "pcm_s16le"), 4, "<I", 0xFFFFFFFF),
+    "AVI that was not finished": lambda: with_(ffmpeg("avi", "pcm_s16le"), 4, "<I", 0),
+    "AVI that counts its head": lambda: with_(data := ffmpeg("avi", "pcm_s16le"), 4, "<I", len(data)),
+    "SoX of a pipe": lambda: with_(ffmpeg("sox", "pcm_s32le"), 8, "<Q", 0),
+    "Matroska of a pipe": lambda: ffmpeg("matroska", "pcm_s16le", live="1"),
+}
+
+
+@pytest.mark.parametrize("make", NO_LENGTH.values(), ids=NO_LENGTH)
+def test_of_a_file_whose_header_knows_no_length_nothing_is_missing(make):
+    assert len(decode(io.BytesIO(make()))) == pytest.approx(len(TONE), abs=0.1 * RATE)
 
 
 @pytest.mark.parametrize("claimed", [0, 24, 50_000, 1 << 62, (1 << 64) - 1])
@@ -236,3 +319,35 @@ def test_a_voc_of_many_blocks_holds_its_samples_and_no_headers():
     samples = decode(io.BytesIO(data))
     assert (len(samples), read_info(io.BytesIO(data)).num_samples) == (len(TONE), len(TONE))
     np.testing.assert_allclose(samples, TONE * 32767, atol=2)
+
+
+UNKNOWN_CODEC = {
+    "Matroska": lambda: ffmpeg("matroska", "flac").replace(b"A_FLAC", b"A_NONE"),
+    "WAV": lambda: with_(ffmpeg("wav", "adpcm_yamaha"), 20, "<H", 0x674F),
+}
+
+
+@pytest.mark.parametrize("make", UNKNOWN_CODEC.values(), ids=UNKNOWN_CODEC)
+@pytest.mark.parametrize("read", [read_info, decode, told_seconds])
+def test_a_codec_that_ffmpeg_does_not_know_is_refused(read, make):
+    with pytest.raises(DataError, match="FFmpeg has no decoder for its codec"):
+        read(io.BytesIO(make()))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "ULAW", "ALAW"])
+def test_of_a_nist_that_holds_more_than_its_header_says_all_is_read_and_it_is_told(subtype):
+    data = encode("NIST", subtype)
+    data += data[1024:]
+    info = read_info(io.BytesIO(data))
+    assert info.num_samples == len(decode(io.BytesIO(data))) == 2 * len(TONE)
+    assert "it says 3.00 s, the file holds 6.00 s" in str(info.remarks)
+
+
+@pytest.mark.parametrize("coding", ["pcm,embedded-shorten-v2.00", "ulaw,embedded-shorten-v2.00", "pcm,embedded-wv"])
+def test_a_nist_that_is_compressed_is_named_as_such_with_what_unpacks_it(coding):
+    data = encode("NIST").replace(
+        b"sample_coding -s3 pcm\n", b"sample_coding -s%d %s\n" % (len(coding), coding.encode())
+    )
+    for read in (read_info, decode):
+        with pytest.raises(DataError, match=rf"compressed \({coding}\): sph2pipe"):
+            read(io.BytesIO(data[: len(data) // 3]))

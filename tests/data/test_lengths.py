@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fastslm.audio.decoding import decode, read_info, told_seconds
+from fastslm.audio.decoding import decode, read_info, streams_of, told_seconds
 from fastslm.errors import DataError, MissingExtraError
 
 av = pytest.importorskip("av")
@@ -266,6 +266,66 @@ def test_a_flac_of_unknown_length_that_was_cut_gives_its_whole_frames():
         decode(io.BytesIO(whole[:-3000]))
 
 
+def packets_of(data):
+    with av.open(io.BytesIO(data)) as container:
+        return [bytes(packet) for packet in container.demux(container.streams.audio[0]) if packet.size]
+
+
+@pytest.mark.parametrize("total", [None, 0, RATE, (1 << 36) - 1])
+def test_a_flac_whose_first_frames_are_those_of_a_later_place_holds_its_frames_once(total):
+    """So ``ffmpeg -ss 1 -i a.flac -c copy b.flac`` leaves it, with the length of the longer one in its header."""
+    data = encode(np.random.default_rng(0).uniform(-0.1, 0.1, 5 * RATE), "FLAC")
+    frames = packets_of(data)
+    header = data[: data.index(frames[0])]
+    cut = header + b"".join(frames[5:])
+    cut = cut if total is None else flac_with_total(cut, total)
+    expected = decode(io.BytesIO(data))[5 * 4096 :]
+    assert check_length(cut, len(expected) / RATE).tolist() == expected.tolist()
+    assert bool(remarks_of(cut)) == (total != 0)
+    for first in (0.5, 2.0):
+        begin = round(first * RATE)
+        assert decode(io.BytesIO(cut), first, first + 1.0).tolist() == expected[begin : begin + RATE].tolist()
+    with pytest.raises(DataError, match="breaks off"):
+        decode(io.BytesIO(header + b"".join(frames[5:-5])))
+
+
+def cut_without_encoding(data, container, first):
+    """Return the packets of a file from a number on, whose times lie as far before 0 as a second."""
+    buffer = io.BytesIO()
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format=container, options=options) as output:
+        stream = source.streams.audio[0]
+        copy = output.add_stream_from_template(stream)
+        packets = [packet for packet in source.demux(stream) if packet.size][first:]
+        shift = packets[0].pts + stream.codec_context.sample_rate
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+            output.mux(packet)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("rate", [8_000, RATE])
+def test_an_ogg_vorbis_whose_first_page_holds_more_than_its_time_says_is_read_to_its_end(rate):
+    """So ``ffmpeg -ss 1 -i a.ogg -c copy b.ogg`` leaves it."""
+    data = encode(np.random.default_rng(0).uniform(-0.1, 0.1, 6 * rate), "OGG", "VORBIS", rate)
+    cut = cut_without_encoding(data, "ogg", 20)
+    found, expected = decode(io.BytesIO(cut)), decode(io.BytesIO(data))
+    check_length(cut, len(found) / RATE)
+    assert np.abs(found[RATE:-200].astype(int) - expected[-len(found) :][RATE:-200]).max() < 50  # of 3,000
+    assert "it was cut out of a longer one" in str(remarks_of(cut))
+    for first in (0.5, 2.0):
+        begin, part = round(first * RATE), decode(io.BytesIO(cut), first, first + 1.0)
+        assert np.abs(part[200:-200].astype(int) - found[begin + 200 : begin + RATE - 200]).max() < 50
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.5, 20])
+@pytest.mark.parametrize("rate", [8_000, 22_050, 48_000])
+def test_an_ogg_vorbis_that_was_not_cut_needs_no_further_package(seconds, rate):
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (round(seconds * rate), 2))
+    (stream,) = streams_of(io.BytesIO(encode(noise, "OGG", "VORBIS", rate)))
+    assert stream.decoder == "sound"
+
+
 # -- MP3 ----------------------------------------------------------------------------------------------
 
 
@@ -339,6 +399,16 @@ def test_of_joined_mp3s_the_note_of_the_first_is_told():
     assert remark.startswith("length differs from header: it says 3.")
     assert "the file holds 5." in remark
     assert not remarks_of(MP3S["without a note"])
+
+
+@pytest.mark.parametrize("behind", [bytes(5000), b"\x55" * 5000], ids=["zeros", "noise"])
+@pytest.mark.parametrize("rate", [8_000, 11_025, 44_100])
+def test_rubbish_behind_an_mp3_does_not_make_its_encoders_delay_missing_sound(rate, behind):
+    """At 8 kHz delay and padding are 0.2 s, which are in the frames that its note counts, and not in the samples."""
+    data = encode(tone(3, rate=rate), "MP3", rate=rate)
+    whole = len(decode(io.BytesIO(data)))
+    assert len(decode(io.BytesIO(data + behind))) == pytest.approx(whole, abs=0.15 * RATE)
+    assert read_info(io.BytesIO(data + behind)).num_samples == pytest.approx(whole, abs=0.15 * RATE)
 
 
 def test_an_mp3_that_is_shorter_than_its_note_is_refused():
@@ -433,6 +503,23 @@ def test_an_ogg_that_lost_packets_says_so():
     data = ffmpeg(tone(5, 300, 48_000), "ogg", "libopus", 48_000, hole=(2, 4))
     with pytest.raises(DataError, match=r"end at 9\.0. s and hold 4\.0. s less: packets are missing"):
         decode(io.BytesIO(data))
+
+
+BARE = {
+    "AAC": lambda: ffmpeg(tone(3), "adts", "aac"),
+    "AACs of two rates": lambda: (
+        ffmpeg(tone(3, rate=44_100), "adts", "aac", 44_100) + ffmpeg(tone(3, rate=8_000), "adts", "aac", 8_000)
+    ),
+    "AC-3": lambda: ffmpeg(tone(9, rate=44_100), "ac3", "ac3", 44_100),
+    "E-AC-3": lambda: ffmpeg(tone(9, rate=44_100), "eac3", "eac3", 44_100),
+}
+
+
+@pytest.mark.parametrize("make", BARE.values(), ids=BARE)
+def test_the_index_knows_a_stream_without_a_container_by_what_is_decoded_of_it(make):
+    """FFmpeg makes up times for its packets: at the rate of the first one, and rounded, of AC-3 a second in an hour."""
+    data = make()
+    assert abs(read_info(io.BytesIO(data)).num_samples - len(decode(io.BytesIO(data)))) <= 1
 
 
 def test_times_that_begin_anew_in_a_transport_stream_hide_nothing():
