@@ -7,6 +7,7 @@ by the next one, which has all of it.
 """
 
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,10 @@ Progress = Callable[[str, float], None]
 #: Audio that a window of its own is generated with as context, where text by window is wanted.
 _CONTEXT_SECONDS = 60.0
 _LONGEST_WORD = 12  # tokens
+#: Beginnings of the names of characters of scripts that put no space between words.
+_WITHOUT_SPACES = (
+    "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "FULLWIDTH", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"
+)  # fmt: skip
 
 
 @dataclass
@@ -39,6 +44,7 @@ class _Section:
         end: its last second.
         ids: its text.
         num_rewritten: ids at its beginning that say what the section before left to it, and are not in this audio.
+        begins: its text was written as the beginning of an answer, without a space before its first word.
     """
 
     tokens: list[Tensor]
@@ -46,6 +52,7 @@ class _Section:
     end: float
     ids: list[int] = field(default_factory=list)
     num_rewritten: int = 0
+    begins: bool = False
 
 
 @dataclass
@@ -93,7 +100,9 @@ class _Writer:
         looping = self.model.loop_of(generated) is not None
         keep = len(generated.ids)
         if not last and generated.end == "stop" and not looping:
-            keep -= self._last_word(generated.ids)
+            # A word that was only written again stays here: behind a pause the next section has none of its audio.
+            keep = max(keep - self._last_word(generated.ids), section.num_rewritten)
+        section.begins = not start
         section.ids, self.left = generated.ids[:keep], generated.ids[keep:]
         self.done.append(section)
         # After a loop the next section starts afresh: its own audio and no text to go on repeating.
@@ -182,7 +191,9 @@ def transcribe(
         segments.add(writer.done)
     except DataError as error:
         raise DataError(f"{source.name}: {error}") from error
-    ids = [token for section in writer.done for token in section.ids]
+    ids: list[int] = []
+    for section in writer.done:
+        ids += _behind(model, ids[-_LONGEST_WORD:], section.ids) if section.begins else section.ids
     return model.result(
         Generated(ids, "limit" if writer.truncated else "stop"),
         request,
@@ -196,6 +207,17 @@ def transcribe(
         temperature=writer.temperature,
         segments=segments.all,
     )
+
+
+def _behind(model: AnsweringModel, before: Sequence[int], ids: Sequence[int]) -> list[int]:
+    """Return ids that began an answer as they stand behind other text: with a space, where words have one."""
+    head = model.text_of(before)
+    text = model.text_of([*before, *ids])[len(head) :]
+    meets = head[-1:] + text[:1]
+    if len(meets) < 2 or any(c.isspace() or unicodedata.name(c, "").startswith(_WITHOUT_SPACES) for c in meets):
+        return list(ids)
+    space = model.path.prompter.tokenizer(" ", add_special_tokens=False)["input_ids"]
+    return [*space, *ids]
 
 
 def _sections(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scripted import GARBLED, WORDS, audio_of, perfect_model
 
 from fastslm.errors import ConfigError, DataError
+from fastslm.inference.sections import _behind
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,37 @@ def test_text_by_window_is_the_same_text_with_the_times_of_windows(perfect, seed
     for start, end in zip(starts, ends_of_words(seed, num), strict=True):
         window = 2 * np.ceil(end / 2) - 2
         assert start in (window, window + 2)
+
+
+@pytest.mark.parametrize("pause", [2, 4, 8, 20, 40, 119, 121, 200])
+@pytest.mark.parametrize("minutes", [2 / 60, 4 / 60, 8 / 60, None])
+def test_the_last_word_before_a_pause_of_sections_is_neither_lost_nor_moved(perfect, pause, minutes):
+    audio = audio_of(WORDS[:4], [0, 0, pause, 0])
+    answer = perfect.transcribe(audio, segments=True, section_minutes=minutes)
+    assert answer.text == "one two three four"
+    assert answer.warnings == []
+    ends = [segment.end for segment in answer.segments for _ in segment.text.split()]
+    assert max(ends[:2]) <= 4.0  # "two" ends at 2.0 s, and is written again by the window behind it
+    if minutes is not None:
+        assert perfect.transcribe(audio, section_minutes=minutes).text == "one two three four"
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "whole"),
+    [
+        ("seven two", "four", "seven two four"), ("seven two", " four", "seven two four"), ("", "four", "four"),
+        ("\u4eca\u5929", "\u5929\u6c14", "\u4eca\u5929\u5929\u6c14"),
+        ("\uc548\ub155", "\uc138\uacc4", "\uc548\ub155 \uc138\uacc4"),
+        ("two\n", "four", "two\nfour"), ("two", "", "two"),
+    ],
+)  # fmt: skip
+def test_a_section_that_begins_anew_is_set_apart_where_words_are(perfect, monkeypatch, before, text, whole):
+    from tokenizer_kinds import make_tokenizer
+
+    tokenizer = make_tokenizer("byte_level", "chatml")
+    monkeypatch.setattr(perfect.path.prompter, "tokenizer", tokenizer)
+    ids = [tokenizer(words, add_special_tokens=False)["input_ids"] for words in (before, text)]
+    assert tokenizer.decode([*ids[0], *_behind(perfect, *ids)]) == whole
 
 
 def test_what_the_llm_reads_grows_linearly_with_the_audio(perfect):
