@@ -34,11 +34,13 @@ class Checkpoint:
         path: its folder, or the file of a plain one.
         manifest: what ``checkpoint.json`` says; empty for a plain one.
         config: the resolved configuration it was trained with; empty where it is not known.
+        trained_on: what it was trained on, as ``TrainedOn.plain`` gives it; None where it is not known.
     """
 
     path: Path
     manifest: dict[str, Any]
     config: dict[str, Any]
+    trained_on: Any = None
 
     @property
     def trainer_state(self) -> Path | None:
@@ -88,7 +90,7 @@ def open_checkpoint(path: Path, which: str = "last") -> Checkpoint:
         return _open_plain(find_plain(path, which))
     manifest = _read_manifest(folder / MANIFEST)
     _verify_files(folder, manifest)
-    return Checkpoint(folder, manifest, _read_config(folder / CONFIG))
+    return Checkpoint(folder, manifest, _read_config(folder / CONFIG), manifest.get("trained_on"))
 
 
 def find_folder(path: Path, which: str = "last") -> Path | None:
@@ -273,8 +275,9 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 def _open_plain(path: Path) -> Checkpoint:
     if path.is_dir():
         return Checkpoint(path, {}, _deepspeed_config(path))
-    config = read_tensors(path).get("fastslm_config")
-    return Checkpoint(path, {}, config if isinstance(config, dict) else {})
+    state = read_tensors(path)
+    config = state.get("fastslm_config")
+    return Checkpoint(path, {}, config if isinstance(config, dict) else {}, state.get("fastslm_trained_on"))
 
 
 def _plain_tensors(path: Path) -> dict[str, Tensor]:

@@ -105,7 +105,7 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     if step is None:
         step = read_tensors(checkpoint.path).get("global_step", 0) if checkpoint.path.is_file() else 0
     metrics = dict(checkpoint.manifest.get("metrics", {}))
-    told = checkpoint.manifest.get("trained_on")
+    told = checkpoint.trained_on
     trained_on = TrainedOn.of([told]) if told else TrainedOn.of_configuration(config)
     letters = _letters(settings, model.llm.width, tensors, str(checkpoint.path))
     reads = bool(settings.get("answer_weight", 1.0))

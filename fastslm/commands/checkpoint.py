@@ -79,7 +79,8 @@ def _manifest_of_plain(checkpoint: Any) -> dict[str, Any]:
         }
         for name, tensor in checkpoint.tensors().items()
     }
-    return {"tensors": table}
+    told = {} if checkpoint.trained_on is None else {"trained_on": checkpoint.trained_on}
+    return {"tensors": table, **told}
 
 
 def _part(name: str, config: Mapping[str, Any]) -> str:
@@ -212,6 +213,7 @@ def _write_file(checkpoint: Any, tensors: dict[str, Any], out: Path) -> None:
     state = {
         "state_dict": tensors,
         "fastslm_config": checkpoint.config,
+        "fastslm_trained_on": checkpoint.trained_on,
         "epoch": checkpoint.manifest.get("epoch", 0),
         "global_step": checkpoint.manifest.get("step", 0),
         "pytorch-lightning_version": lightning.__version__,

@@ -149,7 +149,7 @@ class SpeechLMModule(L.LightningModule):
         check_model(self.trainer, self.path, self.settings.train_parts)
         self._names_before = frozenset(stored_names(self))
         if self.weights is not None and self.global_rank == 0:
-            self.trained_on = TrainedOn.of([self.weights[0].manifest.get("trained_on")])
+            self.trained_on = TrainedOn.of([self.weights[0].trained_on])
         notes = adapter_gaps(self.path.llm) if "lora" in self.settings.train_parts else []
         if not shards_parameters(self.trainer.strategy):  # elsewhere no rank has the LLM whole
             with self.trainer.precision_plugin.forward_context():

@@ -43,6 +43,10 @@ def test_a_run_knows_what_it_and_the_stage_before_were_trained_on(run_config, tm
     assert second.timed_seconds > first.timed_seconds
     assert main(["export", str(tmp_path / "second"), str(tmp_path / "exported")]) == 0
     assert fastslm.load(tmp_path / "exported", device="cpu").trained_on == second
+    assert main(["checkpoint", "convert", str(tmp_path / "second"), str(tmp_path / "one.ckpt")]) == 0
+    assert main(["checkpoint", "convert", str(tmp_path / "one.ckpt"), str(tmp_path / "folder")]) == 0
+    for converted in ("one.ckpt", "folder"):
+        assert fastslm.load(tmp_path / converted, device="cpu").trained_on == second
 
 
 def test_a_checkpoint_of_before_is_judged_by_its_configuration():

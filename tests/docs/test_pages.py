@@ -16,7 +16,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "add"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(path.stem for path in PAGES.glob("*.md")))
-def test_a_part_made_by_the_page_passes_its_contract_is_listed_and_trains(page, tmp_path, run_config):
+def test_a_part_made_by_the_page_passes_its_contract_is_listed_trains_and_is_exported(page, tmp_path, run_config):
     text = (PAGES / f"{page}.md").read_text()
     files = re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', text, re.DOTALL)
     assert len(files) == 3
@@ -39,6 +39,10 @@ def test_a_part_made_by_the_page_passes_its_contract_is_listed_and_trains(page, 
     words = [str(recordings(tmp_path / word)) if word == "recordings" else word for word in words]
     steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
     assert "WER" in checked([sys.executable, "-m", "fastslm", *words, *steps], environment)
+    exported = tmp_path / "exported"
+    checked([sys.executable, "-m", "fastslm", "export", run_config.parent / "run", exported], environment)
+    load = "import sys, transformers; transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    checked([sys.executable, "-c", load, exported])  # without the package
 
 
 def recordings(folder):

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 
 class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
@@ -83,5 +83,6 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
 def _config(given: Any) -> Any:
     if isinstance(given, dict):
         values = dict(given)
-        return AutoConfig.for_model(values.pop("model_type"), **values)
+        kind = values.pop("model_type", None)  # an encoder of a package of its own may have none
+        return AutoConfig.for_model(kind, **values) if kind in CONFIG_MAPPING else PretrainedConfig(**values)
     return given
