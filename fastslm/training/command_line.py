@@ -30,7 +30,7 @@ from fastslm.files import write_atomically
 from fastslm.plugins import discover
 from fastslm.processes.ranks import has_lost_another
 from fastslm.redaction import redacted, redacted_values
-from fastslm.strategies.support import settled
+from fastslm.strategies.support import refuse_launcher, settled
 from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.due_validation import DueValidation
 from fastslm.training.job_timer import JobTimer
@@ -202,6 +202,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add what belongs to every run, whatever its list of callbacks."""
         trainer = super().instantiate_trainer(**kwargs)
+        refuse_launcher(trainer.strategy, self.config[str(self.subcommand)].trainer.strategy)
         seconds = self.config[str(self.subcommand)].watchdog_seconds
         trainer.callbacks[:0] = [Watchdog(seconds)]  # type: ignore[attr-defined]
         trainer.callbacks += [DueValidation(), Preemption()]  # type: ignore[attr-defined]
