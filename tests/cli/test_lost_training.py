@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 from fastslm.cli import main
+from fastslm.datamodules.webdataset import WebDatasetModule
 from fastslm.errors import ConfigError
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.path.model import SpeechLM
@@ -96,6 +98,12 @@ def test_weights_that_are_no_numbers_are_not_saved(stopped, monkeypatch, tmp_pat
     monkeypatch.setattr(torch.optim.AdamW, "step", ruin)
     message = stopped("--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
     assert "refusing to save: 1 trained tensors hold nan or infinity after the last step: path.abstractor." in message
+    assert last_step(tmp_path / "run") is None
+
+
+def test_a_training_without_a_batch_is_no_success(stopped, monkeypatch, tmp_path):
+    monkeypatch.setattr(WebDatasetModule, "training_batches", lambda self: DataLoader([], batch_size=None))
+    assert "data: WebDatasetModule gives no training batch, so nothing was trained." in stopped()
     assert last_step(tmp_path / "run") is None
 
 
