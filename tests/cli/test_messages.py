@@ -174,6 +174,12 @@ def _wave_of_rate_zero():
     return data
 
 
+@pytest.mark.parametrize(("name", "value"), [("RANK", ""), ("LOCAL_RANK", "first"), ("SLURM_PROCID", "-1")])
+def test_a_rank_in_the_environment_that_is_no_number_is_named(mistake, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert f"{name}: the environment has {value!r} there" in mistake()
+
+
 def test_validating_before_training_says_so(mistake):
     message = mistake(command="validate")
     assert "no last checkpoint" in message
