@@ -40,6 +40,7 @@ from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
 from fastslm.training.preemption import Preempted, Preemption
 from fastslm.training.run_folder import RunFolder, asides
+from fastslm.training.shielded_loader import lost_worker
 from fastslm.training.step_progress import StepProgress
 from fastslm.training.trainer import Trainer
 from fastslm.training.trainer_settings import settle_trainer
@@ -347,6 +348,12 @@ def _in_one_sentence() -> Iterator[None]:
             raise TrainingError(
                 "another process of this run has ended, and the others cannot go on without it. Its own output, or the"
                 " system's log (a kill, memory that ran out), says why. --ckpt_path last goes on from the newest"
+                " checkpoint."
+            ) from error
+        if (how := lost_worker(error)) is not None:
+            raise TrainingError(
+                f"a loading process has ended ({how}), as a rule because the system was short of memory. Set"
+                " data.num_workers lower, or give the job more memory. --ckpt_path last goes on from the newest"
                 " checkpoint."
             ) from error
         text = refusal(error)
