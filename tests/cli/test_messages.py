@@ -36,6 +36,14 @@ def mistake(run_config, capsys, monkeypatch):
     ("flags", "words"),
     [
         (["--model.tokens_per_windw", "5"], ["model.tokens_per_windw", "'model.tokens_per_window'"]),
+        (
+            ["--data.train_shards", "[{name: a, shards: a.tar, weight: nan}]"],
+            ["data.train_shards.weight: nan must be a number or null."],
+        ),
+        (
+            ["--trainer.callbacks+=nosuchmodule.Callback"],
+            ["trainer.callbacks: nosuchmodule.Callback cannot be imported, since there is no module 'nosuchmodule'."],
+        ),
         (["--trainer.max_stepz", "3"], ["trainer.max_stepz", "'trainer.max_steps'"]),
         (
             ["--model.abstractor", "AvgPol"],
@@ -127,6 +135,14 @@ def test_a_mistake_in_a_file_is_named_like_one_in_a_flag(mistake, tmp_path):
     assert "'head_width'" in mistake("--config", str(overlay))
     overlay.write_text("model:\n  mel_range: recording\n")
     assert "model.mel_range: this key is now model.encoder.mel_range. Set it there." in mistake(
+        "--config", str(overlay)
+    )
+
+
+def test_a_class_in_a_file_whose_module_is_missing_is_named(mistake, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("trainer:\n  callbacks+:\n  - class_path: nosuchmodule.Killer\n")
+    assert "nosuchmodule.Killer cannot be imported, since there is no module 'nosuchmodule'" in mistake(
         "--config", str(overlay)
     )
 
