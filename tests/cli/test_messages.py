@@ -36,6 +36,8 @@ def mistake(run_config, capsys, monkeypatch):
     ("flags", "words"),
     [
         (["--model.tokens_per_windw", "5"], ["model.tokens_per_windw", "'model.tokens_per_window'"]),
+        (["--model.alignment_weight", ".inf"], ["model.alignment_weight: inf must be 0 or more, and finite."]),
+        (["--model.answer_weight", ".nan"], ["model.answer_weight: nan must be 0 or more, and finite."]),
         (
             ["--data.train_shards", "[{name: a, shards: a.tar, weight: nan}]"],
             ["data.train_shards.weight: nan must be a number or null."],
