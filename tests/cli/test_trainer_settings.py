@@ -63,6 +63,7 @@ EARLY = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/error", "p
         (["--trainer.gradient_clip_val", "-1"], ["trainer.gradient_clip_val: -1 must be at least 0"]),
         (["--trainer.check_val_every_n_epoch", "0"],
          ["trainer.check_val_every_n_epoch: 0 must be at least 1", "trainer.limit_val_batches"]),
+        (["--trainer.precision", "64"], ["trainer.precision is 64-true", "Use 32-true"]),
         (["--trainer.strategy", "ddp_spawn"], ["trainer.strategy: ddp_spawn", "Use ddp"]),
         (["--trainer.strategy", "DDPStrategy", "--trainer.strategy.start_method", "spawn"], ["spawn", "Use ddp"]),
         (["--trainer.strategy", "ddp_fork", "--trainer.devices", "2"], ["trainer.strategy: ddp_fork", "Use ddp"]),
