@@ -33,6 +33,11 @@ class RunReport(L.Callback):
         self.num_pairs = num_pairs
         self._rows: list[dict[str, Any]] = []
         self._validated_step = -1
+        self._began = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that there is something to train."""
+        self._began = True
 
     def on_validation_batch_end(
         self,
@@ -87,8 +92,12 @@ class RunReport(L.Callback):
         self._print(trainer, "val")
         paths = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
         checkpoint = next(filter(None, paths), "")
-        print(f"  checkpoint  {checkpoint or 'none was written'}")
-        if trainer.enable_validation and self._validated_step < trainer.global_step and checkpoint:
+        went_on_from = None if self._began else trainer.ckpt_path
+        print(f"  checkpoint  {checkpoint or went_on_from or 'none was written'}")
+        if went_on_from is not None:
+            more = "raise trainer.max_steps or trainer.max_epochs to train more"
+            print(f"  training    nothing was left to do at step {trainer.global_step}: {more}")
+        elif trainer.enable_validation and self._validated_step < trainer.global_step and checkpoint:
             interval = getattr(trainer, "val_check_interval", "a time")  # Lightning keeps times under another name
             print(f"  validation  none of its last weights (trainer.val_check_interval: {interval}):")
             print(f"              fastslm validate --config {folder}/config.yaml --ckpt_path {checkpoint}")

@@ -31,11 +31,16 @@ class TokenRate(L.Callback):
     - ``mfu``: that as a share of what the GPUs' dense bfloat16 peak would be; absent where the peak is not known.
     - ``loader_wait_share``: share of wall time the ranks waited for data.
     - ``peak_memory_gib``: most memory of any rank: allocated on the GPU, or resident on a CPU.
+
+    Its sums are part of the checkpoints, so that a run that goes on has the figures of all its parts.
     """
 
     def __init__(self) -> None:
         self._recent = dict.fromkeys(_SUMS, 0.0)
         self._epoch = dict.fromkeys(_SUMS, 0.0)
+        self._whole = (self._recent, self._epoch)  # after the last whole step
+        self._number = 0  # of the epoch that they are of
+        self._goes_on = False  # they are those of a checkpoint
         self._mark = 0.0
         self._logged_step = 0
         self._flops: StepFlops | None = None
@@ -49,10 +54,41 @@ class TokenRate(L.Callback):
         self._flops = flops_of_step(pl_module.run_config.get("model"), device)
         self._peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on adding to the sums of a checkpoint."""
+        self._number, self._goes_on = state_dict["number"], True
+        self._recent, self._epoch = dict(state_dict["recent"]), dict(state_dict["epoch"])
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the sums of all ranks; Lightning has gathered the states of the callbacks already."""
+        mine = torch.tensor([[sums[name] for name in _SUMS] for sums in self._whole], dtype=torch.float64)
+        recent, epoch = (dict(zip(_SUMS, row, strict=True)) for row in reduce_over_ranks(trainer, mine, "sum").tolist())
+        state = {"number": self._number, "recent": recent, "epoch": epoch}
+        checkpoint.setdefault("callbacks", {})[self.state_key] = state
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clocks: within an epoch that goes on, nothing else says that it begins."""
+        if trainer.global_rank or not self._goes_on:  # the first rank has what all of them had
+            self._forget()
+        self._keep()
+        self._start(trainer)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clocks."""
+        """Start the clocks, and the sums of another epoch."""
+        if not self._goes_on or self._number != trainer.current_epoch:
+            self._forget()
+        self._number, self._goes_on = trainer.current_epoch, False
+        self._keep()
+        self._start(trainer)
+
+    def _forget(self) -> None:
         self._recent = dict.fromkeys(_SUMS, 0.0)
         self._epoch = dict.fromkeys(_SUMS, 0.0)
+
+    def _keep(self) -> None:
+        self._whole = (dict(self._recent), dict(self._epoch))
+
+    def _start(self, trainer: L.Trainer) -> None:
         self._mark = time.perf_counter()
         self._logged_step = trainer.global_step
 
@@ -81,6 +117,8 @@ class TokenRate(L.Callback):
             self._log(trainer, pl_module, self._recent, "rate")
             self._recent = dict.fromkeys(_SUMS, 0.0)
             self._mark = time.perf_counter()
+        if batch.step is None or batch.step.place == batch.step.num_micro_batches - 1:
+            self._keep()
 
     def _add(self, name: str, amount: float) -> None:
         self._recent[name] += amount

@@ -16,6 +16,7 @@ from types import TracebackType
 
 from fastslm.commands.streams import OutputError, PrintedStream
 from fastslm.errors import FastSLMError, nearest
+from fastslm.processes.launched import check_ranks
 from fastslm.processes.signals import EXIT_STATUS, Terminated, ending_in_order
 from fastslm.redaction import redacted
 from fastslm.trust import trusted_process
@@ -180,6 +181,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         )
         return 2
     try:
+        check_ranks()
         return _load(command)(arguments)
     except OutputError:
         raise

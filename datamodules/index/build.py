@@ -131,7 +131,10 @@ class IndexBuilder:
                     old.tar = state
                     self._keep(shard, old)
                     return old
-            rows = scan_tar(path, self.prompter)
+            try:
+                rows = scan_tar(path, self.prompter)
+            except DataError as error:  # of the copy that was made of a remote one
+                raise DataError(str(error).replace(path, shard)) from error
             rows.tar = state
             if stale and (_is_cut(rows) or _keeps_places(stale[0], rows)):
                 rows = _what_is_left(stale[0], rows, shard)

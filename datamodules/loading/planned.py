@@ -58,6 +58,7 @@ class PlannedDataset(Dataset[Batch], ABC):
     def __getitem__(self, planned: RankBatch) -> Batch:
         """Return one batch of the plan."""
         samples, broken = [], []
+        failed: DataError | None = None
         # All texts before all audio: between two recordings a tokenizer finds nothing of its tables in the processor's
         # cache, and takes three times as long.
         dialogues = [self._try_dialogue(index) for index, _ in planned]
@@ -67,10 +68,11 @@ class PlannedDataset(Dataset[Batch], ABC):
                     raise dialogue
                 samples.append(self.sample(index, dialogue, float(counts)))
             except DataError as error:
+                failed = failed or error
                 if counts:  # one that only fills a step is counted where it belongs
                     broken.append(Broken.of(*self.place(index), error))
-        if not samples:  # the step must still run, or this rank would fall behind the others
-            samples.append(self._substitute(planned[0][0]))
+        if failed is not None and not samples:  # the step must still run, or this rank would fall behind the others
+            samples.append(self._substitute(planned[0][0], failed))
         batch = Batch.of(samples)
         doubted = [sample for sample in samples if sample.weight and sample.doubts]
         batch.broken, batch.epoch = [asdict(item) for item in broken], self.epoch
@@ -88,7 +90,7 @@ class PlannedDataset(Dataset[Batch], ABC):
         except DataError as error:
             return error
 
-    def _substitute(self, index: int) -> Sample:
+    def _substitute(self, index: int, failed: DataError) -> Sample:
         """Return some sample that can be read, the next in the data set, weighing nothing."""
         for step in range(1, len(self)):
             other = (index + step) % len(self)
@@ -96,4 +98,7 @@ class PlannedDataset(Dataset[Batch], ABC):
                 return self.sample(other, self.dialogue(other), 0.0)
             except DataError:  # counted when the plan comes to it
                 continue
-        raise DataError(f"shard {self.place(index)[0]}: not one of its data set's samples can be read.")
+        raise DataError(
+            f"shard {self.place(index)[0]}: not one of its data set's samples can be read. The first failed by this:"
+            f" {failed}"
+        ) from failed

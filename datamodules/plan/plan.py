@@ -90,8 +90,10 @@ class Mixture:
         """
         if weights is None and temperature == 1.0:
             return Mixture(tuple(sizes), tuple(sizes))
-        raised = np.array(sizes if weights is None else weights, float) ** (1.0 / temperature)
-        raised[np.array(sizes) == 0] = 0.0
+        given = np.where(np.array(sizes) > 0, np.array(sizes if weights is None else weights, float), 0.0)
+        raised = np.ldexp(given, -np.frexp(given.max())[1])  # a power of two rounds nothing, and no sum overflows
+        if temperature != 1.0:
+            raised = (raised / raised.max()) ** (1.0 / temperature)
         exact = raised / raised.sum() * sum(sizes)
         counts = np.floor(exact).astype(int)
         for source in np.argsort(counts - exact, kind="stable")[: sum(sizes) - counts.sum()]:  # the largest remainders

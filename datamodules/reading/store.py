@@ -89,16 +89,23 @@ def retried(action: Callable[[], T], shard: str) -> T:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return action()
-        except FileNotFoundError as error:
-            raise DataError(f"vanished shard: {shard} is not there") from error
         except DataError:
             raise
         except Exception as error:  # each store's client has exceptions of its own
+            if _is_gone(error):
+                raise DataError(f"vanished shard: {shard} is not there") from error
             if attempt == _ATTEMPTS:
-                what = " ".join(str(error).split()) or type(error).__name__
+                told = error.__cause__ if isinstance(error, FileNotFoundError) else error
+                what = " ".join(str(told).split()) or type(told).__name__
                 raise DataError(f"unreadable shard: {shard}: {what} ({_ATTEMPTS} attempts)") from error
             time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
     raise AssertionError
+
+
+def _is_gone(error: Exception) -> bool:
+    """Say whether a file is not there; HTTP's client says so of a server that it does not reach, too."""
+    unreached = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError)
+    return isinstance(error, FileNotFoundError) and not unreached
 
 
 class RemoteRegion(Region):

@@ -73,6 +73,9 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
     for module in re.findall(r"No module named '([\w.]+)'", message):
         if why := refusal(module):
             return f"{key}: {why}."
+    if found := re.search(r"given class_path '([\w.]+)':\s+No module named '([\w.]+)'", message):
+        where = "Install its package, or name the folder that it lies in by PYTHONPATH."
+        return f"{key}: {found[1]} cannot be imported, since there is no module {found[2]!r}. {where}"
     if found := re.search(r"[Uu]nrecognized arguments?: --?([\w.+-]+)", message):
         name = found[1].split("=")[0]
         return f"unknown option --{name}.{_nearest(name, options)} 'fastslm COMMAND --help' lists all options."
@@ -123,18 +126,20 @@ def _nearest(name: str, options: Sequence[str]) -> str:
 
 
 def _mistyped(message: str) -> str | None:
-    """Return what a value must be, if the message is of a value of another type."""
+    """Return what a value must be, the innermost one, if the message is of a value of another type."""
     if found := re.search(r"Expected a tuple with (\d+) elements\. Got value: (.+)", message):
         keys = re.findall(r'[Pp]arser key "([^"]+)"', message[: found.start()])
         return f"{'.'.join(keys)}: {found[2]} must be a list of {found[1]} values."
+    innermost, told = 0, None
     for types, label in ((r"Expected a (.+?)\. (?=Got value)", "Got value"), (r"Subtypes: \[(.+)\]", "Given value")):
         for found in re.finditer(types, message):
             value = re.search(rf"{label}: (.+?)(?:\. Got value: .*)?$", message[found.end() :], re.MULTILINE)
             kinds = [_words(name) for name in re.findall(r"[\w.]+\[[^\]]*\]|<[^>]*>", found[1])]
             if value and kinds and all(kinds):
                 keys = re.findall(r'Parser key "([^"]+)"', message[: found.start()])  # outermost to that of the value
-                return f"{'.'.join(keys)}: {value[1]} must be {' or '.join(kinds)}."
-    return None
+                if told is None or len(keys) > innermost:
+                    innermost, told = len(keys), f"{'.'.join(keys)}: {value[1]} must be {' or '.join(kinds)}."
+    return told
 
 
 def _words(name: str) -> str:

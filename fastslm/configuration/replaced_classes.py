@@ -4,9 +4,10 @@ jsonargparse keeps settings of the earlier class that the new one has too, drops
 """
 
 import logging
-import os
 import re
 import sys
+
+from fastslm.processes.launched import is_first_process
 
 _DROPPED = re.compile(
     r"Due to class_path change from '([^']*)' to '([^']*)', discarding init_args: \{(.*)\}\.$", re.DOTALL
@@ -22,7 +23,7 @@ class _Teller(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         found = _DROPPED.match(record.getMessage())
-        if found is None or int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) != 0:
+        if found is None or not is_first_process():
             return
         old, new = (name.rpartition(".")[2] for name in found.group(1, 2))
         text = f"{new} takes the place of {old} and has no such settings, so these are dropped: {found.group(3)}."

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
 from fastslm.errors import ConfigError
@@ -74,14 +75,28 @@ def settled(given: Any) -> Any:
     if isinstance(given, str) and name.removeprefix("fastslm.strategies.") in _OURS:
         name = name.removeprefix("fastslm.strategies.")
         return Namespace(class_path=f"fastslm.strategies.{name}", init_args=Namespace())
-    arguments = given.get("init_args") if isinstance(given, Namespace) else None
-    if name.startswith("ddp_spawn") or (arguments is not None and arguments.get("start_method") == "spawn"):
-        raise ConfigError(
-            f"trainer.strategy: {name} sends a whole run from process to process by pickling, which a run is not made"
-            " for. Use ddp, which starts each process anew."
-        )
     _refuse_by_name(name)
     return given
+
+
+def refuse_launcher(strategy: Any, given: Any) -> None:
+    """Refuse a strategy that trains in children of the process that was started.
+
+    A signal reaches the process that waits for them: it would end the run, and they would go on training in its folder.
+
+    Args:
+        strategy: of a trainer.
+        given: ``trainer.strategy`` as the configuration has it, for the message.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        name = given if isinstance(given, str) else type(strategy).__name__
+        raise ConfigError(
+            f"trainer.strategy: {name} (start method {strategy.launcher._start_method}) trains in copies of the process"
+            " that is started, which signals to it do not reach. Use ddp, which starts each process anew."
+        )
 
 
 def _refuse_by_name(name: str) -> None:

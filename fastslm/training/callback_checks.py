@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
+    OnExceptionCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -32,6 +33,10 @@ _REFUSED: dict[type[Callback], str] = {
     BatchSizeFinder: "batches are planned by their length. Set data.batch_samples or data.batch_tokens.",
     BaseFinetuning: "model.train_parts says which parts train; --init_from starts a stage with others.",
     ModelPruning: "a checkpoint holds weights that train, and no masks. Leave it out.",
+    OnExceptionCheckpoint: (
+        "with it a later fit goes on from what this one saves, also without --ckpt_path. Leave it out: LastCheckpoint"
+        " saves every so many steps, and a run saves on a signal by itself."
+    ),
 }
 #: Beginnings of names that callbacks of ours and Lightning's log.
 _LOGGED = ("train/", "rate/", "rate_epoch/", "data/", "lr-")

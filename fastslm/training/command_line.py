@@ -15,6 +15,7 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 
 from fastslm.checkpoint import Checkpoint, Purpose, find_folder, find_plain, open_checkpoint, verify_trainer_state
 from fastslm.checkpoint.resume import prepare_resume
@@ -28,9 +29,10 @@ from fastslm.configuration.shell_commands import check_commands
 from fastslm.errors import ConfigError, FastSLMError, TrainingError, cause_of
 from fastslm.files import write_atomically
 from fastslm.plugins import discover
+from fastslm.processes.launched import is_first_process
 from fastslm.processes.ranks import has_lost_another
 from fastslm.redaction import redacted, redacted_values
-from fastslm.strategies.support import settled
+from fastslm.strategies.support import refuse_launcher, settled
 from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.due_validation import DueValidation
 from fastslm.training.job_timer import JobTimer
@@ -38,6 +40,7 @@ from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
 from fastslm.training.preemption import Preempted, Preemption
 from fastslm.training.run_folder import RunFolder, asides
+from fastslm.training.shielded_loader import lost_worker
 from fastslm.training.step_progress import StepProgress
 from fastslm.training.trainer import Trainer
 from fastslm.training.trainer_settings import settle_trainer
@@ -159,7 +162,7 @@ class TrainingCLI(LightningCLI):
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
-        """Settle the run folder, and put loggers and checkpoints there."""
+        """Put loggers and checkpoints into the run folder."""
         command = str(self.subcommand)
         config = self.config[command]
         if not config.run_folder:
@@ -170,20 +173,10 @@ class TrainingCLI(LightningCLI):
                 " and copy the run there afterwards."
             )
         folder = Path(os.path.expanduser(config.run_folder))
-        tries = command == "fit" and bool(config.trainer.fast_dev_run)
-        if command == "fit" and not tries and _is_first_process():
-            self._folder = RunFolder(folder, waits=config.get("ckpt_path") is not None)
-        given = resolve_checkpoint(config.get("ckpt_path"), folder, command)
-        if tries:
+        if command == "fit" and config.trainer.fast_dev_run:
             _tell(f"trainer.fast_dev_run only tries a few batches: nothing is kept, and {folder} stays as it is.")
             folder = Path(self._scratch.enter_context(TemporaryDirectory(prefix="fastslm-")))
             config.trainer.default_root_dir = str(folder)
-        self._weights = find_weights(given, config.get("init_from"), folder, command)
-        # Evaluation needs weights only, which come in one format whatever strategy saved them.
-        resumed = self._weights[0].trainer_state if given and command == "fit" and self._weights else None
-        config.ckpt_path = None if resumed is None else str(resumed)
-        if self._folder is not None:
-            self._folder.make_room(resuming=config.ckpt_path is not None)
         trainer = config.trainer
         trainer.strategy = settled(trainer.strategy)
         if kept := settle_trainer(trainer, folder, command):
@@ -202,6 +195,8 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add what belongs to every run, whatever its list of callbacks."""
         trainer = super().instantiate_trainer(**kwargs)
+        refuse_launcher(trainer.strategy, self.config[str(self.subcommand)].trainer.strategy)
+        rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # it came from the environment
         seconds = self.config[str(self.subcommand)].watchdog_seconds
         trainer.callbacks[:0] = [Watchdog(seconds)]  # type: ignore[attr-defined]
         trainer.callbacks += [DueValidation(), Preemption()]  # type: ignore[attr-defined]
@@ -217,7 +212,8 @@ class TrainingCLI(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        """Give the model the resolved configuration, for its checkpoints."""
+        """Settle the run folder and what the run begins with, and give the model its resolved configuration."""
+        self._settle_weights()
         self._dump_config()
         self.model.run_config = redacted_values(self.config_dump)
         self.model.weights = self._weights
@@ -227,17 +223,26 @@ class TrainingCLI(LightningCLI):
             state = prepare_resume(self.trainer, self._weights[0])
             self.config_init[self.subcommand].ckpt_path = str(state)
 
-
-def _is_first_process() -> bool:
-    """Whether this is global rank 0, by what torchrun, SLURM or Lightning's own launcher say before any is set up."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return int(os.environ[name]) == 0
-    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
+    def _settle_weights(self) -> None:
+        """Find the weights that the run begins with, and take its folder, which the first process of a fit does."""
+        command = str(self.subcommand)
+        config = self.config[command]
+        folder = Path(os.path.expanduser(config.run_folder))
+        takes = command == "fit" and not config.trainer.fast_dev_run and self.trainer.is_global_zero
+        if takes:
+            self._folder = RunFolder(folder, waits=config.get("ckpt_path") is not None)
+        given = resolve_checkpoint(config.get("ckpt_path"), folder, command)
+        moved = folder if takes else None
+        self._weights = find_weights(given, config.get("init_from"), command, self.trainer.is_global_zero, moved)
+        # Evaluation needs weights only, which come in one format whatever strategy saved them.
+        resumed = self._weights[0].trainer_state if given and command == "fit" and self._weights else None
+        config.ckpt_path = self.config_init[command].ckpt_path = None if resumed is None else str(resumed)
+        if self._folder is not None:
+            self._folder.make_room(resuming=config.ckpt_path is not None)
 
 
 def _tell(text: str) -> None:
-    if _is_first_process():
+    if is_first_process():
         print(f"fastslm: {text}", file=sys.stderr)
 
 
@@ -276,33 +281,34 @@ def resolve_checkpoint(given: str | None, folder: Path, command: str) -> str | N
 
 
 def find_weights(
-    given: str | None, init_from: str | None, folder: Path, command: str
+    given: str | None, init_from: str | None, command: str, verifies: bool, moved: Path | None
 ) -> tuple[Checkpoint, Purpose] | None:
     """Return the checkpoint whose weights the model gets, verified, and what for; None starts from the base models.
 
     Args:
         given: what ``resolve_checkpoint`` found.
         init_from: the key of that name.
-        folder: the run folder.
         command: the subcommand.
+        verifies: whether this process reads the state to go on from in search of damage.
+        moved: the folder that a new run moves aside, by this process.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or has no state to go on from.
-        ConfigError: ``init_from`` lies in the run folder, which is about to be moved aside.
+        ConfigError: ``init_from`` lies in that folder.
     """
     if given is not None:
         checkpoint = open_checkpoint(Path(given))
         if command != "fit":
             return checkpoint, "evaluate"
-        if checkpoint.trainer_state is None or _is_first_process():
+        if checkpoint.trainer_state is None or verifies:
             verify_trainer_state(checkpoint)
         return checkpoint, "resume"
     if init_from is None or command != "fit":
         return None
     checkpoint = open_checkpoint(Path(os.path.expanduser(init_from)))
-    if Path(os.path.realpath(folder)) in checkpoint.path.resolve().parents and _is_first_process():
+    if moved is not None and Path(os.path.realpath(moved)) in checkpoint.path.resolve().parents:
         raise ConfigError(
-            f"init_from: {init_from} lies in the run folder {folder}, which a new run moves aside. Give the new run"
+            f"init_from: {init_from} lies in the run folder {moved}, which a new run moves aside. Give the new run"
             " another --run_folder, or go on with the old one by --ckpt_path last."
         )
     return checkpoint, "initialize"
@@ -342,6 +348,12 @@ def _in_one_sentence() -> Iterator[None]:
             raise TrainingError(
                 "another process of this run has ended, and the others cannot go on without it. Its own output, or the"
                 " system's log (a kill, memory that ran out), says why. --ckpt_path last goes on from the newest"
+                " checkpoint."
+            ) from error
+        if (how := lost_worker(error)) is not None:
+            raise TrainingError(
+                f"a loading process has ended ({how}), as a rule because the system was short of memory. Set"
+                " data.num_workers lower, or give the job more memory. --ckpt_path last goes on from the newest"
                 " checkpoint."
             ) from error
         text = refusal(error)
@@ -409,7 +421,7 @@ def _preset(arguments: Sequence[str], told_as: str, shows_defaults: bool) -> Pre
         if shows_defaults:
             return Preset()
         raise
-    if preset.notice and told_as and _is_first_process():
+    if preset.notice and told_as and is_first_process():
         print(preset.notice, file=sys.stderr)
     return preset
 
@@ -433,7 +445,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         command_line(TrainingCLI, arguments)
     except Preempted as stopped:
-        if _is_first_process():
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(stopped.text, file=sys.stderr, flush=True)
         if torch.distributed.is_initialized():  # launchers kill the other processes when the first one ends like this
             torch.distributed.barrier()

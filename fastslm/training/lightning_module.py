@@ -273,7 +273,7 @@ class SpeechLMModule(L.LightningModule):
             name, alone = "train/alignment_loss", not weight
             alignment = self._share(batch, agreed, output.alignment_sum, agreed.aligned, name, prog_bar=alone)
             objective = objective + self.settings.alignment_weight * alignment
-        self._unchecked = [(batch.keys, objective)]
+        self._unchecked = [(batch.keys, objective.detach())]
         counts = float(any(batch.weights))  # what only fills up a step is no work done
         return {
             "loss": objective,

@@ -66,8 +66,9 @@ class TrainingSettings:
     compile_parts: Sequence[Literal["encoder", "abstractor", "llm"]] = setting((), changes="nothing")
 
     def __post_init__(self) -> None:
-        if self.alignment_weight < 0:
-            raise ConfigError(f"model.alignment_weight: {self.alignment_weight:g} must not be below 0.")
+        for name in ("alignment_weight", "answer_weight"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"model.{name}: {getattr(self, name):g} must be 0 or more, and finite.")
         if not 0 <= self.letters_per_token <= 256:
             raise ConfigError(f"model.letters_per_token: {self.letters_per_token} is outside 0 to 256.")
         if self.letters_per_token and not self.alignment_weight:
@@ -91,8 +92,6 @@ class TrainingSettings:
         check_compilable(self.compile_parts)
 
     def _check_answer_weight(self) -> None:
-        if self.answer_weight < 0:
-            raise ConfigError(f"model.answer_weight: {self.answer_weight:g} must not be below 0.")
         if self.answer_weight:
             return
         if not self.letters_per_token:

@@ -46,6 +46,11 @@ def check_request(trainer: L.Trainer, run_config: dict[str, Any]) -> None:
         )
     if trainer.accumulate_grad_batches < 1:
         raise ConfigError(f"trainer.accumulate_grad_batches: {trainer.accumulate_grad_batches} must be at least 1.")
+    if trainer.precision == "64-true":
+        raise ConfigError(
+            "trainer.precision is 64-true, and the parts of a model compute in float32 or less. Use 32-true, or a mixed"
+            " precision."
+        )
     rounds = trainer.precision in ("16-true", "bf16-true") and not keeps_masters(trainer.strategy)
     if rounds and trainer.state.fn == "fit":
         mixed = trainer.precision.replace("true", "mixed")

@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from fastslm.checkpoint.folder import MANIFEST, remove
 from fastslm.checkpoint.writer import write_checkpoint
+from fastslm.errors import DataError
 from fastslm.training.data_source import source_of
 from fastslm.training.due_validation import due_validation
 from fastslm.training.lightning_module import SpeechLMModule
@@ -18,9 +19,22 @@ class Trainer(L.Trainer):
     """Lightning's Trainer; what it saves is described in ``fastslm.checkpoint.writer``."""
 
     def _run_stage(self) -> Any:
-        if self.state.fn == TrainerFn.FITTING:
-            due_validation(self).prepare(self)
-        return super()._run_stage()
+        """Run fit, validate, test or predict.
+
+        Raises:
+            DataError: there is nothing to train on, which Lightning takes for the end of training.
+        """
+        if self.state.fn != TrainerFn.FITTING:
+            return super()._run_stage()
+        due_validation(self).prepare(self)
+        results = super()._run_stage()
+        if self.fit_loop.max_batches == 0:
+            given = source_of(self)
+            who = "the training loader" if given is None else type(given).__name__
+            raise DataError(
+                f"data: {who} gives no training batch, so nothing was trained. Give it samples to train on."
+            )
+        return results
 
     def save_checkpoint(
         self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None

@@ -14,6 +14,12 @@ from fastslm.plugins import class_of
 
 _CHECKPOINTS = "checkpoints"
 _CSV, _TENSORBOARD = "CSVLogger", "TensorBoardLogger"
+#: Bounds of numbers that Lightning takes unseen, each with what may have been meant.
+_LEAST: dict[str, tuple[int, str]] = {
+    "gradient_clip_val": (0, "0 and null do not clip."),
+    "log_every_n_steps": (1, "To log nothing set trainer.logger to false."),
+    "check_val_every_n_epoch": (1, "To validate nothing set trainer.limit_val_batches to 0."),
+}
 
 
 def settle_trainer(trainer: Namespace, folder: Path, command: str) -> list[str]:
@@ -94,15 +100,10 @@ def _refuse(trainer: Namespace) -> None:
         raise ConfigError(
             "trainer.val_check_interval: 0 must be above 0. To validate nothing set trainer.limit_val_batches to 0."
         )
-    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
-        raise ConfigError(
-            f"trainer.gradient_clip_val: {trainer.gradient_clip_val} must be 0 or more; 0 and null do not clip."
-        )
-    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
-        raise ConfigError(
-            f"trainer.log_every_n_steps: {trainer.log_every_n_steps} must be at least 1. To log nothing set"
-            " trainer.logger to false."
-        )
+    for name, (least, way_out) in _LEAST.items():
+        value = trainer[name]
+        if value is not None and not value >= least:
+            raise ConfigError(f"trainer.{name}: {value} must be at least {least}. {way_out}")
 
 
 def _loggers(given: Any, folder: Path) -> Any:

@@ -7,6 +7,8 @@ import pytest
 import torch
 import yaml
 
+from fastslm.training.history import read_history
+
 
 def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -105,6 +107,32 @@ def test_the_token_rate_is_the_same_under_accumulation_and_on_two_ranks(fastslm,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--trainer.accumulate_grad_batches", "2"], ["--trainer.devices", "2", "--data.batch_samples", "1"]],
+    ids=str,
+)
+def test_the_token_rates_of_a_run_that_goes_on_are_those_of_one_that_was_not_stopped(
+    fastslm, run_config, tmp_path, flags
+):
+    fit = ["fit", "--config", str(run_config), "--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "2"]
+    fit += ["--data.batch_samples", "2", *flags]
+    fastslm(*fit, "--trainer.max_steps", "4", "--run_folder", str(tmp_path / "whole"))
+    for steps in ("1", "4"):
+        fastslm(*fit, "--trainer.max_steps", steps, "--ckpt_path", "last")
+    found = [
+        {
+            name: values[-1] if name.startswith("rate_epoch/") else values
+            for name, values in read_history(folder).items()
+            if name.endswith(("/compression", "/padding_share", "/speech_tokens_per_second"))
+        }
+        for folder in (tmp_path / "whole", tmp_path / "run")
+    ]
+    assert len(found[0]) == 6
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "when"), [(3, "end"), (7, "start")])
 def test_a_killed_run_goes_on_to_the_same_weights(fastslm, run_config, tmp_path, batch, when):
     check_kill(fastslm, run_config, tmp_path, batch, when, [])
@@ -144,6 +172,8 @@ def check_kill(fastslm, run_config, tmp_path, batch, when, flags):
         assert found[number]["loss"] == pytest.approx(row["loss"], rel=1e-5)
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(parts)[name], value, rtol=1e-5, atol=1e-7)
+    for name in ("rate_epoch/compression", "rate_epoch/padding_share", "rate/compression"):
+        assert read_history(parts)[name] == read_history(whole)[name]
 
 
 @pytest.mark.slow

@@ -4,13 +4,18 @@ import contextlib
 import functools
 import logging
 import math
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader, get_worker_info
 
 from fastslm.cli import main
+from fastslm.datamodules.loading.dataset import ShardDataset
+from fastslm.datamodules.webdataset import WebDatasetModule
 from fastslm.errors import ConfigError
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.path.model import SpeechLM
@@ -97,6 +102,25 @@ def test_weights_that_are_no_numbers_are_not_saved(stopped, monkeypatch, tmp_pat
     message = stopped("--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
     assert "refusing to save: 1 trained tensors hold nan or infinity after the last step: path.abstractor." in message
     assert last_step(tmp_path / "run") is None
+
+
+def test_a_training_without_a_batch_is_no_success(stopped, monkeypatch, tmp_path):
+    monkeypatch.setattr(WebDatasetModule, "training_batches", lambda self: DataLoader([], batch_size=None))
+    assert "data: WebDatasetModule gives no training batch, so nothing was trained." in stopped()
+    assert last_step(tmp_path / "run") is None
+
+
+def test_a_loading_process_that_is_killed_is_told_in_one_sentence(stopped, monkeypatch):
+    """As a system ends one that is short of memory."""
+
+    def killed(self, *arguments):
+        assert get_worker_info() is not None
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(ShardDataset, "sample", killed)
+    message = stopped("--data.num_workers", "1", "--trainer.limit_val_batches", "0")
+    assert "a loading process has ended (" in message
+    assert "Set data.num_workers lower" in message
 
 
 @pytest.mark.parametrize("bits", ["16", "bf16"])

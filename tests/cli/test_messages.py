@@ -36,6 +36,16 @@ def mistake(run_config, capsys, monkeypatch):
     ("flags", "words"),
     [
         (["--model.tokens_per_windw", "5"], ["model.tokens_per_windw", "'model.tokens_per_window'"]),
+        (["--model.alignment_weight", ".inf"], ["model.alignment_weight: inf must be 0 or more, and finite."]),
+        (["--model.answer_weight", ".nan"], ["model.answer_weight: nan must be 0 or more, and finite."]),
+        (
+            ["--data.train_shards", "[{name: a, shards: a.tar, weight: nan}]"],
+            ["data.train_shards.weight: nan must be a number or null."],
+        ),
+        (
+            ["--trainer.callbacks+=nosuchmodule.Callback"],
+            ["trainer.callbacks: nosuchmodule.Callback cannot be imported, since there is no module 'nosuchmodule'."],
+        ),
         (["--trainer.max_stepz", "3"], ["trainer.max_stepz", "'trainer.max_steps'"]),
         (
             ["--model.abstractor", "AvgPol"],
@@ -131,6 +141,14 @@ def test_a_mistake_in_a_file_is_named_like_one_in_a_flag(mistake, tmp_path):
     )
 
 
+def test_a_class_in_a_file_whose_module_is_missing_is_named(mistake, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("trainer:\n  callbacks+:\n  - class_path: nosuchmodule.Killer\n")
+    assert "nosuchmodule.Killer cannot be imported, since there is no module 'nosuchmodule'" in mistake(
+        "--config", str(overlay)
+    )
+
+
 def test_a_file_that_is_no_yaml_is_named(mistake, tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("model: [1, 2\n")
@@ -172,6 +190,12 @@ def _wave_of_rate_zero():
     data = bytearray(buffer.getvalue())
     data[24:28] = bytes(4)
     return data
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", ""), ("LOCAL_RANK", "first"), ("SLURM_PROCID", "-1")])
+def test_a_rank_in_the_environment_that_is_no_number_is_named(mistake, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert f"{name}: the environment has {value!r} there" in mistake()
 
 
 def test_validating_before_training_says_so(mistake):

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from filelock import FileLock
+from lightning.pytorch.utilities import rank_zero_only
 
 from fastslm.errors import CheckpointError, ConfigError, DataError
 from fastslm.training import run_folder
@@ -39,6 +40,26 @@ def test_a_run_that_cannot_begin_leaves_the_earlier_one_in_its_place(fit, tmp_pa
     assert files(run) == before
     fit(*ONE_STEP)
     assert files(tmp_path / "run.1") == before
+
+
+def test_a_run_that_has_nothing_left_to_do_says_so_and_where_its_checkpoint_is(fit, tmp_path, capsys):
+    fit(*ONE_STEP)
+    capsys.readouterr()
+    fit(*ONE_STEP, "--ckpt_path", tmp_path / "run" / "checkpoints" / "last.ckpt")
+    said = capsys.readouterr().out
+    assert f"checkpoint  {tmp_path / 'run' / 'checkpoints'}" in said
+    assert "nothing was left to do at step 1: raise trainer.max_steps" in said
+    assert "none of its last weights" not in said
+
+
+@pytest.mark.parametrize("rank", ["RANK", "SLURM_PROCID", "NODE_RANK"])
+def test_the_rank_of_another_run_in_the_environment_costs_no_earlier_run(fit, tmp_path, monkeypatch, rank):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    monkeypatch.setenv(rank, "1")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning reads it when it is imported
+    fit(*ONE_STEP)
+    assert (tmp_path / "run.1" / "checkpoints").is_dir()
+    assert (tmp_path / "run" / "metrics.csv").exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The three stages: each starts from the weights of the one before, and leaves alone what it does not train."""
 
+import copy
 import csv
 import json
 import os
@@ -71,6 +72,13 @@ def test_a_stage_starts_from_the_former_one_and_leaves_frozen_parts_as_they_are(
     ]
     assert len(found) == len(shipped)
     assert all(torch.equal(parameter.detach().cpu(), value) for parameter, value in found)
+
+
+def test_a_model_that_was_trained_can_be_copied(run_config):
+    steps = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
+    trained = command_line(TrainingCLI, ["fit", "--config", str(run_config), *steps]).model
+    state, copied = trained.state_dict(), copy.deepcopy(trained).state_dict()
+    assert all(equal(state, copied, state))
 
 
 @pytest.mark.slow

@@ -246,6 +246,24 @@ def test_no_sample_of_a_source_comes_again_before_all_others(sizes, data):
             assert seen[begin:end].max() - seen[begin:end].min() <= 1
 
 
+@pytest.mark.parametrize(
+    ("weights", "temperature", "counts"),
+    [
+        (None, 1e-300, (0, 8)),  # the heaviest takes all
+        (None, 5e-324, (0, 8)),
+        ([2.0, 2.0], 1e-300, (4, 4)),
+        (None, 1e300, (4, 4)),  # all weigh the same
+        ([1e300, 1.0], 2.0, (8, 0)),
+        ([1.5e308, 1.5e308], 1.0, (4, 4)),
+        ([5e-324, 5e-324], 0.5, (4, 4)),
+        ([1.0, 3.0], 1.0, (2, 6)),
+        ([1.0, 9.0], 2.0, (2, 6)),
+    ],
+)
+def test_an_epoch_is_full_however_extreme_weights_and_temperature_are(weights, temperature, counts):
+    assert Mixture.of([3, 5], weights, temperature).counts == counts
+
+
 def test_without_weights_an_epoch_is_every_sample_once():
     mixture = Mixture.of([3, 5])
     assert mixture.takes_each_once

@@ -185,6 +185,30 @@ def test_a_server_without_ranges_is_told(remote, server):
         data.val_dataloader().dataset.read(data._entries["val"][1])
 
 
+def test_a_data_set_of_which_nothing_can_be_read_says_why(remote, server):
+    data = remote()
+    data.setup("validate")
+    server.ranges = False
+    with pytest.raises(DataError, match=r"not one of its data set's samples can be read.* knows no byte ranges"):
+        list(data.val_dataloader())
+
+
+def test_a_page_in_place_of_a_shard_is_told_by_its_address(remote, server):
+    data = remote(index=False)
+    (server.folder / "train-000001.tar").write_text("<html>Sign in</html>")
+    with pytest.raises(DataError, match=rf"shard {server.url}/train-000001\.tar: ") as refused:
+        data.setup("validate")
+    assert "fastslm-shard-" not in str(refused.value)
+
+
+def test_a_server_that_cannot_be_reached_is_no_missing_shard(remote, server):
+    data = remote()
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(DataError, match=r"train-000000\.tar: Cannot connect to host"):
+        data.setup("validate")
+
+
 def test_a_changed_remote_shard_is_indexed_anew(remote, server, tmp_path, make_shards):
     data = remote()
     data.setup("validate")

@@ -474,6 +474,13 @@ def test_temperature_brings_sources_closer(tmp_path, make_shards, data_of):
     assert Counter(key.split("-")[0] for key in keys) == {"big": 10, "small": 5}
 
 
+def test_a_temperature_that_leaves_a_source_out_is_named(tmp_path, make_shards, data_of):
+    named = sources(tmp_path, make_shards, None, None)
+    data = data_of(train_shards=named, val_shards=named[0].shards, temperature=1e-300)
+    with pytest.raises(ConfigError, match=r"1 of 2 sources \(first 'small'\) give no sample .* or data\.temperature"):
+        data.setup("fit")
+
+
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
