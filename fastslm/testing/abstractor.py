@@ -10,6 +10,8 @@ from torch import Tensor
 from fastslm.contracts import Abstractor, TokenBudget, Tokens
 from fastslm.errors import ConfigError
 
+_MANY = 4  # times the windows of the tests in one call
+
 
 class AbstractorContract:
     """What ``Abstractor`` promises, as tests on random frames; all together take a few seconds on one core.
@@ -77,6 +79,19 @@ class AbstractorContract:
             beside = torch.full_like(frames, math.nan)
             beside[i] = frames[i]
             assert torch.equal(self._run(module, beside, num_frames).values[i], expected[i])
+        many = self._run(module, frames.repeat(_MANY, 1, 1), num_frames.repeat(_MANY)).values
+        torch.testing.assert_close(many, expected.repeat(_MANY, 1, 1))
+
+    def test_windows_are_independent_in_training(self) -> None:
+        """Tokens of a window have a gradient at its own frames, which an encoder may train by, and at no others'."""
+        module = self._built().train()
+        frames, num_frames = self._windows()
+        frames.requires_grad_()
+        values = module(frames, num_frames).values
+        (values[0] * torch.randn_like(values[0])).sum().backward()
+        assert frames.grad is not None, "no gradient reaches the frames"
+        assert frames.grad[0].any(), "no gradient reaches the frames"
+        assert not frames.grad[1:].any(), "in training the tokens of a window depend on other windows"
 
     def test_gradients_reach_every_parameter(self) -> None:
         """Each parameter has a finite gradient that is not zero, whatever the padding holds."""
@@ -118,8 +133,10 @@ class AbstractorContract:
         assert torch.equal(tokens.values, self._run(module, frames, everything).values)
 
     def test_state_dict_round_trip(self) -> None:
-        """A state dict is all that another instance needs for the same tokens."""
-        module = self._built()
+        """A state dict is all that another instance needs for the same tokens, also after training."""
+        module = self._built().train()
+        module(*self._windows())
+        module.eval()
         other = self._built(seed=1)
         other.load_state_dict(module.state_dict(), strict=True)
         frames, num_frames = self._windows()
@@ -127,8 +144,12 @@ class AbstractorContract:
 
     def test_another_rate(self) -> None:
         """With another number of tokens it keeps its promises, and back at its own it is what it was; or it refuses."""
+        for other in (2 * self.budgets[0][1], max(1, self.budgets[0][1] // 2)):
+            self._test_another_rate(other)
+
+    def _test_another_rate(self, other: int) -> None:
         frames_per_window, tokens_per_window = self.budgets[0]
-        module, other = self._built(), 2 * tokens_per_window
+        module = self._built()
         frames, num_frames = self._windows()
         before = self._run(module, frames, num_frames).values
         try:

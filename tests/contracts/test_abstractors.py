@@ -85,9 +85,49 @@ class _HasDeadWeights(AvgPool):
         self.unused = torch.nn.Linear(2, 2)
 
 
+class _MixesWindowsInTraining(AvgPool):
+    """As normalisation over a batch does."""
+
+    def compress(self, frames, valid):
+        means = super().compress(frames, valid)
+        return means - means.mean(0, keepdim=True) if self.training else means
+
+
+class _MixesManyWindows(AvgPool):
+    def compress(self, frames, valid):
+        means = super().compress(frames, valid)
+        return means.roll(1, 0) if len(frames) > 5 else means
+
+
+class _CutsTheGradient(AvgPool):
+    def compress(self, frames, valid):
+        return super().compress(frames.detach(), valid)
+
+
+class _KeepsStateElsewhere(AvgPool):
+    def __init__(self, in_width, out_width, budget):
+        super().__init__(in_width, out_width, budget)
+        self.scale = 1.0
+
+    def compress(self, frames, valid):
+        self.scale += self.training
+        return super().compress(frames, valid) * self.scale
+
+
+class _IsWrongAtFewerTokens(AvgPool):
+    def forward(self, frames, num_frames):
+        tokens = super().forward(frames, num_frames)
+        return tokens if self.budget.tokens_per_window >= 6 else Tokens(tokens.values, tokens.counts.clamp(max=2))
+
+
 @pytest.mark.parametrize(
     ("wrong", "test"),
     [
+        (_MixesWindowsInTraining, "test_windows_are_independent_in_training"),
+        (_MixesManyWindows, "test_windows_are_independent"),
+        (_CutsTheGradient, "test_windows_are_independent_in_training"),
+        (_KeepsStateElsewhere, "test_state_dict_round_trip"),
+        (_IsWrongAtFewerTokens, "test_another_rate"),
         (_ReadsPadding, "test_padding_is_ignored"),
         (_ReadsPadding, "test_amount_of_padding_is_ignored"),
         (_MixesWindows, "test_windows_are_independent"),

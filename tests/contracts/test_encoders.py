@@ -67,6 +67,17 @@ class FallingLengths(WhisperEncoder):
         return super().num_frames(num_samples) % 70 + 1
 
 
+class ShortAtOneLength(WhisperEncoder):
+    def num_frames(self, num_samples):
+        return super().num_frames(num_samples) - (torch.as_tensor(num_samples) == 1003).long()
+
+
+class SilentIsNothing(WhisperEncoder):
+    def forward(self, samples, num_samples, summary=None, masks=None):
+        frames = super().forward(samples, num_samples, summary, masks)
+        return frames / samples.abs().amax().clamp(max=1)
+
+
 class Floats(WhisperEncoder):
     def num_frames(self, num_samples):
         return num_samples / 320
@@ -120,6 +131,7 @@ class OrderMatters(WhisperEncoder):
 @pytest.mark.parametrize(
     "broken",
     [
+        ShortAtOneLength, SilentIsNothing,
         OneFrameMore, FallingLengths, Floats, Leaky, Deaf, Drawing, Blind, LoadsAgain, LosesAnArgument, OrderMatters,
     ],
 )  # fmt: skip
