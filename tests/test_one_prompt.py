@@ -64,6 +64,13 @@ def test_an_exported_processor_whose_chat_template_got_lost_is_refused(template)
         FastSLMProcessor(FastSLMFeatureExtractor(), tokenizer, needs_chat_template=True)
 
 
+@pytest.mark.parametrize("asked", [{"task": ["asr", "ssum"]}, {"task": "ast", "language": ["Korean"]}])
+def test_a_processor_takes_one_task_and_language_a_call(asked):
+    processor = FastSLMProcessor(FastSLMFeatureExtractor(), make_tokenizer("byte_level", "chatml"))
+    with pytest.raises(ValueError, match="and one for all recordings of a call"):
+        processor([np.zeros(1600, np.float32)] * 2, sampling_rate=16_000, **asked)
+
+
 @pytest.mark.parametrize(("kind", "template"), EVERY)
 def test_ordinary_words_are_encoded_as_the_template_alone_would_have_them(kind, template):
     prompter = Prompter(make_tokenizer(kind, template, "bos"))

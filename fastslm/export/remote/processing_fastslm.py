@@ -201,6 +201,9 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         return self._prompter.prompt_text(self._request(text, task, language).messages())
 
     def _request(self, text: str | None, task: str, language: str | None) -> Request:
+        for name, value in (("task", task), ("language", language)):
+            if not (value is None or isinstance(value, str)):
+                raise ValueError(f"{name} is {value!r:.60}, and one for all recordings of a call. Call it for each.")
         brought = {values["name"]: Task(**values) for values in self.tasks}
         return Request(task, text, language, brought.get(task))
 
