@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastslm.errors import ConfigError
 from fastslm.path.loss import answer_loss
 from fastslm.path.one_sequence import one_sequence
 from fastslm.path.parts import parameters_by_part, settle_parts
@@ -78,12 +77,13 @@ class Sketch:
         self.module, self.autocast, self.device = module, autocast, device or torch.device("cpu")
         encoder, _, llm = module.parts
         self.quantized = getattr(llm, "quantize", None) is not None
-        for part, name in ((encoder, "encoder"), (llm, "llm")):
-            _without_weights(part, name)
+        for part in (encoder, llm):
+            _without_weights(part)
         settle_parts(encoder, llm, self.device, module.settings.train_parts)
+        for part in (encoder, llm):  # another package's may have no way to be built without its weights
+            with torch.device("meta") if hasattr(part, "initialize") else contextlib.nullcontext():
+                part.load()
         with torch.device("meta"):
-            encoder.load()
-            llm.load()
             self.path = module.build(frame_cache=False).train()
         self.parts = self._count()
         self._peaks: dict[tuple[str, int, int], Peaks] = {}
@@ -260,13 +260,10 @@ class Sketch:
         return 4 * tokens * (2 * self.path.llm.width + 4 * classes)
 
 
-def _without_weights(part: Any, name: str) -> None:
-    """Let ``load`` build the architecture alone."""
+def _without_weights(part: Any) -> None:
+    """Let ``load`` build the architecture alone, where it knows how."""
     if not hasattr(part, "initialize"):
-        raise ConfigError(
-            f"model.{name}: {type(part).__name__} cannot be planned, since it has no 'initialize' and so no way to be"
-            " built without weights."
-        )
+        return
     part.initialize = "random"
     if getattr(part, "quantize", None) is not None:
         part.quantize = None

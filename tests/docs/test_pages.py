@@ -39,6 +39,7 @@ def test_a_part_made_by_the_page_passes_its_contract_is_listed_trains_and_is_exp
     words = [str(recordings(tmp_path / word)) if word == "recordings" else word for word in words]
     steps = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
     assert "WER" in checked([sys.executable, "-m", "fastslm", *words, *steps], environment)
+    assert "Longest:" in checked([sys.executable, "-m", "fastslm", "plan", *words[1:]], environment)
     exported = tmp_path / "exported"
     checked([sys.executable, "-m", "fastslm", "export", run_config.parent / "run", exported], environment)
     load = "import sys, transformers; transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)"
