@@ -96,6 +96,10 @@ class TokenRate(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Book the time since the last batch ended as waiting for data."""
+        if self._number != trainer.current_epoch:  # a run that goes on behind the end of one has no start of the next
+            self._number = trainer.current_epoch
+            self._forget()
+            self._keep()
         self._add("wait_seconds", time.perf_counter() - self._mark)
 
     def on_train_batch_end(
