@@ -196,6 +196,15 @@ def test_an_exported_template_takes_for_granted_what_prompts_were_made_with(temp
     assert other.prompt_text(asked) != rendered  # who asks for the other gets it
 
 
+def test_a_template_of_several_switches_holds_each_once_however_often_it_is_exported():
+    tokenizer = make_tokenizer("byte_level", "thinking")
+    tokenizer.chat_template += "{{ '' if thinking }}"
+    keep_switches(tokenizer, False)
+    once = tokenizer.chat_template
+    keep_switches(tokenizer, False)
+    assert tokenizer.chat_template == once
+
+
 @pytest.mark.parametrize(
     ("end", "closed"),
     [

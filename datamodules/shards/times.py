@@ -29,6 +29,7 @@ _BESIDE = re.compile(
     "times?|timestamps?|interval|span|range|ts|t|s|secs?|seconds?|ms|us|ns|in|at|of|samples?|frames?|index|idx|position|pos|segment|seg"
     f"|utterance|utt|clip|audio|speech|word|video|chunk|{_SAID}"
 )
+_DURATIONS = ("duration", "duration_ms")
 _LATEST_SECONDS = 1e15  # any recording ends before, in whatever unit
 _MOMENTS = frozenset(("t_0", "t_1"))
 _PAIR = re.compile(r"[\[(]?\s*\d+([.,]\d+)?\s*(-+>?|\u2013|to|[,;:])\s*\d+([.,]\d+)?\s*[\])]?")
@@ -151,8 +152,7 @@ def loose_length(fields: dict[str, Any]) -> float | None:
     _take_from_and_to(fields)
     if any(fields.get(name) not in (None, "") for name in ("offset", "end", "offset_ms", "end_ms")):
         return None
-    stated = [number(fields.pop(name, None), name) for name in ("duration", "duration_ms")]
-    return next((value for value in stated if value is not None and value > 0), None)
+    return _known_duration({name: fields.pop(name, None) for name in _DURATIONS})
 
 
 def stated_length(times: Mapping[str, Any]) -> float | None:
@@ -164,12 +164,17 @@ def stated_length(times: Mapping[str, Any]) -> float | None:
     Raises:
         DataError: the duration is no number.
     """
-    stated = [number(times.get(name), name) for name in ("duration", "duration_ms")]
-    known = next((value for value in stated if value is not None and value > 0), None)
+    known = _known_duration(times)
     if known is None:
         with contextlib.suppress(DataError):  # they are no stretch, and ``untaken`` says so
             return take_times(dict(times))[1]
     return known
+
+
+def _known_duration(times: Mapping[str, Any]) -> float | None:
+    """Return the duration, in the unit in which it stands; None where there is none above 0."""
+    stated = [number(times.get(name), name) for name in _DURATIONS]
+    return next((value for value in stated if value is not None and value > 0), None)
 
 
 def number(value: Any, what: str) -> float | None:

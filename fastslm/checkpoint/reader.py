@@ -182,7 +182,7 @@ def _read_manifest(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} cannot be read: {error}. The checkpoint is damaged.") from error
     if not isinstance(manifest, dict) or not {"format", "files", "tensors"} <= manifest.keys():
         raise CheckpointError(f"{file} is no manifest of a checkpoint.")
-    if manifest.get("sha256", manifest_sha256(manifest)) != manifest_sha256(manifest):
+    if "sha256" in manifest and manifest["sha256"] != manifest_sha256(manifest):
         raise CheckpointError(
             f"{file} says other things than were written (its checksum differs). The checkpoint is damaged: use an"
             " earlier one, or a copy."

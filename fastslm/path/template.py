@@ -116,7 +116,7 @@ def keep_switches(tokenizer: "PreTrainedTokenizerBase", enable_thinking: bool) -
     for name in _SWITCHES:
         if re.search(rf"\b{name}\b", template):
             given = f"{{% if {name} is not defined %}}{{% set {name} = {str(enable_thinking).lower()} %}}{{% endif %}}"
-            template = template if template.startswith(given) else given + template
+            template = template if given in template else given + template
     _set_template(tokenizer, template)
 
 
