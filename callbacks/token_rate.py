@@ -70,15 +70,12 @@ class TokenRate(L.Callback):
         """Start the clocks: within an epoch that goes on, nothing else says that it begins."""
         if trainer.global_rank or not self._goes_on:  # the first rank has what all of them had
             self._forget()
+        self._goes_on = False
         self._keep()
         self._start(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clocks, and the sums of another epoch."""
-        if not self._goes_on or self._number != trainer.current_epoch:
-            self._forget()
-        self._number, self._goes_on = trainer.current_epoch, False
-        self._keep()
+        """Start the clocks."""
         self._start(trainer)
 
     def _forget(self) -> None:
@@ -95,7 +92,7 @@ class TokenRate(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Book the time since the last batch ended as waiting for data."""
+        """Book the time since the last batch ended as waiting for data, and begin the sums of another epoch."""
         if self._number != trainer.current_epoch:  # a run that goes on behind the end of one has no start of the next
             self._number = trainer.current_epoch
             self._forget()
