@@ -4,7 +4,9 @@ from collections import Counter
 from typing import Any
 
 import lightning as L
+import torch.distributed as dist
 
+from fastslm.callbacks._findings import Findings
 from fastslm.errors import DataError
 from fastslm.path.batch import Batch
 from fastslm.training.data_source import source_of
@@ -22,15 +24,30 @@ class DataHealth(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._seen = 0
-        self._broken: Counter[tuple[str, str]] = Counter()
-        self._examples: dict[tuple[str, str], str] = {}
-        self._doubts: Counter[str] = Counter()
-        self._first_doubts: dict[str, str] = {}
-        self._spelt: Counter[str] = Counter()
-        self._spelling, self._first_spelling = 0, ""  # samples that spell some, and the key of the first
-        self._unknown: Counter[str] = Counter()  # of characters: samples
-        self._unreadable, self._first_unreadable = 0, ""
+        self._found = Findings()  # up to the last whole step, where a run goes on
+        self._since = Findings()
+        self._goes_on = False
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting from a checkpoint."""
+        self._found, self._goes_on = Findings.of_state(state_dict), True
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what all ranks have found; Lightning has gathered the states of the callbacks already."""
+        of_ranks: list[Any] = [self._found]
+        if trainer.world_size > 1:
+            of_ranks = [None] * trainer.world_size
+            dist.all_gather_object(of_ranks, self._found)
+        found = Findings()
+        for part in of_ranks:
+            found.add(part)
+        checkpoint.setdefault("callbacks", {})[self.state_key] = found.state()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave what a checkpoint says to the first rank: it is what all of them had found."""
+        if trainer.global_rank and self._goes_on:
+            self._found = Findings()
+        self._goes_on = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show what the index left out."""
@@ -70,7 +87,13 @@ class DataHealth(L.Callback):
         """Count, and stop when too much is broken."""
         self._count(trainer, batch)
         # Each rank counts what it reads, and only the first one has a logger.
-        pl_module.log("data/broken", float(self._broken.total()), batch_size=1, sync_dist=True, reduce_fx="sum")
+        pl_module.log(
+            "data/broken",
+            float(self._found.broken.total() + self._since.broken.total()),
+            batch_size=1,
+            sync_dist=True,
+            reduce_fx="sum",
+        )
 
     def on_validation_batch_end(
         self,
@@ -93,37 +116,20 @@ class DataHealth(L.Callback):
         self.on_validation_batch_end(*arguments, **named)
 
     def _count(self, trainer: L.Trainer, batch: Batch) -> None:
-        self._seen += sum(weight > 0 for weight in batch.weights) + len(batch.broken)
-        for key, dialogue in zip(batch.keys, batch.dialogues, strict=True):
-            if dialogue.spelt:
-                self._spelling += 1
-                self._spelt.update(set(dialogue.spelt))
-                self._first_spelling = self._first_spelling or key
-            if dialogue.unknown:
-                self._unreadable += 1
-                self._unknown.update(set(dialogue.unknown))
-                self._first_unreadable = self._first_unreadable or key
-        for item in batch.doubtful:
-            self._doubts[item["reason"]] += 1
-            first = f"{item['shard']}, sample {item['key']!r}: {item['detail']}"
-            self._first_doubts.setdefault(item["reason"], first)
-        for item in batch.broken:
-            place = (item["shard"], item["reason"])
-            self._broken[place] += 1
-            self._examples.setdefault(place, f"sample {item['key']!r}: {item['detail']}")
+        self._since.add(Findings.of(batch))
         source = source_of(trainer)
         limit = source.max_broken_share if source is not None else 1.0
-        if self._seen >= _MIN_SEEN and self._broken.total() > limit * self._seen:
+        seen = self._found.seen + self._since.seen
+        broken = self._found.broken.total() + self._since.broken.total()
+        is_too_much = seen >= _MIN_SEEN and broken > limit * seen
+        if is_too_much or batch.step is None or batch.step.place == batch.step.num_micro_batches - 1:
+            self._found.add(self._since)
+            self._since = Findings()
+        if is_too_much:
             raise DataError(
-                f"{self._broken.total()} of {self._seen} samples read are broken, more than data.max_broken_share"
-                f" {limit:g} allows. {self._table()}"
+                f"{broken} of {seen} samples read are broken, more than data.max_broken_share {limit:g} allows."
+                f" {self._found.broken_table()}"
             )
-
-    def _table(self) -> str:
-        return "; ".join(
-            f"{count} x {reason} in {shard} (first: {self._examples[shard, reason]})"
-            for (shard, reason), count in self._broken.most_common(10)
-        )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show what broke so far."""
@@ -143,24 +149,5 @@ class DataHealth(L.Callback):
         self._show_broken(trainer)
 
     def _show_broken(self, trainer: L.Trainer) -> None:
-        if self._broken:
-            print(f"rank {trainer.global_rank}: {self._broken.total()} of {self._seen} samples broken: {self._table()}")
-        for reason, count in self._doubts.most_common():
-            print(
-                f"rank {trainer.global_rank}: {count} of {self._seen} samples are to be looked at: {reason} (first:"
-                f" {self._first_doubts[reason]})"
-            )
-        if self._spelling:
-            tokens = ", ".join(f"{count} x {token}" for token, count in self._spelt.most_common(5))
-            print(
-                f"rank {trainer.global_rank}: {self._spelling} of {self._seen} samples spell out control tokens, which"
-                f" are read as text: {tokens} (first: sample {self._first_spelling!r})"
-            )
-        if self._unreadable:
-            most = ", ".join(f"{count} x {piece!r}" for piece, count in self._unknown.most_common(10))
-            more = f" and {len(self._unknown) - 10} others" if len(self._unknown) > 10 else ""
-            print(
-                f"rank {trainer.global_rank}: in {self._unreadable} of {self._seen} samples or their prompts the"
-                f" tokenizer does not know these characters: {most}{more}; they are all read as its unk_token (first:"
-                f" sample {self._first_unreadable!r})"
-            )
+        for line in self._found.lines():
+            print(f"rank {trainer.global_rank}: {line}")

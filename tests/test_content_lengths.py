@@ -9,6 +9,7 @@ import torch
 
 from fastslm.errors import ConfigError
 from fastslm.inference.model import Model
+from fastslm.modules.abstractors.avg_pool import AvgPool
 from fastslm.modules.abstractors.base import ContentAbstractor
 from fastslm.path.batch import Batch, Sample
 from fastslm.path.prompt import messages_of
@@ -121,6 +122,21 @@ def test_more_tokens_than_it_said_are_refused_in_one_sentence(make_module, drop_
     module.configure_model()
     with pytest.raises(ConfigError, match=r"TooMany gave \d tokens for a window for which its out_lengths allows \d"):
         module.path.listen(batch_of(module.path, half_silent(2.0)))
+
+
+def test_a_rest_with_other_counts_than_were_promised_is_refused_where_nothing_has_to_be_fast(make_module):
+    class RoundsDown(AvgPool):
+        def forward(self, frames, num_frames):
+            tokens = super().forward(frames, num_frames)
+            return tokens._replace(counts=num_frames * self.budget.tokens_per_window // self.budget.frames_per_window)
+
+    module = make_module(abstractor=RoundsDown)
+    module.configure_model()
+    full, with_rest = half_silent(2.0), half_silent(2.9)
+    with torch.no_grad():
+        module.path.listen(batch_of(module.path, full))
+        with pytest.raises(ConfigError, match="RoundsDown gave 1 tokens for a window for which its out_lengths says 2"):
+            module.path.listen(batch_of(module.path, full, with_rest))
 
 
 def test_a_recording_of_which_nothing_is_kept_still_has_a_loss(make_module):

@@ -155,16 +155,24 @@ class Listener:
         return Speech(tokens, counts, self.rows(windows, counts))
 
     def _counts(self, num_frames: Tensor, groups: Sequence[Tokens]) -> Int64Array:
-        """Return the tokens of each window; known beforehand unless they follow what the frames hold."""
+        """Return the tokens of each window; known beforehand unless they follow what the frames hold.
+
+        Raises:
+            ConfigError: the compressor gave others than its ``out_lengths`` promises. A training step does not wait
+                for the device to tell; validation does, and all use.
+        """
         bounds = self.abstractor.out_lengths(num_frames)
-        if not self.abstractor.lengths_follow_content:
+        follow_content = self.abstractor.lengths_follow_content
+        if not follow_content and torch.is_grad_enabled():
             return bounds.numpy()
         counts = torch.cat([group.counts for group in groups])[: len(bounds)].cpu()
-        if bool(((counts > bounds) | (counts < 0)).any()):
-            worst = int((counts - bounds).argmax())
+        wrong = (counts > bounds) | (counts < 0) if follow_content else counts != bounds
+        if bool(wrong.any()):
+            worst = int((counts - bounds).abs().mul(wrong).argmax())
+            says, rule = ("allows", "the most that") if follow_content else ("says", "what")
             raise ConfigError(
                 f"model.abstractor: {type(self.abstractor).__name__} gave {int(counts[worst])} tokens for a window for"
-                f" which its out_lengths allows {int(bounds[worst])}. out_lengths must be the most that forward gives."
+                f" which its out_lengths {says} {int(bounds[worst])}. out_lengths must be {rule} forward gives."
             )
         return counts.numpy()
 

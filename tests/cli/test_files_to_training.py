@@ -119,7 +119,7 @@ def test_a_shard_that_breaks_while_the_run_goes_on_is_counted_and_logged(built, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
-def test_what_breaks_on_any_rank_is_logged(fastslm, run_config, tmp_path, devices):
+def test_what_breaks_on_any_rank_is_logged_and_counted_on_where_a_run_goes_on(fastslm, run_config, tmp_path, devices):
     for shard in (tmp_path / "data").glob("train-*.tar"):  # four shards of three samples, one of each without its end
         data = bytearray(shard.read_bytes())
         with tarfile.open(shard) as tar:
@@ -128,13 +128,13 @@ def test_what_breaks_on_any_rank_is_logged(fastslm, run_config, tmp_path, device
         data[begin:end] = bytes(end - begin)
         shard.write_bytes(data)
     flags = ["--trainer.devices", str(devices), "--data.max_broken_share", "0.9"]
-    steps = str(6 // devices)  # one epoch
-    done = fastslm(
-        "fit", "--config", str(run_config), "--trainer.max_steps", steps, "--trainer.val_check_interval", steps, *flags
-    )
+    epoch = 6 // devices  # steps
+    fit = ["fit", "--config", str(run_config), "--trainer.val_check_interval", str(epoch), *flags]
+    fastslm(*fit, "--trainer.max_steps", str(epoch - 1))
+    done = fastslm(*fit, "--trainer.max_steps", str(epoch), "--ckpt_path", "last")
     counts = [float(row["data/broken"]) for row in metrics(tmp_path / "run") if row.get("data/broken")]
     assert counts == sorted(counts)
     assert counts[-1] == 4
     told = re.findall(r"rank \d: (\d+) of \d+ samples broken", done.stdout)
-    assert len(told) == devices
+    assert 1 <= len(told) <= devices
     assert sum(map(int, told)) == 4
