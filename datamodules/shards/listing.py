@@ -11,7 +11,7 @@ from unicodedata import category
 from fastslm.errors import DataError
 
 from ..reading.tar import readable
-from .utterance import MISSING, Audio, Noted, Refused, Utterance, answer_field, check_fields
+from .utterance import MISSING, Audio, Noted, Refused, Utterance, answer_field, check_fields, real_path
 
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
 _HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
@@ -115,7 +115,14 @@ def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOp
         listing.num_without_speaker += item.speaker is None
         if options.dev_share:
             voices.add(voice_of(item), item.group if options.joins == "chapter" else None)
-    stretches.mark(audio for item in listing.utterances for audio in item.audio)
+    usable = []
+    for item in listing.utterances:
+        try:
+            stretches.mark(item.audio)
+            usable.append(item)
+        except DataError as error:
+            listing.refused.append(Refused.of(item, error))
+    listing.utterances = usable
     listing.fingerprint = digest.hexdigest()[:16]
     if options.dev_share:
         listing.dev_voices = voices.dev(options.dev_share, options.seed)
@@ -138,7 +145,9 @@ def voice_of(utterance: Utterance) -> str:
     if utterance.group is not None:
         return f"group {utterance.group}"
     audio = utterance.audio[0] if utterance.audio else None
-    return f"utterance {utterance.key}" if audio is None or audio.region or audio.cell else f"file {audio.path}"
+    if audio is None or audio.region or audio.cell:
+        return f"utterance {utterance.key}"
+    return f"file {real_path(audio.path)}"
 
 
 def _with_unique_keys(
@@ -198,7 +207,7 @@ def _said_otherwise(item: Utterance, texts: dict[int, tuple[int, str]]) -> Itera
         return
     asked = [item.fields.get(name) for name in ("task", "question", "target_language")]
     words = "".join(c for c in str(item.fields.get(answer_field(item.fields) or "")).casefold() if c.isalnum())
-    audio = [(a.path, a.start_seconds, a.seconds, a.channel, a.region, a.cell) for a in item.audio]
+    audio = [(*a.recording, a.start_seconds, a.seconds, a.channel) for a in item.audio]
     before, where = texts.setdefault(hash(repr((asked, audio))), (hash(words), item.where))
     if before != hash(words):
         yield Noted(
@@ -249,21 +258,37 @@ class _Units:
 
 
 class _Stretches:
-    """Finds recordings that several stretches are cut out of."""
+    """Finds recordings that several stretches are cut out of, and where the last of them begins."""
 
     def __init__(self) -> None:
         self._first: dict[int, tuple[float, float | None]] = {}
         self._shared: set[int] = set()
+        self._last: dict[int, float] = {}  # by recording and channel
 
     def add(self, audio: Audio) -> None:
         if audio.start_seconds is not None:
             place, stretch = hash(audio.recording), (audio.start_seconds, audio.seconds)
             if self._first.setdefault(place, stretch) != stretch:
                 self._shared.add(place)
+            of_channel = hash((audio.recording, audio.channel))
+            self._last[of_channel] = max(audio.start_seconds, self._last.get(of_channel, 0.0))
 
     def mark(self, audios: Iterable[Audio]) -> None:
+        """Mark what is shared.
+
+        Raises:
+            DataError: a stretch without an end holds the begin of another.
+        """
         for audio in audios:
+            if audio.start_seconds is None:
+                continue
             audio.is_shared = hash(audio.recording) in self._shared
+            last = self._last[hash((audio.recording, audio.channel))]
+            if audio.seconds is None and last > audio.start_seconds:
+                raise DataError(
+                    f"stretch without an end: it begins at {audio.start_seconds:g} s of {audio.path}, and to the end of"
+                    f" that others begin, the last at {last:g} s; give ends or durations"
+                )
 
 
 class _Voices:

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from fastslm.contracts import Task
@@ -57,8 +58,8 @@ class Audio:
 
     @property
     def recording(self) -> tuple[object, ...]:
-        """What tells its recording apart from others."""
-        return self.path, self.region, self.cell
+        """What tells its recording apart from others, however its path is spelt."""
+        return real_path(self.path), self.region, self.cell
 
     def is_cut_already(self, total_seconds: float) -> bool:
         """Say whether a recording of ``total_seconds`` is the stretch alone, and its times are of where it was cut."""
@@ -96,13 +97,36 @@ class Audio:
             raise DataError(f"{what}: {begin:g} to {end:g} s of a recording of {total_seconds:.2f} s{hint}")
         if self.start_seconds is not None:
             return begin, min(end, total_seconds)
-        stated = [end] if self.stated is None else [self.stated / unit for unit in _UNITS_PER_SECOND]
-        if not any(abs(seconds - total_seconds) <= LONGER_SECONDS for seconds in stated):
+        if not self._fits(total_seconds):
             raise DataError(
                 f"other length than stated: the source says {self.stated or end:g}, and the file has"
                 f" {total_seconds:.2f} s, so that the text may be of another stretch; to take one, state its offset"
             )
         return 0.0, total_seconds
+
+    def _fits(self, total_seconds: float) -> bool:
+        """Say whether a whole file of ``total_seconds`` is as long as its source says."""
+        if self.stated is None:
+            return self.seconds is None or abs(self.seconds - total_seconds) <= LONGER_SECONDS
+        shorter = LONGER_SECONDS if self.stated == int(self.stated) else TOLERANCE_SECONDS  # whole seconds, rounded up
+        if -shorter <= total_seconds - self.stated <= LONGER_SECONDS:
+            return True
+        return any(
+            abs(self.stated / unit - total_seconds) <= min(TOLERANCE_SECONDS, total_seconds / 2)
+            for unit in _UNITS_PER_SECOND
+        )
+
+
+def real_path(path: str) -> str:
+    """Return the one path of a file that may be spelt in several ways, or be a link; that of another host as it is."""
+    folder, name = os.path.split(path)
+    full = os.path.join(_real_folder(folder), name)
+    return os.path.realpath(full) if name in ("", ".", "..") or os.path.islink(full) else full
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)
 
 
 @dataclass(slots=True)
@@ -127,9 +151,9 @@ class Utterance:
 
     @property
     def speaker(self) -> str | None:
-        """Who speaks, as text; a number is the same with and without a fraction, as tables with gaps write it."""
+        """Who speaks, as text with composed letters (NFC); a number is the same with and without a fraction."""
         speaker = self.fields.get("speaker")
-        name = "" if speaker is None else str(speaker).strip()
+        name = "" if speaker is None else unicodedata.normalize("NFC", str(speaker)).strip()
         return None if name in ("", *MISSING) else re.sub(r"^(-?\d+)\.0$", r"\1", name)
 
     @property

@@ -16,8 +16,10 @@ Blocks: TypeAlias = Iterator[tuple[int, npt.NDArray[Any]]]
 
 MIN_RATE_HZ = 1000
 MAX_RATE_HZ = 768_000
+_FAR_LESS = 0.25
+_LEAST_ENERGY = 1e-10  # of a sample that is no rounding: below one step of 16 bits squared
 _LARGEST = 16.0  # of floats; mixes go above 1 by a little, and integers that were only cast by thousands
-_KEPT_ENERGY = 0.01  # of the channels' mean; where a mix keeps less, they are of opposite phase
+_KEPT_ENERGY = 0.5  # of what a mix of unrelated channels has; where it keeps less, they are of opposite phase
 
 
 def resampled(blocks: Blocks, channel: int | None = None, remarks: list[str] | None = None) -> Iterator[Int16Array]:
@@ -45,7 +47,7 @@ def resampled(blocks: Blocks, channel: int | None = None, remarks: list[str] | N
         cancelled += resampler.cancelled_seconds
     if cancelled and remarks is not None:
         remarks.append(
-            f"channels of opposite phase: a mix would be silent in {cancelled:.2f} s; the louder one is taken there"
+            f"channels of opposite phase: they cancel each other out in {cancelled:.2f} s; one of them is taken there"
         )
 
 
@@ -57,12 +59,13 @@ class Resampler:
         channel: the one that is wanted, from 0; None mixes all.
 
     Attributes:
-        cancelled_seconds: where channels would have cancelled each other out, and the louder one was taken.
+        cancelled_seconds: where channels would have cancelled each other out, and one of them was taken.
     """
 
     def __init__(self, rate_hz: int, channel: int | None = None) -> None:
         check_rate(rate_hz)
         self._rate_hz, self._channel, self.cancelled_seconds = rate_hz, channel, 0.0
+        self._taken: int | None = None
         self._stream = None if rate_hz == SAMPLE_RATE_HZ else soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, "float32")
 
     def push(self, block: npt.NDArray[Any]) -> Int16Array:
@@ -92,13 +95,22 @@ class Resampler:
         return _to_int16(mono if self._stream is None else self._stream.resample_chunk(mono))
 
     def _mixed(self, block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the mean of the channels, and the louder one in seconds in which they cancel each other out."""
+        """Return the mean of the channels, and one alone in seconds in which they cancel each other out.
+
+        It is the loudest, or the one of the second before where no other is by far louder: its phase would turn.
+        There the mix has less than half of the energy of one of unrelated channels: a correlation of two below -0.5, as
+        of a speaker of opposite phase above the noise of each channel. A constant offset counts as no sound.
+        """
         mono: npt.NDArray[np.float32] = block.mean(axis=1, dtype=np.float32)
         for begin in range(0, len(block), self._rate_hz):
             stretch, mix = block[begin : begin + self._rate_hz], mono[begin : begin + self._rate_hz]
-            energies = np.einsum("nc,nc->c", stretch, stretch, dtype=np.float64)
-            if np.dot(mix, mix) < _KEPT_ENERGY * energies.mean():
-                mix[:] = stretch[:, energies.argmax()]
+            offsets = stretch.mean(axis=0, dtype=np.float64)
+            energies = np.einsum("nc,nc->c", stretch, stretch, dtype=np.float64) - len(stretch) * offsets**2
+            mixed = np.dot(mix, mix) - len(mix) * offsets.mean() ** 2
+            if mixed < _KEPT_ENERGY * energies.mean() / len(energies) and energies.max() > _LEAST_ENERGY * len(mix):
+                if self._taken is None or energies[self._taken] < _FAR_LESS * energies.max():
+                    self._taken = int(energies.argmax())
+                mix[:] = stretch[:, self._taken]
                 self.cancelled_seconds += len(mix) / self._rate_hz
         return mono
 

@@ -560,6 +560,23 @@ def test_channels_of_opposite_phase_are_not_mixed_to_silence(rate, others):
     np.testing.assert_allclose(decode(io.BytesIO(data)), decode(io.BytesIO(encode(samples, rate=rate))), atol=2)
 
 
+@pytest.mark.parametrize("noise", [0.03, 0.2], ids=["30 dB", "14 dB"])
+@pytest.mark.parametrize("in_both", [False, True], ids=["noise of each channel", "the same noise"])
+def test_a_voice_of_opposite_phase_outlives_noise_and_keeps_its_phase(noise, in_both):
+    draws = np.random.default_rng(0)
+    voice = tone(4, 300) * (1 + 0.3 * np.sin(np.arange(4 * RATE) / 5000))
+    left, right = (noise * np.std(voice) * draws.standard_normal(len(voice)) for _ in "lr")
+    data = encode(0.5 * np.stack([voice + left, (left if in_both else right) - voice], 1))
+    (remark,) = remarks_at_decoding(data)
+    assert remark == "channels of opposite phase: they cancel each other out in 4.00 s; one of them is taken there"
+    assert abs(np.corrcoef(decode(io.BytesIO(data)), voice)[0, 1]) > 0.95
+
+
+def test_a_constant_offset_is_no_channel_of_opposite_phase():
+    noise = 1e-3 * np.random.default_rng(0).standard_normal((RATE, 2))
+    assert not remarks_at_decoding(encode(noise + np.array([0.1, -0.1])))
+
+
 @pytest.mark.parametrize("others", [[1.0], [0.0], [0.5, 0.0, -0.2]])
 def test_other_channels_are_mixed_evenly_without_a_remark(others):
     samples = tone(3)

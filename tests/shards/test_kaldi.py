@@ -1,5 +1,7 @@
 """Kaldi data folders to shards."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -74,3 +76,12 @@ def test_utterances_that_do_not_fit_together_are_counted(build, save, data, reas
     )
     assert list(build(folder, "--max-broken-share", 0.9)) == ["u1"]
     assert reasons() == {"unreadable line": 1, "missing audio": 2, "offset past the end": 1, "empty text": 1}
+
+
+def test_recordings_that_no_segment_names_are_counted(build, save, data, tmp_path):
+    recordings = [f"r{i} {save(f'r{i}.wav')}" for i in range(3)]
+    folder = data(wav_scp=[*recordings, "r3 /gone.wav"], segments=["u r1 0 1"], text=["u fine"])
+    assert list(build(folder)) == ["u"]
+    (note,) = map(json.loads, (tmp_path / "out/notes.jsonl").read_text().splitlines())
+    assert note["reason"] == "recordings left out"
+    assert note["detail"] == "3 that no line of segments names: r0, r2, r3"

@@ -1,6 +1,7 @@
 """CSV and TSV tables to shards."""
 
 import csv
+import json
 
 import pytest
 
@@ -63,3 +64,25 @@ def test_a_transcript_that_spells_a_mark_is_a_sample_like_any_other(build, save,
     (tmp_path / "t.csv").write_text("path,text\na.wav,he said <|AUDIO|>\nb.wav,<|im_end|> and </s>\n")
     samples = build(tmp_path / "t.csv")
     assert [s.fields["text"] for s in samples.values()] == ["he said <|AUDIO|>", "<|im_end|> and </s>"]
+
+
+@pytest.mark.parametrize("columns", ["path\tsentence", "sentence\tpath"])
+def test_a_line_break_in_a_cell_of_a_tsv_is_part_of_its_text(build, save, tmp_path, columns):
+    save("a.wav")
+    save("b.wav")
+    with (tmp_path / "t.tsv").open("w", newline="") as file:  # as pandas writes it, too
+        writer = csv.DictWriter(file, columns.split("\t"), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([{"path": "a.wav", "sentence": 'one\n"two" three'}, {"path": "b.wav", "sentence": "plain"}])
+    texts = {key: sample.fields["text"] for key, sample in build(tmp_path / "t.tsv").items()}
+    assert texts == {"a": 'one\n"two" three', "b": "plain"}
+
+
+def test_a_quotation_mark_that_a_tsv_does_not_close_is_noted_and_takes_no_other_row(build, save, tmp_path):
+    save("a.wav")
+    save("b.wav")
+    (tmp_path / "t.tsv").write_text('path\tsentence\na.wav\t"Who is it\nb.wav\t"I am," he said\n')
+    texts = {key: sample.fields["text"] for key, sample in build(tmp_path / "t.tsv").items()}
+    assert texts == {"a": '"Who is it', "b": '"I am," he said'}
+    (note,) = map(json.loads, (tmp_path / "out/notes.jsonl").read_text().splitlines())
+    assert note["reason"] == "open quotation mark"

@@ -332,3 +332,66 @@ def test_the_times_of_a_sample_in_a_tar_are_compared_with_its_length(
     assert list(samples) == (["b"] if refused else ["a", "b"])
     assert reasons() == ({said: 1} if refused else {})
     assert notes() == ([said] if said and not refused else [])
+
+
+@pytest.mark.parametrize(("channels", "kept"), [("AAA", ["u2"]), ("ABA", ["u1", "u2"])])
+def test_a_stretch_without_an_end_is_refused_where_another_begins_in_it(build, call, tmp_path, reasons, channels, kept):
+    segments = [f"u{i} r {0.5 * i} -1 {channel}" for i, channel in enumerate(channels)]
+    data = kaldi(tmp_path / "data", wav=[f"r {call}"], text=[f"u{i} word" for i in range(3)], segments=segments)
+    assert list(build(data, "--max-broken-share", 1)) == kept
+    assert reasons() == {"stretch without an end": 3 - len(kept)}
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "m.csv"])
+def test_rows_that_say_when_they_begin_and_not_when_they_end_are_refused_but_the_last(
+    build, call, json_lines, tmp_path, reasons, name
+):
+    rows = [{"audio_filepath": str(call), "text": f"word {i}", "start": 0.5 * i} for i in range(3)]
+    if name == "m.csv":
+        lines = [f"{call},word {i},{0.5 * i}" for i in range(3)]
+        (tmp_path / name).write_text("\n".join(["path,text,start", *lines, ""]))
+    else:
+        json_lines(tmp_path / name, rows)
+    built = build(tmp_path / name, "--max-broken-share", 1)
+    assert [sample.fields["text"] for sample in built.values()] == ["word 2"]
+    assert reasons() == {"stretch without an end": 2}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stated", "is_taken"),
+    [
+        (0.8, 30.0, False),
+        (0.8, 1.7, False),
+        (0.8, 800, True),
+        (0.8, 12_800, True),
+        (1.5, 2, True),
+        (1.5, 2.4, False),
+        (2.0, 1.2, True),
+    ],
+)
+def test_a_length_of_unknown_unit_holds_a_short_recording_to_itself(build, save, tmp_path, seconds, stated, is_taken):
+    save("a.wav", seconds)
+    (tmp_path / "t.csv").write_text(f"path,text,duration\na.wav,hello,{stated}\n")
+    assert len(build(tmp_path / "t.csv", status=0 if is_taken else 2)) == is_taken
+
+
+@pytest.mark.parametrize("what", ["path", "link", "speaker"])
+def test_one_voice_is_in_one_split_however_it_is_spelt(build, save, json_lines, tmp_path, samples_of, what):
+    audio = save("long.wav", 6.0)
+    (tmp_path / "link.wav").symlink_to(audio)
+    spelt = {
+        "path": (f"{tmp_path}/long.wav", f"{tmp_path}/../{tmp_path.name}/./long.wav"),
+        "link": (f"{tmp_path}/long.wav", f"{tmp_path}/link.wav"),
+        "speaker": ("Jos\u00e9", "Jose\u0301"),
+    }[what]
+    rows = [
+        {"audio_filepath": str(save(f"{i}.wav")), "text": "a", "speaker": spelt[i % 2]}
+        if what == "speaker"
+        else {"audio_filepath": spelt[i % 2], "text": f"a {i}", "offset": i, "duration": 1.0}
+        for i in range(6)
+    ]
+    others = [{"audio_filepath": str(save(f"other{i}.wav")), "text": "b", "speaker": f"s{i}"} for i in range(6)]
+    build(json_lines(tmp_path / "m.jsonl", rows + others), "--dev-share", 0.4)
+    splits = (samples_of(tmp_path / "out", f"{name}-*.tar") for name in ("train", "dev"))
+    found = [sum(sample.fields["text"].startswith("a") for sample in split.values()) for split in splits]
+    assert sorted(found) == [0, 6]

@@ -31,19 +31,21 @@ def read_rows(lines: Iterable[tuple[int, str]], delimiter: str, width: int, audi
 
     Args:
         lines: number and text of each.
-        delimiter: between fields. Tabs never stand inside a field, and Common Voice does not close its quotes.
+        delimiter: between fields. Beside tabs a quotation mark counts at the begin of a field alone, for Common Voice
+            does not close its own.
         width: columns.
         audio: the column of audio paths: a line that names an audio file there is a row of its own.
     """
     source, waiting = iter(lines), deque[tuple[int, str]]()
     while (first := waiting.popleft() if waiting else next(source, None)) is not None:
         number, line = first
+        cells, taken = line.split(delimiter), [line]
         if delimiter == "\t":
-            yield Row(number, [_unquoted(cell) for cell in line.split("\t")])
-            continue
-        values, taken = _parsed(line, delimiter), [line]
-        cells = line.split(delimiter)
-        is_open = values is None and line.count('"') % 2 == 1
+            is_open = any(cell.startswith('"') and cell.count('"') % 2 for cell in cells)
+            values = None if is_open else [_unquoted(cell) for cell in cells]
+        else:
+            values = _parsed(line, delimiter)
+            is_open = values is None and line.count('"') % 2 == 1
         while is_open and len(taken) < _MOST_LINES:
             if len(waiting) < len(taken) and (more := next(source, None)) is not None:
                 waiting.append(more)

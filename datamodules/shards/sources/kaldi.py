@@ -33,14 +33,15 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         raise DataError(f"{path}: the Kaldi folder has no file 'text'.")
     channels = _channels(os.path.join(path, "reco2file_and_channel"))
     spans = _Table(os.path.join(path, "segments"))
-    described = set()
+    described, used = set(), set()
     for where, key, recording, start, end, channel in _spans(path, recordings):
         again = key in described
         described.add(key)
+        used.add(recording)
         differing = spans.differing.get(key) or recordings.differing.get(recording)
         differing = differing or next((d for t in tables if (d := t.differing.get(key))), None)
         fields = {"text": texts.get(key, ""), "speaker": speakers.get(key), "language": languages.get(key)}
-        fields["gender"] = genders.get(fields["speaker"] or "")
+        fields["gender"] = genders.get(composed(fields["speaker"] or ""))
         fields["recording"] = recording if start is not None else None
         fields = {name: value for name, value in fields.items() if value is not None}
         if isinstance(start, DataError):
@@ -62,6 +63,9 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             yield Utterance(key, [audio], fields, where, recording if start is not None else None)
     for table in (recordings, *tables):
         yield from (Noted(where, key, "line stands twice", "the same as before") for where, key in table.repeated)
+    if others := [key for key in recordings if key not in used]:
+        detail = f"{len(others)} that no line of segments names: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"
+        yield Noted(f"{path}/wav.scp", "?", "recordings left out", detail)
     for key in texts:
         if key not in described:
             yield Refused(f"{path}/text", key, "missing audio", "neither segments nor wav.scp knows the utterance")
