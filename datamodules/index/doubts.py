@@ -68,15 +68,20 @@ def audio_doubts(recordings: Sequence[npt.NDArray[np.int16]]) -> Iterator[str]:
             yield "silent audio: all of its samples are 0"
 
 
-def identities_of(rows: ShardRows) -> npt.NDArray[np.uint64]:
-    """Return 64 bits of the content of each sample: of its recordings for a transcript, of its JSON too for others."""
+def identities_of(rows: ShardRows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Return 64 bits of the content of each sample, and 64 bits of its recordings as they are encoded.
+
+    A transcript is its recordings; other tasks may ask several things of one recording, so that their JSON counts.
+    What has no recording is its JSON in both.
+    """
     audio = rows["audio_size"].astype(np.uint64) << np.uint64(32) | rows["audio_crc32"].astype(np.uint64)
     text = rows["json_size"].astype(np.uint64) << np.uint64(32) | rows["json_crc32"].astype(np.uint64)
     sums = np.bitwise_xor.accumulate(np.concatenate([np.zeros(1, np.uint64), audio]))
     ends = rows["recording_end"]
     spoken = sums[ends] ^ sums[np.concatenate([np.zeros(1, np.int64), ends[:-1]])] if len(rows) else sums[:0]
     of_audio = np.array([task in _transcripts() for task in rows.labels("task")], bool) & (spoken != 0)
-    return np.where(of_audio, spoken, spoken * np.uint64(0x9E3779B97F4A7C15) ^ text)
+    whole = spoken * np.uint64(0x9E3779B97F4A7C15) ^ text
+    return np.where(of_audio, spoken, whole), np.where(spoken != 0, spoken, whole)
 
 
 def doubtful(rows: ShardRows) -> list[dict[str, str]]:

@@ -125,10 +125,13 @@ class Entries:
             span = (float(p.begin_seconds[chunk]), float(p.end_seconds[chunk]))
         return Entry(self.shard_of(index), self.key(index), (offset, size, crc32), regions, num_samples, segments, span)
 
-    @property
-    def identities(self) -> npt.NDArray[np.uint64]:
-        """What tells the samples behind the entries apart by their content, ``[n]``; see ``index.doubts``."""
-        return self.columns["identity"][self.sample]
+    def firsts(self) -> npt.NDArray[np.int64]:
+        """Return the first entry of each sample, of which chunks were made or not, in the order of the entries."""
+        return np.sort(np.unique(self.sample, return_index=True)[1])
+
+    def identities(self, of: Literal["identity", "audio_identity"]) -> npt.NDArray[np.uint64]:
+        """Return what tells the samples behind the entries apart by their content, ``[n]``; see ``index.doubts``."""
+        return self.columns[of][self.sample]
 
     def recording_lengths(self) -> tuple[Array, Array]:
         """Return samples at 16 kHz of all recordings of all entries, and how many recordings each entry has ``[n]``."""
@@ -242,7 +245,9 @@ def _columns(rows: Sequence[ShardRows]) -> dict[str, npt.NDArray[Any]]:
     }
     columns["shard"] = np.repeat(np.arange(len(rows), dtype=np.int32), [len(r) for r in rows])
     columns["num_samples"] = _joined([num_samples_of(r) for r in rows], np.int64)
-    columns["identity"] = _joined([identities_of(r) for r in rows], np.uint64)
+    identities = [identities_of(r) for r in rows]
+    columns["identity"] = _joined([whole for whole, _ in identities], np.uint64)
+    columns["audio_identity"] = _joined([audio for _, audio in identities], np.uint64)
     columns["key_end"] = _end_to_end([r["key_end"] for r in rows])
     columns["recording_end"] = _end_to_end([r["recording_end"] for r in rows])
     return columns

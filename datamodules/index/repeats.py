@@ -18,16 +18,17 @@ def repeated(split: str, entries: Mapping[str, Entries]) -> list[Broken]:
         entries: of all splits read so far.
     """
     mine, found = entries[split], []
-    whole = np.flatnonzero(mine.chunk < 0)
-    _, first, inverse = np.unique(mine.identities[whole], return_index=True, return_inverse=True)
-    for place in np.flatnonzero(first[inverse] != np.arange(len(whole))).tolist():
-        index, before = int(whole[place]), int(whole[first[inverse][place]])
+    own = mine.firsts()
+    _, first, inverse = np.unique(mine.identities("identity")[own], return_index=True, return_inverse=True)
+    for place in np.flatnonzero(first[inverse] != np.arange(len(own))).tolist():
+        index, before = int(own[place]), int(own[first[inverse][place]])
         detail = f"sample {mine.key(before)!r} of {mine.shard_of(before)} has the same audio"
         found.append(Broken(mine.shard_of(index), mine.key(index), REPEATED, detail))
     for name, other in entries.items():
         if split != name and "train" in (split, name):
             judged, trained = (other, mine) if split == "train" else (mine, other)
-            seen = np.isin(judged.identities, trained.identities) & (judged.chunk < 0)
+            own = judged.firsts()
+            seen = np.isin(judged.identities("audio_identity")[own], trained.identities("audio_identity"))
             what = f"trained on and in data.{name if split == 'train' else split}_shards"
-            found += [Broken(judged.shard_of(i), judged.key(i), what) for i in np.flatnonzero(seen).tolist()]
+            found += [Broken(judged.shard_of(i), judged.key(i), what) for i in own[seen].tolist()]
     return found

@@ -170,7 +170,7 @@ def _as_training_reads(work: _Work, rows: ShardRows, checked: _Checked) -> Itera
         else:
             yield Broken(work.shard, **item)
     checked.keys = [entries.key(index) for index in range(len(entries))]
-    checked.identities = entries.identities
+    checked.identities = entries.identities("identity")
     dataset = ShardDataset(entries, prompter)
     for index, key in enumerate(checked.keys if work.decode_audio else ()):
         doubts: list[str] = []

@@ -16,7 +16,7 @@ from fastslm.path.broken import Broken
 from ..index.sidecar import current_rows
 from ..reading.audio import open_region
 from ..reading.store import TarState, tar_state
-from ..reading.tar import read_groups
+from ..reading.tar import read_groups, split_dotted
 from .build import ShardSize, divide
 from .opening import SourceChangedError
 from .paths import shard_paths
@@ -87,6 +87,8 @@ def run(options: argparse.Namespace) -> int:
     read, noted = _samples(paths)
     samples = _ordered(read, options.order, options.seed)
     chunks = divide(samples, [sample.num_bytes for sample in samples], size)
+    for chunk in chunks:
+        _check_apart(chunk)
     work = [
         _Work(options.out / f"{name}-{i:06d}.tar", chunk, options.tokenizer, states) for i, chunk in enumerate(chunks)
     ]
@@ -158,6 +160,31 @@ def _ordered(samples: list[_Sample], order: str, seed: int) -> list[_Sample]:
         seconds = _seconds_by_key(list(dict.fromkeys(sample.shard for sample in samples)))
         return sorted(samples, key=lambda s: (seconds.get(s.key, 0.0), s.key))
     return samples
+
+
+def _check_apart(samples: Sequence[_Sample]) -> None:
+    """Raise where samples of one tar would be read as one, for their names share what is before the first dot.
+
+    Raises:
+        DataError: so it is; each alone in its old shard they were told apart.
+    """
+    sharing: dict[str, list[_Sample]] = {}
+    for sample in samples:
+        sharing.setdefault(sample.key.partition(".")[0], []).append(sample)
+    for prefix, group in sharing.items():
+        if len(group) > 1:
+            owners = {
+                f"{sample.key}.{extension}".removeprefix(f"{prefix}."): sample.key
+                for sample in group
+                for extension, _, _ in sample.members
+            }
+            parts = split_dotted(owners)
+            if len(parts) < len(group) or any(len(set(part.values())) > 1 for part in parts.values()):
+                one, other = group[:2]
+                raise DataError(
+                    f"{other.shard}: the key {other.key!r} would be read as a part of {one.key!r} ({one.shard}) in one"
+                    " tar. 'fastslm shards build --keep-audio' copies both with keys that have no dots."
+                )
 
 
 def _seconds_by_key(paths: Sequence[str]) -> dict[str, float]:

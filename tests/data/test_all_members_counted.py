@@ -246,6 +246,21 @@ def test_validation_samples_that_are_trained_on_are_counted_whatever_their_shard
     ]
 
 
+@pytest.mark.parametrize("task", ["asr", "ast"])
+def test_they_are_counted_whatever_their_task_their_other_fields_and_their_chunks(tar_of, flac, data_of, task):
+    segments = [{"start": i, "end": i + 1.0, "text": f"word {i}"} for i in range(4)]
+    fields = {"task": task, "translation": "eins", "target_language": "German", "segments": segments}
+    long, other = flac(4.0), [("b.flac", flac(0.5)), ("b.json", as_json("words"))]
+    train = tar_of(("t.flac", long), ("t.json", as_json("one", **fields, split="train")), name="train.tar")
+    dev = tar_of(("v.flac", long), ("v.json", as_json("one", **fields, split="dev")), *other, name="dev.tar")
+    limits = {"max_audio_seconds": 2.5, "long_audio": "split"} if task == "asr" else {}
+    data = data_of(train_shards=str(train), val_shards=str(dev), **limits)
+    data.setup("fit")
+    found = [item for items in data.doubtful.values() for item in items]
+    assert [item.reason for item in found] == ["trained on and in data.val_shards"]
+    assert found[0].key.partition("/")[0] == "v"
+
+
 @pytest.mark.parametrize("spelling", ["{folder}/./a.tar", "{folder}/link.tar", "{folder}/../{name}/a.tar"])
 def test_a_tar_under_two_spellings_is_refused(tar_of, flac, data_of, tmp_path, spelling):
     tar = tar_of(("a.flac", flac(0.5)), ("a.json", as_json("one")))

@@ -123,3 +123,12 @@ def test_a_target_that_links_to_itself_is_named(built, shards, tmp_path, capsys)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert shards("reshard", built, "--out", tmp_path / "loop") == 2
     assert f"cannot write {tmp_path / 'loop'}: Too many levels of symbolic links" in capsys.readouterr().err
+
+
+def test_samples_that_would_be_read_as_one_in_one_tar_are_refused(write_shard, shards, flac, tmp_path, capsys):
+    one = ("talk", {"0.flac": flac(0.5), "1.flac": flac(0.6), "json": {"text": "both"}})
+    other = ("talk.part1", {"flac": flac(0.7), "json": {"text": "another"}})
+    paths = [write_shard(tmp_path / f"in-{i}.tar", [sample]) for i, sample in enumerate((one, other))]
+    assert shards("reshard", *paths, "--out", tmp_path / "new") == 2
+    assert "in-1.tar: the key 'talk.part1' would be read as a part of 'talk'" in capsys.readouterr().err
+    assert shards("reshard", *paths, "--out", tmp_path / "apart", "--shard-size", "1samples") == 0
