@@ -15,6 +15,7 @@ from .columns import ShardRows
 #: Characters of a transcript per second that no speaker stays below over so long, or reaches.
 _FEWEST, _LONG_SECONDS, _MOST, _MOST_FREE = 0.5, 10.0, 40.0, 20
 _TOLERANCE_SECONDS = 1.0
+_DURATIONS = {"duration": 1, "duration_seconds": 1, "duration_sec": 1, "duration_s": 1, "duration_ms": 1000}
 _CLIPPED_SHARE = 0.05
 #: Reasons: what is in a tar and of no sample; and a sample whose audio is also another's.
 LEFT_OUT, REPEATED = "members left out", "same sample twice"
@@ -26,9 +27,13 @@ def doubts(fields: Mapping[str, Any], recordings: Sequence[AudioInfo]) -> Iterat
     if len(recordings) != 1:
         return
     seconds = recordings[0].num_frames / recordings[0].sample_rate_hz
-    stated = fields.get("duration")
-    if isinstance(stated, int | float) and abs(stated - seconds) > _TOLERANCE_SECONDS:
-        yield DataError(f"other length than stated: its json says {stated:g} s, the recording has {seconds:.2f} s")
+    for name, unit in _DURATIONS.items():
+        stated = _seconds(fields.get(name))
+        if isinstance(stated, float) and abs(stated / unit - seconds) > _TOLERANCE_SECONDS:
+            yield DataError(
+                f"other length than stated: its json says {stated / unit:g} s, the recording has {seconds:.2f} s"
+            )
+            break
     times = list(segment_times(fields.get("segments")))
     last = max((end for _, end in times if isinstance(end, float)), default=0.0)
     if last > seconds + _TOLERANCE_SECONDS:

@@ -122,16 +122,18 @@ def _without_tar(patterns: Sequence[str]) -> list[Broken]:
 
 def _check(work: _Work, report: Report) -> _Checked:
     checked = _Checked()
+    rows: ShardRows | None = None
     try:
         rows = read_sidecar(work.shard)
+        if rows.broken and not is_current(rows, tar_state(work.shard)):  # of the tar as it was
+            checked.notes.append(f"{work.shard} is newer than its index; refresh: fastslm shards index {work.shard}")
+            rows = None
     except FileNotFoundError:
         checked.findings.append(
             Broken(work.shard, "?", "no index", f"nothing to compare with; make it: fastslm shards index {work.shard}")
         )
-        rows = None
     except DataError as error:
         checked.findings.append(Broken(work.shard, "?", "damaged index", str(error)))
-        rows = None
     try:
         if rows is None:
             rows = scan_tar(work.shard)

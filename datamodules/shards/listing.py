@@ -11,7 +11,7 @@ from unicodedata import category
 from fastslm.errors import DataError
 
 from ..reading.tar import readable
-from .utterance import MISSING, Audio, Noted, Refused, Utterance, answer_field, check_fields, real_path
+from .utterance import NO_TEXT, Audio, Noted, Refused, Utterance, answer_field, check_fields, real_path
 
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
 _HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
@@ -219,8 +219,8 @@ def _doubts(item: Utterance) -> Iterator[Noted]:
     """Note where the words may be none."""
     answer = item.fields.get(answer_field(item.fields) or "")
     if isinstance(answer, str):
-        if answer.strip() in MISSING:
-            yield Noted(item.where, item.key, "text may be missing", f"it is {answer.strip()!r}")
+        if answer.strip().casefold() in NO_TEXT or not any(c.isalnum() for c in answer):
+            yield Noted(item.where, item.key, "text may be missing", f"it is {answer.strip()!r:.80}")
         if _CONTROL.search(answer):
             yield Noted(item.where, item.key, "control characters", f"in its text: {answer!r:.80}")
 

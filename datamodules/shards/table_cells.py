@@ -174,6 +174,9 @@ def column_names(table: Table) -> list[str]:
 def describe(table: Table) -> Described:
     """Return which columns hold audio and which hold class labels."""
     pyarrow = _pyarrow()
+    twice = next((name for name in table.schema.names if table.schema.names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"two of its columns are called {twice!r}, and one alone can be meant. Rename one")
     binary = {}
     for item in table.schema:
         if pyarrow.types.is_binary(item.type) or pyarrow.types.is_large_binary(item.type):

@@ -1,9 +1,9 @@
 """The times of a row: what columns of them are called, and the stretch of audio that they mean."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 from fastslm.errors import DataError
@@ -21,17 +21,21 @@ _SAID = "sentence|sent|subtitle|sub|turn|line|caption|cue|phrase"
 #: A name in small letters with ``_`` between its words: ``startTime`` is ``start_time``.
 _NAME = re.compile(
     rf"((segment|seg|utterance|utt|time|t|{_SAID})_)?(?P<kind>{'|'.join(sum(_KINDS.values(), ()))})(_?time)?"
-    r"(_(in_)?((?P<ms>ms|msecs?|millis|milliseconds?)|s|secs?|seconds?))?"
+    r"(_(in_)?((?P<ms>ms|msecs?|millis|milliseconds?)|s|secs?|seconds?|((hh_)?mm_)?ss(_ms|_msecs?|_mmm)?))?"
 )
-_EDGES = frozenset((*_KINDS["offset"], *_KINDS["end"], "starttime", "endtime", "from", "to"))
+_EDGES = frozenset(
+    (*_KINDS["offset"], *_KINDS["end"], "starttime", "endtime", "from", "to", "starts", "begins", "ends", "finish")
+)
+_MARKS = frozenset(("in", "out"))  # of cutting lists, where the name ends so
 #: What may stand beside these words in the name of a time in a unit, or of a thing, that is not known here.
 _BESIDE = re.compile(
-    "times?|timestamps?|interval|span|range|ts|t|s|secs?|seconds?|ms|us|ns|in|at|of|samples?|frames?|index|idx|position|pos|segment|seg"
+    "times?|timestamps?|timecode|tc|interval|span|range|ts|t|s|secs?|seconds?|hh|mm|ss|msecs?|ms|us|ns|in|at|of|samples?|frames?"
+    "|index|idx|position|pos|point|segment|seg"
     f"|utterance|utt|clip|audio|speech|word|video|chunk|{_SAID}"
 )
 _DURATIONS = ("duration", "duration_ms")
 _LATEST_SECONDS = 1e15  # any recording ends before, in whatever unit
-_MOMENTS = frozenset(("t_0", "t_1"))
+_MOMENTS = frozenset(("t_0", "t_1", "s", "e"))
 _PAIR = re.compile(r"[\[(]?\s*\d+([.,]\d+)?\s*(-+>?|\u2013|to|[,;:])\s*\d+([.,]\d+)?\s*[\])]?")
 _USUAL_DURATIONS = ("duration", "duration_seconds", "duration_sec", "duration_s", "duration_ms")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
@@ -73,22 +77,25 @@ def untaken(utterance: Utterance) -> Iterator[str]:
         like = _time_like(name)
         if not (like or isinstance(value, dict)):
             continue
-        is_edge = like == "an edge" and (_is_number(value) or _CLOCK.fullmatch(str(value)))
+        is_edge = like == "an edge" and _is_number(value)
         if is_edge or _is_pair(value):
             hint = f"where it is in seconds: --column offset={name}"
             yield f"time not taken: {name} is {value!r:.40}, and cuts no audio; {hint}"
             return
+    started = next((audio for audio in utterance.audio if audio.start_seconds is not None), None)
+    if started is not None:
+        yield f"stretch without an end: from {started.start_seconds:g} s on all of {started.path} is taken"
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def _time_like(name: str) -> Literal["", "an interval", "an edge"]:
     """Return what a column may be, by its name, if it is a time."""
-    words = set(_folded(name).split("_"))
+    words = _folded(name).split("_")
     if _folded(name) in _MOMENTS:
         return "an edge"
-    if not all(map(_BESIDE.fullmatch, words - _EDGES)):
+    if not all(map(_BESIDE.fullmatch, {*words[:-1], *({words[-1]} - _MARKS)} - _EDGES)):
         return ""
-    return "an edge" if words & _EDGES else "an interval"
+    return "an edge" if {*words} & _EDGES or words[-1] in _MARKS else "an interval"
 
 
 def _is_pair(value: Any) -> bool:
@@ -98,6 +105,8 @@ def _is_pair(value: Any) -> bool:
         return len(edges) == 2 and all(map(_is_number, edges))
     if isinstance(value, str):
         return bool(_PAIR.fullmatch(value.strip()))
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):  # as of words, and there is one
+        return _is_pair(value[0])
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
@@ -126,8 +135,7 @@ def take_times(fields: dict[str, Any]) -> tuple[float | None, float | None]:
     _take_from_and_to(fields)
     times: dict[str, float | None] = {}
     for name in TIMES[:3]:
-        seconds, thousandths = number(fields.pop(name, None), name), number(fields.pop(f"{name}_ms", None), name)
-        times[name] = seconds if thousandths is None else thousandths / 1000
+        times[name] = _seconds(fields.pop(name, None), fields.pop(f"{name}_ms", None), name)
     start, end, duration = (times[name] for name in TIMES[:3])
     if start is not None and not 0 <= start < _LATEST_SECONDS:
         raise DataError(f"unusable fields: offset {start:g} is negative, or no time in seconds")
@@ -172,13 +180,25 @@ def stated_length(times: Mapping[str, Any]) -> float | None:
 
 
 def _known_duration(times: Mapping[str, Any]) -> float | None:
-    """Return the duration, in the unit in which it stands; None where there is none above 0."""
-    stated = [number(times.get(name), name) for name in _DURATIONS]
-    return next((value for value in stated if value is not None and value > 0), None)
+    """Return the duration in seconds, or in a unit that nothing says; None where there is none above 0."""
+    stated = _seconds(times.get("duration"), times.get("duration_ms"), "duration")
+    return stated if stated is not None and stated > 0 else None
+
+
+def _seconds(seconds: Any, thousandths: Any, what: str) -> float | None:
+    """Return a time that is given in seconds, in thousandths of them, or in clock notation; None where it is not."""
+    if thousandths in (None, ""):
+        return number(seconds, what)
+    value = number(thousandths, what)
+    return value if value is None or _is_clock(thousandths) else value / 1000
+
+
+def _is_clock(value: Any) -> bool:
+    return isinstance(value, str) and _CLOCK.fullmatch(value.strip()) is not None
 
 
 def number(value: Any, what: str) -> float | None:
-    """Return a field as a finite number, None where it is absent or empty.
+    """Return a field as a finite number, clock notation (1:02:03.5) as seconds; None where it is absent or empty.
 
     Raises:
         DataError: it is no number.
@@ -186,7 +206,8 @@ def number(value: Any, what: str) -> float | None:
     if value is None or value == "":
         return None
     try:
-        result = float(value)
+        parts = value.strip().replace(",", ".").split(":") if _is_clock(value) else [value]
+        result = functools.reduce(lambda total, part: 60 * total + part, map(float, parts))
     except (TypeError, ValueError):
         raise DataError(f"unusable fields: {what} is {value!r:.40}, no number") from None
     if result != result or result in (float("inf"), float("-inf")):

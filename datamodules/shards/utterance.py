@@ -10,13 +10,17 @@ from typing import Any
 
 from fastslm.contracts import Task
 from fastslm.errors import DataError
-from fastslm.path.prompt import AUDIO, messages_of, recordings_in
+from fastslm.path.prompt import AUDIO, is_visible, messages_of, recordings_in
 from fastslm.tasks import tasks
 
 from ..reading.store import TarState
 
 #: As programs write what is not there.
 MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "NA", "<NA>", "N/A", "#N/A"))
+#: The same as text, in any case, with what databases and spreadsheets write.
+NO_TEXT = frozenset(
+    (*(name.casefold() for name in MISSING), "\\n", "#name?", "#ref!", "#value!", "#null!", "#num!", "#div/0!")
+)
 #: Rounding in manifests, and what encoders add at the end of lossy files.
 TOLERANCE_SECONDS = 0.2
 #: A whole file may be longer than its source says by this: lengths are rounded down, or left out the end's silence.
@@ -39,6 +43,7 @@ class Audio:
         root: where the path in a cell starts, in place of the table's folder.
         num_bytes: size of the encoded recording, once it is known.
         stated: what the source says of the length of the whole file, in a unit that it does not tell.
+        whole_seconds: what the source says of the length of the file that a stretch is cut out of.
         container: size and time of change of the tar or table as it was listed, whose places would be others in a new
             one; None for a file of its own.
         is_shared: another stretch is cut out of the same recording, which then is no stretch of a longer one itself.
@@ -53,6 +58,7 @@ class Audio:
     root: str | None = None
     num_bytes: int = 0
     stated: float | None = None
+    whole_seconds: float | None = None
     container: TarState | None = field(default=None, repr=False)
     is_shared: bool = field(default=False, repr=False)
 
@@ -96,6 +102,11 @@ class Audio:
             hint = "; times are in seconds" if end >= 100 * total_seconds else ""
             raise DataError(f"{what}: {begin:g} to {end:g} s of a recording of {total_seconds:.2f} s{hint}")
         if self.start_seconds is not None:
+            if self.whole_seconds is not None and abs(self.whole_seconds - total_seconds) > LONGER_SECONDS:
+                raise DataError(
+                    f"other length than stated: the recording is to have {self.whole_seconds:g} s, and the file has"
+                    f" {total_seconds:.2f} s, so that the stretch may be another"
+                )
             return begin, min(end, total_seconds)
         if not self._fits(total_seconds):
             raise DataError(
@@ -237,11 +248,6 @@ def check_fields(fields: dict[str, Any], num_recordings: int) -> None:
         raise DataError(
             f"unusable fields: the dialogue marks {marks} recordings with {AUDIO}, the sample has {num_recordings}"
         )
-
-
-def is_visible(text: str) -> bool:
-    """Say whether a text has a character that one sees: no space, mark of order or joiner without width."""
-    return any(unicodedata.category(character)[0] not in "CZ" for character in text)
 
 
 def stem(path: str) -> str:

@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from .ffmpeg import has_av
 from .streams import LONGEST_SECONDS, Stream, after_id3, excerpt, find_all, read_at, size_of
 
 _START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # with the length of STREAMINFO, which always comes first
 _FRAME = re.compile(rb"\xff[\xf8\xf9]")
 _LARGEST_FRAME_BYTES = 1 << 21  # that is looked for
 _HEADER_BYTES = 42
+_MOST_BITS = 24  # of a sample, that libsndfile reads
 _MOST_BLOCKS = 1000  # of metadata
 _BEHIND_BYTES = 4096  # of tags at the end; where there are more bytes that are no frame, more is read
 
@@ -51,6 +53,8 @@ def _stream(file: BinaryIO, begin: int, end: int, alone: bool) -> Stream:
     own = file if alone else excerpt(file, begin, end - begin)
     if not rate:
         return Stream(own)
+    if (info[20] & 1) << 4 | info[21] >> 4 >= _MOST_BITS and has_av():  # less one
+        return Stream(own, "av", total / rate or None)
     if first := _first_sample(file, begin, info):  # libsndfile goes by its number, and reads the end twice
         why = f"its frames begin at {first / rate:.2f} s: it was cut out of a longer one"
         return Stream(own, "av", total / rate or None, why, first / rate)

@@ -10,7 +10,17 @@ from typing import BinaryIO
 
 from fastslm.errors import DataError
 
-from .streams import SLACK_SECONDS, UNKNOWN_BYTES, UNKNOWN_LONG_BYTES, Stream, check_held, excerpt, read_at, size_of
+from .streams import (
+    SLACK_SECONDS,
+    UNKNOWN_BYTES,
+    UNKNOWN_LONG_BYTES,
+    Stream,
+    check_held,
+    excerpt,
+    is_tag,
+    read_at,
+    size_of,
+)
 
 _MOST_CHUNKS = 1000
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8}  # of a sample, by its encoding
@@ -128,7 +138,7 @@ def _mended(
 ) -> Stream | None:
     """Return a stream with some bytes of its header changed, None where there is no more than it says.
 
-    None are changed where libsndfile reads all there is, whatever the header says.
+    None are changed where libsndfile reads all there is, whatever the header says, and where tags follow.
 
     Raises:
         DataError: there is less.
@@ -136,6 +146,8 @@ def _mended(
     if 0 <= claimed < UNKNOWN_BYTES:
         check_held(left, claimed)
     if not 0 < byte_rate < math.inf or (claimed >= 0 and left - claimed <= SLACK_SECONDS * byte_rate):
+        return None
+    if claimed >= 0 and is_tag(read_at(file, end - left + claimed + claimed % 2, 9)):
         return None
     last = max((place + len(data) for place, data in changes.items()), default=0)
     head = bytearray(read_at(file, 0, last))

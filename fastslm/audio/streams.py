@@ -25,6 +25,15 @@ UNKNOWN_LONG_BYTES = 1 << 48  # the same of 64 bits
 LONGEST_SECONDS = 1e6
 
 
+#: What begins tags that programs put behind the sound of a file, whatever its format has for them.
+_TAGS = (b"APETAGEX", b"ID3", b"TAG", b"LYRICS", b"<?xpacket", b"LIST", b"id3 ", b"bext", b"iXML", b"_PMX", b"JUNK")
+
+
+def is_tag(head: bytes) -> bool:
+    """Say whether bytes behind the sound that a header tells of are a tag, and no sound."""
+    return head.startswith(_TAGS)
+
+
 @dataclass(frozen=True)
 class Stream:
     """One of the streams that lie end to end in a file; most files are one.

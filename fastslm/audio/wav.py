@@ -5,13 +5,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from .streams import SLACK_SECONDS, UNKNOWN_BYTES, UNKNOWN_LONG_BYTES, Stream, check_held, excerpt, read_at, size_of
+from .ffmpeg import has_av
+from .streams import (
+    SLACK_SECONDS,
+    UNKNOWN_BYTES,
+    UNKNOWN_LONG_BYTES,
+    Stream,
+    check_held,
+    excerpt,
+    is_tag,
+    read_at,
+    size_of,
+)
 
 _FORMS = (b"RIFF", b"RF64", b"BW64")
 _SOUND_FORMATS = {1, 2, 3, 6, 7, 0x11, 0x31}  # of which libsndfile gives every sample: PCM, float, G.711, ADPCM, GSM
 _EXTENSIBLE = 0xFFFE
 _MANY_SAMPLES = (2, 0x11, 0x31)  # in a block: ADPCM, GSM
 _MOST_CHUNKS = 1000  # that are gone through; zeros, too, are chunks without end
+_CHUNKS = (b"LIST", b"id3 ", b"bext", b"iXML", b"_PMX", b"JUNK")  # that tags come in, where they are whole
+_BLOCK_BYTES = 1 << 20
 _PADDING_BYTES = 4096  # zeros at the end: some programs fill a block of the disk
 
 
@@ -60,8 +73,9 @@ def wav_streams(file: BinaryIO) -> Iterator[Stream]:
     end, begin = size_of(file), 0
     while begin is not None:
         data = _find_data(file, begin, end)
-        if data is None:  # libsndfile says what is wrong
-            yield Stream(file if not begin else excerpt(file, begin, end - begin))
+        if data is None:  # such as one whose chunks are in another order
+            own = file if not begin else excerpt(file, begin, end - begin)
+            yield Stream(own, "av" if has_av() and _has_chunks(file, begin, end) else "sound")
             return
         left = end - data.begin
         unknown = data.claimed >= data.unknown_bytes or data.claimed == 0
@@ -71,7 +85,7 @@ def wav_streams(file: BinaryIO) -> Iterator[Stream]:
         if is_foreign and not begin:
             yield Stream(file, "av")
             return
-        following = _following(file, data.begin + data.claimed, end) if data.claimed <= left else None
+        following = _following(file, begin, data.begin + data.claimed, end) if data.claimed <= left else None
         tail = left - data.claimed
         if following is None and data.claimed and 0 <= tail < SLACK_SECONDS * data.byte_rate:
             following = end  # a few bytes of rubbish are no audio
@@ -110,8 +124,25 @@ def _find_data(file: BinaryIO, begin: int, end: int) -> _Data | None:
     return None
 
 
-def _following(file: BinaryIO, position: int, end: int) -> int | None:
-    """Return where chunks behind the samples end: at the next WAV or the end of the file; None where none are there."""
+def _has_chunks(file: BinaryIO, begin: int, end: int) -> bool:
+    """Say whether a WAV has a format and samples at all; libsndfile says what is wrong with others."""
+    position, names = begin + 12, set()
+    for _ in range(_MOST_CHUNKS):
+        if position + 8 > end:
+            break
+        name, size = struct.unpack("<4sI", read_at(file, position, 8))
+        names.add(name)
+        position += 8 + size + size % 2
+    return {b"fmt ", b"data"} <= names
+
+
+def _following(file: BinaryIO, begin: int, position: int, end: int) -> int | None:
+    """Return where chunks behind the samples end: at the next WAV or the end of the file; None where none are there.
+
+    A tag that is no chunk, or a chunk that says more than there is, goes on to the end. So do zeros behind what the
+    header at ``begin`` says of the whole file: it was closed, and they fill a disk. Sizes past 4 GiB say nothing.
+    """
+    closed = begin + 8 + int.from_bytes(read_at(file, begin + 4, 4), "little") if end - begin < 1 << 32 else -1
     for start in {position + position % 2, position}:
         place = start
         for _ in range(_MOST_CHUNKS):
@@ -121,13 +152,23 @@ def _following(file: BinaryIO, position: int, end: int) -> int | None:
             if is_wav(head):
                 return place
             rest = read_at(file, place, _PADDING_BYTES + 1)
-            if len(rest) <= _PADDING_BYTES and not any(rest):
+            if (
+                not any(rest)
+                and (len(rest) <= _PADDING_BYTES or place - closed in (0, 1))
+                and _is_zeros(file, place, end)
+            ):
                 return end
             size = struct.unpack("<I", head[4:8])[0]
+            if is_tag(head) and (head[:4] not in _CHUNKS or place + 8 + size > end):
+                return end
             if not all(32 <= byte < 127 for byte in head[:4]) or place + 8 + size > end:
                 break
             place += 8 + size + size % 2
     return None
+
+
+def _is_zeros(file: BinaryIO, begin: int, end: int) -> bool:
+    return not any(any(read_at(file, place, _BLOCK_BYTES)) for place in range(begin, end, _BLOCK_BYTES))
 
 
 def _header(data: _Data, held: int) -> bytes:

@@ -1,6 +1,7 @@
 """The text side: a dialogue to token ids and labels through the tokenizer's own chat template."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -112,7 +113,12 @@ def _words(fields: Mapping[str, Any], name: str, task: str) -> str:
 
 
 def _is_blank(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    return value is None or (isinstance(value, str) and not is_visible(value))
+
+
+def is_visible(text: str) -> bool:
+    """Say whether a text has a character that one sees: no space, mark of order or joiner without width."""
+    return any(unicodedata.category(character)[0] not in "CZ" for character in text)
 
 
 def _turns(messages: Any, needs_answer: bool) -> list[dict[str, str]]:
@@ -127,7 +133,7 @@ def _turns(messages: Any, needs_answer: bool) -> list[dict[str, str]]:
             raise DataError(f"'role' of turn {i} of 'messages' is {turn['role'][:40]!r}, and not {', '.join(_ROLES)}")
     if not needs_answer and turns and turns[-1]["role"] == "user":
         turns.append({"role": "assistant", "content": ""})
-    if not turns or turns[-1]["role"] != "assistant" or (needs_answer and not turns[-1]["content"].strip()):
+    if not turns or turns[-1]["role"] != "assistant" or (needs_answer and not is_visible(turns[-1]["content"])):
         raise DataError("'messages' must end with an assistant turn that has content")
     return turns
 

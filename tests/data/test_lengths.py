@@ -104,6 +104,8 @@ def wav(samples, riff_bytes, data_bytes, before=b"", behind=b""):
     )
 
 
+NOISE = np.random.default_rng(0).bytes(100_000)
+APE_TAG = b"APETAGEX" + struct.pack("<IIII", 2000, 20_000, 1, 0xA0000000) + bytes(20_008)
 NOTE = b"LIST" + struct.pack("<I", 14) + b"INFOINAM" + struct.pack("<I", 2) + b"a\0"
 STALE_WAVS = {
     "data size 0": wav(tone(3), 0, 0),
@@ -125,6 +127,12 @@ GOOD_WAVS = {
     "with a newline behind": wav(tone(3), 36 + 96_000, 96_000, behind=b"\r\n"),
     "BW64": encode(tone(3), "RF64").replace(b"RF64", b"BW64", 1),
     "with a riff size of another file": wav(tone(3), 1234, 96_000),
+    "with an APE tag behind": wav(tone(3), 36 + 96_000, 96_000, behind=APE_TAG),
+    "with an ID3 tag behind": wav(tone(3), 36 + 96_000, 96_000, behind=b"ID3\4" + NOISE),
+    "with an XMP packet behind": wav(tone(3), 36 + 96_000, 96_000, behind=b"<?xpacket begin=''?>" + NOISE),
+    "with a note that says too much": wav(tone(3), 36 + 96_000, 96_000, behind=b"LIST\xff\xff\0\0" + NOISE[:9999]),
+    "with zeros behind its closed end": wav(tone(3), 36 + 96_000, 96_000, behind=bytes(1 << 20)),
+    "with a note and zeros behind": wav(tone(3), 36 + 96_022, 96_000, behind=NOTE + bytes(1 << 20)),
 }
 
 
@@ -148,7 +156,33 @@ def test_a_wav_whose_header_says_less_is_told_and_one_that_knows_no_length_is_no
     assert not any(remarks_of(data) for data in GOOD_WAVS.values())
 
 
-APE_TAG = b"APETAGEX" + struct.pack("<IIII", 2000, 20_000, 1, 0xA0000000) + bytes(20_008)
+@pytest.mark.parametrize("container", ["AIFF", "AU", "CAF"])
+@pytest.mark.parametrize("tag", [APE_TAG, b"ID3\4" + NOISE], ids=["ape", "id3"])
+def test_a_tag_behind_other_containers_is_no_sound(container, tag):
+    data = encode(tone(3), container) + tag
+    check_length(data, 3.0)
+    assert not remarks_of(data)
+
+
+def test_a_wav_whose_samples_come_before_their_format_is_read():
+    pytest.importorskip("av")
+    data = wav(tone(3), 36 + 96_000, 96_000)
+    check_length(data[:12] + data[36:] + data[12:36], 3.0)
+
+
+def test_a_flac_of_32_bits_is_read():
+    av = pytest.importorskip("av")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", "flac") as container:
+        stream = container.add_stream("flac", rate=RATE, layout="mono", format="s32")
+        stream.bit_rate = 0
+        stream.codec_context.options = {"strict": "experimental"}
+        samples = (tone(3) * 2**31).astype(np.int32)[None]
+        frame = av.AudioFrame.from_ndarray(samples, "s32", "mono")
+        frame.sample_rate = RATE
+        for packet in (*stream.encode(frame), *stream.encode()):
+            container.mux(packet)
+    check_length(buffer.getvalue(), 3.0)
 
 
 @pytest.mark.parametrize(

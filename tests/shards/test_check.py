@@ -154,3 +154,14 @@ def test_the_table_names_shard_key_and_finding(built, shards, capsys):
 def test_a_pattern_that_matches_nothing_is_a_mistake(shards, tmp_path, capsys):
     assert shards("check", tmp_path / "none-*.tar") == 2
     assert "there is no such file" in capsys.readouterr().err
+
+
+def test_damage_that_a_shard_had_when_it_was_indexed_is_looked_for_anew(built, shards, findings, capsys):
+    tar = sorted(built.glob("*.tar"))[0]
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: len(whole) // 2])
+    shards("index", tar, "--force")
+    assert findings(built)[0] == 1
+    tar.write_bytes(whole)
+    assert findings(built) == (0, set())
+    assert f"{tar} is newer than its index" in capsys.readouterr().out

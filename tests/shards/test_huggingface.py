@@ -178,3 +178,11 @@ def test_a_damaged_file_gives_one_message(build, tmp_path, capsys):
     (tmp_path / "x.parquet").write_bytes(b"PAR1" + bytes(100))
     build(tmp_path / "x.parquet", status=2)
     assert f"{tmp_path}/x.parquet: unreadable table" in capsys.readouterr().err
+
+
+def test_two_columns_of_one_name_are_refused(build, rows, tmp_path, capsys):
+    table = rows(2)
+    name = table.schema.names[-1]
+    pq.write_table(table.append_column(name, table[name]), tmp_path / "x.parquet")
+    build(tmp_path / "x.parquet", status=2)
+    assert f"two of its columns are called {name!r}" in capsys.readouterr().err

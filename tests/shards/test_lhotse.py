@@ -120,3 +120,11 @@ def test_a_supervision_of_another_recording_is_refused_or_as_save_audio_leaves_i
     assert reasons() == {"text of another recording": 2}
     notes = [json.loads(line) for line in (tmp_path / "out/notes.jsonl").read_text().splitlines()]
     assert [n["key"] for n in notes if n["reason"] == "text of another recording"] == ["saved"]
+
+
+def test_a_cut_of_a_file_that_is_not_as_long_as_its_recording_is_refused(build, cuts, save, reasons):
+    trimmed = recording(save("trimmed.wav", 4.0), 60.0)
+    rows = [cut("a", 1.0, 2.0, trimmed, supervision(0, 2.0, "one")), cut("b", 0, 1.0, recording(save("b.wav"), 1.0))]
+    rows[1]["supervisions"] = [supervision(0, 1.0, "two")]
+    assert list(build(cuts(rows), "--max-broken-share", 0.9)) == ["b"]
+    assert reasons() == {"other length than stated": 1}

@@ -88,7 +88,7 @@ def test_a_channel_that_a_row_names_and_nobody_takes_is_noted(
     assert notes() == (["channel not taken"] if stereo else [])
 
 
-@pytest.mark.parametrize("text", ["nan", "NaN", "None", "null", "<NA>", "#N/A"])
+@pytest.mark.parametrize("text", ["nan", "None", "none", "<NA>", "#N/A", "n/a", "\\N", "#NAME?", "#REF!"])
 def test_a_text_that_programs_write_for_none_is_noted(build, save, json_lines, tmp_path, notes, text):
     rows = [
         {"audio_filepath": str(save("a.wav")), "text": text},
@@ -96,6 +96,46 @@ def test_a_text_that_programs_write_for_none_is_noted(build, save, json_lines, t
     ]
     assert len(build(json_lines(tmp_path / "m.jsonl", rows))) == 2
     assert notes() == ["text may be missing"]
+
+
+def test_a_text_of_punctuation_alone_is_noted(build, save, json_lines, tmp_path, notes):
+    rows = [{"audio_filepath": str(save(f"{i}.wav")), "text": text} for i, text in enumerate(("...", "-", "5!", "é"))]
+    assert len(build(json_lines(tmp_path / "m.jsonl", rows))) == 4
+    assert notes() == ["text may be missing"] * 2
+
+
+@pytest.mark.parametrize("column", ["split", "subset"])
+def test_rows_that_say_that_they_are_of_several_splits_are_noted(build, save, json_lines, tmp_path, notes, column):
+    rows = [
+        {"audio_filepath": str(save(f"{i}.wav")), "text": "one", column: name}
+        for i, name in enumerate(("train", "train-clean-100", "dev"))
+    ]
+    assert len(build(json_lines(tmp_path / "m.jsonl", rows))) == 3
+    assert notes() == ["several splits in one"]
+    assert len(build(json_lines(tmp_path / "m.jsonl", rows[:2]), out="one")) == 2
+    assert (tmp_path / "one/notes.jsonl").read_text() == ""
+
+
+def test_a_begin_without_an_end_is_noted_where_nothing_begins_behind_it(build, save, json_lines, tmp_path, notes):
+    row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one", "start_sec": 1.0, "len": 2.0}
+    (sample,) = build(json_lines(tmp_path / "m.jsonl", [row])).values()
+    assert sample.seconds == 3.0
+    assert notes() == ["stretch without an end"]
+
+
+@pytest.mark.parametrize("stated", [{"duration": "60.0"}, {"duration_ms": 60_000}, {"duration_seconds": 60}])
+def test_the_length_of_a_sample_in_a_tar_is_told_in_any_way(shards, write_shard, flac, tmp_path, capsys, stated):
+    write_shard(tmp_path / "t.tar", [("a", {"flac": flac(1.2), "json": {"text": "one", **stated}})])
+    assert shards("index", tmp_path / "t.tar") == 0
+    assert shards("check", tmp_path / "t.tar", "--workers", 1) == 1
+    assert "its json says 60 s, the recording has 1.20 s" in capsys.readouterr().out
+
+
+def test_a_text_without_a_visible_letter_is_none_in_training_too(shards, write_shard, flac, tmp_path, capsys):
+    write_shard(tmp_path / "t.tar", [("a", {"flac": flac(1.2), "json": {"text": "\u200b\ufeff"}})])
+    shards("index", tmp_path / "t.tar")
+    assert shards("check", tmp_path / "t.tar", "--workers", 1) == 1
+    assert "missing text" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["\u200b", "\ufeff \u2060", "\xad"])
@@ -130,6 +170,7 @@ def test_two_texts_of_one_sample_in_a_tar_are_refused(build, write_shard, flac, 
         ("segment_start", "segment_end"), ("t_start", "t_end"), ("start_secs", "end_secs"), ("Start (s)", "End (s)"),
         ("start_seconds", "end_seconds"), ("Begin Time", "Stop Time"), ("tmin", "tmax"), ("start", "end"),
         ("sentence_start", "sentence_end"), ("turn_start", "turn_end"), ("subtitleStart", "subtitleEnd"),
+        ("Begin Time - ss.msec", "End Time - ss.msec"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -139,6 +180,20 @@ def test_times_are_known_by_any_of_their_names(build, save, json_lines, tmp_path
         (tmp_path / "m.csv").write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
     (sample,) = build(tmp_path / "m.csv" if kind == "csv" else json_lines(tmp_path / "m.jsonl", [row])).values()
     assert sample.seconds == 1.0
+    assert sample.fields == {"text": "one", "duration": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("Begin Time - hh:mm:ss.ms", "End Time - hh:mm:ss.ms"), ("Start Time (hh:mm:ss)", "End Time (hh:mm:ss)"),
+        ("start", "end"), ("start_ms", "end_ms"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("begins", "ends"), [("00:00:01.500", "00:00:02.500"), ("0:01,5", "0:02,5")])
+def test_times_of_a_clock_are_times(build, save, json_lines, tmp_path, start, end, begins, ends):
+    row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one", start: begins, end: ends}
+    (sample,) = build(json_lines(tmp_path / "m.jsonl", [row])).values()
     assert sample.fields == {"text": "one", "duration": 1.0}
 
 
@@ -155,7 +210,8 @@ def test_a_duration_under_any_name_goes_with_its_offset(build, save, tmp_path, s
         {"start_sample": 16000, "end_sample": 32000}, {"onset": 1.5}, {"from": 1, "to": 2}, {"word_start": "1.5"},
         {"start_timestamp": "00:00:01.5"}, {"timestamps": [1.5, 2.5]}, {"start_seconds": 1.5, "end_frame": 200},
         {"timestamp": {"start": 0.0, "end": 1.5}}, {"offsets": {"from": 0, "to": 1500}}, {"interval": "0.00-1.06"},
-        {"t0": 0, "t1": 106}, {"span": "[0.5, 1.5]"},
+        {"t0": 0, "t1": 106}, {"span": "[0.5, 1.5]"}, {"in": 1.0, "out": 2.0}, {"tc_in": "00:00:01:12"},
+        {"s": 1.0, "e": 2.0}, {"starts_at": 1.0}, {"timestamps": [[1.0, 2.0]]}, {"clip_begin_s": 1.0},
     ],
     ids=lambda times: " ".join(times),
 )  # fmt: skip
@@ -317,7 +373,7 @@ def test_a_file_that_lost_its_rest_is_not_taken_whole_for_a_later_stretch(build,
         ({"offset": 0.5, "duration": 0.5}, "other length than stated"),
         ({"start": 7.0, "end": 9.5}, None),  # where it was cut from
         ({"start": 7.0, "end": 9.5, "duration": 2.5}, None),
-        ({"start": "00:00:07"}, "time not taken"),
+        ({"start": "00:00:07:12"}, "time not taken"),
         ({"start": 1.0}, "time not taken"),
         ({"start": 3.0, "end": 1.0}, "time not taken"),
     ],

@@ -15,7 +15,7 @@ from ...index.sources import with_braces
 from ..utterance import Noted, Refused, Utterance
 from . import huggingface, kaldi, lhotse, librispeech, nemo, table, webdataset
 from ._lines import no_objects
-from ._splits import mixed
+from ._splits import mixed, told_apart
 from .options import SourceOptions
 
 __all__ = ["FORMATS", "SourceOptions", "expand_paths", "format_of", "read"]
@@ -112,4 +112,4 @@ def read(paths: Sequence[str], forced: str | None, options: SourceOptions) -> It
     formats = [format_of(path, forced) for path in paths]  # all before the first line: a slip is seen at once
     yield from mixed(paths)
     for path, name in zip(paths, formats, strict=True):
-        yield from FORMATS[name].read(path, options)
+        yield from told_apart(path, FORMATS[name].read(path, options))

@@ -2,9 +2,10 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
-from ..utterance import Noted, stem
+from ..utterance import Noted, Refused, Utterance, stem
 
 #: What a split is called in names of files, as Hugging Face's library finds it: a word of its own.
 _SPLITS = {
@@ -12,6 +13,7 @@ _SPLITS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_COLUMNS = ("split", "subset", "partition")
 _SPLIT_WORD = re.compile(rf"(?<![^\W\d_])({'|'.join(itertools.chain(*_SPLITS.values()))})(?![^\W\d_])", re.IGNORECASE)
 
 
@@ -29,3 +31,17 @@ def mixed(paths: Sequence[str]) -> list[Noted]:
     named = ", ".join(f"{split} ({first[split]})" for split in _SPLITS if split in first)
     detail = f"{named} go into one set of shards; for a set of each, run the command once for each, with another --out"
     return [Noted(named, "?", "several splits in one", detail)]
+
+
+def told_apart(path: str, items: Iterable[Utterance | Refused | Noted]) -> Iterator[Utterance | Refused | Noted]:
+    """Yield what a source holds, and at its end a note where its rows say that they are of several splits."""
+    counts: Counter[str] = Counter()
+    for item in items:
+        if isinstance(item, Utterance) and item.split is None:
+            said = (item.fields.get(name) for name in _COLUMNS)
+            counts.update({split_of(f"{value}.") for value in said if isinstance(value, str)} - {""})
+        yield item
+    if len(counts) > 1:
+        named = ", ".join(f"{count} {split}" for split, count in counts.most_common())
+        detail = f"its rows say {named}, and go into one set of shards; write a file for each, and build each apart"
+        yield Noted(path, "?", "several splits in one", detail)

@@ -53,7 +53,7 @@ def _utterance(cut: Mapping[str, Any], key: str, where: str, roots: list[str]) -
     path, channel = _source(recording, cut, roots)
     _check_inside(cut, seconds)
     whole = start == 0.0 and abs(seconds - float(recording["duration"])) < 1e-3
-    audio = Audio(path, None if whole else start, seconds, channel)
+    audio = Audio(path, None if whole else start, seconds, channel, whole_seconds=float(recording["duration"]))
     return Utterance(key, [audio], _fields(cut, seconds), where, str(recording["id"]))
 
 
