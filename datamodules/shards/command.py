@@ -71,8 +71,8 @@ def _build_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
                       " with segments (chapter: or long recording, session, column 'group')")  # fmt: skip
     what.add_argument("--join-seconds", type=float, nargs=2, default=(60.0, 3600.0), metavar=("MIN", "MAX"),
                       help="lengths of joined recordings, drawn between these (60 3600)")  # fmt: skip
-    what.add_argument("--speed", type=float, default=1.0, metavar="S", help="speed of the copy, tempo and pitch (1); for more"
-                      " training data build copies at 0.9 and 1.1 in separate folders")  # fmt: skip
+    what.add_argument("--speed", type=float, default=1.0, metavar="S", help="speed of the copy, tempo and pitch"
+                      " (1); for more training data build copies at 0.9 and 1.1 in separate folders")  # fmt: skip
     what.add_argument("--join-pause", type=float, default=0.3, metavar="S", help="silence between utterances (0.3)")
 
     shards = parser.add_argument_group("shards")
