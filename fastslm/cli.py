@@ -24,40 +24,40 @@ from fastslm.trust import trusted_process
 _HELP = """\
 usage: fastslm COMMAND [options]
 
-Train speech language models on long audio: a frozen speech encoder, a compressor, an LLM.
+Train speech LLMs on long audio: frozen speech encoder, compressor, LLM with LoRA.
 
 Train and evaluate:
   fit        train; try: fastslm fit --config configs/hta.yaml
-  validate   loss, WER and CER of a checkpoint on the validation shards
-  test       the same on the test shards
+  validate   loss, WER and CER of a checkpoint on the validation set
+  test       the same on the test set
   predict    write hypotheses of a checkpoint to predictions.jsonl
-  evaluate   WER as leaderboards compute it, by length, with intervals; a model, or transcripts of another system
-  ablate     train variants of one configuration over seeds; table, intervals and plots
+  evaluate   WER of a model or of another system's transcripts, as the Open ASR Leaderboard computes it, with intervals
+  ablate     train variants of one configuration over several seeds; writes a table and plots
 
 Data:
-  shards     any corpus to tar shards; index, check, count and reshard them: fastslm shards --help
+  shards     convert a corpus to tar shards; index, check, count and reshard them: fastslm shards --help
 
 Use a trained model:
   transcribe      audio of any length to text or subtitles; try: fastslm transcribe talk.mp3
-  ask             questions about a recording, which is encoded once
-  serve           a page, and the API that OpenAI's clients speak; try: fastslm serve runs/hta
+  ask             ask questions about a recording, which is encoded once
+  serve           OpenAI's API and a web page; try: fastslm serve runs/hta
 
-Take in, take out:
-  import-release  the authors' checkpoint becomes a run
-  export          a run becomes a Hugging Face folder that needs no fastslm
-  push            upload such a folder to the Hugging Face hub
-  checkpoint      look into a checkpoint; take its weights out of any strategy's format
+Import and export:
+  import-release  turn the FastSLM authors' checkpoint into a run
+  export          write a run as a Hugging Face folder that needs no fastslm
+  push            upload an exported folder to the Hugging Face hub
+  checkpoint      inspect a checkpoint, or extract its weights, whatever strategy wrote it
 
-Look:
-  plan       parameters, tokens and memory of a configuration, before any weight is loaded
-  attention  draw where a compressor looks in a recording, as PNG
-  doctor     versions and devices; with --config, a configuration tried on ten recordings before it costs hours
-  plugins    encoders, compressors, LLMs and data modules that can be named in a config
+Inspect:
+  plan       estimate parameters, tokens and memory of a configuration without loading weights
+  attention  plot what a compressor attends to in a recording, as PNG
+  doctor     versions and devices; with --config, try a configuration on ten recordings before training
+  plugins    list the encoders, compressors, LLMs, tasks and data modules that a config can name
 
 Configs stack from left to right, and flags win:
   fastslm fit --config configs/hta.yaml --config configs/encoder/whisper_large_v3.yaml \\
       --config configs/llm/qwen3_4b.yaml --data.train_shards 'shards/train-*.tar' --trainer.max_steps 2000
-A config is a path, or the name of a shipped file (configs/hta.yaml works without a checkout).
+A config is a path or the name of a shipped file (configs/hta.yaml works from any folder).
 'fastslm COMMAND --help' lists every option; 'fastslm fit --print_config' shows the complete configuration.
 """
 

@@ -29,8 +29,8 @@ examples:
   fastslm evaluate whisper-texts/ dev='shards/dev-*.tar'          transcripts of another system alone
   fastslm evaluate exported/ long=talks/ --section-minutes 5      hours of audio, five minutes at a time
 
-Writes results.json (with every recording), report.md, wer.png and the answers to --out. Run again, it goes on with the
-recordings that have no answer yet. Needs: pip install 'fastslm[evaluate]'.
+Writes results.json (with every recording), report.md, wer.png and the answers to --out. When run again, it
+continues with the recordings that have no answer yet. Needs: pip install 'fastslm[evaluate]'.
 exit status: 0 all scored; 1 some recordings failed and count as empty; 2 nothing could be scored; 130 interrupted."""
 
 
@@ -56,20 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     add("system", metavar="SYSTEM", help="model, or transcripts of another system")
     add("data", nargs="+", metavar="DATA", help="NAME=SHARDS, such as clean='shards/test-*.tar', or a folder of tars")
     add("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="where results go (evaluation)")
-    add("--name", metavar="NAME", help="what to call SYSTEM in the tables (its last folder)")
-    add("--beside", action="append", default=[], metavar="NAME=PATH", help="transcripts of another system, scored too")
-    add("--language", default="", metavar="NAME", help="of recordings that do not name one (English)")
+    add("--name", metavar="NAME", help="name of SYSTEM in the tables (its last folder)")
+    add("--beside", action="append", default=[], metavar="NAME=PATH", help="also score transcripts of another system")
+    add("--language", default="", metavar="NAME", help="language of recordings that do not name one (English)")
     add("--normaliser", choices=NORMALISERS, help="for all recordings (default: by language, as the leaderboard does;"
-        " english makes digits of numbers in words)")  # fmt: skip
+        " english turns number words into digits)")  # fmt: skip
     add("--hub-dataset", action="append", default=[], metavar="NAME=OWNER/DATASET:TASK", help="write .eval_results for"
         " set NAME, which the hub shows on the model's page under that data set and task")  # fmt: skip
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the first GPU if there is one)")
     add("--beam", type=int, default=1, metavar="N", help="beam search over N hypotheses (default: greedy)")
-    add("--section-minutes", type=float, metavar="M", help="transcribe section by section, for hours of audio")
+    add("--section-minutes", type=float, metavar="M", help="transcribe M minutes at a time, for hours of audio")
     add("--max-new-tokens", type=int, metavar="N", help="longest transcript (default: follows the audio)")
     add_letters_option(parser)
-    add("--batch-size", type=int, default=8, metavar="N", help="most recordings side by side (default: 8)")
-    add("--overwrite", action="store_true", help="transcribe anew what has an answer in --out")
+    add("--batch-size", type=int, default=8, metavar="N", help="largest number of recordings in a batch (default: 8)")
+    add("--overwrite", action="store_true", help="transcribe again what has an answer in --out")
     return parser
 
 

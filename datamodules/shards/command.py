@@ -13,11 +13,11 @@ from fastslm.errors import ConfigError
 from fastslm.plugins import names_of
 
 _DESCRIPTION = """\
-Make tar shards of any corpus, and look after them.
+Convert a corpus to tar shards, and manage shards.
 
-  build     any corpus to shards: NeMo manifest, Kaldi folder, LibriSpeech tree, CSV/TSV (Common Voice),
+  build     convert a corpus to shards: NeMo manifest, Kaldi folder, LibriSpeech tree, CSV/TSV (Common Voice),
             Hugging Face data set (save_to_disk or parquet), Lhotse cuts, other WebDataset tars
-  index     write the index beside shards that other programs made
+  index     write the index of shards made by other programs
   check     compare shards with their index and decode their audio; status 1 when something is wrong
   stats     hours, durations and text lengths by task and language, printed and plotted
   reshard   the same samples in other shards: another size or order
@@ -38,7 +38,7 @@ examples:
   fastslm shards build cuts.jsonl.gz --out shards --split-seconds 1800   cut longer ones in the pauses between segments
   fastslm shards build train.jsonl --out shards --part 3/10              one of ten jobs that share the work
 
-A build that was killed goes on where it was when the same command is run again: finished shards are kept. Utterances
+After a kill, run the same command again to continue: finished shards are kept. Utterances
 that cannot be used are counted by reason and listed in OUT/broken.jsonl; a build stops when their share is too large.
 """
 
@@ -71,8 +71,8 @@ def _build_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
                       " with segments (chapter: or long recording, session, column 'group')")  # fmt: skip
     what.add_argument("--join-seconds", type=float, nargs=2, default=(60.0, 3600.0), metavar=("MIN", "MAX"),
                       help="lengths of joined recordings, drawn between these (60 3600)")  # fmt: skip
-    what.add_argument("--speed", type=float, default=1.0, metavar="S", help="play everything this fast, pitch and all"
-                      " (1); copies at 0.9 and 1.1 in folders of their own are more to train on")  # fmt: skip
+    what.add_argument("--speed", type=float, default=1.0, metavar="S", help="speed of the copy, tempo and pitch"
+                      " (1); for more training data build copies at 0.9 and 1.1 in separate folders")  # fmt: skip
     what.add_argument("--join-pause", type=float, default=0.3, metavar="S", help="silence between utterances (0.3)")
 
     shards = parser.add_argument_group("shards")

@@ -30,7 +30,7 @@ examples:
   fastslm shards reshard 'shards/train-*.tar' --out larger --shard-size 2GB
   fastslm shards reshard shards --out mixed --order shuffle --seed 1 --name train
 
-The old shards are left as they are. A reshard that was killed goes on where it was when it is run again.
+The old shards are left as they are. After a kill, run the same command again to continue.
 """
 _NUMBERED = re.compile(r"(?P<name>.+?)(-p\d+of\d+)?[-_.]\d+\.tar")
 

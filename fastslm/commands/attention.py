@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from fastslm.path.model import SpeechLM
 
 _DESCRIPTION = """\
-Draw where the tokens of a recording look: time in seconds on the x axis, one panel for each scale, and below the share
-of attention that each scale gets, against the duration of the audio.
+Plot what the tokens of a recording attend to: time in seconds on the x axis, one panel per scale, and below them the
+share of attention that each scale gets, against the duration of the audio.
 
     fastslm attention talk.flac --ckpt runs/hta --out talk.png
 

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastslm checkpoint",
-        description="Look into a checkpoint, or take its weights out of the format of the strategy that wrote it.",
+        description="Inspect a checkpoint, or extract its weights, whatever strategy wrote it.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 _EXAMPLE = """\
 examples:
-  fastslm export runs/hta my-model                 adapters apart, to the bit what was trained; loading needs peft
+  fastslm export runs/hta my-model                 separate adapters, bit-identical; loading needs peft
   fastslm export runs/hta my-model --merge-lora    adapters merged into the LLM
   fastslm export runs/hta my-llm --llm-only        the LLM alone, a stock folder for serving engines (docs/serving.md)
 

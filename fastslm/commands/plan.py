@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _DESCRIPTION = """\
-Work out what a configuration costs before any weight is loaded: parameters by part, LLM tokens per hour of audio, and
+Estimate what a configuration costs, without loading weights: parameters by part, LLM tokens per hour of audio, and
 memory of training and inference on every shipped kind of hardware, with the longest recording that fits.
 Configs and flags are those of 'fastslm fit'."""
 _EXAMPLES = """\
@@ -16,8 +16,8 @@ examples:
   fastslm plan --config configs/hta.yaml --config configs/encoder/whisper_large_v3.yaml \\
       --config configs/llm/qwen3_4b.yaml --seconds 7200 --memory_gib 40
 
-Memory is of one process, on one recording of --seconds, at the worst moment of a step. How each number comes about, and
-how far it was from what was measured: docs/scale.md."""
+Memory is of one process, on one recording of --seconds, at the worst moment of a step. How each number is
+computed, and how it compares with measurements: docs/scale.md."""
 _GIB = 2**30
 #: Keys of the model that no memory depends on, so that overlays which set them share a sketch.
 _NO_MEMORY = ("max_generated", "max_new_tokens", "optimizer", "watchdog_seconds")

@@ -29,8 +29,8 @@ examples:
   curl http://127.0.0.1:8000/v1/audio/transcriptions -F file=@talk.mp3 -F model=hta
   OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-").audio.transcriptions.create(model="hta", file=...)
 
-SIGTERM and Ctrl+C finish what was asked within --grace seconds.
-exit status: 0 it was ended; 1 the model's process dies again and again; 2 it could not start."""
+On SIGTERM and Ctrl+C, accepted requests are finished within --grace seconds.
+exit status: 0 shut down; 1 the model's process kept crashing; 2 could not start."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        "fastslm serve", description="Serve a trained model by OpenAI's audio and chat API, with a page at /.",
+        "fastslm serve", description="Serve a trained model with OpenAI's audio and chat API, and a web page at /.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     made.add_argument(
@@ -53,31 +53,31 @@ def _parser() -> argparse.ArgumentParser:
         help="run folder, checkpoint, exported folder, or OWNER/NAME of the hub (default: the run in runs/hta)",
     )  # fmt: skip
     made.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the first GPU if there is one)")
-    made.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine alone")
-    made.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000; 0 takes a free one")
+    made.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
+    made.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000; 0: any free port")
     made.add_argument(
         "--api-key",
         metavar="KEY",
-        help=f"what clients must send; better in {KEY_VARIABLE}, where no process list has it",
+        help=f"key that clients must send; better set {KEY_VARIABLE}, which process lists do not show",
     )
     made.add_argument(
         "--name", action="append", metavar="NAME",
-        help="by which clients ask for the model; may be repeated (default: the name of its folder)",
+        help="model name that clients use; may be repeated (default: the name of its folder)",
     )  # fmt: skip
     made.add_argument("--max-upload", type=_bytes, default=1 << 30, metavar="SIZE", help="such as 200M (default: 1G)")
     made.add_argument("--queue", type=int, default=64, metavar="N", help="requests that may wait (default: 64)")
-    made.add_argument("--batch-size", type=int, default=8, metavar="N", help="most requests side by side (default: 8)")
+    made.add_argument("--batch-size", type=int, default=8, metavar="N", help="most requests in a batch (default: 8)")
     made.add_argument(
         "--cache",
         type=_bytes,
         default=256 << 20,
         metavar="SIZE",
-        help="of encoded recordings that are kept (default: 256M)",
+        help="memory for the cache of encoded recordings (default: 256M)",
     )
-    made.add_argument("--section-minutes", type=float, metavar="M", help="as of fastslm transcribe, for hours of audio")
+    made.add_argument("--section-minutes", type=float, metavar="M", help="as in fastslm transcribe, for hours of audio")
     made.add_argument("--allow-urls", action="store_true", help="fetch recordings from public http(s) addresses")
     made.add_argument(
-        "--grace", type=int, default=30, metavar="SECONDS", help="to finish when told to end (default: 30)"
+        "--grace", type=int, default=30, metavar="SECONDS", help="time to finish requests on shutdown (default: 30)"
     )
     return made
 

@@ -38,7 +38,7 @@ examples:
   fastslm transcribe talk.mp3 --task ast --language Korean      translation
   curl -s https://example.org/talk.mp3 | fastslm transcribe -
 
-exit status: 0 all done; 1 some files failed, the others are written; 2 nothing could be started; 130 interrupted."""
+exit status: 0 all done; 1 some files failed, the others are written; 2 could not start; 130 interrupted."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,19 +51,19 @@ def parser() -> argparse.ArgumentParser:
     add_model_options(made)
     made.add_argument("--output", metavar="DIR", help="write one file for each recording; - or nothing: print")
     made.add_argument("--format", choices=FORMATS, default="txt", help="default: txt; srt and vtt have window times")
-    made.add_argument("--overwrite", action="store_true", help="write anew what is finished in DIR")
+    made.add_argument("--overwrite", action="store_true", help="transcribe again what is already in DIR")
     made.add_argument(
         "--task",
         metavar="NAME",
         default="asr",
-        help=f"what is asked: {', '.join(names_of('tasks'))}, or a task that an exported MODEL brings (default: asr)",
+        help=f"the task: {', '.join(names_of('tasks'))}, or a task that an exported MODEL brings (default: asr)",
     )
-    made.add_argument("--prompt", metavar="TEXT", help="words in place of the task's own; the question of sqqa")
+    made.add_argument("--prompt", metavar="TEXT", help="prompt in place of the task's own; the question of sqqa")
     made.add_argument("--language", metavar="NAME", help="what ast translates into, such as Korean (default: English)")
     add_decoding_options(made)
-    made.add_argument("--section-minutes", type=float, metavar="M", help="write section by section, for hours of audio")
+    made.add_argument("--section-minutes", type=float, metavar="M", help="transcribe M minutes at a time")
     add_letters_option(made)
-    made.add_argument("--batch-size", type=int, default=8, metavar="N", help="most files side by side (default: 8)")
+    made.add_argument("--batch-size", type=int, default=8, metavar="N", help="most files in a batch (default: 8)")
     return made
 
 
@@ -82,8 +82,8 @@ def add_decoding_options(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--beam", type=int, default=1, metavar="N", help="beam search over N hypotheses (default: greedy)"
     )
-    made.add_argument("--temperature", type=float, default=0.0, metavar="T", help="above 0: draw tokens (default: 0)")
-    made.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest P (default: 1)")
+    made.add_argument("--temperature", type=float, default=0.0, metavar="T", help="above 0: sample tokens (default: 0)")
+    made.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default: 1)")
     made.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
     made.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: follows the audio)")
 
