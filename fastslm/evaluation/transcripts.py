@@ -17,6 +17,8 @@ _HYPOTHESES = (
     "pred_text", "hypothesis", "prediction", "pred", "hyp", "pred_str", "predicted_text", "asr_text", "generated_text"
 )  # fmt: skip
 _TEXTS = ("transcription", "transcript", "text")
+#: Of the first line of answers that ``fastslm evaluate`` keeps, which says what they were made with.
+_MADE_WITH = frozenset({"model", "identity", "base_models"})
 _SHOWN = 3
 #: What files of transcripts are called, those that are read and others.
 _NAMED_AS_TEXT = frozenset({".jsonl", ".json", ".txt", ".tsv", ".csv", ".stm", ".ctm", ".trn", ".srt", ".vtt"})
@@ -35,7 +37,8 @@ def read_transcripts(path: Path) -> dict[str, str]:
     Args:
         path: a folder of ``NAME.txt`` (folders below it are part of the name), or a ``.jsonl`` file whose rows name
             the recording (``key``, ``id``, ``audio_filepath``, ``source``) and hold ``pred_text``, ``hypothesis``,
-            ``text`` or the like: what leaderboards, NeMo, and ``fastslm transcribe --format jsonl`` give.
+            ``text`` or the like: what leaderboards, NeMo, ``fastslm transcribe --format jsonl`` and the answers of
+            ``fastslm evaluate`` give.
 
     Raises:
         DataError: it cannot be read, or names a recording twice with two texts.
@@ -73,6 +76,8 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str | None, str]]:
         raise DataError(f"{path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 ({error.reason}).") from error
+    if rows and rows[0][1].keys() >= _MADE_WITH:
+        del rows[0]
     # A field of the whole file, not of a row: where a system wrote nothing, the text beside it is the reference.
     fields = [name for name in _HYPOTHESES if any(name in row for _, row in rows)] or _TEXTS
     for place, row in rows:
