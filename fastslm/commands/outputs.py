@@ -17,6 +17,9 @@ from fastslm.inference.results import Answer
 
 from .notes import Notes
 
+#: Ends of addresses that name no file.
+_NO_NAMES = ("", ".", "..")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -57,8 +60,8 @@ def find_jobs(inputs: Sequence[str], folder: Path | None, form: str) -> list[Job
             found += [(str(path), base / path.relative_to(given)) for path in find_audio(Path(given))]
         else:
             place = urlsplit(given).path if "://" in given else given  # a query may hold slashes and secrets
-            name = "stdin" if given == "-" else place.rstrip("/").rpartition("/")[2] or "audio"
-            found.append((given, Path(name)))
+            name = "stdin" if given == "-" else place.rstrip("/").rpartition("/")[2]
+            found.append((given, Path("audio" if name in _NO_NAMES else name)))
     found = list(dict(found).items())  # a file may be given by itself and in its folder
     if folder is None:
         return [Job(audio, None) for audio, _ in found]

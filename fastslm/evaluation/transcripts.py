@@ -17,6 +17,8 @@ _HYPOTHESES = (
     "pred_text", "hypothesis", "prediction", "pred", "hyp", "pred_str", "predicted_text", "asr_text", "generated_text"
 )  # fmt: skip
 _TEXTS = ("transcription", "transcript", "text")
+#: Of the first line of answers that ``fastslm evaluate`` keeps, which says what they were made with.
+_MADE_WITH = frozenset({"model", "identity", "base_models"})
 _SHOWN = 3
 #: What files of transcripts are called, those that are read and others.
 _NAMED_AS_TEXT = frozenset({".jsonl", ".json", ".txt", ".tsv", ".csv", ".stm", ".ctm", ".trn", ".srt", ".vtt"})
@@ -35,7 +37,8 @@ def read_transcripts(path: Path) -> dict[str, str]:
     Args:
         path: a folder of ``NAME.txt`` (folders below it are part of the name), or a ``.jsonl`` file whose rows name
             the recording (``key``, ``id``, ``audio_filepath``, ``source``) and hold ``pred_text``, ``hypothesis``,
-            ``text`` or the like: what leaderboards, NeMo, and ``fastslm transcribe --format jsonl`` give.
+            ``text`` or the like: what leaderboards, NeMo, ``fastslm transcribe --format jsonl`` and the answers of
+            ``fastslm evaluate`` give.
 
     Raises:
         DataError: it cannot be read, or names a recording twice with two texts.
@@ -67,34 +70,47 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str | None, str]]:
         if path.suffix != ".jsonl" and path.exists():
             raise DataError(f"{path}: transcripts are read from .jsonl, or from a folder of NAME.txt.")
         with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path}, line {number}", *_row(line, f"{path}, line {number}")
+            places = ((f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
+            rows = [(place, _row(line, place)) for place, line in places]
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 ({error.reason}).") from error
+    if rows and rows[0][1].keys() >= _MADE_WITH:
+        del rows[0]
+    # A field of the whole file, not of a row: where a system wrote nothing, the text beside it is the reference.
+    fields = [name for name in _HYPOTHESES if any(name in row for _, row in rows)] or _TEXTS
+    for place, row in rows:
+        yield place, *_names_of(row, place), _text_of(row, fields, place)
 
 
-def _row(line: str, place: str) -> tuple[str, str | None, str]:
+def _row(line: str, place: str) -> Mapping[str, Any]:
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: no JSON ({error}).") from error
     if not isinstance(row, Mapping):
         raise DataError(f"{place}: no JSON object.")
+    return row
+
+
+def _names_of(row: Mapping[str, Any], place: str) -> tuple[str, str | None]:
     key, file = (next((row[k] for k in names if row.get(k) not in (None, "")), None) for names in (_KEYS, _PATHS))
     name = file if key is None else key
     if not isinstance(name, (str, int)):
         raise DataError(f"{place}: names no recording; one of the fields {', '.join(_KEYS + _PATHS)} must.")
     other = file if key is not None and isinstance(file, str) and _parts(file)[-1] != _parts(str(key))[-1] else None
-    return str(name), other, _text_of(row, place)
+    return str(name), other
 
 
-def _text_of(row: Mapping[str, Any], place: str) -> str:
-    """Return what a system wrote: beside it there may be a reference, which must not be scored against itself."""
-    given = [{name: row[name] for name in names if row.get(name) is not None} for names in (_HYPOTHESES, _TEXTS)]
-    texts = given[0] or given[1]
+def _text_of(row: Mapping[str, Any], fields: Sequence[str], place: str) -> str:
+    """Return what a system wrote, in one of ``fields``."""
+    texts = {name: row[name] for name in fields if row.get(name) is not None}
+    if not texts and fields is not _TEXTS:
+        raise DataError(
+            f"{place}: {' and '.join(fields)}, where this file has what the system wrote, is null or missing. Write"
+            ' "" where it wrote nothing.'
+        )
     if not texts or not all(isinstance(text, str) for text in texts.values()):
         raise DataError(f"{place}: holds no transcript; one of the fields {', '.join(_HYPOTHESES + _TEXTS)} must.")
     if len(stripped := {text.strip() for text in texts.values()}) > 1:

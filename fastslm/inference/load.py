@@ -1,9 +1,11 @@
 """From a run, a checkpoint, an exported folder or a name on the hub to a model in use, without Lightning."""
 
 import contextlib
+import io
 import os
 import reprlib
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from .model import Model
 
 #: The run folder of ``configs/hta.yaml``, the embedded default run.
 DEFAULT_RUN = Path("runs/hta")
+#: Held while a model is built: transformers changes its classes meanwhile for the whole process, and then changes back.
+_BUILDING = threading.RLock()
 
 
 def load(path: Any = None, *, device: str | torch.device | None = None) -> Model:
-    """Return a trained model, ready for use.
+    """Return a trained model, ready for use. Threads that load at the same time wait for each other.
 
     Args:
         path: a run folder (its best checkpoint by validation, else its last one), a checkpoint (file or folder), a
@@ -36,7 +40,7 @@ def load(path: Any = None, *, device: str | torch.device | None = None) -> Model
     """
     found = find_model(path)
     target = usable_device(device)
-    with _quietly():
+    with _BUILDING, _quietly():
         if is_exported(found):
             opened = open_exported(found)
             model, limit, per_second = opened.path, opened.max_new_tokens, opened.new_tokens_per_second
@@ -89,6 +93,17 @@ def find_model(path: Any) -> Path:
         raise CheckpointError(f"model {error}") from error
 
 
+class _Aside:
+    """Standard output of a process of which one thread, this one, writes to standard error in its place."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._others, self._own = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))  # None is closed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own if threading.get_ident() == self._thread else self._others, name)
+
+
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep transformers from drawing a bar for each part, and libraries from logging among the transcripts."""
@@ -97,7 +112,8 @@ def _quietly() -> Iterator[None]:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed, which adapters import, logs to standard output
+        aside: Any = _Aside()
+        with contextlib.redirect_stdout(aside):  # DeepSpeed, which adapters import, logs to standard output
             yield
     finally:
         if shown:

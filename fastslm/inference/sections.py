@@ -23,6 +23,7 @@ from .engine import Decoding
 from .generated import Generated
 from .listening import SpeechPart, encode
 from .results import Answer, Segment, Timings
+from .text import BROKEN, TextChunks
 
 Progress = Callable[[str, float], None]
 #: Audio that a window of its own is generated with as context, where text by window is wanted.
@@ -130,22 +131,28 @@ class _Writer:
             self.on_progress("generated", len(ids))
 
     def _first_word(self, ids: Sequence[int]) -> int:
-        """Return how many tokens the first word of a text has."""
-        whole = self.model.text_of(ids[: _LONGEST_WORD + 1]).lstrip()
+        """Return how many tokens the first word of a text has, or its first letter where spaces do not tell."""
+        whole, letter = self.model.text_of(ids[: _LONGEST_WORD + 1]).lstrip(), 0
         for count in range(1, min(len(ids), _LONGEST_WORD) + 1):
             begin = self.model.text_of(ids[:count]).strip()
+            if begin.endswith(BROKEN):
+                continue
+            letter = letter or count
             if begin and whole[len(begin) : len(begin) + 1].isspace():
                 return count
-        return min(1, len(ids))
+        return letter or min(1, len(ids))
 
     def _last_word(self, ids: Sequence[int]) -> int:
-        """Return how many tokens the last word of a text has; 1 where words are not told apart by spaces."""
-        whole = self.model.text_of(ids).rstrip()
+        """Return how many tokens the last word of a text has, or its last letter where spaces do not tell."""
+        whole, letter = self.model.text_of(ids).rstrip(), 0
         for count in range(1, min(len(ids), _LONGEST_WORD) + 1):
             shorter = self.model.text_of(ids[:-count]).rstrip()
+            if shorter.endswith(BROKEN):
+                continue
+            letter = letter or count
             if count == len(ids) or whole[len(shorter) : len(shorter) + 1].isspace():
                 return count
-        return min(1, len(ids))
+        return letter or min(1, len(ids))
 
 
 def transcribe(
@@ -188,12 +195,12 @@ def transcribe(
             waiting = section
         assert waiting is not None  # a recording without samples is an error
         writer.write(waiting, last=True)
-        segments.add(writer.done)
+        segments.add(writer.done, last=True)
     except DataError as error:
         raise DataError(f"{source.name}: {error}") from error
     ids: list[int] = []
     for section in writer.done:
-        ids += _behind(model, ids[-_LONGEST_WORD:], section.ids) if section.begins else section.ids
+        ids += _behind(model, ids, section.ids) if section.begins else section.ids
     return model.result(
         Generated(ids, "limit" if writer.truncated else "stop"),
         request,
@@ -257,19 +264,29 @@ class _Segments:
     """
 
     def __init__(self, model: AnsweringModel, on_segment: Callable[[Segment], None] | None) -> None:
-        self._model, self._on_segment = model, on_segment
-        self._context: list[int] = []
+        self._on_segment = on_segment
+        self._new: list[str] = []
+        self._chunks = TextChunks(model, self._new.append)
+        self._ids: list[int] = []
         self._num_sections = 0
         self.all: list[Segment] = []
 
-    def add(self, done: Sequence[_Section]) -> None:
-        """Take the sections that are finished, those of earlier calls among them."""
+    def add(self, done: Sequence[_Section], last: bool = False) -> None:
+        """Take the sections that are finished, those of earlier calls among them.
+
+        Args:
+            done: they.
+            last: no others come: a letter that is not finished never will be.
+        """
         for section in done[self._num_sections :]:
-            before = self._model.text_of(self._context)
-            text = self._model.text_of([*self._context, *section.ids])[len(before) :].strip()
+            self._ids += section.ids
+            self._chunks.update(self._ids)
+            if last and section is done[-1]:
+                self._chunks.finish(self._ids)
+            text = "".join(self._new).strip()
+            self._new.clear()
             if text:
                 self.all.append(Segment(round(section.start, 3), round(section.end, 3), text))
                 if self._on_segment:
                     self._on_segment(self.all[-1])
-            self._context = [*self._context, *section.ids][-_LONGEST_WORD:]
             self._num_sections += 1

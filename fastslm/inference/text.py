@@ -4,12 +4,16 @@ from collections.abc import Callable, Sequence
 
 from .answering import AnsweringModel
 
+#: What a decoder writes for a letter of which it has only some of the tokens.
+BROKEN = "\ufffd"
+_MOST_IDS = 4  # of a letter: it has as many bytes
+
 
 class TextChunks:
     """Turns a growing list of ids into chunks of text.
 
     A token may be half a character, and its text may depend on the one before: each chunk is what a few ids say beyond
-    those shown before, and waits until no character is broken. The cost of a chunk does not grow with the text.
+    those shown before, up to the last character that is not broken. The cost of a chunk does not grow with the text.
 
     Args:
         model: whose tokenizer it is.
@@ -21,19 +25,21 @@ class TextChunks:
         self._context, self._read = 0, 0  # ids from `_context` to `_read` are shown, and decoded along with new ones
 
     def update(self, ids: Sequence[int]) -> None:
-        """Show what the new ids add, if it is whole."""
-        text = self._model.text_of(ids[self._context :])
-        if not text.endswith("\ufffd"):
-            self._show_beyond(text, ids)
+        """Show what the new ids add, as far as it is whole."""
+        for end in range(len(ids), max(self._read, len(ids) - _MOST_IDS), -1):
+            text = self._model.text_of(ids[self._context : end])
+            if not text.endswith(BROKEN):
+                self._show_beyond(text, ids, end)
+                return
 
     def finish(self, ids: Sequence[int]) -> None:
         """Show what is left."""
         if len(ids) > self._read:
-            self._show_beyond(self._model.text_of(ids[self._context :]), ids)
+            self._show_beyond(self._model.text_of(ids[self._context :]), ids, len(ids))
 
-    def _show_beyond(self, text: str, ids: Sequence[int]) -> None:
+    def _show_beyond(self, text: str, ids: Sequence[int], end: int) -> None:
         new = text[len(self._model.text_of(ids[self._context : self._read])) :]
         if new:
             self._show(new)
             self._context = self._read
-        self._read = len(ids)  # ids that say nothing are no context: behind them alone a decoder drops a space
+        self._read = end  # ids that say nothing are no context: behind them alone a decoder drops a space

@@ -232,6 +232,11 @@ class _Answering:
                 self._cache.put(content, audio)
         self._num_encoded += len(missing)
         self._num_reused += len(sent) - len(missing)
-        return [
-            audio.named(job.name) if isinstance(audio := made[job.content], EncodedAudio) else audio for job in sent
-        ]
+        found: list[EncodedAudio | FastSLMError] = []
+        for job in sent:
+            audio = made[job.content]
+            if isinstance(audio, EncodedAudio):
+                found.append(audio.named(job.name))
+            else:  # it begins with the name that another client may have given to the same content
+                found.append(FastSLMError(f"{job.name}{str(audio).removeprefix(missing[job.content].name)}"))
+        return found

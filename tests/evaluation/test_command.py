@@ -169,6 +169,16 @@ def test_an_answer_of_other_audio_under_the_same_name_is_made_anew(capsys, tmp_p
     assert answers[0]["b"]["audio"] != answers[1]["b"]["audio"]
 
 
+def test_the_answers_of_an_earlier_evaluation_are_scored_beside_another_as_they_were(capsys, tmp_path, shards, model):
+    words = [model, f"clean={shards}/clean-*.tar", "--max-new-tokens", "5", "--out"]
+    answers = tmp_path / "first" / "answers" / "clean.jsonl"
+    assert run(capsys, *words, tmp_path / "first")[0] == 0
+    assert run(capsys, *words, tmp_path / "second", "--beside", f"first={answers}")[0] == 0
+    new, old = json.loads((tmp_path / "second" / "results.json").read_text())["results"]
+    assert [row["errors"] for row in old["recordings"]] == [row["errors"] for row in new["recordings"]]
+    assert old["overall"]["wer"] == new["overall"]["wer"]
+
+
 def test_the_transcripts_of_a_model_are_those_that_transcribe_gives(capsys, tmp_path, shards, model, flac):
     import fastslm
 

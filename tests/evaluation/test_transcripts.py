@@ -37,6 +37,16 @@ def test_what_a_system_wrote_is_scored_and_not_the_reference_beside_it(tmp_path,
     assert read_transcripts(path) == {"a": "read"}
 
 
+@pytest.mark.parametrize("nothing", [{"pred_text": None}, {}])
+@pytest.mark.parametrize("other", [{"pred_text": "read"}, {"pred_text": None}])
+def test_the_reference_is_never_scored_where_a_system_wrote_nothing(tmp_path, nothing, other):
+    path = lines(tmp_path / "a.jsonl", {"id": "a", "text": "said", **other}, {"id": "b", "text": "said", **nothing})
+    with pytest.raises(DataError, match=r"line \d: pred_text, where .* is null or missing\. Write \"\" where"):
+        read_transcripts(path)
+    rows = [{"id": "a", "text": "said", "pred_text": ""}, {"id": "b", "text": "said", "hyp": "read"}]
+    assert read_transcripts(lines(path, *rows)) == {"a": "", "b": "read"}
+
+
 def test_two_texts_of_which_either_may_be_the_reference_are_refused(tmp_path):
     path = lines(tmp_path / "a.jsonl", {"key": "a", "transcription": "said", "text": "read"})
     with pytest.raises(DataError, match=r"line 1: 'transcription' and 'text' differ\. Call what the system wrote"):

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,6 +256,12 @@ def test_links_are_followed_and_what_macos_adds_is_left_out(tmp_path, noise, wri
     assert "1 files that macOS added" in capsys.readouterr().err
     jobs = find_jobs([str(tmp_path / "talks")], tmp_path / "out", "txt")
     assert [str(job.output.relative_to(tmp_path)) for job in jobs] == ["out/b.txt", "out/linked/a.txt"]
+
+
+@pytest.mark.parametrize("end", ["", "/", "/x/.", "/x/..", "/x/./", "?name=a.mp3"])
+def test_an_address_that_names_no_file_is_called_audio(end):
+    (job,) = find_jobs([f"http://host{end}"], Path("out"), "txt")
+    assert job.output == Path("out/audio.txt")
 
 
 def test_containers_are_told_by_their_first_bytes():

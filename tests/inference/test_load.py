@@ -5,6 +5,8 @@ Exported folders and the hub are in test_exported.py.
 
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -232,3 +234,39 @@ def test_names_that_fastslm_does_not_have_are_no_names():
 def test_a_run_from_before_new_rows_were_told_apart_keeps_those_that_it_was_trained_with(run_folder, trained):
     assert fastslm.load(run_folder, device="cpu").path.llm.new_rows == "alike"  # its configuration does not say
     assert fastslm.load(trained[0], device="cpu").path.llm.new_rows is None
+
+
+def test_threads_load_one_after_another_and_what_others_print_meanwhile_stays_on_standard_output(
+    run_folder, monkeypatch, capsys
+):
+    import fastslm.inference.load as module
+
+    open_alone, busy, met, begun, go_on = module.open_run, [], [], threading.Event(), threading.Event()
+
+    def open_slowly(*arguments, **settings):
+        met.extend(busy)
+        busy.append(threading.get_ident())
+        print("a library logs")
+        begun.set()
+        go_on.wait(10)
+        try:
+            return open_alone(*arguments, **settings)
+        finally:
+            busy.remove(threading.get_ident())
+
+    monkeypatch.setattr(module, "open_run", open_slowly)
+    loaded = []
+    threads = [threading.Thread(target=lambda: loaded.append(fastslm.load(run_folder, device="cpu"))) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    begun.wait(10)
+    print("while they load")
+    time.sleep(0.1)  # the other one would come in
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    print("after it")
+    printed = capsys.readouterr()
+    assert (len(loaded), met) == (2, [])
+    assert printed.out == "while they load\nafter it\n"
+    assert printed.err.count("a library logs\n") == 2

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scripted import GARBLED, WORDS, audio_of, perfect_model
 
 from fastslm.errors import ConfigError, DataError
-from fastslm.inference.sections import _behind
+from fastslm.inference.generated import Generated
+from fastslm.inference.sections import _behind, _Writer
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,41 @@ def test_a_section_that_begins_anew_is_set_apart_where_words_are(perfect, monkey
     monkeypatch.setattr(perfect.path.prompter, "tokenizer", tokenizer)
     ids = [tokenizer(words, add_special_tokens=False)["input_ids"] for words in (before, text)]
     assert tokenizer.decode([*ids[0], *_behind(perfect, *ids)]) == whole
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "llama", "gemma"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u4eca\u5929\u5929\u6c14\u5f88\u597d\u6211\u4eec\u53bb\u516c\u56ed\u6563\u6b65",
+        "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35\u0e04\u0e23\u0e31\u0e1a\u0e27\u0e31\u0e19\u0e19\u0e35\u0e49",
+        "\ub098 \uc624\ub298\ub0a0\uc528\uac00 \uc88b\ub124\uc694 \ub108 \ub9d0\uc774\uc57c",
+        "caf\u00e9 d\u00e9j\u00e0 vu \U0001f600\U0001f680 fin",
+    ],
+    ids=["Chinese", "Thai", "Korean", "Latin"],
+)  # fmt: skip
+@pytest.mark.parametrize("end", ["stop", "limit"])
+def test_letters_of_several_tokens_are_in_text_by_time_whole_and_once(perfect, monkeypatch, kind, text, end):
+    from tokenizer_kinds import make_tokenizer
+
+    tokenizer = make_tokenizer(kind)
+    ids, written, told = tokenizer(text, add_special_tokens=False)["input_ids"], [], []
+    ends = [n for n in range(len(ids) + 1) if end == "limit" or not tokenizer.decode(ids[:n]).endswith("\ufffd")]
+
+    def write(writer, section, start, decoding, more):
+        upto = max(n for n in ends if n <= section.end / 12 * len(ids))
+        written.append(tokenizer.decode(ids[len(start) : upto]))
+        return Generated(ids[len(start) : upto], end)
+
+    monkeypatch.setattr(perfect, "text_of", lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
+    monkeypatch.setattr(_Writer, "_attempt", write)
+    answer = perfect.transcribe(np.ones(12 * 16_000, np.int16), segments=True, on_segment=told.append)
+    shown = "".join(segment.text for segment in answer.segments)
+    assert shown.replace(" ", "") == text.replace(" ", "")
+    assert answer.text == text
+    assert len(answer.segments) >= 4
+    assert tuple(told) == tuple(answer.segments)
+    assert end == "limit" or "\ufffd" not in "".join(written)
 
 
 def test_what_the_llm_reads_grows_linearly_with_the_audio(perfect):

@@ -219,6 +219,17 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         """Return the LLM's head."""
         return self.path.llm.causal_lm.get_output_embeddings()  # type: ignore[no-any-return, operator, union-attr]
 
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's head."""
+        self.path.llm.causal_lm.set_output_embeddings(value)  # type: ignore[operator, union-attr]
+
+    def resize_token_embeddings(self, *arguments: Any, **named: Any) -> nn.Module:
+        """Give the LLM's tables another number of tokens, as transformers does, and return the embedding table."""
+        causal_lm: Any = self.path.llm.causal_lm
+        table: nn.Module = causal_lm.resize_token_embeddings(*arguments, **named)
+        self.config.text_config.vocab_size = causal_lm.config.get_text_config().vocab_size
+        return table
+
     def forward(
         self,
         input_ids: Tensor | None = None,

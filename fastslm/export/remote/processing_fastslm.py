@@ -174,6 +174,20 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
             raise ValueError(f"There are {count} recordings and {len(texts)} texts.")
         return BatchFeature({**self.prompts(texts, task or "asr", language), **features})
 
+    def apply_chat_template(self, conversation: Any, *arguments: Any, **named: Any) -> Any:
+        """Return what ``ProcessorMixin`` makes of turns of text.
+
+        Raises:
+            ValueError: a turn has parts, such as audio: templates of LLMs know texts alone, and no tasks.
+        """
+        turns = [turn for item in conversation for turn in (item if isinstance(item, (list, tuple)) else [item])]
+        if any(isinstance(turn, Mapping) and isinstance(turn.get("content"), (list, tuple)) for turn in turns):
+            raise ValueError(
+                "apply_chat_template takes turns of text, and this one has parts. Ask about a recording by"
+                ' processor(audio, sampling_rate=16000, task="sqqa", text="..."), which makes the whole prompt.'
+            )
+        return super().apply_chat_template(conversation, *arguments, **named)
+
     def prompts(
         self, texts: Sequence[str | None] = (None,), task: str = "asr", language: str | None = None
     ) -> dict[str, Tensor]:

@@ -126,6 +126,22 @@ def test_like_requests_are_answered_side_by_side_and_one_that_is_broken_breaks_n
     assert sorted(model.answered) == [1, 1, 2]
 
 
+def test_nobody_is_told_the_name_that_another_gave_to_the_same_broken_recording(serve_here, recording, until):
+    model = ScriptedModel(may=False)
+    server = serve_here(model)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(ask, server, "first", recording)
+        model.began.wait(10)
+        names = ["one broken", "another broken"]
+        others = {n: pool.submit(ask, server, n, recording + b"x") for n in names}
+        until(lambda: server.health()["waiting"] == 2)
+        model.may.set()
+        assert first.result(20).text == "text of first"
+        for name, other in others.items():
+            assert other.exception(20).body["message"] == f"{name}: broken"
+    assert len(model.encoded) == 2  # the two together, once
+
+
 def test_a_recording_is_encoded_once_however_often_it_is_asked_about(serve_here, recording):
     model = ScriptedModel()
     server = serve_here(model)

@@ -1,0 +1,60 @@
+"""What people do with the models and processors of transformers works with exported ones, or is refused in words."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+import fastslm
+from fastslm.export.folder import export_model
+
+QUESTION = {"type": "text", "text": "Who speaks?"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, run):
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    export_model(run, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("content", [[{"type": "audio", "path": "a.wav"}, QUESTION], [QUESTION]], ids=["audio", "text"])
+@pytest.mark.parametrize("several", [False, True])
+def test_turns_of_parts_are_refused_with_the_call_that_asks_about_a_recording(processor, content, several):
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+    for tokenize in (False, True):
+        with pytest.raises(ValueError, match=r'one has parts\. Ask .* by processor\(audio, .*task="sqqa", text='):
+            processor.apply_chat_template([turns] if several else turns, tokenize=tokenize, return_dict=True)
+
+
+def test_turns_of_text_become_what_the_tokenizer_makes_of_them(processor):
+    turns = [{"role": "user", "content": "Who speaks?"}]
+    for given in (turns, [turns, turns]):
+        expected = processor.tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+        assert processor.apply_chat_template(given, add_generation_prompt=True) == expected
+
+
+def test_tokens_are_added_to_a_model_that_goes_on_answers_trains_and_is_saved(folder, processor, tmp_path):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    audio = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) / 9
+    inputs = processor(audio)
+    options = {"min_new_tokens": 6, "max_new_tokens": 6}
+    before, logits = model.generate(**inputs, **options).tolist(), model(**inputs).logits
+    size = model.get_input_embeddings().num_embeddings + 8
+    assert model.resize_token_embeddings(size, mean_resizing=False).num_embeddings == size
+    with torch.no_grad():
+        model.get_output_embeddings().weight[-8:] = 0  # what is drawn for new tokens must not win
+    assert model.generate(**inputs, **options).tolist() == before
+    out = model(**inputs, labels=inputs["input_ids"])
+    assert bool(out.loss.isfinite())
+    torch.testing.assert_close(out.logits[..., :-8], logits)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    assert again.generate(**inputs, **options).tolist() == before
+    assert fastslm.load(tmp_path, device="cpu").path.llm.causal_lm.get_output_embeddings().weight.shape[0] == size
