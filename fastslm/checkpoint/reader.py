@@ -18,12 +18,13 @@ from torch import Tensor
 
 from fastslm.checkpoint.folder import MANIFEST, TRAINER_STATE, last_complete, manifest_sha256, sha256
 from fastslm.checkpoint.state import some
-from fastslm.checkpoint.unpickled import deepspeed_objects, read_tensors, unreadable
+from fastslm.checkpoint.unpickled import deepspeed_objects, read_archive, read_tensors, unreadable
 from fastslm.checkpoint.writer import CONFIG, FORMAT, WEIGHTS
 from fastslm.configuration.yaml_values import load_values
 from fastslm.errors import CheckpointError
 
 _LONGEST_NAME = 250  # of a file in a checkpoint
+_FOLDER = 0x10  # the attribute of a folder in an archive: torch reads no content then, and takes what lies in memory
 
 
 @dataclass(frozen=True)
@@ -244,9 +245,10 @@ def _verify_archive(archive: Path | io.BytesIO, path: Path) -> None:
     """Read what ``torch.save`` wrote against its checksums; ``path`` is what the message calls it."""
     try:
         with zipfile.ZipFile(archive) as file:
-            damaged = file.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}. Use an earlier checkpoint, or a copy.") from error
+            damaged = file.testzip() or next((m.filename for m in file.infolist() if m.external_attr & _FOLDER), None)
+    except Exception as error:  # zipfile raises whatever the bytes make it stumble over
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{path} is damaged: {reason}. Use an earlier checkpoint, or a copy.") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged in {damaged}. Use an earlier checkpoint, or a copy.")
 
@@ -259,7 +261,10 @@ def _verify_shards(state: Path) -> None:
         path = state / item.relative_path
         with path.open("rb") as file:
             file.seek(item.offset)
-            _verify_archive(io.BytesIO(file.read(item.length)), path)
+            archive = io.BytesIO(file.read(item.length))
+        _verify_archive(archive, path)
+        archive.seek(0)
+        read_archive(archive, path)  # torch reads more of an archive than its checksums cover
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:

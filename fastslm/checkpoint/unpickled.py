@@ -4,6 +4,7 @@ A pickle can run any code. A checkpoint may be of anybody, so none is read in an
 """
 
 import contextlib
+import io
 import pickle
 import zipfile
 from collections.abc import Iterator
@@ -54,13 +55,23 @@ def read_tensors(file: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file} is {other}, no checkpoint. Give a run folder, a checkpoint in it, or what 'fastslm export' wrote."
         )
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # torch raises whatever the bytes make it stumble over
-        raise unreadable(file, error) from error
+    loaded = read_archive(file, file)
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not a dictionary of tensors.")
     return loaded
+
+
+def read_archive(archive: Path | io.BytesIO, file: Path) -> Any:
+    """Return what ``torch.save`` wrote, plain values and tensors; ``file`` is what the message calls it.
+
+    Raises:
+        CheckpointError: it is damaged, or would run code when loaded.
+    """
+    try:
+        mapped = isinstance(archive, Path) and zipfile.is_zipfile(archive)
+        return torch.load(archive, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises whatever the bytes make it stumble over
+        raise unreadable(file, error) from error
 
 
 def _other_kind(file: Path) -> str:

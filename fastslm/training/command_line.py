@@ -39,7 +39,7 @@ from fastslm.training.job_timer import JobTimer
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
 from fastslm.training.preemption import Preempted, Preemption
-from fastslm.training.run_folder import RunFolder, asides
+from fastslm.training.run_folder import RunFolder, asides, csv_files, move_metrics
 from fastslm.training.shielded_loader import lost_worker
 from fastslm.training.step_progress import StepProgress
 from fastslm.training.trainer import Trainer
@@ -237,8 +237,11 @@ class TrainingCLI(LightningCLI):
         # Evaluation needs weights only, which come in one format whatever strategy saved them.
         resumed = self._weights[0].trainer_state if given and command == "fit" and self._weights else None
         config.ckpt_path = self.config_init[command].ckpt_path = None if resumed is None else str(resumed)
+        metrics = csv_files(self.trainer.loggers) if self.trainer.is_global_zero else []
         if self._folder is not None:
-            self._folder.make_room(resuming=config.ckpt_path is not None)
+            self._folder.make_room(config.ckpt_path is not None, metrics)
+        else:
+            move_metrics(metrics)
 
 
 def _tell(text: str) -> None:

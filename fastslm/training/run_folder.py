@@ -4,10 +4,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from fastslm.errors import ConfigError
 
@@ -44,24 +46,24 @@ class RunFolder:
         self._moved: dict[Path, Path] = {}  # from where to where
         self._lock = _locked(path, _WAIT_SECONDS if waits else 0) if path.exists() else None
 
-    def make_room(self, resuming: bool) -> None:
-        """Move aside what a run would mix with its own.
+    def make_room(self, resuming: bool, metrics: Iterable[Path] = ()) -> None:
+        """Move aside what a run would mix with its own, or replace.
 
         Args:
             resuming: whether the run in it goes on; otherwise a run that is found there is moved aside, whole.
+            metrics: files that this run will write, wherever they lie.
 
         Raises:
             ConfigError: it is no folder that a run may have for itself.
         """
-        if resuming and (self._path / _METRICS).exists():  # CSVLogger deletes the file that it finds
-            self._move(self._path / _METRICS, ".before-")
         if not resuming and self._path.exists() and _must_move(self._path):
             self._release()
-            self._move(self._path, ".")
+            self._moved[self._path] = _move(self._path, ".")
             print(f"An earlier run in {self._path} was moved to {self._moved[self._path]}.", file=sys.stderr)
         if self._lock is None:
             self._path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self._path, 0)
+        self._moved |= move_metrics(metrics)
 
     def end(self, has_trained: bool) -> None:
         """Let others train in the folder, and put back what was moved if no step was trained."""
@@ -74,15 +76,27 @@ class RunFolder:
                 aside.rename(path)
         self._moved = {}
 
-    def _move(self, path: Path, infix: str) -> None:
-        aside = next(candidate for candidate in asides(path, infix) if not candidate.exists())
-        path.rename(aside)
-        self._moved[path] = aside
-
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def csv_files(loggers: Iterable[Logger]) -> list[Path]:
+    """Return where loggers keep their metrics: those of them that delete what they find there."""
+    found = (Path(logger.log_dir) for logger in loggers if isinstance(logger, CSVLogger))
+    return [folder / ExperimentWriter.NAME_METRICS_FILE for folder in found]
+
+
+def move_metrics(files: Iterable[Path]) -> dict[Path, Path]:
+    """Move aside metrics of earlier starts that are there, as ``metrics.csv.before-1`` and so on; return where to."""
+    return {path: _move(path, ".before-") for path in files if path.exists()}
+
+
+def _move(path: Path, infix: str) -> Path:
+    aside = next(candidate for candidate in asides(path, infix) if not candidate.exists())
+    path.rename(aside)
+    return aside
 
 
 def asides(path: Path, infix: str = ".") -> Iterator[Path]:

@@ -111,8 +111,15 @@ def _loggers(given: Any, folder: Path) -> Any:
     if given is False:
         return False
     others = [] if given in (None, True) else list(given) if isinstance(given, list) else [given]
-    mine = [_logger(_CSV, folder, "")] if _CSV not in map(_name, others) else []
+    mine = [] if any(_keeps_metrics(logger, folder) for logger in others) else [_logger(_CSV, folder, "")]
     return [*mine, *(others or [_logger(_TENSORBOARD, folder, "tensorboard")])]
+
+
+def _keeps_metrics(logger: Namespace, folder: Path) -> bool:
+    """Return whether a logger of the user's writes the ``metrics.csv`` of the run folder itself."""
+    given = logger.get("init_args") or Namespace()
+    parts = [given.get(name) for name in ("save_dir", "name", "version")]
+    return _name(logger) == _CSV and None not in parts and Path(*map(str, parts)).resolve() == folder.resolve()
 
 
 def _logger(name: str, folder: Path, version: str) -> Namespace:

@@ -157,16 +157,40 @@ def test_a_damaged_trainer_state_is_refused_before_anything_is_built_on_it(built
         verify_trainer_state(open_checkpoint(folder))
 
 
+def save_sharded(tensors, folder):
+    distributed_checkpoint.save(tensors, checkpoint_id=folder)
+
+
 @pytest.mark.parametrize("damage", [truncate, flip], ids=["truncated", "flipped"])
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
 def test_a_damaged_state_of_fsdp2_is_refused_too(built, save, name, damage):
     """It is a folder: a file of each process, and a table of contents."""
     shares = {"a": torch.randn(5000), "b": torch.randn(10)}
-    folder = save(built(), write_state=lambda path: distributed_checkpoint.save(shares, checkpoint_id=path))
+    folder = save(built(), write_state=lambda path: save_sharded(shares, path))
     verify_trainer_state(open_checkpoint(folder))
     damage(folder / "trainer.ckpt" / name)
     with pytest.raises(CheckpointError, match="damaged"):
         verify_trainer_state(open_checkpoint(folder))
+
+
+#: What an archive's directory says of a member, over which there is no checksum: its place there, and a bit of it.
+FIELDS = {"name": (46, 7), "compression": (10, 3), "folder": (38, 4), "disk": (34, 1)}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("write_state", [torch.save, save_sharded], ids=["one file", "FSDP2"])
+def test_a_flipped_bit_in_the_directory_of_a_trainer_state_is_refused(built, save, write_state, field):
+    """Python's zipfile and torch read different fields of it, and each stumbles in its own ways."""
+    checkpoint = open_checkpoint(save(built(), write_state=lambda path: write_state({"a": torch.ones(3)}, path)))
+    state = checkpoint.path / "trainer.ckpt"
+    file = state if state.is_file() else state / "__0_0.distcp"
+    place, bit = FIELDS[field]
+    content = bytearray(file.read_bytes())
+    numbers = content.rindex(b"PK\x01\x02", 0, content.rindex(b"/data/0"))  # those of the tensor
+    content[numbers + place] ^= 1 << bit
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"trainer\.ckpt.*(damaged|cannot be read as a checkpoint)"):
+        verify_trainer_state(checkpoint)
 
 
 def test_weights_that_are_not_those_of_the_manifest_are_refused(built, save):

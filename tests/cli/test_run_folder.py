@@ -89,6 +89,41 @@ def test_a_run_behind_a_link_is_moved_aside_where_it_lies(tmp_path):
     assert not (tmp_path / "disk" / "run.1").exists()
 
 
+@pytest.fixture
+def their_metrics(tmp_path):
+    """Return flags of a CSVLogger of the user's with a place of its own, and what an earlier run has left there."""
+    place = tmp_path / "logs" / "mine" / "v1"
+    place.mkdir(parents=True)
+    (place / "metrics.csv").write_text("step,train/loss\n1,2.5\n")
+    arguments = {"save_dir": tmp_path / "logs", "name": "mine", "version": "v1"}
+    return place, ["--trainer.logger", "CSVLogger", *(f"--trainer.logger.{n}={v}" for n, v in arguments.items())]
+
+
+def test_the_metrics_that_a_logger_of_the_users_would_delete_are_moved_aside(fit, their_metrics, tmp_path):
+    place, flags = their_metrics
+    fit(*ONE_STEP, *flags)
+    assert (place / "metrics.csv.before-1").read_text() == "step,train/loss\n1,2.5\n"
+    first = (place / "metrics.csv").read_text()
+    assert "val/loss" in first
+    for name in ("metrics.csv", "config.yaml", "training.png"):  # a user's logger takes the place of TensorBoard alone
+        assert (tmp_path / "run" / name).exists(), name
+    evaluated = ["validate", "--config", str(tmp_path / "run" / "config.yaml")]
+    command_line(TrainingCLI, evaluated)
+    assert (place / "metrics.csv.before-2").read_text() == first
+
+
+def test_metrics_are_put_back_where_nothing_was_trained(tmp_path):
+    metrics = [tmp_path / "logs" / "metrics.csv", tmp_path / "run" / "metrics.csv"]
+    for path in metrics:
+        path.parent.mkdir()
+        path.write_text(str(path))
+    folder = run_folder.RunFolder(tmp_path / "run", waits=False)
+    folder.make_room(resuming=True, metrics=metrics)
+    assert not any(path.exists() for path in metrics)
+    folder.end(has_trained=False)
+    assert [path.read_text() for path in metrics] == list(map(str, metrics))
+
+
 def test_a_folder_of_other_things_is_not_taken_for_a_run(fit, tmp_path, monkeypatch):
     mine = tmp_path / "mine"
     (mine / "shards").mkdir(parents=True)
