@@ -21,7 +21,7 @@ from .processes import Progress, Report, run_all
 from .recipe import BuildFolder, ShardRecord, fingerprint
 from .shard_file import index_shard, is_as_indexed, is_indexed, writing
 from .sources import SourceOptions
-from .survey import Survey, SurveyOptions, survey
+from .survey import Survey, survey
 from .transcode import AudioOptions, Job, measured_bytes_per_second, render, size_of
 from .utterance import Finding, Noted, Refused, Utterance
 
@@ -144,7 +144,7 @@ def build(
     output = BuildFolder(folder, options.listing.part)
     with output.locked(), _listed_when_stopped(output):
         longest = None if options.split_seconds is None else options.split_seconds * options.audio.speed
-        surveyed = survey(listing.utterances, SurveyOptions(longest), num_workers)
+        surveyed = survey(listing.utterances, longest, num_workers)
         listing.refused += surveyed.refused
         _check_share(listing.refused, listing.num_listed, max_broken_share)
         shards = _plan(surveyed, listing, options, folder)

@@ -1,5 +1,6 @@
 """Work spread over processes that end with their parent, stop together, and report progress while they work."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -89,6 +90,15 @@ def run_all(
             yield from _spread(work, items, num_workers, progress)
     finally:
         progress.close()
+
+
+def run_in_order(
+    work: Callable[[Item, Report], Result], items: Sequence[Item], num_workers: int, progress: Progress
+) -> list[Result]:
+    """Return what the work made of each item, in their order; see ``run_all``."""
+    with contextlib.closing(run_all(work, items, num_workers, progress)) as done:
+        results = dict(done)
+    return [results[number] for number in range(len(items))]
 
 
 def _spread(

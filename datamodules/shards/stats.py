@@ -1,7 +1,6 @@
 """``fastslm shards stats``: hours, durations and text lengths of shards by task and language, printed and plotted."""
 
 import argparse
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..index.build import answered
 from ..index.columns import ShardRows
 from ..index.sidecar import current_rows
 from .paths import shard_paths
-from .processes import Progress, Report, run_all
+from .processes import Progress, Report, run_in_order
 from .shard_file import guarded
 
 _EXAMPLES = """\
@@ -80,11 +79,7 @@ def run(options: argparse.Namespace) -> int:
     check_figure(options.plot, "--plot")
     paths = shard_paths(options.shards)
     progress = Progress("Reading indexes", len(paths), "shards")
-    found: list[ShardNumbers | None] = [None] * len(paths)
-    with contextlib.closing(run_all(_numbers, paths, options.workers if len(paths) > 64 else 1, progress)) as done:
-        for number, numbers in done:
-            found[number] = numbers
-    shards = [numbers for numbers in found if numbers is not None]
+    shards = run_in_order(_numbers, paths, options.workers if len(paths) > 64 else 1, progress)
     tokenizers = {shard.tokenizer for shard in shards}
     unit = "characters" if len(tokenizers) != 1 or None in tokenizers else f"tokens of {tokenizers.pop()}"
     kinds = by_kind(shards, in_tokens=unit != "characters")
