@@ -1,6 +1,7 @@
 """The times of a row: what columns of them are called, and the stretch of audio that they mean."""
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -188,7 +189,7 @@ def number(value: Any, what: str) -> float | None:
     try:
         result = float(value)
     except (TypeError, ValueError):
-        raise DataError(f"unusable fields: {what} is {value!r:.40}, no number") from None
-    if result != result or result in (float("inf"), float("-inf")):
+        result = math.nan
+    if not math.isfinite(result):
         raise DataError(f"unusable fields: {what} is {value!r:.40}, no number")
     return result

@@ -33,8 +33,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             yield from _of_other_recording(cut, utterance)
             yield utterance
         except DataError as error:
-            reason, _, detail = str(error).partition(": ")
-            yield Refused(where, key, reason, detail)
+            yield Refused.at(where, key, error)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             yield Refused(where, key, "unreadable line", f"no cut as Lhotse writes it: {error!r}")
 
