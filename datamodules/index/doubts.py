@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastslm.errors import DataError
-from fastslm.tasks import tasks
+from fastslm.tasks import transcribing
 
 from ..reading.audio import AudioInfo
 from .columns import ShardRows
@@ -75,16 +75,14 @@ def identities_of(rows: ShardRows) -> npt.NDArray[np.uint64]:
     sums = np.bitwise_xor.accumulate(np.concatenate([np.zeros(1, np.uint64), audio]))
     ends = rows["recording_end"]
     spoken = sums[ends] ^ sums[np.concatenate([np.zeros(1, np.int64), ends[:-1]])] if len(rows) else sums[:0]
-    of_audio = np.array([task in _transcripts() for task in rows.labels("task")], bool) & (spoken != 0)
+    of_audio = _are_transcripts(rows) & (spoken != 0)
     return np.where(of_audio, spoken, spoken * np.uint64(0x9E3779B97F4A7C15) ^ text)
 
 
 def doubtful(rows: ShardRows) -> list[dict[str, str]]:
     """Return what is to be looked at in a shard: what its index says, and transcripts that do not fit their audio."""
-    counts = np.diff(rows["recording_end"], prepend=0)
-    ends = np.concatenate([[0.0], np.cumsum(rows.seconds)])[np.concatenate([[0], rows["recording_end"]])]
-    seconds, characters = np.diff(ends), rows["text_characters"]
-    spoken = (counts > 0) & np.array([task in _transcripts() for task in rows.labels("task")], bool)
+    seconds, characters = rows.sample_seconds, rows["text_characters"]
+    spoken = (rows.num_recordings > 0) & _are_transcripts(rows)
     few = spoken & (seconds > _LONG_SECONDS) & (characters < _FEWEST * seconds)
     many = spoken & (characters > _MOST_FREE + _MOST * seconds)
     found = [(few, "little text for its audio"), (many, "much text for its audio")]
@@ -96,5 +94,6 @@ def doubtful(rows: ShardRows) -> list[dict[str, str]]:
     ]
 
 
-def _transcripts() -> set[str]:
-    return {name for name, task in tasks().items() if task.transcript}
+def _are_transcripts(rows: ShardRows) -> npt.NDArray[np.bool_]:
+    names = transcribing()
+    return np.array([task in names for task in rows.labels("task")], bool)

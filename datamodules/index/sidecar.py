@@ -75,18 +75,14 @@ def write_sidecar(path: str | os.PathLike[str], rows: ShardRows, target: str | o
     return destination
 
 
-def read_sidecar(path: str | os.PathLike[str], target: str | os.PathLike[str] | None = None) -> ShardRows:
-    """Return the index of a shard as it was written.
-
-    Args:
-        path: of the tar.
-        target: the index itself, where it does not lie beside the tar.
+def read_sidecar(path: str | os.PathLike[str]) -> ShardRows:
+    """Return the index beside a tar as it was written.
 
     Raises:
         FileNotFoundError: there is no index.
         DataError: it is damaged, of another format or of a newer version.
     """
-    source = Path(target or sidecar_path(os.fspath(path)))
+    source = Path(sidecar_path(os.fspath(path)))
     try:
         return parse_sidecar(source.read_bytes())
     except DataError as error:
@@ -227,7 +223,8 @@ def _differences(file: BinaryIO, rows: ShardRows, row: int, members: Members | N
 
 def regions_of(rows: ShardRows, row: int) -> Iterator[tuple[str, tuple[int, int], int]]:
     """Yield extension, place and checksum of each member of a sample."""
-    yield "json", (int(rows["json_offset"][row]), int(rows["json_size"][row])), int(rows["json_crc32"][row])
+    offset, size, crc32 = rows.json_region(row)
+    yield "json", (offset, size), crc32
     for recording in rows.recordings(row):
         extension = rows.names["extension"][rows["extension_code"][recording]]
         region = (int(rows["audio_offset"][recording]), int(rows["audio_size"][recording]))

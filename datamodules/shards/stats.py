@@ -11,7 +11,6 @@ import numpy.typing as npt
 from fastslm.configuration.figures import check_figure
 
 from ..index.build import answered
-from ..index.columns import ShardRows
 from ..index.sidecar import current_rows
 from .paths import shard_paths
 from .processes import Progress, Report, run_in_order
@@ -98,14 +97,7 @@ def _numbers(path: str, report: Report) -> ShardNumbers:
     )
     kinds = list(zip(rows.labels("task"), languages, strict=True))
     text = rows["text_characters"].astype(np.float64), rows["text_tokens"].astype(np.float64)
-    return ShardNumbers(kinds, _seconds(rows), *text, rows.tokenizer, len(rows.broken))
-
-
-def _seconds(rows: ShardRows) -> Numbers:
-    """Return the seconds of audio of each sample, all recordings together."""
-    ends = np.concatenate([[0.0], np.cumsum(rows.seconds)])
-    last = rows["recording_end"]
-    return np.asarray(ends[last] - ends[np.concatenate([[0], last[:-1]]).astype(np.int64)], np.float64)
+    return ShardNumbers(kinds, rows.sample_seconds, *text, rows.tokenizer, len(rows.broken))
 
 
 def by_kind(shards: Sequence[ShardNumbers], in_tokens: bool) -> dict[Kind, Numbered]:
