@@ -75,7 +75,7 @@ class AttentionMaps(L.Callback):
             shares.append((num_samples / SAMPLE_RATE_HZ, mean_shares([(maps, i) for i in own])))
         duration = shares[0][0]
         audio_id = pl_module.prompter.audio_id
-        first = next(k for k, d in zip(batch.keys, batch.dialogues, strict=True) if (d.input_ids == audio_id).any())
+        first = next(k for k, d in zip(batch.keys, batch.dialogues, strict=True) if d.num_recordings(audio_id))
         draw_attention(
             maps,
             range(min(self.num_windows, windows.recording.count(0))),

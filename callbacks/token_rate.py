@@ -118,7 +118,7 @@ class TokenRate(L.Callback):
             self._log(trainer, pl_module, self._recent, "rate")
             self._recent = dict.fromkeys(_SUMS, 0.0)
             self._mark = time.perf_counter()
-        if batch.step is None or batch.step.place == batch.step.num_micro_batches - 1:
+        if batch.ends_step:
             self._keep()
 
     def _add(self, name: str, amount: float) -> None:

@@ -44,6 +44,10 @@ class Dialogue:
     spelt: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
+    def num_recordings(self, audio_id: int) -> int:
+        """Return how many recordings it has, each a placeholder with this id."""
+        return int((self.input_ids == audio_id).sum())
+
 
 @dataclass
 class Sample:
@@ -131,6 +135,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.dialogues)
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether it is the last micro-batch of its optimizer step."""
+        return self.step is None or self.step.place == self.step.num_micro_batches - 1
 
     @property
     def audio_seconds(self) -> float:

@@ -73,7 +73,7 @@ class Preemption(L.Callback):
             Preempted: always then.
         """
         assert isinstance(pl_module, SpeechLMModule)
-        self._whole_step = batch.step is None or batch.step.place == batch.step.num_micro_batches - 1
+        self._whole_step = batch.ends_step
         if pl_module.stop_agreed and self._whole_step:
             _log_step(trainer)
             self._save_and_end(trainer)
