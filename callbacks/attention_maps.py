@@ -53,13 +53,7 @@ class AttentionMaps(L.Callback):
         self._context.enter_context(self._maps.recording())
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Draw what was recorded."""
         assert isinstance(pl_module, SpeechLMModule)

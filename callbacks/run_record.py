@@ -101,13 +101,7 @@ class RunRecord(L.Callback):
         self._recordings, self._seen = [], [0.0, 0.0]
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Count errors and tokens."""
         self._seen[0] += batch.audio_seconds

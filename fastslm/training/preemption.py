@@ -79,13 +79,7 @@ class Preemption(L.Callback):
             self._save_and_end(trainer)
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Save and end within a validation when a rank was asked to; the run that goes on does it anew.
 
