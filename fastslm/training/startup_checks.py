@@ -13,6 +13,7 @@ from torch import nn
 from fastslm.checkpoint.state import some, stored_names
 from fastslm.errors import ConfigError
 from fastslm.export.stock import tied_adapters
+from fastslm.installed import KNOWN_BAD, installed
 from fastslm.path.batch import Batch
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import part_of, size_of
@@ -20,8 +21,7 @@ from fastslm.processes.ranks import gathered
 from fastslm.strategies.support import keeps_masters, refuse_unsupported
 from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.data_source import source_of
-from fastslm.training.known_bad import KNOWN_BAD
-from fastslm.training.rank_agreement import check_agreement, installed, versions, weights_digest
+from fastslm.training.rank_agreement import check_agreement, versions, weights_digest
 
 _FREQUENCIES = ("inv_freq", "original_inv_freq")
 
