@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastslm.audio.info import AudioInfo
 from fastslm.errors import DataError
 from fastslm.tasks import transcribing
 
-from ..reading.audio import AudioInfo
 from .columns import ShardRows
 
 #: Characters of a transcript per second that no speaker stays below over so long, or reaches.
@@ -25,7 +25,7 @@ def doubts(fields: Mapping[str, Any], recordings: Sequence[AudioInfo]) -> Iterat
     yield from (DataError(remark) for recording in recordings for remark in recording.remarks)
     if len(recordings) != 1:
         return
-    seconds = recordings[0].num_frames / recordings[0].sample_rate_hz
+    seconds = recordings[0].seconds
     stated = fields.get("duration")
     if isinstance(stated, int | float) and abs(stated - seconds) > _TOLERANCE_SECONDS:
         yield DataError(f"other length than stated: its json says {stated:g} s, the recording has {seconds:.2f} s")

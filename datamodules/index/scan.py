@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from fastslm.audio.info import AudioInfo
 from fastslm.errors import DataError
 from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter, messages_of
 
-from ..reading.audio import AudioInfo, open_region, read_info
+from ..reading.audio import open_region, read_info
 from ..reading.store import TarState, tar_state
 from ..reading.tar import AUDIO_EXTENSIONS, Member, Members, read_groups, read_text, recordings_of
 from .columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, coded, pack_keys

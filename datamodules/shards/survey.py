@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastslm.errors import DataError
 
-from .opening import info_of, seconds_of, state_of
+from .opening import info_of, state_of
 from .processes import Progress, Report, run_in_order
 from .split import split
 from .utterance import Audio, Refused, Utterance
@@ -83,7 +83,7 @@ def _measure(audio: Audio) -> None:
             audio.num_bytes = size
         return  # what the source says is believed until the audio is read
     info, num_bytes = info_of(audio)
-    begin, end = audio.stretch(seconds_of(info))
+    begin, end = audio.stretch(info.seconds)
     audio.seconds = end - begin
     audio.num_bytes = num_bytes if audio.start_seconds is None else 0
 
