@@ -132,11 +132,7 @@ def _remarks(items: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
 def _check_values(
     arrays: Mapping[str, Any], names: Mapping[str, Sequence[str]], num_recordings: int, tar_bytes: int
 ) -> None:
-    """Raise where columns contradict each other; the index may be of another program.
-
-    Raises:
-        DataError: so it is.
-    """
+    """Raise DataError where columns contradict each other; the index may be of another program."""
     for name, end in (("key_end", len(arrays["key_bytes"])), ("recording_end", num_recordings)):
         ends = arrays[name]
         if (np.diff(ends, prepend=0) < 0).any() or (int(ends[-1]) if len(ends) else 0) != end:

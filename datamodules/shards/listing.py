@@ -178,11 +178,7 @@ def _with_unique_keys(
 
 
 def _check_words(key: str, fields: dict[str, Any]) -> None:
-    """Raise where key or fields hold halves of characters or bytes that are no text, or the answer names a file.
-
-    Raises:
-        DataError: so it is.
-    """
+    """Raise DataError where key or fields hold half characters or bytes of no text, or the answer names a file."""
     for name, value in (("id", key), *fields.items()):
         if isinstance(value, str) and _HALVES.search(value):
             raise DataError(f"unusable fields: {name} holds half a character: {value!r:.80}")

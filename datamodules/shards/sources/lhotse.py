@@ -57,11 +57,7 @@ def _utterance(cut: Mapping[str, Any], key: str, where: str, roots: list[str]) -
 
 
 def _check_inside(cut: Mapping[str, Any], seconds: float) -> None:
-    """Raise where a supervision is of more than the cut's audio, or of other channels: its text would be, too.
-
-    Raises:
-        DataError: so it is.
-    """
+    """Raise DataError where a supervision, and so its text, is of more than the cut's audio or of other channels."""
     wanted = _channels(cut)
     for supervision in cut.get("supervisions") or []:
         begin = float(supervision["start"])

@@ -101,11 +101,7 @@ def _is_ljspeech(lines: Sequence[str], wavs: str, options: SourceOptions) -> boo
 
 
 def _check_header(names: list[str], path: str, roots: list[str]) -> None:
-    """Raise where the first line is a row already, or names a column twice.
-
-    Raises:
-        ConfigError: so it is.
-    """
+    """Raise ConfigError where the first line is a row already, or names a column twice."""
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"{path}: two of its columns are called {twice!r}, and one alone can be meant. Rename one.")
