@@ -133,8 +133,8 @@ class Sketch:
         text = config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        dtype = getattr(self.path.llm, "dtype", torch.float32)
-        return int(2 * text.num_hidden_layers * heads * width * torch.empty(0, dtype=dtype).element_size())
+        dtype: torch.dtype = getattr(self.path.llm, "dtype", torch.float32)
+        return int(2 * text.num_hidden_layers * heads * width * dtype.itemsize)
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
