@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastslm.configuration.installed import installed
 from fastslm.errors import DataError
 from fastslm.files import whole_folder
-from fastslm.installed import installed
 from fastslm.processes.children import ProcessPool, shielded_context
 
 SAMPLE_RATE_HZ = 16_000

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fastslm.installed import installed
+from fastslm.configuration.installed import installed
 from fastslm.path.pretrained import resolve
 
 _PACKAGES = ("fastslm", "torch", "lightning", "transformers", "peft", "safetensors", "deepspeed")

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fastslm.configuration.installed import KNOWN_BAD, installed
 from fastslm.errors import FastSLMError
-from fastslm.installed import KNOWN_BAD, installed
 from fastslm.processes.children import num_usable_cores
 
 _PACKAGES = [

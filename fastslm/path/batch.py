@@ -87,6 +87,11 @@ class StepLabels:
     num_micro_batches: int = 1
 
 
+def ends_step(step: StepLabels | None) -> bool:
+    """Whether a micro-batch of these labels is the last of its optimizer step."""
+    return step is None or step.place == step.num_micro_batches - 1
+
+
 @dataclass
 class Batch:
     """Samples side by side; the audio is the only tensor, so it is all that moves to the device.
@@ -135,11 +140,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.dialogues)
-
-    @property
-    def ends_step(self) -> bool:
-        """Whether it is the last micro-batch of its optimizer step."""
-        return self.step is None or self.step.place == self.step.num_micro_batches - 1
 
     @property
     def audio_seconds(self) -> float:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from fastslm.path.batch import Batch
+from fastslm.path.batch import Batch, ends_step
 from fastslm.processes.signals import ENDING, EXIT_STATUS, Terminated
 from fastslm.training.lightning_counters import uncount_validation
 from fastslm.training.lightning_module import SpeechLMModule
@@ -73,7 +73,7 @@ class Preemption(L.Callback):
             Preempted: always then.
         """
         assert isinstance(pl_module, SpeechLMModule)
-        self._whole_step = batch.ends_step
+        self._whole_step = ends_step(batch.step)
         if pl_module.stop_agreed and self._whole_step:
             _log_step(trainer)
             self._save_and_end(trainer)

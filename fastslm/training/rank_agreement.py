@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastslm.configuration.installed import installed
 from fastslm.errors import ConfigError
-from fastslm.installed import installed
 from fastslm.processes.ranks import gathered
 
 _PACKAGES = (

@@ -11,9 +11,9 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import nn
 
 from fastslm.checkpoint.state import some, stored_names
+from fastslm.configuration.installed import KNOWN_BAD, installed
 from fastslm.errors import ConfigError
 from fastslm.export.stock import tied_adapters
-from fastslm.installed import KNOWN_BAD, installed
 from fastslm.path.batch import Batch
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import part_of, size_of
