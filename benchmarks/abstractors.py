@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.train_step import peak_mib
 from fastslm.contracts import Abstractor, TokenBudget, Tokens
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.plugins import discover
@@ -231,12 +231,7 @@ def _peak_mib(run: Callable[[], None], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         run()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    assert profiler.profiler is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    return float(held.max()) / 2**20
+    return peak_mib(run)
 
 
 def measure_all(name: str, numbers: Sequence[int], options: argparse.Namespace) -> dict[int, dict[str, float]]:

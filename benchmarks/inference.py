@@ -24,17 +24,15 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache
 
-from benchmarks.train_step import build, noise
+from benchmarks.train_step import RATE, build, noise, peak_mib
 from fastslm.inference.audio import FileSource
 from fastslm.inference.engine import read
 from fastslm.inference.listening import encode
 from fastslm.inference.model import Model
 from fastslm.path.request import Request
 
-RATE = 16_000
 STAGES = ("read", "encode", "prefill", "decode")
 
 
@@ -50,15 +48,6 @@ class Stages:
         result = action()
         self.seconds[stage] = time.perf_counter() - begin
         return result
-
-
-def peak(action: Callable[[], Any]) -> float:
-    """Return MiB that torch holds at most beyond what it held before, added up from every allocation."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        action()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    return float(held.max(initial=0)) / 2**20
 
 
 def ours(model: Model, path: Path, num_new: int, stages: Stages) -> None:
@@ -121,7 +110,7 @@ def one_recording(model: Model, minutes: float, num_new: int, folder: Path) -> N
     for name, action in (("ours", ours), ("plain", plain)):
         action(model, path, 2, Stages())  # the first pass warms up
         action(model, path, num_new, measured[name])
-        memory[name] = peak(lambda action=action: action(model, path, 2, Stages()))  # type: ignore[misc]
+        memory[name] = peak_mib(lambda action=action: action(model, path, 2, Stages()))  # type: ignore[misc]
     print(f"one recording of {minutes:g} minutes, {num_new} new tokens:")
     print(f"  {'':8} {'ours':>9} {'plain':>9}   ours / plain")
     for stage in STAGES:

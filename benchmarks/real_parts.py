@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from transformers import AutoProcessor, WhisperForConditionalGeneration
 
+from benchmarks.inference import decode
 from benchmarks.train_step import RATE, batch_of, measure_step, print_step
 from fastslm.inference.audio import FileSource
 from fastslm.inference.engine import read
@@ -83,9 +84,7 @@ def generate(model: Model, path: Path, num_new: int) -> None:
     tokens = torch.cat([speech.tokens for speech in encode(model.path, [FileSource(path)])])
     embeddings = torch.cat([memory.embed(before, model.device), tokens, memory.embed(after, model.device)])
     with torch.inference_mode():
-        logits = read(model.path.llm, embeddings[None], memory.cache)
-        for _ in range(num_new):
-            logits = model.path.llm.extend(model.path.llm.embed(logits.argmax(-1)[:, None]), None, memory.cache)
+        decode(model, memory.cache, read(model.path.llm, embeddings[None], memory.cache), num_new)
 
 
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:

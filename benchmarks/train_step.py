@@ -114,20 +114,29 @@ def measure_step(path: SpeechLM, batch: Batch, repeats: int) -> dict[str, float]
     return {**result, "whole step": whole / repeats, "audio seconds": batch.audio_seconds}
 
 
-def measure_memory(minutes: float) -> float:
-    """Return MiB that the stations from audio to tokens hold at their peak, beyond model, audio and the tokens made.
+def peak_mib(action: Callable[[], Any]) -> float:
+    """Return MiB that torch holds on the CPU at most beyond what it held before.
 
     Adds up every allocation and release that torch's CPU allocator reports, so that the figure is exact and does not
     depend on what the C library keeps for later.
     """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        action()
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return float(held.max(initial=0)) / 2**20
+
+
+@torch.no_grad()
+def measure_memory(minutes: float) -> float:
+    """Return MiB that the stations from audio to tokens hold at their peak, beyond model, audio and the tokens made."""
     path = build(encoder_batch_windows=8).eval()  # 8 windows of 4.8 s: even 1 minute fills a group
     audio = torch.randint(-3000, 3000, (round(minutes * 60 * RATE),), dtype=torch.int16)
     windows = path.listener.cut([len(audio)])
-    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        tokens = path.listener(audio, windows).tokens
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    return float(held.max() - tokens.nbytes) / 2**20
+    made: list[torch.Tensor] = []
+    peak = peak_mib(lambda: made.append(path.listener(audio, windows).tokens))
+    return peak - made[0].nbytes / 2**20
 
 
 def print_step(step: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.files import whole_file
 from fastslm.inference.load import DEFAULT_RUN
 from fastslm.path.batch import Batch, Int16Array
-from fastslm.tasks import tasks
+from fastslm.tasks import transcribing
 
 _LONGEST_SECONDS = 300.0  # a longer one is no quick thing to try a model on
 
@@ -33,11 +33,11 @@ def keep_sample(folder: Path, batch: Batch, rows: Sequence[Mapping[str, Any]], a
     path = sample_of(folder)
     if path.exists():
         return
-    names = {name for name, task in tasks().items() if task.transcript}
+    names = transcribing()
     transcribed = {row["key"] for row in rows if row["task"] in names}
     first = 0
     for key, dialogue in zip(batch.keys, batch.dialogues, strict=True):
-        count = int((dialogue.input_ids == audio_id).sum())
+        count = dialogue.num_recordings(audio_id)
         if key in transcribed and count == 1 and batch.num_samples[first] <= _LONGEST_SECONDS * SAMPLE_RATE_HZ:
             begin = sum(batch.num_samples[:first])
             samples: Int16Array = batch.audio[begin : begin + batch.num_samples[first]].cpu().numpy()

@@ -53,13 +53,7 @@ class AttentionMaps(L.Callback):
         self._context.enter_context(self._maps.recording())
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Draw what was recorded."""
         assert isinstance(pl_module, SpeechLMModule)
@@ -75,7 +69,7 @@ class AttentionMaps(L.Callback):
             shares.append((num_samples / SAMPLE_RATE_HZ, mean_shares([(maps, i) for i in own])))
         duration = shares[0][0]
         audio_id = pl_module.prompter.audio_id
-        first = next(k for k, d in zip(batch.keys, batch.dialogues, strict=True) if (d.input_ids == audio_id).any())
+        first = next(k for k, d in zip(batch.keys, batch.dialogues, strict=True) if d.num_recordings(audio_id))
         draw_attention(
             maps,
             range(min(self.num_windows, windows.recording.count(0))),

@@ -53,18 +53,12 @@ class DataHealth(L.Callback):
         """Show what the index left out."""
         self._show_index(trainer)
 
+    on_test_start = on_predict_start = on_fit_start
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show what the index left out, when validation is all there is."""
         if trainer.state.fn == "validate":
             self._show_index(trainer)
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show what the index left out."""
-        self._show_index(trainer)
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show what the index left out."""
-        self._show_index(trainer)
 
     @staticmethod
     def _show_index(trainer: L.Trainer) -> None:
@@ -96,24 +90,12 @@ class DataHealth(L.Callback):
         )
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any, **__: Any
     ) -> None:
         """Count, and stop when too much is broken."""
         self._count(trainer, batch)
 
-    def on_test_batch_end(self, *arguments: Any, **named: Any) -> None:
-        """Count, and stop when too much is broken."""
-        self.on_validation_batch_end(*arguments, **named)
-
-    def on_predict_batch_end(self, *arguments: Any, **named: Any) -> None:
-        """Count, and stop when too much is broken."""
-        self.on_validation_batch_end(*arguments, **named)
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def _count(self, trainer: L.Trainer, batch: Batch) -> None:
         self._since.add(Findings.of(batch))
@@ -135,18 +117,12 @@ class DataHealth(L.Callback):
         """Show what broke so far."""
         self._show_broken(trainer)
 
+    on_test_epoch_end = on_predict_epoch_end = on_train_epoch_end
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show what broke, when validation is all there is."""
         if trainer.state.fn == "validate":
             self._show_broken(trainer)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show what broke."""
-        self._show_broken(trainer)
-
-    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show what broke."""
-        self._show_broken(trainer)
 
     def _show_broken(self, trainer: L.Trainer) -> None:
         for line in self._found.lines():

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fastslm.errors import ConfigError
-from fastslm.path.batch import Batch
+from fastslm.path.batch import Batch, ends_step
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -60,8 +60,9 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         """Save after an optimizer step when enough of them, or enough time, have passed since the latest save."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        whole = batch.step is None or batch.step.place == batch.step.num_micro_batches - 1
-        if self.every_n_minutes is not None and whole and not self._should_skip_saving_checkpoint(trainer):
+        if self.every_n_minutes is None or not ends_step(batch.step):
+            return
+        if not self._should_skip_saving_checkpoint(trainer):
             due = time.monotonic() - self._saved_at >= 60.0 * self.every_n_minutes
             # Clocks differ between ranks, and a save is a collective.
             if trainer.strategy.broadcast(due):

@@ -13,6 +13,7 @@ import torch
 from fastslm.files import write_atomically
 from fastslm.path.batch import Batch
 from fastslm.path.flops import count_flops
+from fastslm.path.parts import size_of
 from fastslm.processes.ranks import gathered
 from fastslm.tasks import tasks
 from fastslm.training.lightning_module import SpeechLMModule
@@ -79,12 +80,10 @@ class RunRecord(L.Callback):
         sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64)
         audio, wall = reduce_over_ranks(trainer, sums, "sum").tolist()
         memory = torch.tensor([self._sums["peak_memory_bytes"]], dtype=torch.float64)
-        abstractor = sum(_numel(p) for p in pl_module.path.abstractor.parameters())
-        trainable = sum(_numel(p) for p in pl_module.parameters() if p.requires_grad)
         record = {
             "step": trainer.global_step,
-            "abstractor_parameters": abstractor,
-            "trainable_parameters": trainable,
+            "abstractor_parameters": size_of(pl_module.path.abstractor.parameters()),
+            "trainable_parameters": size_of(p for p in pl_module.parameters() if p.requires_grad),
             "abstractor_flops_per_audio_second": self._flops.get("abstractor"),
             "path_flops_per_audio_second": self._flops.get("path"),
             # Ranks run side by side: the wall time of the run is the mean of theirs.
@@ -102,13 +101,7 @@ class RunRecord(L.Callback):
         self._recordings, self._seen = [], [0.0, 0.0]
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Count errors and tokens."""
         self._seen[0] += batch.audio_seconds
@@ -133,10 +126,6 @@ class RunRecord(L.Callback):
             "recordings": recordings,
         }
         _write(trainer, "validation.json", record)
-
-
-def _numel(parameter: torch.nn.Parameter) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor here
 
 
 def _device_name(device: torch.device) -> str:

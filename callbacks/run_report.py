@@ -40,13 +40,7 @@ class RunReport(L.Callback):
         self._began = True
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any, **__: Any
     ) -> None:
         """Collect rows, and during training keep the recording of the first short one."""
         rows = [row for row in outputs["rows"] if row["weight"]]
@@ -55,13 +49,7 @@ class RunReport(L.Callback):
             assert isinstance(pl_module, SpeechLMModule)
             keep_sample(self._folder(trainer), batch, rows, pl_module.prompter.audio_id)
 
-    def on_test_batch_end(self, *arguments: Any, **named: Any) -> None:
-        """Collect rows."""
-        self.on_validation_batch_end(*arguments, **named)
-
-    def on_predict_batch_end(self, *arguments: Any, **named: Any) -> None:
-        """Collect rows."""
-        self.on_validation_batch_end(*arguments, **named)
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the rows of an earlier validation."""

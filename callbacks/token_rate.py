@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
-from fastslm.path.batch import Batch
+from fastslm.path.batch import Batch, ends_step
 from fastslm.plan.flops import StepFlops, flops_of_step, peak_flops
 from fastslm.training.lightning_module import SpeechLMModule
 
@@ -118,7 +118,7 @@ class TokenRate(L.Callback):
             self._log(trainer, pl_module, self._recent, "rate")
             self._recent = dict.fromkeys(_SUMS, 0.0)
             self._mark = time.perf_counter()
-        if batch.step is None or batch.step.place == batch.step.num_micro_batches - 1:
+        if ends_step(batch.step):
             self._keep()
 
     def _add(self, name: str, amount: float) -> None:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
-from fastslm.commands.streams import OutputError, PrintedStream
+from fastslm.commands.streams import OutputError, PrintedStream, give_up_output
 from fastslm.errors import FastSLMError, nearest
 from fastslm.processes.launched import check_ranks
 from fastslm.processes.signals import EXIT_STATUS, Terminated, ending_in_order
@@ -111,10 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("fastslm: interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT  # as a shell reports it
     except BrokenPipeError:  # the reader has seen enough: fastslm doctor | head
-        _give_up_output()
+        give_up_output()
         return 141  # as a shell reports a program that SIGPIPE ended
     except OutputError as error:
-        _give_up_output()
+        give_up_output()
         print(f"fastslm: error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # of a path that somebody gave, or of a disk, wherever it is met
@@ -132,11 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("fastslm: error: a path holds a zero byte, which the name of no file can.", file=sys.stderr)
         return 2
     return status
-
-
-def _give_up_output() -> None:
-    """Let what still waits to be printed go nowhere, or the interpreter's last flush fails, too."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -14,6 +14,11 @@ def tasks() -> Mapping[str, Task]:
     return {plugin.name: plugin.loaded for plugin in plugins_of("tasks") if isinstance(plugin.loaded, Task)}
 
 
+def transcribing() -> set[str]:
+    """Return the names of those that ask for a transcript."""
+    return {name for name, task in tasks().items() if task.transcript}
+
+
 def find_task(name: str) -> Task:
     """Return a task.
 

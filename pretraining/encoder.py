@@ -23,6 +23,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
+from transformers.models.whisper.modeling_whisper import sinusoids
 
 from fastslm.datamodules.spoken.numbers import CorpusSettings, build_corpus, number_words
 from fastslm.modules.encoders.mel import LogMel, pad_with_context
@@ -156,13 +157,6 @@ def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
 
     errors = sum(Levenshtein.distance(r.split(), h.split()) for r, h in zip(references, hypotheses, strict=True))
     return errors / sum(len(r.split()) for r in references)
-
-
-def sinusoids(count: int, width: int) -> Tensor:
-    """Return Whisper's fixed positions ``[count, width]`` (Radford et al. 2022, section 2.2)."""
-    rates = torch.exp(-torch.arange(width // 2) * np.log(10000.0) / (width // 2 - 1))
-    angles = torch.arange(count)[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def shortening_at(rng: np.random.Generator, progress: float) -> int:

@@ -142,11 +142,7 @@ def _row(recording: Recording, answer: "Answer | FastSLMError", work_seconds: fl
 
 
 def _check_row(row: Any) -> None:
-    """Raise where a line is no answer.
-
-    Raises:
-        ValueError: so it is.
-    """
+    """Raise ValueError where a line is no answer."""
     kinds: dict[str, Any] = {"key": str, "text": str, "work_seconds": int | float, "error": str}
     if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in kinds.items()):
         raise ValueError(f"a line is no answer: {json.dumps(row, ensure_ascii=False):.80}")

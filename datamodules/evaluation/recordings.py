@@ -154,9 +154,10 @@ def _recording(
     places = rows.recordings(row)
     if len(places) != 1:
         return "several recordings in one sample" if places else "no audio"
-    data = store.read(shard, int(rows["json_offset"][row]), int(rows["json_size"][row]))
+    offset, size, crc32 = rows.json_region(row)
+    data = store.read(shard, offset, size)
     try:
-        fields = fields_of(data, int(rows["json_crc32"][row]))
+        fields = fields_of(data, crc32)
     except DataError as error:
         return str(error).partition(": ")[0]
     task = tasks().get(rows.labels("task")[row])

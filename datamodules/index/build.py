@@ -234,7 +234,7 @@ def select_rows(rows: ShardRows, kept: npt.NDArray[np.bool_]) -> ShardRows:
         rows: index.
         kept: ``[n]``, True for samples that stay.
     """
-    counts = np.diff(rows["recording_end"], prepend=0)
+    counts = rows.num_recordings
     recordings = np.repeat(kept, counts)
     columns = {name: rows[name][kept] for name in SAMPLE_COLUMNS}
     columns |= {name: rows[name][recordings] for name in RECORDING_COLUMNS}

@@ -98,6 +98,17 @@ class ShardRows:
         return self.columns["num_frames"] / self.columns["sample_rate_hz"]
 
     @property
+    def num_recordings(self) -> npt.NDArray[np.int64]:
+        """Recordings of each sample."""
+        return np.diff(self.columns["recording_end"], prepend=0)
+
+    @property
+    def sample_seconds(self) -> npt.NDArray[np.float64]:
+        """Seconds of audio of each sample, all recordings together."""
+        total = np.concatenate([[0.0], np.cumsum(self.seconds)])
+        return np.diff(total[np.concatenate([[0], self.columns["recording_end"]])])
+
+    @property
     def has_stated_lengths(self) -> bool:
         """Whether lengths are those of headers, and of codecs whose headers are often wrong."""
         return self.lengths != LENGTHS and any(name.startswith(_OF_DOUBTFUL_LENGTH) for name in self.names["codec"])
@@ -106,6 +117,11 @@ class ShardRows:
         """Return a coded column as text: ``task``, ``language`` by sample, ``extension``, ``codec`` by recording."""
         known = self.names[name]
         return [known[code] for code in self.columns[f"{name}_code"].tolist()]
+
+    def json_region(self, row: int) -> tuple[int, int, int]:
+        """Return offset, size and CRC-32 of a sample's JSON."""
+        offset, size, crc32 = (int(self.columns[f"json_{what}"][row]) for what in ("offset", "size", "crc32"))
+        return offset, size, crc32
 
     def recordings(self, row: int) -> range:
         """Return the recording rows of a sample."""

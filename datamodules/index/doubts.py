@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastslm.audio.info import AudioInfo
 from fastslm.errors import DataError
-from fastslm.tasks import tasks
+from fastslm.tasks import transcribing
 
-from ..reading.audio import AudioInfo
 from .columns import ShardRows
 
 #: Characters of a transcript per second that no speaker stays below over so long, or reaches.
@@ -26,7 +26,7 @@ def doubts(fields: Mapping[str, Any], recordings: Sequence[AudioInfo]) -> Iterat
     yield from (DataError(remark) for recording in recordings for remark in recording.remarks)
     if len(recordings) != 1:
         return
-    seconds = recordings[0].num_frames / recordings[0].sample_rate_hz
+    seconds = recordings[0].seconds
     for name, unit in _DURATIONS.items():
         stated = _seconds(fields.get(name))
         if isinstance(stated, float) and abs(stated / unit - seconds) > _TOLERANCE_SECONDS:
@@ -84,17 +84,15 @@ def identities_of(rows: ShardRows) -> tuple[npt.NDArray[np.uint64], npt.NDArray[
     sums = np.bitwise_xor.accumulate(np.concatenate([np.zeros(1, np.uint64), audio]))
     ends = rows["recording_end"]
     spoken = sums[ends] ^ sums[np.concatenate([np.zeros(1, np.int64), ends[:-1]])] if len(rows) else sums[:0]
-    of_audio = np.array([task in _transcripts() for task in rows.labels("task")], bool) & (spoken != 0)
+    of_audio = _are_transcripts(rows) & (spoken != 0)
     whole = spoken * np.uint64(0x9E3779B97F4A7C15) ^ text
     return np.where(of_audio, spoken, whole), np.where(spoken != 0, spoken, whole)
 
 
 def doubtful(rows: ShardRows) -> list[dict[str, str]]:
     """Return what is to be looked at in a shard: what its index says, and transcripts that do not fit their audio."""
-    counts = np.diff(rows["recording_end"], prepend=0)
-    ends = np.concatenate([[0.0], np.cumsum(rows.seconds)])[np.concatenate([[0], rows["recording_end"]])]
-    seconds, characters = np.diff(ends), rows["text_characters"]
-    spoken = (counts > 0) & np.array([task in _transcripts() for task in rows.labels("task")], bool)
+    seconds, characters = rows.sample_seconds, rows["text_characters"]
+    spoken = (rows.num_recordings > 0) & _are_transcripts(rows)
     few = spoken & (seconds > _LONG_SECONDS) & (characters < _FEWEST * seconds)
     many = spoken & (characters > _MOST_FREE + _MOST * seconds)
     found = [(few, "little text for its audio"), (many, "much text for its audio")]
@@ -106,5 +104,6 @@ def doubtful(rows: ShardRows) -> list[dict[str, str]]:
     ]
 
 
-def _transcripts() -> set[str]:
-    return {name for name, task in tasks().items() if task.transcript}
+def _are_transcripts(rows: ShardRows) -> npt.NDArray[np.bool_]:
+    names = transcribing()
+    return np.array([task in names for task in rows.labels("task")], bool)

@@ -1,6 +1,7 @@
 """What an epoch is planned over, in columns: whole samples and chunks of long ones, across all shards of a split."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -232,9 +233,8 @@ def _of_shard(
 
 def _longest(rows: ShardRows) -> npt.NDArray[np.float64]:
     """Return the seconds of each sample's longest recording, 0 where it has none."""
-    counts = np.diff(rows["recording_end"], prepend=0)
     longest = np.zeros(len(rows))
-    np.maximum.at(longest, np.repeat(np.arange(len(rows)), counts), rows.seconds)
+    np.maximum.at(longest, np.repeat(np.arange(len(rows)), rows.num_recordings), rows.seconds)
     return longest
 
 
@@ -297,16 +297,10 @@ def _key_hashes(data: npt.NDArray[np.uint8], ends: Array) -> npt.NDArray[np.uint
 
 def describe(broken: Sequence[Broken]) -> str:
     """Return broken samples counted by reason, each with its first example."""
-    return "; ".join(_examples(broken)) + "."
-
-
-def _examples(broken: Sequence[Broken]) -> Iterator[str]:
-    first: dict[str, Broken] = {}
-    counts: dict[str, int] = {}
-    for item in broken:
-        first.setdefault(item.reason, item)
-        counts[item.reason] = counts.get(item.reason, 0) + 1
-    for reason, count in counts.items():
+    first = {item.reason: item for item in reversed(broken)}
+    found = []
+    for reason, count in Counter(item.reason for item in broken).items():
         example = first[reason]
         detail = f": {example.detail}" if example.detail else ""
-        yield f"{count} x {reason} (first: shard {example.shard}, sample {example.key!r}{detail})"
+        found.append(f"{count} x {reason} (first: shard {example.shard}, sample {example.key!r}{detail})")
+    return "; ".join(found) + "."

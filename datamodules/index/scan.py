@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from fastslm.audio.info import AudioInfo
 from fastslm.errors import DataError
 from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter, messages_of
 
-from ..reading.audio import AudioInfo, open_region, read_info
+from ..reading.audio import open_region, read_info
 from ..reading.store import TarState, tar_state
 from ..reading.tar import AUDIO_EXTENSIONS, Member, Members, read_groups, read_text, recordings_of
 from .columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, coded, pack_keys
@@ -55,13 +56,13 @@ def scan_tar(path: str | os.PathLike[str], prompter: Prompter | None = None, tok
         with open(path, "rb", buffering=0) as file:
             with open(path, "rb") as buffered:
                 groups, lost, noted, _ = read_groups(buffered, path)
-            broken, doubtful = [_finding(item) for item in lost], [_finding(item) for item in noted]
+            broken, doubtful = [item.remark for item in lost], [item.remark for item in noted]
             rows = []
             for key, members in groups.items():
                 try:
                     rows.append(_row(key, members, file.fileno(), prompter, doubtful))
                 except DataError as error:
-                    broken.append(_finding(Broken.of(path, key, error)))
+                    broken.append(Broken.of(path, key, error).remark)
     except OSError as error:
         raise DataError(f"shard {path}: {error.strerror or error}.") from error
     if not groups and not lost:
@@ -69,10 +70,6 @@ def scan_tar(path: str | os.PathLike[str], prompter: Prompter | None = None, tok
     name = None if prompter is None else tokenizer or prompter.tokenizer.name_or_path
     digest = None if prompter is None else tokenizer_digest(prompter)
     return replace(_in_columns(state, rows, broken, name, digest), doubtful=doubtful)
-
-
-def _finding(item: Broken) -> dict[str, str]:
-    return {"key": item.key, "reason": item.reason, "detail": item.detail}
 
 
 def _row(
@@ -94,7 +91,7 @@ def _row(
         messages = messages_of(fields, needs_answer=False)
     except DataError as error:
         raise DataError(f"missing text: {error}") from error
-    doubtful += [_finding(Broken.of("", key, doubt)) for doubt in doubts(fields, [info for *_, info in found])]
+    doubtful += [Broken.of("", key, doubt).remark for doubt in doubts(fields, [info for *_, info in found])]
     return _Row(
         key,
         (*members["json"], zlib.crc32(data)),

@@ -75,18 +75,14 @@ def write_sidecar(path: str | os.PathLike[str], rows: ShardRows, target: str | o
     return destination
 
 
-def read_sidecar(path: str | os.PathLike[str], target: str | os.PathLike[str] | None = None) -> ShardRows:
-    """Return the index of a shard as it was written.
-
-    Args:
-        path: of the tar.
-        target: the index itself, where it does not lie beside the tar.
+def read_sidecar(path: str | os.PathLike[str]) -> ShardRows:
+    """Return the index beside a tar as it was written.
 
     Raises:
         FileNotFoundError: there is no index.
         DataError: it is damaged, of another format or of a newer version.
     """
-    source = Path(target or sidecar_path(os.fspath(path)))
+    source = Path(sidecar_path(os.fspath(path)))
     try:
         return parse_sidecar(source.read_bytes())
     except DataError as error:
@@ -136,11 +132,7 @@ def _remarks(items: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
 def _check_values(
     arrays: Mapping[str, Any], names: Mapping[str, Sequence[str]], num_recordings: int, tar_bytes: int
 ) -> None:
-    """Raise where columns contradict each other; the index may be of another program.
-
-    Raises:
-        DataError: so it is.
-    """
+    """Raise DataError where columns contradict each other; the index may be of another program."""
     for name, end in (("key_end", len(arrays["key_bytes"])), ("recording_end", num_recordings)):
         ends = arrays[name]
         if (np.diff(ends, prepend=0) < 0).any() or (int(ends[-1]) if len(ends) else 0) != end:
@@ -227,7 +219,8 @@ def _differences(file: BinaryIO, rows: ShardRows, row: int, members: Members | N
 
 def regions_of(rows: ShardRows, row: int) -> Iterator[tuple[str, tuple[int, int], int]]:
     """Yield extension, place and checksum of each member of a sample."""
-    yield "json", (int(rows["json_offset"][row]), int(rows["json_size"][row])), int(rows["json_crc32"][row])
+    offset, size, crc32 = rows.json_region(row)
+    yield "json", (offset, size), crc32
     for recording in rows.recordings(row):
         extension = rows.names["extension"][rows["extension_code"][recording]]
         region = (int(rows["audio_offset"][recording]), int(rows["audio_size"][recording]))

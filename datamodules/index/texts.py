@@ -66,10 +66,9 @@ def empty_chunks() -> Chunks:
 
 
 def _chunks(rows: Sequence[Sequence[float]], broken: list[Broken]) -> Chunks:
-    values: list[Any] = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in COLUMNS]
-    kinds = [np.float64 if name.endswith("_seconds") else np.int64 for name in COLUMNS]
-    columns = zip(COLUMNS, values, kinds, strict=True)
-    return chunks_of({name: np.asarray(column, kind) for name, column, kind in columns}, broken)
+    columns = zip(COLUMNS, np.array(rows, np.float64).reshape(-1, len(COLUMNS)).T, strict=True)
+    kinds = {name: np.float64 if name.endswith("_seconds") else np.int64 for name in COLUMNS}
+    return chunks_of({name: column.astype(kinds[name]) for name, column in columns}, broken)
 
 
 def chunks_of(columns: Mapping[str, Any], broken: list[Broken] | None = None) -> Chunks:
@@ -127,8 +126,8 @@ def read_texts(
             texts.chunks[seconds] = chunks_of(loaded[1], broken)
         else:
             chunks = _cut(shard, rows, prompter, store, seconds)
-            items = [{"key": item.key, "reason": item.reason, "detail": item.detail} for item in chunks.broken]
-            _save(target, {"broken": items}, {column: getattr(chunks, column) for column in COLUMNS})
+            remarks = [item.remark for item in chunks.broken]
+            _save(target, {"broken": remarks}, {column: getattr(chunks, column) for column in COLUMNS})
             texts.chunks[seconds] = chunks
     return texts
 
@@ -150,14 +149,15 @@ def _save(target: Path, header: dict[str, Any], arrays: dict[str, Any]) -> None:
 
 
 def _fields(shard: str, rows: ShardRows, row: int, store: Store) -> dict[str, Any]:
-    data = store.read(shard, int(rows["json_offset"][row]), int(rows["json_size"][row]))
-    return fields_of(data, int(rows["json_crc32"][row]))
+    offset, size, crc32 = rows.json_region(row)
+    return fields_of(store.read(shard, offset, size), crc32)
 
 
 def _count(shard: str, rows: ShardRows, row: int, prompter: Prompter, store: Store) -> int:
-    data = store.read(shard, int(rows["json_offset"][row]), int(rows["json_size"][row]))
+    offset, size, crc32 = rows.json_region(row)
+    data = store.read(shard, offset, size)
     try:
-        fields = fields_of(data, int(rows["json_crc32"][row]))
+        fields = fields_of(data, crc32)
     except DataError:  # said by _refusal
         return _DAMAGED
     return count_ids(fields, prompter, len(rows.recordings(row)))

@@ -7,7 +7,7 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -97,8 +97,20 @@ class _Reader:
         self.held: list[_Raw] = []
         self.samples = self._endless()
 
-    def _fail(self, shard: str, key: str, error: Exception) -> bool:
-        """Count a failure; WebDataset goes on with the next shard or sample when this returns True."""
+    def _pass_over(self, error: Exception) -> bool:
+        """Tell WebDataset to go on after an error in a shard, and count it; a mistake in a program is none of these."""
+        if isinstance(error, (NameError, TypeError, AttributeError)):
+            raise error
+        shard = next((str(part) for part in reversed(error.args) if isinstance(part, str) and ":" in part), "?")
+        self._fail(shard, "?", error)
+        return True
+
+    def _fail(self, shard: str, key: str, error: Exception) -> None:
+        """Count a failure, after which the next shard or sample is read.
+
+        Raises:
+            DataError: too many came in a row.
+        """
         if not isinstance(error, DataError):
             what = " ".join(str(error.args[0] if error.args else "").split()) or type(error).__name__
             if status := re.search(r"exit (-?\d+) \(read\)", what):  # WebDataset shows how it called the command
@@ -108,17 +120,15 @@ class _Reader:
         self.unread += 1
         if max(self.unread, self.undecoded) >= _MAX_FAILURES_IN_A_ROW:
             raise DataError(f"streaming: {_MAX_FAILURES_IN_A_ROW} failures in a row, the last one in {shard}: {error}.")
-        return True
 
     def _endless(self) -> Iterator[_Raw]:
         import webdataset
 
         shards = webdataset.ResampledShards(
-            list(self.stream.shards), seed=int(self.rng.integers(1 << 62)), worker_seed=_no_seed, deterministic=True
+            list(self.stream.shards), seed=int(self.rng.integers(1 << 62)), worker_seed=lambda: 0, deterministic=True
         )
-        handler = _Handler(self._fail)
-        opened = partial(webdataset.tariterators.url_opener, handler=handler)
-        grouped = partial(webdataset.tariterators.group_by_keys, handler=handler)
+        opened = partial(webdataset.tariterators.url_opener, handler=self._pass_over)
+        grouped = partial(webdataset.tariterators.group_by_keys, handler=self._pass_over)
         for sample in webdataset.DataPipeline(shards, self._counted, opened, self._members, grouped):
             self.empty = 0
             found = {name: value for name, value in sample.items() if not name.startswith("__")}
@@ -230,20 +240,3 @@ class _Reader:
         seed, epoch = self.stream.identity[:2]
         audio = augmented(audio, self.stream.augmentations, seed, epoch, raw.key)
         return Sample(raw.key, raw.dialogue, audio)
-
-
-def _no_seed() -> int:
-    return 0
-
-
-@dataclass
-class _Handler:
-    """Tells WebDataset to go on after an error in a shard, and counts it; a mistake in a program is none of these."""
-
-    fail: Callable[[str, str, Exception], bool]
-
-    def __call__(self, error: Exception) -> bool:
-        if isinstance(error, (NameError, TypeError, AttributeError)):
-            raise error
-        shard = next((str(part) for part in reversed(error.args) if isinstance(part, str) and ":" in part), "?")
-        return self.fail(shard, "?", error)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastslm.audio import decoding
-from fastslm.audio.decoding import AudioInfo as AudioInfo
+from fastslm.audio.info import AudioInfo
 from fastslm.audio.regions import Region, reading
 
 _BUFFER_BYTES = 1 << 18

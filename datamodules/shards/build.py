@@ -1,7 +1,6 @@
 """``fastslm shards build``: any corpus to tar shards, in parallel, resumable, the same bytes for the same input."""
 
 import contextlib
-import hashlib
 import math
 import sys
 from collections import Counter
@@ -16,12 +15,12 @@ from fastslm.errors import ConfigError, DataError
 
 from . import sources
 from .join import can_join, group_runs
-from .listing import Listing, ListingOptions, list_corpus, voice_of
+from .listing import Listing, ListingOptions, draw, list_corpus, voice_of
 from .processes import Progress, Report, run_all
 from .recipe import BuildFolder, ShardRecord, fingerprint
 from .shard_file import index_shard, is_as_indexed, is_indexed, writing
 from .sources import SourceOptions
-from .survey import Survey, SurveyOptions, survey
+from .survey import Survey, survey
 from .transcode import AudioOptions, Job, measured_bytes_per_second, render, size_of
 from .utterance import Finding, Noted, Refused, Utterance
 
@@ -144,7 +143,7 @@ def build(
     output = BuildFolder(folder, options.listing.part)
     with output.locked(), _listed_when_stopped(output):
         longest = None if options.split_seconds is None else options.split_seconds * options.audio.speed
-        surveyed = survey(listing.utterances, SurveyOptions(longest), num_workers)
+        surveyed = survey(listing.utterances, longest, num_workers)
         listing.refused += surveyed.refused
         _check_share(listing.refused, listing.num_listed, max_broken_share)
         shards = _plan(surveyed, listing, options, folder)
@@ -209,7 +208,7 @@ def _plan(surveyed: Survey, listing: Listing, options: BuildOptions, folder: Pat
     for name, utterances in splits.items():
         jobs = _jobs(utterances, options)
         if options.shuffle:
-            jobs.sort(key=lambda job: hashlib.sha256(f"{options.listing.seed} {job.key}".encode()).digest())
+            jobs.sort(key=lambda job: draw(options.listing.seed, job.key))
         sizes = [
             _MEMBER_OVERHEAD_BYTES
             + sum(

@@ -29,7 +29,7 @@ from ..index.texts import read_texts
 from ..loading.dataset import ShardDataset
 from ..reading.store import Store, tar_state
 from .paths import shard_paths
-from .processes import Progress, Report, run_all
+from .processes import Progress, Report, run_in_order
 from .shard_file import guarded
 from .tokenizers import prompter_of
 
@@ -81,11 +81,8 @@ def run(options: argparse.Namespace) -> int:
     lost = _without_tar(options.shards)
     paths = shard_paths(options.shards) if not lost or _any_shard(options.shards) else []
     work = [_Work(path, not options.quick, options.tokenizer, options.max_audio_seconds) for path in paths]
-    results: list[_Checked] = [_Checked() for _ in work]
     progress = Progress("Checking", sum(os.path.getsize(path) for path in paths) / 1e6, "MB")
-    with contextlib.closing(run_all(_check, work, options.workers, progress)) as done:
-        for number, checked in done:
-            results[number] = checked
+    results = run_in_order(_check, work, options.workers, progress)
     findings = lost + [finding for result in results for finding in result.findings] + _repeated(paths, results)
     for note in (note for result in results for note in result.notes):
         print(f"Note: {note}")

@@ -11,6 +11,7 @@ from types import FrameType
 
 from fastslm.errors import ConfigError
 from fastslm.plugins import names_of
+from fastslm.processes.children import num_usable_cores
 
 _DESCRIPTION = """\
 Convert a corpus to tar shards, and manage shards.
@@ -171,8 +172,6 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 
 def _num_workers(options: argparse.Namespace) -> int:
-    from .processes import num_usable_cores
-
     if options.workers is not None and options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: must be at least 1.")
     return options.workers or num_usable_cores()

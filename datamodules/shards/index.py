@@ -1,7 +1,6 @@
 """``fastslm shards index``: the index beside tars that other programs made, or that were modified since."""
 
 import argparse
-import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..index.dialogues import is_outdated
 from ..index.sidecar import is_current, read_sidecar, verify
 from ..reading.store import tar_state
 from .paths import shard_paths
-from .processes import Progress, Report, run_all
+from .processes import Progress, Report, run_in_order
 from .shard_file import index_shard
 
 _EXAMPLES = """\
@@ -59,11 +58,8 @@ def run(options: argparse.Namespace) -> int:
     """Index the shards and say what was found in them; 1 when some differ from the index that they have."""
     paths = shard_paths(options.shards)
     work = [_Work(path, options.tokenizer, options.force) for path in paths]
-    results = [_Indexed() for _ in paths]
     progress = Progress("Indexing", sum(Path(path).stat().st_size for path in paths) / 1e6, "MB")
-    with contextlib.closing(run_all(_index, work, options.workers, progress)) as done:
-        for number, indexed in done:
-            results[number] = indexed
+    results = run_in_order(_index, work, options.workers, progress)
     num_samples = sum(result.num_samples for result in results)
     print(f"{len(paths)} shards, {num_samples} samples.")
     _print_counts("Samples that cannot be used:", paths, [result.reasons for result in results])

@@ -1,6 +1,5 @@
 """Consecutive utterances of one speaker or chapter joined into long recordings, each with its time in ``segments``."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import numpy.typing as npt
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 
-from .listing import unit_of
+from .listing import draw, unit_of
 from .segments import shifted, spell
 from .utterance import Utterance, answer_field, is_timed, task_of
 
@@ -46,8 +45,8 @@ def group_runs(
         groups.setdefault((unit, task_of(fields), *alike), []).append(utterance)
     runs = []
     for name, members in groups.items():
-        draw = hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
-        runs += _runs(members, min_seconds, max_seconds, pause_seconds, np.random.default_rng(list(draw)))
+        random = np.random.default_rng(list(draw(seed, str(name))))
+        runs += _runs(members, min_seconds, max_seconds, pause_seconds, random)
     return runs
 
 

@@ -11,7 +11,7 @@ from unicodedata import category
 from fastslm.errors import DataError
 
 from ..reading.tar import readable
-from .utterance import NO_TEXT, Audio, Noted, Refused, Utterance, answer_field, check_fields, real_path
+from .utterance import NO_TEXT, Audio, Noted, Refused, Utterance, answer_field, check_fields, letters_of, real_path
 
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
 _HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
@@ -129,6 +129,11 @@ def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOp
     return listing
 
 
+def draw(seed: int, name: str) -> bytes:
+    """Return bytes that follow from seed and name alone: sorted by them, names are shuffled."""
+    return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
+
+
 def unit_of(utterance: Utterance, joins: str | None) -> str:
     """Return the name of what an utterance must not be separated from."""
     if joins == "chapter" and utterance.group is not None:
@@ -182,11 +187,7 @@ def _with_unique_keys(
 
 
 def _check_words(key: str, fields: dict[str, Any]) -> None:
-    """Raise where key or fields hold halves of characters or bytes that are no text, or the answer names a file.
-
-    Raises:
-        DataError: so it is.
-    """
+    """Raise DataError where key or fields hold half characters or bytes of no text, or the answer names a file."""
     for name, value in (("id", key), *fields.items()):
         if isinstance(value, str) and _HALVES.search(value):
             raise DataError(f"unusable fields: {name} holds half a character: {value!r:.80}")
@@ -206,7 +207,7 @@ def _said_otherwise(item: Utterance, texts: dict[int, tuple[int, str]]) -> Itera
     if not item.audio or item.fields.get("messages") is not None:
         return
     asked = [item.fields.get(name) for name in ("task", "question", "target_language")]
-    words = "".join(c for c in str(item.fields.get(answer_field(item.fields) or "")).casefold() if c.isalnum())
+    words = letters_of(str(item.fields.get(answer_field(item.fields) or "")))
     audio = [(*a.recording, a.start_seconds, a.seconds, a.channel) for a in item.audio]
     before, where = texts.setdefault(hash(repr((asked, audio))), (hash(words), item.where))
     if before != hash(words):
@@ -323,7 +324,7 @@ class _Voices:
                 " exists. Name the speakers (--column speaker=COLUMN), or leave --dev-share away."
             )
         wanted, chosen, total = share * sum(sizes.values()), set[str](), 0
-        for root in sorted(sizes, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
+        for root in sorted(sizes, key=lambda name: draw(seed, name)):
             if abs(total + sizes[root] - wanted) < abs(total - wanted):
                 chosen.add(root)
                 total += sizes[root]

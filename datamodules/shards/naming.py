@@ -69,11 +69,7 @@ def usual_columns(known: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def check_columns(resolved: Mapping[str, str], known: Iterable[str], where: str) -> None:
-    """Raise where a table has no column of audio, or none that could answer anything.
-
-    Raises:
-        ConfigError: so it is.
-    """
+    """Raise ConfigError where a table has no column of audio, or none that could answer anything."""
     known = list(known)
     answered = {*resolved, *known} & {"messages", "segments", *(task.answer_field for task in tasks().values())}
     missing = [] if "audio" in resolved or "messages" in {*resolved, *known} else ["audio"]

@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from fastslm.audio.info import AudioInfo
 from fastslm.errors import DataError, FastSLMError
 from fastslm.files import open_file
 
-from ..reading.audio import AudioInfo, open_region, read_info
+from ..reading.audio import open_region, read_info
 from ..reading.store import tar_state
 from .table_cells import open_table, read_cell
 from .utterance import Audio
@@ -103,11 +104,6 @@ def info_of(audio: Audio) -> tuple[AudioInfo, int]:
         info = read_info(file)
         file.seek(0, os.SEEK_END)
         return info, file.tell()
-
-
-def seconds_of(info: AudioInfo) -> float:
-    """Return the length of a recording."""
-    return info.num_frames / info.sample_rate_hz
 
 
 def state_of(audio: Audio) -> tuple[int, int]:

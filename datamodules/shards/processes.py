@@ -1,6 +1,6 @@
 """Work spread over processes that end with their parent, stop together, and report progress while they work."""
 
-import os
+import contextlib
 import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -58,11 +58,6 @@ class Progress:
         self.bar.close()
 
 
-def num_usable_cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_all(
     work: Callable[[Item, Report], Result], items: Sequence[Item], num_workers: int, progress: Progress
 ) -> Generator[tuple[int, Result], None, None]:
@@ -89,6 +84,15 @@ def run_all(
             yield from _spread(work, items, num_workers, progress)
     finally:
         progress.close()
+
+
+def run_in_order(
+    work: Callable[[Item, Report], Result], items: Sequence[Item], num_workers: int, progress: Progress
+) -> list[Result]:
+    """Return what the work made of each item, in their order; see ``run_all``."""
+    with contextlib.closing(run_all(work, items, num_workers, progress)) as done:
+        results = dict(done)
+    return [results[number] for number in range(len(items))]
 
 
 def _spread(

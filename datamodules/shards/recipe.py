@@ -248,11 +248,7 @@ def _read_recipe(path: Path, overwrite: bool) -> dict[str, Any]:
 
 
 def _check_findings(path: Path) -> None:
-    """Raise where the list of findings would replace somebody else's file.
-
-    Raises:
-        DataError: so it would.
-    """
+    """Raise DataError where the list of findings would replace somebody else's file."""
     if not path.exists():
         return
     with guarded(path), open(path, "rb") as file:

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from ..reading.audio import open_region
 from ..reading.store import TarState, tar_state
 from ..reading.tar import read_groups, split_dotted
 from .build import ShardSize, divide
+from .listing import draw
 from .opening import SourceChangedError
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
@@ -151,9 +151,7 @@ def _samples(paths: Sequence[str]) -> tuple[list[_Sample], list[Broken]]:
 
 def _ordered(samples: list[_Sample], order: str, seed: int) -> list[_Sample]:
     if order == "shuffle":
-        return sorted(
-            samples, key=lambda s: hashlib.sha256(f"{seed} {s.key}".encode("utf-8", "surrogatepass")).digest()
-        )
+        return sorted(samples, key=lambda s: draw(seed, s.key))
     if order == "key":
         return sorted(samples, key=lambda s: s.key)
     if order == "duration":

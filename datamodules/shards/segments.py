@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fastslm.errors import DataError
 
 from ..index.doubts import is_unusable, segment_times
-from .utterance import TOLERANCE_SECONDS
+from .utterance import TOLERANCE_SECONDS, letters_of
 
 
 class Gap(NamedTuple):
@@ -68,15 +68,11 @@ def check_inside(segments: Any, total_seconds: float) -> list[str]:
 
 def spell(segments: Any, name: str, text: Any) -> bool:
     """Say whether a field of the segments has, together, the words of a text (spaces, signs and case aside)."""
-
-    def letters(words: str) -> str:
-        return "".join(character for character in words.casefold() if character.isalnum())
-
     if not isinstance(segments, list) or not all(
         isinstance(s, dict) and isinstance(s.get(name), str) for s in segments
     ):
         return False
-    return letters("".join(segment[name] for segment in segments)) == letters(str(text or ""))
+    return letters_of("".join(segment[name] for segment in segments)) == letters_of(str(text or ""))
 
 
 def shifted(segments: Sequence[dict[str, Any]], by_seconds: float, limit_seconds: float) -> list[dict[str, Any]]:

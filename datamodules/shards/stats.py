@@ -1,7 +1,6 @@
 """``fastslm shards stats``: hours, durations and text lengths of shards by task and language, printed and plotted."""
 
 import argparse
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ import numpy.typing as npt
 from fastslm.configuration.figures import check_figure
 
 from ..index.build import answered
-from ..index.columns import ShardRows
 from ..index.sidecar import current_rows
 from .paths import shard_paths
-from .processes import Progress, Report, run_all
+from .processes import Progress, Report, run_in_order
 from .shard_file import guarded
 
 _EXAMPLES = """\
@@ -80,11 +78,7 @@ def run(options: argparse.Namespace) -> int:
     check_figure(options.plot, "--plot")
     paths = shard_paths(options.shards)
     progress = Progress("Reading indexes", len(paths), "shards")
-    found: list[ShardNumbers | None] = [None] * len(paths)
-    with contextlib.closing(run_all(_numbers, paths, options.workers if len(paths) > 64 else 1, progress)) as done:
-        for number, numbers in done:
-            found[number] = numbers
-    shards = [numbers for numbers in found if numbers is not None]
+    shards = run_in_order(_numbers, paths, options.workers if len(paths) > 64 else 1, progress)
     tokenizers = {shard.tokenizer for shard in shards}
     unit = "characters" if len(tokenizers) != 1 or None in tokenizers else f"tokens of {tokenizers.pop()}"
     kinds = by_kind(shards, in_tokens=unit != "characters")
@@ -103,14 +97,7 @@ def _numbers(path: str, report: Report) -> ShardNumbers:
     )
     kinds = list(zip(rows.labels("task"), languages, strict=True))
     text = rows["text_characters"].astype(np.float64), rows["text_tokens"].astype(np.float64)
-    return ShardNumbers(kinds, _seconds(rows), *text, rows.tokenizer, len(rows.broken))
-
-
-def _seconds(rows: ShardRows) -> Numbers:
-    """Return the seconds of audio of each sample, all recordings together."""
-    ends = np.concatenate([[0.0], np.cumsum(rows.seconds)])
-    last = rows["recording_end"]
-    return np.asarray(ends[last] - ends[np.concatenate([[0], last[:-1]]).astype(np.int64)], np.float64)
+    return ShardNumbers(kinds, rows.sample_seconds, *text, rows.tokenizer, len(rows.broken))
 
 
 def by_kind(shards: Sequence[ShardNumbers], in_tokens: bool) -> dict[Kind, Numbered]:

@@ -2,13 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 
 from fastslm.errors import DataError
 
-from .opening import info_of, seconds_of, state_of
-from .processes import Progress, Report, run_all
+from .opening import info_of, state_of
+from .processes import Progress, Report, run_in_order
 from .split import split
 from .utterance import Audio, Refused, Utterance
 
@@ -16,21 +15,10 @@ _CHUNK = 64
 _FEWEST_BYTES = 50  # a second of any codec for speech takes more; what is silent may take less, and is looked at
 
 
-@dataclass(frozen=True)
-class SurveyOptions:
-    """How recordings are looked at.
-
-    Attributes:
-        split_seconds: recordings above this length are split; None keeps all whole.
-    """
-
-    split_seconds: float | None = None
-
-
 @dataclass
 class _Chunk:
     utterances: Sequence[Utterance]
-    options: SurveyOptions
+    split_seconds: float | None
 
 
 @dataclass
@@ -48,18 +36,19 @@ class Survey:
     fingerprint: str
 
 
-def survey(utterances: Sequence[Utterance], options: SurveyOptions, num_workers: int) -> Survey:
-    """Look at the recordings of all utterances; the result does not depend on the number of processes."""
-    chunks = [_Chunk(utterances[i : i + _CHUNK], options) for i in range(0, len(utterances), _CHUNK)]
-    results: list[_Surveyed | None] = [None] * len(chunks)
+def survey(utterances: Sequence[Utterance], split_seconds: float | None, num_workers: int) -> Survey:
+    """Look at the recordings of all utterances; the result does not depend on the number of processes.
+
+    Args:
+        utterances: of any length.
+        split_seconds: recordings above this length are split; None keeps all whole.
+        num_workers: most processes.
+    """
+    chunks = [_Chunk(utterances[i : i + _CHUNK], split_seconds) for i in range(0, len(utterances), _CHUNK)]
     progress = Progress("Looking at audio files", len(utterances), "utterances")
-    with closing(run_all(_look, chunks, num_workers, progress)) as run:
-        for number, surveyed in run:
-            results[number] = surveyed
     digest = hashlib.sha256()
     found: list[Utterance | Refused] = []
-    for result in results:
-        assert result is not None
+    for result in run_in_order(_look, chunks, num_workers, progress):
         found += result.found
         digest.update(repr(result.states).encode())
     kept = [item for item in found if isinstance(item, Utterance)]
@@ -74,7 +63,7 @@ def _look(chunk: _Chunk, report: Report) -> _Surveyed:
         try:
             for audio in utterance.audio:
                 _measure(audio)
-            limit = chunk.options.split_seconds
+            limit = chunk.split_seconds
             surveyed.found += [utterance] if limit is None else split(utterance, limit)
         except DataError as error:
             surveyed.found.append(Refused.of(utterance, error))
@@ -94,7 +83,7 @@ def _measure(audio: Audio) -> None:
             audio.num_bytes = size
         return  # what the source says is believed until the audio is read
     info, num_bytes = info_of(audio)
-    begin, end = audio.stretch(seconds_of(info))
+    begin, end = audio.stretch(info.seconds)
     audio.seconds = end - begin
     audio.num_bytes = num_bytes if audio.start_seconds is None else 0
 

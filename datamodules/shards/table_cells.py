@@ -166,11 +166,6 @@ def read_cell(path: str, column: str, group: int, row: int) -> tuple[bytes | Non
     return value, ""
 
 
-def column_names(table: Table) -> list[str]:
-    """Return the names of a table's columns."""
-    return list(table.schema.names)
-
-
 def describe(table: Table) -> Described:
     """Return which columns hold audio and which hold class labels."""
     pyarrow = _pyarrow()

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -209,7 +210,7 @@ def number(value: Any, what: str) -> float | None:
         parts = value.strip().replace(",", ".").split(":") if _is_clock(value) else [value]
         result = functools.reduce(lambda total, part: 60 * total + part, map(float, parts))
     except (TypeError, ValueError):
-        raise DataError(f"unusable fields: {what} is {value!r:.40}, no number") from None
-    if result != result or result in (float("inf"), float("-inf")):
+        result = math.nan
+    if not math.isfinite(result):
         raise DataError(f"unusable fields: {what} is {value!r:.40}, no number")
     return result

@@ -19,7 +19,7 @@ from fastslm.errors import DataError
 from ..reading.audio import decode, read_info
 from ..reading.tar import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from .join import join
-from .opening import opened, seconds_of
+from .opening import opened
 from .segments import at_speed, check_inside
 from .utterance import Audio, Noted, Refused, Utterance
 
@@ -167,7 +167,7 @@ def _encode(audio: Audio, options: AudioOptions, remarks: list[str]) -> tuple[st
     """
     if options.keep_audio and audio.channel is None:
         with opened(audio) as (file, extension):
-            seconds = seconds_of(read_info(file))
+            seconds = read_info(file).seconds
             if audio.stretch(seconds) == (0.0, seconds) and extension in AUDIO_EXTENSIONS + VIDEO_EXTENSIONS:
                 remarks += audio.doubts(seconds)
                 file.seek(0)
@@ -211,8 +211,7 @@ def _samples(audio: Audio, remarks: list[str] | None = None) -> Samples:
         DataError: it cannot be read.
     """
     with opened(audio) as (file, _):
-        info = read_info(file)
-        seconds = seconds_of(info)
+        seconds = read_info(file).seconds
         begin, end = audio.stretch(seconds)
         if remarks is not None:
             remarks += audio.doubts(seconds)

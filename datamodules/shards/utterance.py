@@ -201,9 +201,14 @@ class Refused(Finding):
 
     @staticmethod
     def of(utterance: Utterance, error: DataError) -> "Refused":
-        """Return what an error of the form ``reason: detail`` says of an utterance."""
+        """Return what an error says of an utterance; see ``at``."""
+        return Refused.at(utterance.where, utterance.key, error)
+
+    @staticmethod
+    def at(where: str, key: object, error: DataError) -> "Refused":
+        """Return what an error of the form ``reason: detail`` says of what stands somewhere."""
         reason, _, detail = str(error).partition(": ")
-        return Refused(utterance.where, utterance.key, reason, detail)
+        return Refused(where, str(key), reason, detail)
 
 
 def task_of(fields: dict[str, Any]) -> str | None:
@@ -248,6 +253,11 @@ def check_fields(fields: dict[str, Any], num_recordings: int) -> None:
         raise DataError(
             f"unusable fields: the dialogue marks {marks} recordings with {AUDIO}, the sample has {num_recordings}"
         )
+
+
+def letters_of(words: str) -> str:
+    """Return a text without spaces, signs and case, as words are compared."""
+    return "".join(character for character in words.casefold() if character.isalnum())
 
 
 def stem(path: str) -> str:

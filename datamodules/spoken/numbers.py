@@ -5,7 +5,6 @@ Light on purpose (no torch): the build's worker processes import this file alone
 
 import contextlib
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastslm.configuration.installed import installed
 from fastslm.errors import DataError
 from fastslm.files import whole_folder
 from fastslm.processes.children import ProcessPool, shielded_context
@@ -86,16 +86,10 @@ class CorpusSettings:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over the settings, this format and the installed voices."""
-        voices = importlib.metadata.version("espeakng-loader") if _has_espeak() else "none"
+        voices = installed("espeakng-loader") or "none"
         recipe = [asdict(self), FORMAT_VERSION, voices, ACCENTS, TRAIN_VOICES, DEV_VOICES]
         text = json.dumps(recipe, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _has_espeak() -> bool:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.version("espeakng-loader"))
-    return False
 
 
 def number_words(value: int) -> str:

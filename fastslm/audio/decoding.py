@@ -7,13 +7,13 @@ What lies in a file is decoded to its end, whatever the header says; where the t
 import contextlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import soundfile
 
 from fastslm.audio.ffmpeg import av_blocks, av_info, av_told_seconds, has_av, needs_av
 from fastslm.audio.flac import flac_streams, is_flac
+from fastslm.audio.info import AudioInfo
 from fastslm.audio.joined import begins_of
 from fastslm.audio.mp3 import mp3_stream
 from fastslm.audio.ogg import ogg_streams
@@ -36,30 +36,6 @@ _NO_AUDIO = {
     b"pk\x03\x04": "a zip: unpack it first",
 }
 _DECODE_SECONDS = 30  # of a block where the whole is wanted anyway: most recordings of a corpus are then one
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a file holds: frames per channel, samples per second, channels, and how they are encoded.
-
-    Attributes:
-        num_frames: that decoding gives, which need not be what the header says.
-        sample_rate_hz: samples per second.
-        num_channels: channels.
-        codec: how they are encoded.
-        remarks: what is doubtful about it, each of the form ``reason: detail``.
-    """
-
-    num_frames: int
-    sample_rate_hz: int
-    num_channels: int
-    codec: str = ""
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def num_samples(self) -> int:
-        """Samples after resampling to 16 kHz; the decoder may give one more or less."""
-        return -(-self.num_frames * SAMPLE_RATE_HZ // self.sample_rate_hz)
 
 
 def streams_of(file: BinaryIO, thorough: bool = True) -> list[Stream]:
@@ -117,7 +93,7 @@ def read_info(file: BinaryIO) -> AudioInfo:
     """
     streams = streams_of(file)
     infos = [_info(stream) for stream in streams]
-    seconds = sum(info.num_frames / info.sample_rate_hz for info in infos)
+    seconds = sum(info.seconds for info in infos)
     first = infos[0]
     remarks = tuple(itertools.chain(*(info.remarks for info in infos), _remarks(streams, seconds)))
     num_frames = first.num_frames if len(infos) == 1 else round(seconds * first.sample_rate_hz)
@@ -128,13 +104,13 @@ def _info(stream: Stream) -> AudioInfo:
     if stream.decoder == "av":
         # between MP3s there may be anything, of which packets are made too
         info = av_info(stream.file, decode=bool(stream.why))
-        _check_length(stream, info.num_frames / info.sample_rate_hz)
-        return AudioInfo(info.num_frames, info.sample_rate_hz, info.num_channels, info.codec, info.remarks)
+        _check_length(stream, info.seconds)
+        return info
     stream.file.seek(0)
     with _as_data_error():
-        info = soundfile.info(Clamped(stream.file))
-    _check_sound(info)
-    return AudioInfo(info.frames, info.samplerate, info.channels, f"{info.format}/{info.subtype}".lower())
+        found = soundfile.info(Clamped(stream.file))
+    _check_sound(found)
+    return AudioInfo(found.frames, found.samplerate, found.channels, f"{found.format}/{found.subtype}".lower())
 
 
 def told_seconds(file: BinaryIO) -> float:
@@ -147,10 +123,7 @@ def told_seconds(file: BinaryIO) -> float:
     total = 0.0
     for stream in streams_of(file):
         told = av_told_seconds(stream.file) if stream.decoder == "av" and needs_av(stream.file) else None
-        if told is None:
-            info = _info(stream)
-            told = info.num_frames / info.sample_rate_hz
-        total += told
+        total += _info(stream).seconds if told is None else told
     return total
 
 

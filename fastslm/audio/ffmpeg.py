@@ -5,12 +5,12 @@ import itertools
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from fastslm.audio.info import AudioInfo
 from fastslm.audio.joined import mp4_boxes
 from fastslm.audio.resampling import Blocks, check_rate
 from fastslm.audio.streams import Clamped
@@ -78,27 +78,8 @@ def _open(file: BinaryIO) -> tuple[Any, Any]:
     return container, stream
 
 
-@dataclass(frozen=True)
-class AvInfo:
-    """What FFmpeg says of a file: its first sound track, counted by packets, which are not decoded.
-
-    Attributes:
-        num_frames: per channel.
-        sample_rate_hz: samples per second.
-        num_channels: channels.
-        codec: how it is encoded.
-        remarks: what is doubtful about it, each of the form ``reason: detail``.
-    """
-
-    num_frames: int
-    sample_rate_hz: int
-    num_channels: int
-    codec: str
-    remarks: tuple[str, ...]
-
-
-def av_info(file: BinaryIO, decode: bool = False) -> AvInfo:
-    """Return what a file holds.
+def av_info(file: BinaryIO, decode: bool = False) -> AudioInfo:
+    """Return what FFmpeg says of a file: its first sound track, counted by packets, which are not decoded.
 
     Args:
         file: it.
@@ -125,7 +106,7 @@ def av_info(file: BinaryIO, decode: bool = False) -> AvInfo:
             num_frames = round(rate_hz * sum(len(block) / rate for rate, block in av_blocks(file, remarks=remarks)))
         if num_frames <= 0:
             raise DataError("unreadable audio: it holds no samples")
-        return AvInfo(num_frames, rate_hz, int(stream.channels), str(stream.codec_context.name), tuple(remarks))
+        return AudioInfo(num_frames, rate_hz, int(stream.channels), str(stream.codec_context.name), tuple(remarks))
 
 
 def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int, bool]:

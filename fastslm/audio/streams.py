@@ -103,11 +103,7 @@ class Clamped:
 
 
 def check_held(held: int, claimed: int) -> None:
-    """Raise where a file holds less than its header says, in bytes of samples.
-
-    Raises:
-        DataError: so it is.
-    """
+    """Raise DataError where a file holds less than its header says, in bytes of samples."""
     if held < claimed:
         raise DataError(f"unreadable audio: it holds {held} of the {claimed} bytes that its header says")
 

@@ -17,11 +17,7 @@ _SOX_SAMPLE_BYTES = 4
 
 
 def check_whole(file: BinaryIO) -> None:
-    """Raise where a file is shorter than its header says; of other formats than these nothing is known.
-
-    Raises:
-        DataError: so it is.
-    """
+    """Raise DataError where a file is shorter than its header says; of other formats than these nothing is known."""
     head = read_at(file, 0, 8)
     for begin, told_end in _ENDS.items():
         if head.startswith(begin) and (told := told_end(file)) is not None:

@@ -4,10 +4,10 @@ import hashlib
 import platform
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fastslm.configuration.installed import installed
 from fastslm.path.pretrained import resolve
 
 _PACKAGES = ("fastslm", "torch", "lightning", "transformers", "peft", "safetensors", "deepspeed")
@@ -17,13 +17,8 @@ _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 def package_versions() -> dict[str, str]:
     """Return the versions of what takes part in training; what is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: release for package in _PACKAGES if (release := installed(package)) is not None}
+    return {"python": platform.python_version(), **found}
 
 
 def base_models(module: Any) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastslm.checkpoint.state import some, storable_tensors, stored_names
+from fastslm.checkpoint.state import shape_of, some, storable_tensors, stored_names
 from fastslm.errors import CheckpointError
 
 
@@ -35,7 +35,7 @@ def stored_tensors(module: nn.Module, keep: bool = True) -> dict[str, Tensor]:
     bad = []
     for name in stored_names(module):
         whole = _whole(tensors[name])
-        if whole.numel() == 0 or whole.shape != _shape(tensors[name]):
+        if whole.numel() == 0 or whole.shape != shape_of(tensors[name]):
             bad.append(f"{name} {tuple(whole.shape)}")
         elif keep:
             # A copy even on the CPU: a view would take its whole storage, or a tied one twice, into the file.
@@ -43,11 +43,6 @@ def stored_tensors(module: nn.Module, keep: bool = True) -> dict[str, Tensor]:
     if bad:
         raise CheckpointError(f"refusing to save: {len(bad)} trainable tensors are missing or empty: {some(bad)}")
     return found
-
-
-def _shape(tensor: Tensor) -> torch.Size:
-    shape: torch.Size = getattr(tensor, "ds_shape", tensor.shape)
-    return shape
 
 
 @torch.no_grad()
@@ -59,7 +54,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
         if tensor.requires_grad:
             master: Tensor = safe_get_full_fp32_param(tensor)
-            return master.reshape(_shape(tensor))
+            return master.reshape(shape_of(tensor))
     if hasattr(tensor, "ds_id"):
         return _joined(tensor)
     return tensor

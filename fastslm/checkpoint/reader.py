@@ -94,6 +94,11 @@ def open_checkpoint(path: Path, which: str = "last") -> Checkpoint:
     return Checkpoint(folder, manifest, _read_config(folder / CONFIG), manifest.get("trained_on"))
 
 
+def folder_of_checkpoints(path: Path) -> Path:
+    """Return where a run folder keeps its checkpoints; another path as it is."""
+    return path / "checkpoints" if (path / "checkpoints").is_dir() else path
+
+
 def find_folder(path: Path, which: str = "last") -> Path | None:
     """Return the complete checkpoint's folder that ``path`` means, links resolved; None when it is a plain one."""
     if not path.exists():
@@ -103,7 +108,7 @@ def find_folder(path: Path, which: str = "last") -> Path | None:
         return path
     if path.name == TRAINER_STATE and (path.parent / MANIFEST).is_file():
         return path.parent
-    parent = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    parent = folder_of_checkpoints(path)
     if which == "last":
         return last_complete(parent) if parent.is_dir() else None
     chosen = _chosen(parent, which)
@@ -120,7 +125,7 @@ def find_plain(path: Path, which: str = "last") -> Path:
         raise CheckpointError(f"{path}: there is no such file or folder.")
     if path.is_file() or _is_deepspeed(path):
         return path
-    parent = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    parent = folder_of_checkpoints(path)
     if (found := _chosen(parent, which)) is not None:
         return found
     if (path / WEIGHTS).exists():

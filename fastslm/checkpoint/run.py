@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastslm.checkpoint import Checkpoint, adopt_shapes, check_state, find_folder, find_plain, open_checkpoint
 from fastslm.checkpoint.facts import base_fingerprints
+from fastslm.checkpoint.reader import folder_of_checkpoints
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.checkpoint.unpickled import read_tensors
 from fastslm.configuration.instantiate import instantiated
@@ -77,8 +78,8 @@ def find_checkpoint(path: Path, which: str | None = None) -> Path:
         CheckpointError: there is none.
     """
     if which is None:
-        parent = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        which = "best" if any(link.exists() for link in parent.glob("best*.ckpt")) else "last"
+        links = folder_of_checkpoints(path).glob("best*.ckpt")
+        which = "best" if any(link.exists() for link in links) else "last"
     return find_folder(path, which) or find_plain(path, which)
 
 

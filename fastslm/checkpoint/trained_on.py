@@ -35,7 +35,7 @@ class TrainedOn:
         """Count a batch of training."""
         first = 0
         for dialogue, weight in zip(batch.dialogues, batch.weights, strict=True):
-            last = first + int((dialogue.input_ids == audio_id).sum())
+            last = first + dialogue.num_recordings(audio_id)
             seconds = sum(batch.num_samples[first:last]) / SAMPLE_RATE_HZ
             first = last
             if not weight:

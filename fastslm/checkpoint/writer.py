@@ -140,13 +140,13 @@ def write_weights(
     (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def tensor_table(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Return shape, dtype and part of each tensor."""
+def tensor_table(tensors: Mapping[str, Tensor], part_of: Callable[[str], str]) -> dict[str, dict[str, Any]]:
+    """Return shape, dtype and part of each tensor; ``part_of`` tells the part by its name."""
     return {
         name: {
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
-            "part": part_of_tensor(module, name),
+            "part": part_of(name),
         }
         for name, tensor in tensors.items()
     }
@@ -171,7 +171,7 @@ def _manifest(
         "data": {name: value for name, value in data.items() if isinstance(value, (str, int, float, bool))},
         "trained_on": trained_on.plain(),
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1},
-        "tensors": tensor_table(module, tensors),
+        "tensors": tensor_table(tensors, lambda name: part_of_tensor(module, name)),
     }
 
 

@@ -10,7 +10,7 @@ from fastslm.errors import ConfigError, DataError
 
 from .progress import AudioBar
 from .streams import needs_output
-from .transcribe import add_decoding_options, add_model_options
+from .transcribe import add_decoding_options, add_model_options, decoding_of
 
 _EPILOG = """\
 examples:
@@ -39,12 +39,11 @@ def main(arguments: Sequence[str]) -> int:
 def _run(options: argparse.Namespace) -> int:
     from fastslm.inference.arguments import check_limits
     from fastslm.inference.audio import open_audio
-    from fastslm.inference.engine import Decoding
     from fastslm.inference.load import load
     from fastslm.path.request import Request
 
     needs_output()
-    Decoding(options.beam, options.temperature, options.top_p, options.seed)
+    decoding_of(options)
     for question in options.questions:
         Request("sqqa", question)
         if os.path.isfile(question):

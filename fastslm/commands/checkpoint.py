@@ -71,22 +71,14 @@ def _inspect(path: Path, which: str, tensors: bool, as_json: bool) -> str:
 
 def _manifest_of_plain(checkpoint: Any) -> dict[str, Any]:
     """Return what can be said of a checkpoint that Lightning or DeepSpeed wrote alone."""
-    table = {
-        name: {
-            "shape": list(tensor.shape),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "part": _part(name, checkpoint.config),
-        }
-        for name, tensor in checkpoint.tensors().items()
-    }
+    from fastslm.checkpoint.writer import tensor_table
+
     told = {} if checkpoint.trained_on is None else {"trained_on": checkpoint.trained_on}
-    return {"tensors": table, **told}
+    return {"tensors": tensor_table(checkpoint.tensors(), _part), **told}
 
 
-def _part(name: str, config: Mapping[str, Any]) -> str:
-    if ".lora_" in name:
-        return "lora"
-    return name.removeprefix("path.").split(".")[0]
+def _part(name: str) -> str:
+    return "lora" if ".lora_" in name else name.removeprefix("path.").split(".")[0]
 
 
 def _table(path: str, manifest: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:

@@ -5,10 +5,11 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+from fastslm.configuration.installed import KNOWN_BAD, installed
 from fastslm.errors import FastSLMError
-from fastslm.training.known_bad import KNOWN_BAD
+from fastslm.processes.children import num_usable_cores
 
 _PACKAGES = [
     "torch",
@@ -36,13 +37,6 @@ answers step by step as it reads in one pass. With --config, what fit would do i
 about a minute: prompt and labels as text, tokens a second, loss before training, whether one batch can be overfitted,
 and whether answers end; 'fastslm doctor --config configs/hta.yaml --help' shows more."""
 _OPTIONAL = {"espeakng-loader": "pip install 'fastslm[demo]' to synthesise the embedded corpus"}
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def problems(versions: dict[str, str | None]) -> Iterator[str]:
@@ -99,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     rooms = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else "missing"
     print(f"  {sys.executable}\n  rooms: {rooms}")
     names = dict.fromkeys([*_PACKAGES, *(package for package, _, _ in KNOWN_BAD)])
-    versions = {package: _installed(package) for package in names}
+    versions = {package: installed(package) for package in names}
     for package in _PACKAGES:
         missing = f"not installed ({_OPTIONAL[package]})" if package in _OPTIONAL else "not installed"
         print(f"  {package:16} {versions[package] or missing}")
@@ -116,11 +110,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print_devices() -> None:
-    import os
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"  CPU cores usable {cores}, free disk {shutil.disk_usage('.').free / 2**30:.0f} GiB here")
-    if os.path.isdir("/dev/shm"):
+    print(f"  CPU cores usable {num_usable_cores()}, free disk {shutil.disk_usage('.').free / 2**30:.0f} GiB here")
+    if Path("/dev/shm").is_dir():
         print(f"  /dev/shm         {shutil.disk_usage('/dev/shm').total / 2**30:.1f} GiB")
     if importlib.util.find_spec("torch") is None:
         return

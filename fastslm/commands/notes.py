@@ -13,7 +13,6 @@ from fastslm.inference.audio import version_of
 
 #: In the output folder: one JSON line for each transcript that was written.
 NOTES = ".fastslm-transcribe.jsonl"
-_BLOCK_BYTES = 1 << 20
 #: What texts were made with before a setting was there, where it changes them.
 _MEANT = {"letters": False}
 
@@ -181,8 +180,5 @@ def _sha256_of_address(url: str) -> str:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

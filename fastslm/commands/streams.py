@@ -1,6 +1,9 @@
 """Standard output and standard error as commands have them: without secrets, in any encoding, full or closed."""
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from fastslm.errors import ConfigError, FastSLMError
@@ -24,6 +27,21 @@ def needs_output(way_out: str = "") -> None:
         raise ConfigError(f"standard output is closed, and the answer would be lost.{way_out}")
 
 
+def give_up_output() -> None:
+    """Let what still waits to be printed go nowhere, or the interpreter's last flush fails, too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"what is printed cannot be written: {error.strerror}.") from error
+
+
 class PrintedStream:
     """A stream for people: what is printed to it goes on without secrets, whichever library prints it.
 
@@ -43,16 +61,12 @@ class PrintedStream:
             OutputError: the disk is full, or the like.
         """
         shown = redacted(text)
-        try:
+        with _told():
             try:
                 self._stream.write(shown)
             except UnicodeEncodeError:
                 encoding = self._stream.encoding or "utf-8"
                 self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError(f"what is printed cannot be written: {error.strerror}.") from error
         return len(text)
 
     def flush(self) -> None:
@@ -61,12 +75,8 @@ class PrintedStream:
         Raises:
             OutputError: the disk is full, or the like.
         """
-        try:
+        with _told():
             self._stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError(f"what is printed cannot be written: {error.strerror}.") from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -17,12 +17,13 @@ from fastslm.plugins import names_of
 from .notes import Notes, Recording
 from .outputs import Job, base_models, find_jobs, identity, save, unfinished
 from .progress import AudioBar
-from .streams import needs_output
+from .streams import give_up_output, needs_output
 
 if TYPE_CHECKING:
-    from fastslm.contracts import Task
+    from fastslm.inference.engine import Decoding
     from fastslm.inference.model import Model
     from fastslm.inference.results import Answer
+    from fastslm.path.request import Request
 
 _DESCRIPTION = """\
 Transcribe recordings of any length. FILES are audio or video files, folders (searched below), URLs, or - for standard
@@ -39,6 +40,11 @@ examples:
   curl -s https://example.org/talk.mp3 | fastslm transcribe -
 
 exit status: 0 all done; 1 some files failed, the others are written; 2 could not start; 130 interrupted."""
+
+#: Options that change the text, beside ``--beam``, by the names that ``Model.transcribe`` has for them.
+_SETTINGS = (
+    "task", "prompt", "language", "temperature", "top_p", "seed", "max_new_tokens", "section_minutes", "letters"
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,8 +108,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     try:
         return _run(parser().parse_args(list(arguments[1:])))
-    except BrokenPipeError:  # the reader of standard output has seen enough; Python would complain when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of standard output has seen enough
+        give_up_output()
         return 0
 
 
@@ -115,14 +121,15 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--batch-size: {options.batch_size} must be at least 1.")
     if folder is None:
         needs_output(" Give --output DIR.")
-    settings = request_settings(options)
+    request, decoding = _request(options), decoding_of(options)
+    _check_form(options, request)
+    settings = {"beams": options.beam, **{name: getattr(options, name) for name in _SETTINGS}}
     jobs = find_jobs(options.files, folder, options.format)
     if options.format in TIMED and folder is None and len(jobs) > 1:
         raise ConfigError(
             f"--format {options.format}: {len(jobs)} recordings need a folder of their own: --output DIR."
         )
 
-    from fastslm.inference.engine import Decoding
     from fastslm.inference.load import find_model, load
 
     refused: list[str] = []
@@ -142,40 +149,38 @@ def _run(options: argparse.Namespace) -> int:
     if not waiting:
         return 1 if refused else 0
     model = load(options.model, device=options.device)
-    asked = model.request(options.task, options.prompt, options.language)
-    model.spells(asked, Decoding(options.beam, options.temperature, options.top_p, options.seed), options.letters)
+    model.spells(request, decoding, options.letters)
     status = _Transcription(model, options, settings, notes, noted).run(waiting, len(jobs) > 1)
     return status or bool(refused)
 
 
-def request_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what changes the text, checked before any model is loaded."""
-    from fastslm.inference.arguments import check_limits
+def decoding_of(options: argparse.Namespace) -> "Decoding":
+    """Return how tokens are chosen, by the options of ``add_decoding_options``."""
     from fastslm.inference.engine import Decoding
-    from fastslm.path.request import Request
 
-    request = Request(options.task, options.prompt, options.language, _brought(options))
-    Decoding(options.beam, options.temperature, options.top_p, options.seed)
+    return Decoding(options.beam, options.temperature, options.top_p, options.seed)
+
+
+def _check_form(options: argparse.Namespace, request: "Request") -> None:
+    from fastslm.inference.arguments import check_limits
+
     by_section = options.section_minutes is not None or options.format in TIMED
     if by_section and not request.definition.timed:
         which = f"--format {options.format}" if options.format in TIMED else "--section-minutes"
         raise ConfigError(f"{which}: task {options.task} answers about the whole audio, not by time as asr does.")
     check_limits(options.max_new_tokens, options.section_minutes)
-    names = (
-        "task", "prompt", "language", "temperature", "top_p", "seed", "max_new_tokens", "section_minutes", "letters",
-    )  # fmt: skip
-    return {"beams": options.beam, **{name: getattr(options, name) for name in names}}
 
 
-def _brought(options: argparse.Namespace) -> "Task | None":
-    """Return a task that is not installed, from the exported folder that is asked; None where there is none."""
+def _request(options: argparse.Namespace) -> "Request":
+    """Return what is asked; a task that is not installed is that of the exported folder."""
     from fastslm.inference.exported import tasks_in
     from fastslm.inference.load import find_model
+    from fastslm.path.request import Request
     from fastslm.tasks import tasks
 
-    if options.task in tasks() or options.model is None:
-        return None
-    return tasks_in(find_model(options.model)).get(options.task)
+    foreign = options.task not in tasks() and options.model is not None
+    brought = tasks_in(find_model(options.model)).get(options.task) if foreign else None
+    return Request(options.task, options.prompt, options.language, brought)
 
 
 def _notes_of(folder: Path) -> Notes:

@@ -90,8 +90,7 @@ def _summary(run: Run, *, merged: bool, llm_only: bool) -> str:
     seconds = path.listener.window_samples / SAMPLE_RATE_HZ
     tokens = path.abstractor.budget.tokens_per_window
     train_parts = model.get("train_parts", ())
-    settings = getattr(path.llm, "lora", None)  # those it was built with: a configuration may name more
-    adapters = {"rank": settings.rank} if settings is not None else None
+    lora = getattr(path.llm, "lora", None)  # what it was built with: a configuration may name more
     lines = [
         "A speech language model trained with [fastslm](https://arxiv.org/abs/2601.06199): a frozen speech encoder, a"
         " compressor, an LLM."
@@ -103,7 +102,7 @@ def _summary(run: Run, *, merged: bool, llm_only: bool) -> str:
         f"- compressor: {type(path.abstractor).__name__}, {tokens} tokens for {seconds:g} s of audio"
         f" ({tokens / seconds:.2f} tokens/s)",
         f"- LLM: `{_arguments(model['llm']).get('pretrained')}`"
-        + (f", LoRA rank {adapters['rank']}, {'merged' if merged else 'not merged (needs peft)'}" if adapters else ""),
+        + (f", LoRA rank {lora.rank}, {'merged' if merged else 'not merged (needs peft)'}" if lora is not None else ""),
         f"- trained parts: {', '.join(train_parts)}; optimizer steps: {run.step or 'not known (imported)'}",
     ]
     return "\n".join(lines)

@@ -1,7 +1,6 @@
 """``fastslm push``: upload an exported folder to the Hugging Face hub."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ example:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Upload a folder and print its address; the exit status is 2 when it cannot be uploaded."""
+    """Upload a folder and print its address."""
     parser = argparse.ArgumentParser(
         "fastslm push",
         description="Upload a folder that `fastslm export` wrote to a model repository, which is made when it is not"
@@ -31,21 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--message", default="Upload model with fastslm", help="of the commit [%(default)s]")
     given = parser.parse_args(arguments[1:])
 
-    from fastslm.errors import FastSLMError
-
-    try:
-        address = push(
-            given.folder,
-            given.repo,
-            private=given.private,
-            revision=given.revision,
-            create_pr=given.create_pr,
-            message=given.message,
-        )
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
-    print(address)
+    wanted = {name: getattr(given, name) for name in ("private", "revision", "create_pr", "message")}
+    print(push(given.folder, given.repo, **wanted))
     return 0
 
 

@@ -94,7 +94,7 @@ def transcribe(
     prompts = _prompts(model, good, before, after)
     if decoding.beams > 1:  # beams are rows already
         read_at = encoded_at
-        generated = [_alone(model, p, r.limit, decoding, []) for p, r in zip(prompts, good, strict=True)]
+        generated = [model.new_memory().answer(p, r.limit, decoding) for p, r in zip(prompts, good, strict=True)]
     else:
         generated, read_at = _write(model, prompts, [r.limit for r in good], decoding, on_progress)
     total = sum(r.seconds for r in good)
@@ -161,15 +161,6 @@ def _write(
     return generated, read_at
 
 
-def _alone(model: AnsweringModel, prompt: Tensor, limit: int, decoding: Decoding, start: list[int]) -> Generated:
-    """Return what the LLM writes after one prompt and a given beginning of its answer."""
-    memory = model.new_memory()
-    with torch.inference_mode():
-        embeddings = torch.cat([prompt, memory.embed(start, model.device)]) if start else prompt
-    generated = memory.answer(embeddings, limit - len(start), decoding)
-    return Generated([*start, *generated.ids], generated.end)
-
-
 def _answer(
     model: AnsweringModel,
     recording: _Recording,
@@ -180,7 +171,7 @@ def _answer(
     times: tuple[float, float, float],
 ) -> Answer:
     def attempt(how: Decoding, start: list[int]) -> Generated:
-        return first if how is decoding else _alone(model, prompt, recording.limit, how, start)
+        return first if how is decoding else model.new_memory().answer(prompt, recording.limit, how, start)
 
     generated, attempts, temperature = model.guarded(attempt, decoding)
     encode, prefill, read_at = times

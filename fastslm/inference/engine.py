@@ -207,16 +207,25 @@ class Memory:
 
     @torch.inference_mode()
     def answer(
-        self, embeddings: Tensor, limit: int, decoding: Decoding, on_ids: Callable[[list[int]], None] | None = None
+        self,
+        embeddings: Tensor,
+        limit: int,
+        decoding: Decoding,
+        start: Sequence[int] = (),
+        on_ids: Callable[[list[int]], None] | None = None,
     ) -> Generated:
         """Return what the LLM writes after reading ``embeddings``; the memory stays as it was.
 
         Args:
             embeddings: the rest of the prompt ``[S, D_llm]``, S at least 1.
-            limit: most new tokens.
+            limit: most tokens.
             decoding: how tokens are chosen.
+            start: ids that the answer begins with.
             on_ids: gets the ids so far after each token; beam search calls it once.
         """
+        if start:
+            embeddings = torch.cat([embeddings, self.embed(start, embeddings.device)])
+        limit -= len(start)
         begin = self.cache.num_positions
         in_place = self.cache.can_cut and decoding.beams == 1
         cache = self.cache if in_place else self.cache.copy()
@@ -225,13 +234,13 @@ class Memory:
             if decoding.beams > 1:
                 answer = beam_search(self.llm, cache, logits, limit, self.stop_ids, decoding.beams)
                 if on_ids:
-                    on_ids(answer.ids)
-                return answer
-            answer = Generated()
-            for _ in write(self.llm, cache, logits, [limit], self.stop_ids, decoding, generated=[answer]):
-                if on_ids:
-                    on_ids(answer.ids)
-            return answer
+                    on_ids([*start, *answer.ids])
+            else:
+                answer = Generated()
+                for _ in write(self.llm, cache, logits, [limit], self.stop_ids, decoding, generated=[answer]):
+                    if on_ids:
+                        on_ids([*start, *answer.ids])
+            return Generated([*start, *answer.ids], answer.end)
         finally:
             if in_place:
                 cache.cut(begin)

@@ -123,7 +123,7 @@ class _Writer:
         rest = memory.embed([*self.after, *start, *more], model.device)
         seconds = section.end - section.start
         limit = model.limit(seconds, self.max_new_tokens, memory.cache.num_positions + len(rest))
-        generated = memory.answer(rest, limit, decoding, self._wrote)
+        generated = memory.answer(rest, limit, decoding, on_ids=self._wrote)
         return Generated([*more, *generated.ids], generated.end)
 
     def _wrote(self, ids: list[int]) -> None:

@@ -18,7 +18,6 @@ from .answering import AnsweringModel
 from .arguments import check_limits
 from .audio import AudioSource
 from .engine import Decoding, Memory
-from .generated import Generated
 from .listening import Chunk, Cutter, SpeechPart, encode, encode_chunks
 from .results import Answer, Timings
 from .samples import MOST_CHANNELS, checked_rate, samples_of
@@ -250,18 +249,15 @@ class AudioStream:
         limit = model.limit(seconds, max_new_tokens, memory.cache.num_positions + len(rest))
         shown = TextChunks(model, on_text) if on_text else None
 
-        def attempt(how: Decoding, start: list[int]) -> Generated:
-            def on_ids(ids: list[int]) -> None:
-                if on_progress:
-                    on_progress("generated", len(start) + len(ids))
-                if shown:
-                    shown.update(start + ids)
+        def on_ids(ids: list[int]) -> None:
+            if on_progress:
+                on_progress("generated", len(ids))
+            if shown:
+                shown.update(ids)
 
-            embeddings = torch.cat([rest, memory.embed(start, model.device)]) if start else rest
-            generated = memory.answer(embeddings, limit - len(start), how, on_ids)
-            return Generated([*start, *generated.ids], generated.end)
-
-        generated, attempts, temperature = model.guarded(attempt, decoding)
+        generated, attempts, temperature = model.guarded(
+            lambda how, start: memory.answer(rest, limit, how, start, on_ids), decoding
+        )
         if shown:
             shown.finish(generated.ids)
         spent = Timings(encode=encode, decode=time.perf_counter() - begin - encode)

@@ -44,6 +44,10 @@ class Dialogue:
     spelt: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
+    def num_recordings(self, audio_id: int) -> int:
+        """Return how many recordings it has, each a placeholder with this id."""
+        return int((self.input_ids == audio_id).sum())
+
 
 @dataclass
 class Sample:
@@ -81,6 +85,11 @@ class StepLabels:
     ids: Int64Array
     place: int = 0
     num_micro_batches: int = 1
+
+
+def ends_step(step: StepLabels | None) -> bool:
+    """Whether a micro-batch of these labels is the last of its optimizer step."""
+    return step is None or step.place == step.num_micro_batches - 1
 
 
 @dataclass

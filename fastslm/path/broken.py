@@ -19,6 +19,11 @@ class Broken:
     reason: str
     detail: str = ""
 
+    @property
+    def remark(self) -> dict[str, str]:
+        """It, as the index of its shard keeps it."""
+        return {"key": self.key, "reason": self.reason, "detail": self.detail}
+
     @staticmethod
     def of(shard: str, key: str, error: Exception) -> "Broken":
         """Return what an error of the form ``reason: detail`` says of a sample."""

@@ -30,6 +30,11 @@ def settle_parts(
         llm.leave_out_adapters()
 
 
+def size_of(parameters: Iterable[nn.Parameter]) -> int:
+    """Return the numbers in some parameters; ZeRO-3 leaves empty tensors behind, and their sizes beside them."""
+    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in parameters)
+
+
 def part_of(name: str, projector_name: str) -> str:
     """Return the part that a parameter of ``SpeechLM`` belongs to."""
     head = name.split(".")[0]

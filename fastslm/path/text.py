@@ -25,7 +25,7 @@ class TextSide:
 
     def num_recordings(self, dialogues: Sequence[Dialogue]) -> list[int]:
         """Return the recordings of each dialogue."""
-        return [int((dialogue.input_ids == self.audio_id).sum()) for dialogue in dialogues]
+        return [dialogue.num_recordings(self.audio_id) for dialogue in dialogues]
 
     def layout(
         self,

@@ -1,5 +1,6 @@
 """Memory of training and inference on given hardware, from a sketch of the model; docs/scale.md derives each line."""
 
+import bisect
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ class Budget:
         hardware = self.hardware
         count = self._trainable
         weights, host = self._weights(hardware.trainable_dtype)
-        whole_gradients = count * _bytes(hardware.trainable_dtype)
+        whole_gradients = count * hardware.trainable_dtype.itemsize
         gradients = whole_gradients
         if hardware.stage >= 2:
             gradients = whole_gradients // hardware.num_processes
@@ -99,7 +100,7 @@ class Budget:
         """Return bytes of weights on the device and on the host."""
         replicated, sharded = 0, 0
         for part in self.sketch.parts:
-            size = part.frozen_bytes + part.trainable * _bytes(trainable_dtype)
+            size = part.frozen_bytes + part.trainable * trainable_dtype.itemsize
             if part.name == "encoder" and not part.trainable:  # never sharded
                 replicated += size
             else:
@@ -177,14 +178,8 @@ class Budget:
         return Longest(low * self.window_seconds, "context" if low == most else "memory")
 
     def _most_windows(self) -> int:
-        low, high = 0, 1
         context = self.sketch.module.context_length
-        while self.positions(high) <= context:
-            high *= 2
-        while low < high - 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.positions(middle) <= context else (low, middle)
-        return low
+        return bisect.bisect_right(range(1, context + 1), context, key=self.positions)
 
     def _estimated(self, task: str, num_windows: int, around: int) -> Memory:
         listening, reading = self._curve(task, around)
@@ -203,7 +198,3 @@ class Budget:
             listening = quadratic({n: peaks.listening for n, peaks in found.items()})
             self._curves[task] = (listening, quadratic({n: peaks.reading for n, peaks in found.items()}))
         return self._curves[task]
-
-
-def _bytes(dtype: torch.dtype) -> int:
-    return torch.empty(0, dtype=dtype).element_size()

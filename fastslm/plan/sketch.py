@@ -77,11 +77,13 @@ class Sketch:
         self.module, self.autocast, self.device = module, autocast, device or torch.device("cpu")
         encoder, _, llm = module.parts
         self.quantized = getattr(llm, "quantize", None) is not None
-        for part in (encoder, llm):
+        # another package's may have no way to be built without its weights
+        bare = [part for part in (encoder, llm) if hasattr(part, "initialize")]
+        for part in bare:
             _without_weights(part)
         settle_parts(encoder, llm, self.device, module.settings.train_parts)
-        for part in (encoder, llm):  # another package's may have no way to be built without its weights
-            with torch.device("meta") if hasattr(part, "initialize") else contextlib.nullcontext():
+        for part in (encoder, llm):
+            with torch.device("meta") if part in bare else contextlib.nullcontext():
                 part.load()
         with torch.device("meta"):
             self.path = module.build(frame_cache=False).train()
@@ -131,8 +133,8 @@ class Sketch:
         text = config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        dtype = getattr(self.path.llm, "dtype", torch.float32)
-        return int(2 * text.num_hidden_layers * heads * width * torch.empty(0, dtype=dtype).element_size())
+        dtype: torch.dtype = getattr(self.path.llm, "dtype", torch.float32)
+        return int(2 * text.num_hidden_layers * heads * width * dtype.itemsize)
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -261,9 +263,7 @@ class Sketch:
 
 
 def _without_weights(part: Any) -> None:
-    """Let ``load`` build the architecture alone, where it knows how."""
-    if not hasattr(part, "initialize"):
-        return
+    """Let ``load`` build the architecture alone."""
     part.initialize = "random"
     if getattr(part, "quantize", None) is not None:
         part.quantize = None

@@ -23,6 +23,11 @@ _LEFT_TO_PARENT = (signal.SIGINT, *ENDING)
 _LOOK_SECONDS = 1.0
 
 
+def num_usable_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
     """Start child processes within: signals that end a job do not reach them, from their first moment on.

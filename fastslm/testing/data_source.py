@@ -69,7 +69,7 @@ class DataSourceContract:
                 assert sum(batch.num_samples) == len(batch.audio)
                 assert len(batch.keys) == len(batch.dialogues) == len(batch.weights) > 0
                 assert set(batch.weights) <= {0.0, 1.0}
-                placeholders = sum(int((dialogue.input_ids == audio_id).sum()) for dialogue in batch.dialogues)
+                placeholders = sum(dialogue.num_recordings(audio_id) for dialogue in batch.dialogues)
                 assert placeholders == len(batch.num_samples)
 
     def test_batches_keep_their_limits(self, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def _positions(batch: Batch, audio_id: int) -> list[int]:
     tokens = [int(_costs([[count]])[1][0]) for count in batch.num_samples]
     positions, first = [], 0
     for dialogue in batch.dialogues:
-        count = int((dialogue.input_ids == audio_id).sum())
+        count = dialogue.num_recordings(audio_id)
         positions.append(len(dialogue.input_ids) - count + sum(tokens[first : first + count]))
         first += count
     return positions

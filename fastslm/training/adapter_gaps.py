@@ -5,6 +5,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from fastslm.checkpoint.state import shape_of
+from fastslm.path.parts import size_of
+
 _SHOWN = 6
 #: What adapters are made for, where the targets name it; left out by choice then.
 _LINEAR = ("Linear", "Conv1D", "Linear4bit", "Embedding")
@@ -23,13 +26,13 @@ def adapter_gaps(llm: nn.Module) -> list[str]:
         for own, parameter in module.named_parameters(recurse=False):
             name = f"{owner}.{own}"
             found = re.match(r"(.+?\.\d+)\.(.+)", name)
-            if found is None or own.endswith("bias") or len(getattr(parameter, "ds_shape", parameter.shape)) < 2:
+            if found is None or own.endswith("bias") or len(shape_of(parameter)) < 2:
                 continue
             layer, inner = found.groups()
             if ".lora_" in name:
                 adapted.add(layer)
                 continue
-            size = int(getattr(parameter, "ds_numel", parameter.numel()))
+            size = size_of([parameter])
             sizes[layer] = sizes.get(layer, 0) + size
             if ".base_layer." not in name and not type(module).__name__.endswith(_LINEAR):
                 inner = re.sub(r"\.\d+\.", ".*.", inner)

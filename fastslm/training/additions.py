@@ -41,7 +41,7 @@ class TrainingAdditions(Additions):
         augment = self.settings.spec_augment
         if augment is None or not len(windows):
             return None
-        counts = [int((dialogue.input_ids == self.prompter.audio_id).sum()) for dialogue in batch.dialogues]
+        counts = [dialogue.num_recordings(self.prompter.audio_id) for dialogue in batch.dialogues]
         names = [f"{key}/{i}" for key, count in zip(batch.keys, counts, strict=True) for i in range(count)]
         return augment.draw(names, windows, encoder, context_samples, self.seed, batch.epoch)
 

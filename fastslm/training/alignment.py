@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastslm.path.batch import Dialogue, Int64Array
 from fastslm.path.upload import upload
-from fastslm.tasks import tasks
+from fastslm.tasks import transcribing
 
 
 class AlignmentLoss(nn.Module):
@@ -105,10 +105,10 @@ def transcripts_of(dialogues: Sequence[Dialogue], weights: Sequence[float], audi
 
     A recording has a transcript when its dialogue's task asks for one and it is the only one in it.
     """
-    names = {name for name, task in tasks().items() if task.transcript}
+    names = transcribing()
     transcripts: list[Int64Array | None] = []
     for dialogue, weight in zip(dialogues, weights, strict=True):
-        count = int((dialogue.input_ids == audio_id).sum())
+        count = dialogue.num_recordings(audio_id)
         answer = dialogue.labels[dialogue.num_prompt_ids :]
         transcribed = count == 1 and dialogue.task in names and weight > 0
         transcripts += [answer[:-1] if transcribed else None] * count  # the last id ends the turn and is not spoken

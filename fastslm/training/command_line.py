@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -194,21 +195,18 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add what belongs to every run, whatever its list of callbacks."""
-        trainer = super().instantiate_trainer(**kwargs)
-        refuse_launcher(trainer.strategy, self.config[str(self.subcommand)].trainer.strategy)
+        trainer, config = super().instantiate_trainer(**kwargs), self.config[str(self.subcommand)]
+        refuse_launcher(trainer.strategy, config.trainer.strategy)
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # it came from the environment
-        seconds = self.config[str(self.subcommand)].watchdog_seconds
-        trainer.callbacks[:0] = [Watchdog(seconds)]  # type: ignore[attr-defined]
+        trainer.callbacks[:0] = [Watchdog(config.watchdog_seconds)]  # type: ignore[attr-defined]
         trainer.callbacks += [DueValidation(), Preemption()]  # type: ignore[attr-defined]
         # Lightning's handlers swallow a signal that comes before the first step, or in an evaluation.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        given = [str(callback.class_path) for callback in self.config[str(self.subcommand)].trainer.callbacks or []]
-        for kind, ours in ((ProgressBar, StepProgress), (ModelSummary, ModelTable)):
+        given = [str(callback.class_path) for callback in config.trainer.callbacks or []]
+        timer = partial(JobTimer, config.trainer.max_time)
+        for kind, ours in ((ProgressBar, StepProgress), (ModelSummary, ModelTable), (Timer, timer)):
             if not any(path.endswith(kind.__name__) for path in given):
                 trainer.callbacks[:] = [ours() if isinstance(c, kind) else c for c in trainer.callbacks]  # type: ignore[attr-defined]
-        limit = self.config[str(self.subcommand)].trainer.max_time
-        if limit is not None and not any(path.endswith("Timer") for path in given):
-            trainer.callbacks[:] = [JobTimer(limit) if isinstance(c, Timer) else c for c in trainer.callbacks]  # type: ignore[attr-defined]
         return trainer
 
     def after_instantiate_classes(self) -> None:

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from fastslm.path.model import SpeechLM
-from fastslm.path.parts import parameters_by_part
+from fastslm.path.parts import parameters_by_part, size_of
 from fastslm.training.lightning_module import SpeechLMModule
 
 
@@ -40,5 +40,4 @@ def table_of(path: SpeechLM) -> str:
 
 
 def _count(parameters: list[nn.Parameter]) -> str:
-    # ZeRO-3 leaves an empty tensor behind and the size beside it.
-    return f"{sum(getattr(p, 'ds_numel', p.numel()) for p in parameters):,}"
+    return f"{size_of(parameters):,}"

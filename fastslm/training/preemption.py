@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from fastslm.path.batch import Batch
+from fastslm.path.batch import Batch, ends_step
 from fastslm.processes.signals import ENDING, EXIT_STATUS, Terminated
 from fastslm.training.lightning_counters import uncount_validation
 from fastslm.training.lightning_module import SpeechLMModule
@@ -73,19 +73,13 @@ class Preemption(L.Callback):
             Preempted: always then.
         """
         assert isinstance(pl_module, SpeechLMModule)
-        self._whole_step = batch.step is None or batch.step.place == batch.step.num_micro_batches - 1
+        self._whole_step = ends_step(batch.step)
         if pl_module.stop_agreed and self._whole_step:
             _log_step(trainer)
             self._save_and_end(trainer)
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Save and end within a validation when a rank was asked to; the run that goes on does it anew.
 

@@ -3,13 +3,13 @@
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastslm.configuration.installed import installed
 from fastslm.errors import ConfigError
 from fastslm.processes.ranks import gathered
 
@@ -65,15 +65,7 @@ def _named(ranks: Sequence[int]) -> str:
 def versions() -> dict[str, str]:
     """Return what a step's numbers depend on besides the configuration: Python, packages, our own source code."""
     own = {"python": platform.python_version(), "fastslm source": source_digest()}
-    return own | {package: installed(package) for package in _PACKAGES}
-
-
-def installed(package: str) -> str:
-    """Return the version of an installed package, or "not installed"."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    return own | {package: installed(package) or "not installed" for package in _PACKAGES}
 
 
 def source_digest() -> str:

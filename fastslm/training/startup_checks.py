@@ -11,17 +11,17 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import nn
 
 from fastslm.checkpoint.state import some, stored_names
+from fastslm.configuration.installed import KNOWN_BAD, installed
 from fastslm.errors import ConfigError
 from fastslm.export.stock import tied_adapters
 from fastslm.path.batch import Batch
 from fastslm.path.model import SpeechLM
-from fastslm.path.parts import part_of
+from fastslm.path.parts import part_of, size_of
 from fastslm.processes.ranks import gathered
 from fastslm.strategies.support import keeps_masters, refuse_unsupported
 from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.data_source import source_of
-from fastslm.training.known_bad import KNOWN_BAD
-from fastslm.training.rank_agreement import check_agreement, installed, versions, weights_digest
+from fastslm.training.rank_agreement import check_agreement, versions, weights_digest
 
 _FREQUENCIES = ("inv_freq", "original_inv_freq")
 
@@ -169,7 +169,7 @@ def _check_trainable(path: SpeechLM, train_parts: Sequence[str]) -> None:
         part = part_of(name, path.abstractor.projector_name)
         if part not in train_parts:
             raise ConfigError(f"{name} trains and belongs to {part!r}, which model.train_parts does not name.")
-        if getattr(parameter, "ds_numel", parameter.numel()) == 0:
+        if not size_of([parameter]):
             raise ConfigError(f"{name} is to train and is empty: it was sharded before its strategy took over.")
     dtypes = {str(parameter.dtype) for _, parameter in named}
     if len(dtypes) > 1:

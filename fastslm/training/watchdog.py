@@ -77,23 +77,6 @@ class Watchdog(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Follow the path, station by station."""
-        self._follow(trainer, pl_module)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Follow the path in validation."""
-        self._phase = "validation"
-        self._follow(trainer, pl_module)
-        self._enter(trainer, "data")
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Follow the path in testing."""
-        self._follow(trainer, pl_module)
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Follow the path in prediction."""
-        self._follow(trainer, pl_module)
-
-    def _follow(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         path = getattr(pl_module, "path", None)
         if self._guard is None or self._hooks or not isinstance(path, SpeechLM):
             return
@@ -104,6 +87,14 @@ class Watchdog(L.Callback):
             return lambda *_: self._enter(trainer, station)
 
         self._hooks = [module.register_forward_pre_hook(hook(station)) for station, module in stations]
+
+    on_test_start = on_predict_start = on_fit_start
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Follow the path in validation."""
+        self._phase = "validation"
+        self.on_fit_start(trainer, pl_module)
+        self._enter(trainer, "data")
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Mark the exchange that every step begins with."""

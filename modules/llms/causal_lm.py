@@ -436,20 +436,17 @@ class CausalLM(LanguageModel):
 
         They are read in one pass where the architecture takes a mask for it, which is found out by the first tree.
         """
-        undecided = self._reads_trees is None
+        if self._reads_trees and cache.can_cut:
+            return self._branch(embeddings, parents, wanted, cache)
+        by_rows = super().branch(embeddings, parents, wanted, cache)
         branches = len(set(parents)) < len(parents)  # on a single way any mask does
-        if undecided and not places_tokens(self.causal_lm):
-            self._reads_trees = undecided = False
-        if self._reads_trees is False or not cache.can_cut or (undecided and not branches):
-            return super().branch(embeddings, parents, wanted, cache)
-        if undecided:
-            expected = super().branch(embeddings, parents, wanted, cache)
+        if self._reads_trees is None and branches and cache.can_cut:
             try:
-                self._reads_trees = agree(self._branch(embeddings, parents, wanted, cache.copy()), expected)
+                at_once = self._branch(embeddings, parents, wanted, cache.copy())
+                self._reads_trees = places_tokens(self.causal_lm) and agree(at_once, by_rows)
             except Exception:  # whatever an architecture makes of such a mask: rows do as well
                 self._reads_trees = False
-            return expected
-        return self._branch(embeddings, parents, wanted, cache)
+        return by_rows
 
     def _branch(self, embeddings: Tensor, parents: Sequence[int], wanted: Sequence[int], cache: KVCache) -> Tensor:
         from ._kv_cache import HFCache

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from ..naming import USUAL_NAMES
 from ..times import untaken
-from ..utterance import Noted, Utterance, stem
+from ..utterance import Noted, Utterance, letters_of, stem
 
 _MEANT_OTHERWISE = ("normalized_text",)  # it is another spelling of the same words
 
@@ -19,16 +19,12 @@ def doubts(utterance: Utterance, columns: Mapping[str, str]) -> list[Noted]:
 
 def other_text(utterance: Utterance) -> Iterator[str]:
     """Remark on a second text that says something else."""
-
-    def letters(words: str) -> str:
-        return "".join(c for c in words.casefold() if c.isalnum())
-
     text = utterance.fields.get("text")
     for name in USUAL_NAMES["text"][1:]:
         other = utterance.fields.get(name)
         if name in _MEANT_OTHERWISE or not (isinstance(text, str) and isinstance(other, str) and other.strip()):
             continue
-        if letters(other) != letters(text):
+        if letters_of(other) != letters_of(text):
             yield f"two texts: {text!r:.60} is taken, and {name} says {other!r:.60}; say which: --column text={name}"
             return
 

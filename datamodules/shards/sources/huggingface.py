@@ -12,7 +12,7 @@ from fastslm.errors import ConfigError, DataError
 from fastslm.files import walk
 
 from ..naming import check_columns, renamed, resolve_columns
-from ..table_cells import column_names, describe, open_table
+from ..table_cells import describe, open_table
 from ..times import loose_length, take_times
 from ..translations import as_translation
 from ..utterance import Audio, Noted, Refused, Utterance, stem
@@ -155,7 +155,7 @@ def _some(names: Iterable[str]) -> str:
 def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     table = open_table(path)
     described = describe(table)
-    names = column_names(table)
+    names = list(table.schema.names)
     resolved = resolve_columns(names, options.columns, path)
     if "audio" not in options.columns and described.audio is not None:
         resolved["audio"] = described.audio
@@ -184,7 +184,7 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
             yield utterance
             yield from doubts(utterance, options.columns)
         except DataError as error:
-            yield Refused(where, str(fields.get("id", "?")), *str(error).partition(": ")[::2])
+            yield Refused.at(where, fields.get("id", "?"), error)
 
 
 def _utterance(

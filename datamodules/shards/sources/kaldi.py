@@ -58,8 +58,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             if isinstance(of_file, str):
                 yield Refused(where, key, "unknown channel", f"{of_file!r} in reco2file_and_channel; A, B or numbers")
                 continue
-            channel = of_file
-            audio = Audio(recordings[recording], start, seconds, channel)
+            audio = Audio(recordings[recording], start, seconds, of_file)
             yield Utterance(key, [audio], fields, where, recording if start is not None else None)
     for table in (recordings, *tables):
         yield from (Noted(where, key, "line stands twice", "the same as before") for where, key in table.repeated)

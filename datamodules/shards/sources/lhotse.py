@@ -33,8 +33,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             yield from _of_other_recording(cut, utterance)
             yield utterance
         except DataError as error:
-            reason, _, detail = str(error).partition(": ")
-            yield Refused(where, key, reason, detail)
+            yield Refused.at(where, key, error)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             yield Refused(where, key, "unreadable line", f"no cut as Lhotse writes it: {error!r}")
 
@@ -58,11 +57,7 @@ def _utterance(cut: Mapping[str, Any], key: str, where: str, roots: list[str]) -
 
 
 def _check_inside(cut: Mapping[str, Any], seconds: float) -> None:
-    """Raise where a supervision is of more than the cut's audio, or of other channels: its text would be, too.
-
-    Raises:
-        DataError: so it is.
-    """
+    """Raise DataError where a supervision, and so its text, is of more than the cut's audio or of other channels."""
     wanted = _channels(cut)
     for supervision in cut.get("supervisions") or []:
         begin = float(supervision["start"])

@@ -42,11 +42,10 @@ def from_rows(
             path = fields.get("audio")
             if "shard_id" in row and isinstance(path, str) and not os.path.exists(located(path, [root])):
                 raise DataError(f"audio in a tar: the data set is tarred; unpack its tars so that {path} is there")
-            yield (utterance := from_row(as_translation(fields), where, [root]))
+            yield (utterance := from_row(fields, where, [root]))
             yield from doubts(utterance, options.columns)
         except DataError as error:
-            reason, _, detail = str(error).partition(": ")
-            yield Refused(where, str(fields.get("id", "?")), reason, detail)
+            yield Refused.at(where, fields.get("id", "?"), error)
 
 
 def from_row(fields: dict[str, Any], where: str, roots: list[str], stated: float | None = None) -> Utterance:
@@ -55,6 +54,7 @@ def from_row(fields: dict[str, Any], where: str, roots: list[str], stated: float
     Raises:
         DataError: it names no audio, or its times are no numbers.
     """
+    fields = as_translation(fields)
     path = fields.pop("audio", None)
     start, seconds = take_times(fields)
     key, group = fields.pop("id", None), fields.get("group")

@@ -10,7 +10,6 @@ from fastslm.errors import ConfigError, DataError
 
 from ..naming import USUAL_NAMES, check_columns, renamed, resolve_columns
 from ..times import loose_length
-from ..translations import as_translation
 from ..utterance import Noted, Refused, Utterance
 from ._delimited import header_of, read_rows
 from ._doubts import doubts
@@ -80,11 +79,10 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             fields["audio"] = os.path.join(wavs, f"{fields['id']}.wav")
         try:
             stated = None if "duration" in options.columns else loose_length(fields)
-            yield (utterance := from_row(as_translation(fields), where, roots, stated))
+            yield (utterance := from_row(fields, where, roots, stated))
             yield from doubts(utterance, options.columns)
         except DataError as error:
-            reason, _, detail = str(error).partition(": ")
-            yield Refused(where, str(fields.get("id", "?")), reason, detail)
+            yield Refused.at(where, fields.get("id", "?"), error)
     if ljspeech and (others := [name for name in sorted(os.listdir(wavs)) if _is_unnamed(name, named)]):
         detail = f"{len(others)} recordings that no row names: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"
         yield Noted(wavs, "?", "files left out", detail)
@@ -103,11 +101,7 @@ def _is_ljspeech(lines: Sequence[str], wavs: str, options: SourceOptions) -> boo
 
 
 def _check_header(names: list[str], path: str, roots: list[str]) -> None:
-    """Raise where the first line is a row already, or names a column twice.
-
-    Raises:
-        ConfigError: so it is.
-    """
+    """Raise ConfigError where the first line is a row already, or names a column twice."""
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"{path}: two of its columns are called {twice!r}, and one alone can be meant. Rename one.")

@@ -100,8 +100,7 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
     except UnicodeDecodeError as error:
         return Refused(shard, key, "unreadable text", str(error))
     except DataError as error:
-        reason, _, detail = str(error).partition(": ")
-        return Refused(shard, key, reason, detail)
+        return Refused.at(shard, key, error)
     recordings = recordings_of(members)
     if not recordings and fields.get("messages") is None:
         there = ", ".join(sorted(members))
