@@ -6,10 +6,11 @@ from typing import Any
 import lightning as L
 import torch.distributed as dist
 
-from fastslm.callbacks._findings import Findings
 from fastslm.errors import DataError
 from fastslm.path.batch import Batch
 from fastslm.training.data_source import source_of
+
+from ._findings import Findings
 
 _MIN_SEEN = 20  # below this many samples a share says nothing
 

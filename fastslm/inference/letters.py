@@ -24,6 +24,7 @@ from .engine import Decoding
 from .generated import Generated
 from .listening import encode
 from .results import Answer, Segment, Timings
+from .text import TextChunks
 from .words import History, WordModel
 
 _SPACE = ord(" ")
@@ -247,12 +248,18 @@ def transcribe(
     encoding, seconds, signal, num_tokens = 0.0, 0.0, 0, 0
     segments: list[Segment] = []
 
-    def told(ids: list[int], start: float, end: float) -> None:
-        segments.append(Segment(start, end, model.text_of(ids).strip()))
+    new: list[str] = []
+    chunks = TextChunks(model, new.append)  # some tokenizers leave the space out that a text begins with
+
+    def told(start: float, end: float) -> None:
+        chunks.update(search.ids)
+        text = "".join(new)
+        new.clear()
+        segments.append(Segment(start, end, text.strip()))
         if on_segment:
             on_segment(segments[-1])
-        if on_text and ids:
-            on_text(model.text_of(ids))
+        if on_text and text:
+            on_text(text)
         if on_progress:
             on_progress("generated", len(search.ids))
 
@@ -263,7 +270,8 @@ def transcribe(
         first = 0
         for count, num_samples in zip(part.counts, part.num_samples, strict=True):
             if window is not None:
-                told(search.end_of_window(), *window)
+                search.end_of_window()
+                told(*window)
             tokens = part.tokens[first : first + count]
             search.begin(new_words(tokens, search.ids))
             search.read(model.letters.log_probs(tokens[None].float())[0].cpu().numpy())
@@ -275,7 +283,8 @@ def transcribe(
         begun = time.perf_counter()
     if window is None:
         raise DataError("there is no audio in it.")
-    told(search.end(), *window)
+    search.end()
+    told(*window)
     return model.result(
         Generated(search.ids, "stop"),
         request,

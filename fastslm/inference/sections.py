@@ -7,7 +7,6 @@ by the next one, which has all of it.
 """
 
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,16 +22,12 @@ from .engine import Decoding
 from .generated import Generated
 from .listening import SpeechPart, encode
 from .results import Answer, Segment, Timings
-from .text import BROKEN, TextChunks
+from .text import BROKEN, TextChunks, gap
 
 Progress = Callable[[str, float], None]
 #: Audio that a window of its own is generated with as context, where text by window is wanted.
 _CONTEXT_SECONDS = 60.0
 _LONGEST_WORD = 12  # tokens
-#: Beginnings of the names of characters of scripts that put no space between words.
-_WITHOUT_SPACES = (
-    "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "FULLWIDTH", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"
-)  # fmt: skip
 
 
 @dataclass
@@ -220,8 +215,7 @@ def _behind(model: AnsweringModel, before: Sequence[int], ids: Sequence[int]) ->
     """Return ids that began an answer as they stand behind other text: with a space, where words have one."""
     head = model.text_of(before)
     text = model.text_of([*before, *ids])[len(head) :]
-    meets = head[-1:] + text[:1]
-    if len(meets) < 2 or any(c.isspace() or unicodedata.name(c, "").startswith(_WITHOUT_SPACES) for c in meets):
+    if not gap(head, text):
         return list(ids)
     space = model.path.prompter.tokenizer(" ", add_special_tokens=False)["input_ids"]
     return [*space, *ids]

@@ -1,5 +1,6 @@
-"""Text shown while it is generated, without half characters."""
+"""Text shown while it is generated, without half characters, and what stands between two pieces of it."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 
 from .answering import AnsweringModel
@@ -7,6 +8,18 @@ from .answering import AnsweringModel
 #: What a decoder writes for a letter of which it has only some of the tokens.
 BROKEN = "\ufffd"
 _MOST_IDS = 4  # of a letter: it has as many bytes
+#: Beginnings of the names of characters of scripts that put no space between words.
+_WITHOUT_SPACES = (
+    "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "FULLWIDTH", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"
+)  # fmt: skip
+
+
+def gap(before: str, after: str) -> str:
+    """Return what is to stand between two texts: a space, where their scripts have one and neither brings it."""
+    meets = before[-1:] + after[:1]
+    if len(meets) < 2 or any(c.isspace() or unicodedata.name(c, "").startswith(_WITHOUT_SPACES) for c in meets):
+        return ""
+    return " "
 
 
 class TextChunks:

@@ -150,7 +150,7 @@ async def _stream(
         nonlocal began
         role = {} if began else {"role": "assistant"}
         began = True
-        return chunk({**role, "content": item if isinstance(item, str) else f"{item.text} "})
+        return chunk({**role, "content": item})
 
     def ended(answer: Answer) -> list[dict[str, Any]]:
         # An answer that ran in circles was generated anew from there; no chunk of OpenAI's takes back what was said.

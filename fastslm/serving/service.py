@@ -14,6 +14,7 @@ from fastslm.errors import FastSLMError, nearest
 from fastslm.inference.arguments import check_limits
 from fastslm.inference.engine import Decoding
 from fastslm.inference.results import Answer, Segment
+from fastslm.inference.text import gap
 from fastslm.path.request import Request as Question
 
 from .gate import busy
@@ -122,9 +123,11 @@ class Live:
     Chunks begin with the first letter, so that together they are the answer's text.
 
     Attributes:
+        timed: segments come as they are; without they are chunks too, as an answer's sections are.
         text: what came, as far as it was taken.
     """
 
+    timed: bool = False
     text: str = ""
     _began: bool = False
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -147,8 +150,10 @@ class Live:
     async def next(self) -> str | Segment | None:
         """Return what comes next; None at the end."""
         item = await self._queue.get()
-        if item is not None:
-            self.text += item if isinstance(item, str) else f"{item.text} "
+        if isinstance(item, Segment) and not self.timed:
+            item = gap(self.text, item.text) + item.text
+        if isinstance(item, str):
+            self.text += item
         return item
 
 

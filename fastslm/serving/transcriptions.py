@@ -101,7 +101,7 @@ async def _speech_to_text(service: Service, request: Request, task: str | None) 
 
 
 async def _stream(service: Service, request: Request, upload: Upload, asked: Asked) -> Response:
-    live = Live()
+    live = Live(asked.segments)
     job = service.begin(upload, asked, live)
     num_segments = 0
 
@@ -110,8 +110,6 @@ async def _stream(service: Service, request: Request, upload: Upload, asked: Ask
         num_segments += 1
         if isinstance(item, str):
             return {"type": "transcript.text.delta", "delta": item}
-        if not asked.segments:
-            return {"type": "transcript.text.delta", "delta": f"{item.text} "}
         where = {"id": f"seg_{num_segments - 1}", "start": item.start, "end": item.end}
         return {"type": "transcript.text.segment", **where, "text": item.text, "speaker": ""}
 

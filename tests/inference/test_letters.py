@@ -241,6 +241,16 @@ def test_a_run_without_an_llm_that_reads_transcribes_by_its_letters(speller, noi
     assert speller.transcribe(audio).tokens == answer.tokens
 
 
+def test_chunks_of_a_search_among_letters_are_together_its_text_where_a_tokenizer_drops_the_first_space(
+    speller, noise, monkeypatch
+):
+    as_it_stands, texts = speller.text_of, []
+    monkeypatch.setattr(speller, "text_of", lambda ids: as_it_stands(ids).removeprefix(" "))  # as Llama 2's does
+    answer = speller.transcribe(noise(9), on_text=texts.append)
+    assert len(texts) > 1
+    assert "".join(texts) == answer.text
+
+
 def test_what_the_llm_says_without_having_learnt_to_read_is_not_taken_for_a_transcript(speller, noise):
     written = fastslm.inference.model.batch.transcribe(
         speller, [noise(5)], speller.request(), fastslm.inference.engine.Decoding(), None, None, None

@@ -23,7 +23,7 @@ from starlette.requests import Request
 
 from fastslm.errors import DataError
 from fastslm.inference.listening import EncodedAudio
-from fastslm.inference.results import Answer, Timings
+from fastslm.inference.results import Answer, Segment, Timings
 from fastslm.serving import gate, worker
 from fastslm.serving.model_process import Told
 
@@ -140,6 +140,30 @@ def test_nobody_is_told_the_name_that_another_gave_to_the_same_broken_recording(
         for name, other in others.items():
             assert other.exception(20).body["message"] == f"{name}: broken"
     assert len(model.encoded) == 2  # the two together, once
+
+
+@pytest.mark.parametrize(
+    ("sections", "text"),
+    [(["one two", "three", "four."], "one two three four."), (["\u4eca\u5929", "\u5929"], "\u4eca\u5929\u5929")],
+)
+def test_chunks_of_an_answer_section_by_section_are_together_its_text(serve_here, recording, sections, text):
+    class Sections(ScriptedModel):
+        def transcribe(self, audio, *, on_segment, **_):
+            for i, section in enumerate(sections):
+                on_segment(Segment(i, i + 1, section))
+            return Answer(text, (1, 2), 1.0, 3, Timings())
+
+    server = serve_here(Sections(), section_minutes=1.0)
+    *deltas, done = ask(server, "talk", recording, stream=True)
+    assert [event.delta.strip() for event in deltas] == sections
+    assert "".join(event.delta for event in deltas) == done.text == text
+    *segments, _ = ask(server, "talk", recording, stream=True, response_format="verbose_json")
+    assert [event.text for event in segments] == sections
+    sound = {"type": "input_audio", "input_audio": {"data": base64.b64encode(recording).decode(), "format": "wav"}}
+    messages = [{"role": "user", "content": [sound]}]
+    *chunks, last = server.client().chat.completions.create(model="scripted", messages=messages, stream=True)
+    assert "".join(chunk.choices[0].delta.content for chunk in chunks) == text
+    assert "text" not in last.model_extra
 
 
 def test_a_recording_is_encoded_once_however_often_it_is_asked_about(serve_here, recording):
