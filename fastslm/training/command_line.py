@@ -34,6 +34,7 @@ from fastslm.processes.ranks import has_lost_another
 from fastslm.redaction import redacted, redacted_values
 from fastslm.strategies.support import refuse_launcher, settled
 from fastslm.training.callback_checks import check_callbacks
+from fastslm.training.compilation import compiler_failure
 from fastslm.training.due_validation import DueValidation
 from fastslm.training.job_timer import JobTimer
 from fastslm.training.lightning_module import SpeechLMModule
@@ -359,7 +360,7 @@ def _in_one_sentence() -> Iterator[None]:
                 " data.num_workers lower, or give the job more memory. --ckpt_path last goes on from the newest"
                 " checkpoint."
             ) from error
-        text = refusal(error)
+        text = compiler_failure(error) or refusal(error)
         if text is None:
             raise
         raise ConfigError(text) from error

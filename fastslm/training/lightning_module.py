@@ -39,7 +39,7 @@ from fastslm.path.upload import upload
 from fastslm.strategies.support import cast_trainable, fuses_optimizer, replicated, shard, shards_parameters
 from fastslm.training.adapter_gaps import adapter_gaps
 from fastslm.training.additions import TrainingAdditions
-from fastslm.training.compilation import compile_layers, compile_whole, missing_for_compiling
+from fastslm.training.compilation import compile_layers, compile_whole, missing_for_compiling, uncompiled
 from fastslm.training.data_source import ModelFacts, source_of, train_from
 from fastslm.training.evaluation import Evaluation, check_monitors, chosen_keys, spell, write_answers
 from fastslm.training.finite import check_losses
@@ -154,10 +154,10 @@ class SpeechLMModule(L.LightningModule):
             self.trained_on = TrainedOn.of([self.weights[0].trained_on])
         notes = adapter_gaps(self.path.llm) if "lora" in self.settings.train_parts else []
         if not shards_parameters(self.trainer.strategy):  # elsewhere no rank has the LLM whole
-            with self.trainer.precision_plugin.forward_context():
+            with self.trainer.precision_plugin.forward_context(), uncompiled(self.settings.compile_parts):
                 notes += filter(None, [check_stepwise(self.path.llm)])
         if self.path.llm.can_pack:
-            with self.trainer.precision_plugin.forward_context():
+            with self.trainer.precision_plugin.forward_context(), uncompiled(self.settings.compile_parts):
                 note = check_packing(self.path.llm)
             self.path.llm.packs = self.trainer.strategy.reduce_boolean_decision(note is None, all=True)
             notes += filter(None, [note])

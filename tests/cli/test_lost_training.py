@@ -19,6 +19,7 @@ from fastslm.datamodules.webdataset import WebDatasetModule
 from fastslm.errors import ConfigError
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.path.model import SpeechLM
+from fastslm.training import lightning_module
 from fastslm.training.first_gradients import FirstGradients
 
 
@@ -143,6 +144,20 @@ def test_a_layer_that_is_made_in_the_first_pass_is_named_before_the_first_step(s
     assert "path.abstractor.late.bias, path.abstractor.late.weight: made in the first pass" in message
     assert "Make all layers in the constructor" in message
     assert last_step(tmp_path / "run") is None
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_named_and_not_the_llm(stopped, monkeypatch):
+    """What is checked of the LLM before training is checked of it, not of what is compiled of it."""
+
+    def broken(graph, inputs):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(lightning_module, "missing_for_compiling", lambda: None)
+    monkeypatch.setattr(lightning_module, "compile_layers", lambda llm: llm.causal_lm.compile(backend=broken))
+    message = stopped("--model.compile_parts", "[llm]")
+    assert "model.compile_parts: torch.compile fails here (BackendCompilerFailed: " in message
+    assert "no such instruction" in message
 
 
 @pytest.fixture
