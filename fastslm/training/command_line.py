@@ -36,6 +36,7 @@ from fastslm.strategies.support import refuse_launcher, settled
 from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.compilation import compiler_failure
 from fastslm.training.due_validation import DueValidation
+from fastslm.training.full_disk import full_disk
 from fastslm.training.job_timer import JobTimer
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
@@ -108,6 +109,11 @@ class TrainingCLI(LightningCLI):
         self._scratch = contextlib.ExitStack()
         try:
             super().__init__(args=list(args), **named)
+        except OSError as error:
+            folder = self.config[args[0]].run_folder if hasattr(self, "config") else ""
+            if folder and (text := full_disk(error, Path(os.path.expanduser(folder)))) is not None:
+                raise TrainingError(text) from error
+            raise
         finally:
             self._scratch.close()
             if self._folder is not None:
