@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -142,11 +143,22 @@ def _without_secrets() -> Iterator[None]:
         for redirect, stream in ((contextlib.redirect_stdout, sys.stdout), (contextlib.redirect_stderr, sys.stderr)):
             if stream is not None:  # it is closed: fastslm doctor >&-
                 stack.enter_context(redirect(PrintedStream(stream)))
+        before, threading.excepthook = threading.excepthook, _print_of_thread
+        stack.callback(setattr, threading, "excepthook", before)
         yield
 
 
 def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _print_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Say in a line what a full disk has ended: TensorBoard's thread, whose error comes to the main one as well."""
+    error = ended.exc_value
+    if isinstance(error, OSError) and error.errno in _OF_A_DISK:
+        print(f"fastslm: a thread that writes has ended: {error.strerror}.", file=sys.stderr)
+    else:
+        threading.__excepthook__(ended)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -35,7 +35,9 @@ from fastslm.processes.ranks import has_lost_another
 from fastslm.redaction import redacted, redacted_values
 from fastslm.strategies.support import refuse_launcher, settled
 from fastslm.training.callback_checks import check_callbacks
+from fastslm.training.compilation import compiler_failure
 from fastslm.training.due_validation import DueValidation
+from fastslm.training.full_disk import full_disk
 from fastslm.training.job_timer import JobTimer
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
@@ -108,6 +110,11 @@ class TrainingCLI(LightningCLI):
         self._scratch = contextlib.ExitStack()
         try:
             super().__init__(args=list(args), **named)
+        except OSError as error:
+            folder = self.config[args[0]].run_folder if hasattr(self, "config") else ""
+            if folder and (text := full_disk(error, Path(os.path.expanduser(folder)))) is not None:
+                raise TrainingError(text) from error
+            raise
         finally:
             self._scratch.close()
             if self._folder is not None:
@@ -357,7 +364,7 @@ def _in_one_sentence() -> Iterator[None]:
                 " data.num_workers lower, or give the job more memory. --ckpt_path last goes on from the newest"
                 " checkpoint."
             ) from error
-        text = refusal(error)
+        text = compiler_failure(error) or refusal(error)
         if text is None:
             raise
         raise ConfigError(text) from error

@@ -1,8 +1,10 @@
 """Parts that run through torch.compile: layer by layer where they have layers, and not at all where it cannot work."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -52,3 +54,17 @@ def missing_for_compiling() -> str | None:
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
         return "model.compile_parts: nothing is compiled, since the package 'triton' is missing: pip install triton."
     return None
+
+
+def uncompiled(parts: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+    """Within it what is compiled of ``parts`` runs as it is written: a look at them, not at what a compiler makes."""
+    return torch.compiler.set_stance("force_eager") if parts else contextlib.nullcontext()
+
+
+def compiler_failure(error: BaseException) -> str | None:
+    """Return the sentence for an error of torch.compile; None for any other error."""
+    compiler = sys.modules.get("torch._dynamo.exc")  # where nothing was compiled it is not there, and takes a second
+    if compiler is None or not isinstance(error, compiler.TorchDynamoException):
+        return None
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return f"model.compile_parts: torch.compile fails here ({reason}). Leave out the part, or all of them: []."

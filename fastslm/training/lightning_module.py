@@ -39,16 +39,16 @@ from fastslm.path.upload import upload
 from fastslm.strategies.support import cast_trainable, fuses_optimizer, replicated, shard, shards_parameters
 from fastslm.training.adapter_gaps import adapter_gaps
 from fastslm.training.additions import TrainingAdditions
-from fastslm.training.compilation import compile_layers, compile_whole, missing_for_compiling
+from fastslm.training.compilation import compile_layers, compile_whole, missing_for_compiling, uncompiled
 from fastslm.training.data_source import ModelFacts, source_of, train_from
 from fastslm.training.evaluation import Evaluation, check_monitors, chosen_keys, spell, write_answers
 from fastslm.training.finite import check_losses
+from fastslm.training.first_gradients import FirstGradients
 from fastslm.training.optim import OptimizerSettings, build_optimizer, build_schedule, early_end
 from fastslm.training.seed import run_seed
 from fastslm.training.settings import ModelSettings
 from fastslm.training.startup_checks import (
     check_batch,
-    check_gradients,
     check_groups,
     check_loader,
     check_model,
@@ -106,6 +106,7 @@ class SpeechLMModule(L.LightningModule):
         self._evaluation: Evaluation | None = None
         self._batch_checked = False
         self._names_before: frozenset[str] = frozenset()  # of what checkpoints hold, until the first pass is checked
+        self._first_gradients: FirstGradients | None = None
         self._step_means: dict[str, Tensor] = {}  # losses of the micro-batches of a step so far
         self._unchecked: list[tuple[Sequence[str], Tensor]] = []  # samples and objective whose backward pass runs
         self._generated_keys: set[str] | None = None  # what this validation answers; None means all
@@ -148,14 +149,15 @@ class SpeechLMModule(L.LightningModule):
         assert self.path is not None
         check_model(self.trainer, self.path, self.settings.train_parts)
         self._names_before = frozenset(stored_names(self))
+        self._first_gradients = FirstGradients(self)
         if self.weights is not None and self.global_rank == 0:
             self.trained_on = TrainedOn.of([self.weights[0].trained_on])
         notes = adapter_gaps(self.path.llm) if "lora" in self.settings.train_parts else []
         if not shards_parameters(self.trainer.strategy):  # elsewhere no rank has the LLM whole
-            with self.trainer.precision_plugin.forward_context():
+            with self.trainer.precision_plugin.forward_context(), uncompiled(self.settings.compile_parts):
                 notes += filter(None, [check_stepwise(self.path.llm)])
         if self.path.llm.can_pack:
-            with self.trainer.precision_plugin.forward_context():
+            with self.trainer.precision_plugin.forward_context(), uncompiled(self.settings.compile_parts):
                 note = check_packing(self.path.llm)
             self.path.llm.packs = self.trainer.strategy.reduce_boolean_decision(note is None, all=True)
             notes += filter(None, [note])
@@ -291,7 +293,8 @@ class SpeechLMModule(L.LightningModule):
         if self._names_before:
             check_names(self, self._names_before)
             self._names_before = frozenset()
-            note = None if shards_parameters(self.trainer.strategy) else check_gradients(self.trainer, self)
+            assert self._first_gradients is not None
+            note, self._first_gradients = self._first_gradients.check(self.trainer), None
             if note is not None and self.global_rank == 0:
                 print(f"fastslm: {note}", file=sys.stderr)
         check_losses(self.trainer, self, self._unchecked)

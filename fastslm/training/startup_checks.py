@@ -98,25 +98,6 @@ def check_names(module: nn.Module, before: frozenset[str]) -> None:
         )
 
 
-def check_gradients(trainer: L.Trainer, module: nn.Module) -> str | None:
-    """Return a line for weights that train and got no gradient in a first backward pass; None where there are none.
-
-    Raises:
-        ConfigError: there are, and DDP would wait for their gradients for ever.
-    """
-    training = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    left = [name for name, parameter in training if parameter.grad is None]
-    if not left:
-        return None
-    what = f"{len(left)} of {len(training)} trained tensors got no gradient in the first pass: {some(left)}."
-    if getattr(trainer.strategy.model, "find_unused_parameters", True):
-        return f"{what} What no loss depends on stays as it is."
-    raise ConfigError(
-        f"{what} DDP waits for each of them: use them in every pass, do not train them, or set trainer.strategy to"
-        " ddp_find_unused_parameters_true."
-    )
-
-
 def check_groups(optimizer: torch.optim.Optimizer) -> None:
     """Check an optimizer before a strategy takes it over.
 

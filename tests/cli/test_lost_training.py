@@ -19,7 +19,8 @@ from fastslm.datamodules.webdataset import WebDatasetModule
 from fastslm.errors import ConfigError
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.path.model import SpeechLM
-from fastslm.training.startup_checks import check_gradients
+from fastslm.training import lightning_module
+from fastslm.training.first_gradients import FirstGradients
 
 
 @pytest.fixture
@@ -145,6 +146,20 @@ def test_a_layer_that_is_made_in_the_first_pass_is_named_before_the_first_step(s
     assert last_step(tmp_path / "run") is None
 
 
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_named_and_not_the_llm(stopped, monkeypatch):
+    """What is checked of the LLM before training is checked of it, not of what is compiled of it."""
+
+    def broken(graph, inputs):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(lightning_module, "missing_for_compiling", lambda: None)
+    monkeypatch.setattr(lightning_module, "compile_layers", lambda llm: llm.causal_lm.compile(backend=broken))
+    message = stopped("--model.compile_parts", "[llm]")
+    assert "model.compile_parts: torch.compile fails here (BackendCompilerFailed: " in message
+    assert "no such instruction" in message
+
+
 @pytest.fixture
 def idle_layer(monkeypatch):
     """Give the compressor a layer that no loss depends on."""
@@ -170,9 +185,27 @@ def test_ddp_is_told_of_such_a_layer_before_it_waits_for_ever(make_module, finds
     """Only where it does not look for them itself."""
     module = make_module(train_parts=("projector",))
     module.configure_model()
-    for name, parameter in module.named_parameters():
-        parameter.grad = None if name.endswith("projector.bias") else torch.zeros_like(parameter)
+    watched = FirstGradients(module)
+    sum(weight.sum() for name, weight in trained(module) if not name.endswith("projector.bias")).backward()
     trainer = SimpleNamespace(strategy=SimpleNamespace(model=SimpleNamespace(find_unused_parameters=finds)))
     refused = pytest.raises(ConfigError, match=r"projector\.bias\. DDP waits for each of them")
     with contextlib.nullcontext() if finds else refused:
-        assert "projector.bias. What no loss depends on stays as it is." in check_gradients(trainer, module)
+        assert "projector.bias. What no loss depends on stays as it is." in watched.check(trainer)
+
+
+def trained(module):
+    return [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
+
+
+def test_a_gradient_that_the_strategy_takes_away_at_once_is_one(make_module):
+    """As ZeRO does, which has a buffer of its own for it."""
+    module = make_module(train_parts=("projector",))
+    module.configure_model()
+    weights = [weight for _, weight in trained(module)]
+    for weight in weights:
+        weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
+    watched = FirstGradients(module)
+    sum(weight.sum() for weight in weights).backward()
+    assert all(weight.grad is None for weight in weights)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(model=module))
+    assert watched.check(trainer) is None

@@ -1,16 +1,20 @@
 """A run's folder: one training at a time, and an earlier run is moved aside only for one that begins."""
 
+import errno
 import os
 import shutil
 import threading
 
 import pytest
 from filelock import FileLock
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from fastslm.errors import CheckpointError, ConfigError, DataError
+from fastslm import cli
+from fastslm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fastslm.training import run_folder
 from fastslm.training.command_line import TrainingCLI, command_line
+from fastslm.training.full_disk import full_disk
 
 ONE_STEP = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
 
@@ -122,6 +126,49 @@ def test_metrics_are_put_back_where_nothing_was_trained(tmp_path):
     assert not any(path.exists() for path in metrics)
     folder.end(has_trained=False)
     assert [path.read_text() for path in metrics] == list(map(str, metrics))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, r"No space left on device\..*run, which takes .* has [\d,.]+ MiB free\. Free space there, then"),
+        (errno.EFBIG, r"File too large\..*ulimit -f\), then"),
+    ],
+)
+def test_a_disk_that_is_full_is_named_with_the_checkpoint_to_go_on_from(fit, tmp_path, monkeypatch, number, words):
+    """Whatever takes no more of it: Python names no file of which only a part was written."""
+    fit(*ONE_STEP)
+
+    def save(writer):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(ExperimentWriter, "save", save)
+    more = ("--trainer.max_steps", "2", "--ckpt_path", "last")
+    with pytest.raises(TrainingError, match=rf"{words} --ckpt_path last goes on from .*step-000001\."):
+        fit(*more)
+
+
+def test_a_full_disk_before_the_first_checkpoint_says_that_there_is_none(tmp_path):
+    error = OSError(errno.ENOSPC, "No space left on device")
+    assert full_disk(error, tmp_path).endswith("Free space there, and begin anew: there is no whole checkpoint.")
+    assert full_disk(OSError(errno.ENOSPC, "No space left on device", "a.txt"), tmp_path) is None  # it says which file
+    assert full_disk(OSError(errno.ENOENT, "No such file"), tmp_path) is None
+
+
+def test_a_thread_that_a_full_disk_ends_is_a_line_and_no_traceback(capsys, monkeypatch):
+    def write():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def command(arguments):
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        return 0
+
+    monkeypatch.setattr(cli, "_run", command)
+    assert cli.main([]) == 0
+    assert capsys.readouterr().err == "fastslm: a thread that writes has ended: No space left on device.\n"
 
 
 def test_a_folder_of_other_things_is_not_taken_for_a_run(fit, tmp_path, monkeypatch):

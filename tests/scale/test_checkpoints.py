@@ -69,7 +69,8 @@ def test_runs_are_continued_exactly_and_weights_go_from_any_strategy_to_others(r
         job(f"{name}-given", 2, *flags, *STILL, "--init_from", str(runs / GIVERS[name]))
         for name, flags in STRATEGIES.items()
     ]
-    run_jobs(2, [*halves, *given])
+    done = run_jobs(2, [*halves, *given])
+    assert not any("got no gradient" in output for _, output in done)  # some strategies take gradients away at once
     first = next(iter(tensors_of(runs / "ddp").values()))
     for name, giver in GIVERS.items():
         half = tensors_of(runs / name)
