@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastslm.path.device_type import simulated_on
 from fastslm.path.loss import answer_loss
 from fastslm.path.one_sequence import one_sequence
 from fastslm.path.parts import parameters_by_part, settle_parts
@@ -149,7 +150,7 @@ class Sketch:
         live = LiveBytes()
         trainable = [p for p in self.path.parameters() if p.requires_grad]
         weights = {*self.path.parameters(), *self.path.encoder.parameters(), *self.path.buffers()}
-        with self._mode, live, self._autocast(), one_sequence():
+        with self._mode, live, self._autocast(), one_sequence(), simulated_on(self.device.type):
             live.adopt(weights, "weights")
             for parameter in trainable:
                 parameter.grad = torch.empty_like(parameter)
@@ -182,7 +183,7 @@ class Sketch:
         weights = {*self.path.parameters(), *self.path.encoder.parameters(), *self.path.buffers()}
         training = self.path.training
         self.path.eval()
-        with self._mode, live, self._autocast(), one_sequence(), torch.no_grad():
+        with self._mode, live, self._autocast(), one_sequence(), simulated_on(self.device.type), torch.no_grad():
             live.adopt(weights, "weights")
             audio = torch.empty(num_windows * self.path.listener.window_samples, dtype=torch.int16)
             tokens, _ = self.listen(num_windows, live)

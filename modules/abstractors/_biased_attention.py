@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from fastslm.path.device_type import device_type
+
 #: Scores that are in memory at a time on a GPU, of as many windows as they make: each part costs launches of its own.
 #: 512 MiB in bfloat16.
 _SCORES_HELD = 2**28
@@ -26,7 +28,7 @@ def biased_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         mask: ``[W, 1, 1, L]`` bool, False at keys that are unseen; some key of each window is seen.
         bias: ``[heads, Q, L]``, added to the scores of every window.
     """
-    if query.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and device_type(query) == "cpu":
         return window_by_window(query, key, value, mask, bias)
     return in_groups(query, key, value, mask, bias)
 

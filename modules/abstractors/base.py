@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastslm.contracts import Abstractor, Tokens
+from fastslm.path.device_type import device_type
 
 from ._attention import valid_positions
 
@@ -35,7 +36,7 @@ class MaskedAbstractor(Abstractor):
 
     def _windows_at_once(self, frames: Tensor) -> int:
         """Return how many windows of ``frames`` ``[W, F, D_enc]`` go through ``compress`` together, at least 1."""
-        if frames.device.type != "cpu" or self.in_step or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.in_step or device_type(frames) != "cpu":
             return len(frames)
         return max(1, _FEATURES_AT_ONCE // (frames.shape[1] * frames.shape[2]))
 
