@@ -46,6 +46,7 @@ from fastslm.training.shielded_loader import lost_worker
 from fastslm.training.step_progress import StepProgress
 from fastslm.training.trainer import Trainer
 from fastslm.training.trainer_settings import settle_trainer
+from fastslm.training.validation_data import ValidationData
 from fastslm.training.watchdog import Watchdog
 
 _CHECKPOINTS = "checkpoints"
@@ -206,7 +207,7 @@ class TrainingCLI(LightningCLI):
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # it came from the environment
         seconds = self.config[str(self.subcommand)].watchdog_seconds
         trainer.callbacks[:0] = [Watchdog(seconds)]  # type: ignore[attr-defined]
-        trainer.callbacks += [DueValidation(), Preemption()]  # type: ignore[attr-defined]
+        trainer.callbacks += [ValidationData(), DueValidation(), Preemption()]  # type: ignore[attr-defined]
         # Lightning's handlers swallow a signal that comes before the first step, or in an evaluation.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         given = [str(callback.class_path) for callback in self.config[str(self.subcommand)].trainer.callbacks or []]
