@@ -1,5 +1,6 @@
 """Sources that know all their samples beforehand: epochs are planned, and a run resumes exactly."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -162,6 +163,11 @@ class PlannedSource(DataSource):
             mixture=self._planned["train"].mixture,
             num_micro_batches=self.num_micro_batches,
         )
+
+    def fingerprint(self, split: Split) -> str:
+        """Return what tells the data of a split from other data: keys, and the content of the shards."""
+        known = super().fingerprint(split), list(self._planned[split].digests)
+        return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
     # -- state ---------------------------------------------------------------------------------------------------
 

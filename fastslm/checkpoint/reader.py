@@ -284,8 +284,13 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 def _open_plain(path: Path) -> Checkpoint:
     if path.is_dir():
-        return Checkpoint(path, {}, _deepspeed_config(path))
+        opened = Checkpoint(path, {}, _deepspeed_config(path))
+        for file in sorted(path.rglob("*.pt")):
+            _verify_archive(file, file)
+        return opened
     state = read_tensors(path)
+    if zipfile.is_zipfile(path):  # what torch wrote before it had archives holds no checksums
+        _verify_archive(path, path)
     config = state.get("fastslm_config")
     return Checkpoint(path, {}, config if isinstance(config, dict) else {}, state.get("fastslm_trained_on"))
 

@@ -160,7 +160,7 @@ def convert(path: Path, out: Path, which: str = "last", to: str = "weights") -> 
     Raises:
         CheckpointError: it is damaged, cannot be converted so, or there is something at ``out``.
     """
-    from fastslm.checkpoint.reader import open_checkpoint
+    from fastslm.checkpoint.reader import open_checkpoint, verify_trainer_state
     from fastslm.checkpoint.universal import make_universal
     from fastslm.errors import CheckpointError
 
@@ -175,6 +175,7 @@ def convert(path: Path, out: Path, which: str = "last", to: str = "weights") -> 
         state = checkpoint.trainer_state
         if state is None or not state.is_dir():
             raise CheckpointError(f"{checkpoint.path} holds no state of DeepSpeed: only that has a universal format.")
+        verify_trainer_state(checkpoint)
         make_universal(state, out)
         return f"Universal state of {checkpoint.path}: {out}"
     tensors = checkpoint.tensors()

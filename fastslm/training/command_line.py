@@ -47,6 +47,7 @@ from fastslm.training.shielded_loader import lost_worker
 from fastslm.training.step_progress import StepProgress
 from fastslm.training.trainer import Trainer
 from fastslm.training.trainer_settings import settle_trainer
+from fastslm.training.validation_data import ValidationData
 from fastslm.training.watchdog import Watchdog
 
 _CHECKPOINTS = "checkpoints"
@@ -206,7 +207,7 @@ class TrainingCLI(LightningCLI):
         refuse_launcher(trainer.strategy, config.trainer.strategy)
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # it came from the environment
         trainer.callbacks[:0] = [Watchdog(config.watchdog_seconds)]  # type: ignore[attr-defined]
-        trainer.callbacks += [DueValidation(), Preemption()]  # type: ignore[attr-defined]
+        trainer.callbacks += [ValidationData(), DueValidation(), Preemption()]  # type: ignore[attr-defined]
         # Lightning's handlers swallow a signal that comes before the first step, or in an evaluation.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         given = [str(callback.class_path) for callback in config.trainer.callbacks or []]

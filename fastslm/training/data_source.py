@@ -1,5 +1,6 @@
 """Where batches come from: what a data source is told, what it gives, and what Lightning makes of it."""
 
+import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -126,6 +127,10 @@ class DataSource(L.LightningDataModule, ABC):
         Raises:
             DataError: the checkpoint is of other data; ``training_batches`` may be the one to find out.
         """
+
+    def fingerprint(self, split: Split) -> str:
+        """Return what tells the data of a split from other data: its keys, where no more is known."""
+        return hashlib.sha256(repr(self.keys(split)).encode()).hexdigest()[:16]
 
     # -- what it is told -----------------------------------------------------------------------------------------
 

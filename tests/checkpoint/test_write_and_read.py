@@ -16,6 +16,7 @@ from fastslm.checkpoint import check_state, load_weights, open_checkpoint, store
 from fastslm.checkpoint.compare import compare
 from fastslm.checkpoint.facts import fingerprint
 from fastslm.checkpoint.run import bases_of, open_run
+from fastslm.commands.checkpoint import convert
 from fastslm.errors import CheckpointError
 from fastslm.modules.llms.causal_lm import LoRA
 from fastslm.training.command_line import resolve_checkpoint
@@ -400,6 +401,39 @@ def test_a_plain_file_of_lightning_is_read_too(built, tmp_path):
     truncate(tmp_path / "plain.ckpt")
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
         open_checkpoint(tmp_path / "plain.ckpt")
+
+
+def test_a_flipped_bit_in_a_plain_file_is_refused(built, tmp_path):
+    """Torch reads it without a look at the checksums inside."""
+    file = tmp_path / "plain.ckpt"
+    torch.save({"state_dict": {"a": torch.ones(5000)}}, file)
+    flip(file)
+    assert not torch.equal(torch.load(file, weights_only=True)["state_dict"]["a"], torch.ones(5000))
+    with pytest.raises(CheckpointError, match=r"plain\.ckpt is damaged in plain/data/0\. Use an earlier checkpoint"):
+        open_checkpoint(file)
+
+
+def test_a_flipped_bit_in_a_plain_folder_of_deepspeed_is_refused(tmp_path):
+    folder = tmp_path / "own"
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "latest").write_text("checkpoint")
+    torch.save({"fastslm_config": {"model": 1}}, folder / "checkpoint" / "mp_rank_00_model_states.pt")
+    file = folder / "checkpoint" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    torch.save({"fp32": torch.ones(5000)}, file)
+    flip(file)
+    with pytest.raises(CheckpointError, match=r"optim_states\.pt is damaged in"):
+        open_checkpoint(folder)
+
+
+def test_a_damaged_trainer_state_is_not_converted(built, save, tmp_path):
+    def write_state(path):
+        path.mkdir()
+        torch.save({"fp32": torch.ones(5000)}, path / "states.pt")
+
+    folder = save(built(), write_state=write_state)
+    flip(folder / "trainer.ckpt" / "states.pt")
+    with pytest.raises(CheckpointError, match=r"states\.pt is damaged in"):
+        convert(folder, tmp_path / "universal", to="universal")
 
 
 @pytest.mark.parametrize(("mode", "step"), [("min", 2), ("max", 3), (None, 4)])
