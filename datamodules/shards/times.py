@@ -209,7 +209,7 @@ def number(value: Any, what: str) -> float | None:
     try:
         parts = value.strip().replace(",", ".").split(":") if _is_clock(value) else [value]
         result = functools.reduce(lambda total, part: 60 * total + part, map(float, parts))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):
         raise DataError(f"unusable fields: {what} is {value!r:.40}, no number")

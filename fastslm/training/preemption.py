@@ -110,6 +110,11 @@ class Preemption(L.Callback):
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave signals as they were where a run fails, for then nothing is torn down; one that saved is at its end."""
+        if not isinstance(exception, Terminated):
+            self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave signals as they were."""
         for number, handler in self._before.items():

@@ -67,7 +67,9 @@ def last_step(folder):
 def test_training_stops_at_the_first_loss_that_is_not_finite(stopped, break_loss, tmp_path, value):
     passed = break_loss(3, value, training=True)
     every = ["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_train_steps=1"]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     message = stopped("--trainer.precision", "bf16-mixed", *every)
+    assert handlers == {number: signal.getsignal(number) for number in handlers}  # the process may train again
     assert len(passed) == 3
     assert f"stopped at step 3: the training loss is {value:g}." in message
     assert f"Samples: {', '.join(passed[-1])}." in message

@@ -183,8 +183,9 @@ def test_times_under_any_usual_name_cut_out_their_stretch(build, save, json_line
     [
         {"start": 2.0, "end": 1.0}, {"start": 1.0, "end": 2.0, "duration": 0.5}, {"offset": 1000, "duration": 1000},
         {"offset": "1,0", "duration": 1.0}, {"duration": 1.0}, {"duration": 9.0}, {"offset": 1e306, "duration": 1.0},
+        {"offset": 10**400, "duration": 1.0},
     ],
-    ids=["swapped", "contradicting", "milliseconds", "comma", "shorter", "longer", "absurd"],
+    ids=["swapped", "contradicting", "milliseconds", "comma", "shorter", "longer", "absurd", "no float"],
 )  # fmt: skip
 def test_times_that_cannot_be_meant_are_refused(build, save, json_lines, tmp_path, reasons, times):
     rows = [{"audio_filepath": str(save("a.wav", 4.0)), "text": "words", **times}]
