@@ -230,20 +230,26 @@ def verify_trainer_state(checkpoint: Checkpoint) -> None:
     """Read the trainer's state once against the checksums inside it, before anything is built on it.
 
     Raises:
-        CheckpointError: it is damaged, or would run code when loaded.
+        CheckpointError: it is damaged, holds weights only, or would run code when loaded.
     """
     state = checkpoint.trainer_state
     if state is None:
-        raise CheckpointError(
-            f"{checkpoint.path} holds weights only, no {TRAINER_STATE}: training cannot go on from it, but a new run"
-            " can start from its weights with --init_from."
-        )
+        raise _weights_only(checkpoint.path, TRAINER_STATE)
     for path in [state] if state.is_file() else sorted(state.rglob("*.pt")):
         _verify_archive(path, path)
         with deepspeed_objects() if state.is_dir() and _is_deepspeed(state) else contextlib.nullcontext():
-            read_tensors(path)  # now rather than in a library, whose message would be another
+            read = read_tensors(path)  # now rather than in a library, whose message would be another
+        if path == state and "optimizer_states" not in read:  # of a ModelCheckpoint with save_weights_only
+            raise _weights_only(checkpoint.path, "state of an optimizer")
     if (state / ".metadata").is_file():
         _verify_shards(state)
+
+
+def _weights_only(path: Path, lacks: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds weights only, no {lacks}: training cannot go on from it, but a new run can start from its"
+        " weights with --init_from."
+    )
 
 
 def _verify_archive(archive: Path | io.BytesIO, path: Path) -> None:

@@ -62,7 +62,7 @@ def save(tmp_path):
 
     def run(module, step=1, name="last", folder=None, write_state=None, **metrics):
         link = (folder or tmp_path / "checkpoints") / f"{name}.ckpt"
-        state = {"state_dict": dict(module.state_dict()), "step": step}
+        state = {"state_dict": dict(module.state_dict()), "step": step, "optimizer_states": []}
         data = {"plan_hash": "0123456789abcdef", "epoch": 0, "step": step}
         write_checkpoint(
             trainer_at(step, **metrics), module, link, data, write_state or (lambda path: torch.save(state, path))

@@ -403,6 +403,14 @@ def test_a_plain_file_of_lightning_is_read_too(built, tmp_path):
         open_checkpoint(tmp_path / "plain.ckpt")
 
 
+def test_a_checkpoint_of_weights_only_is_no_place_to_go_on_from_and_a_place_to_start_from(built, save, tmp_path):
+    state = {"state_dict": {"a": torch.ones(3)}}
+    torch.save(state, tmp_path / "plain.ckpt")
+    for path in (tmp_path / "plain.ckpt", save(built(), write_state=lambda path: torch.save(state, path))):
+        with pytest.raises(CheckpointError, match=r"holds weights only, no state of an optimizer: .* --init_from"):
+            verify_trainer_state(open_checkpoint(path))
+
+
 def test_a_flipped_bit_in_a_plain_file_is_refused(built, tmp_path):
     """Torch reads it without a look at the checksums inside."""
     file = tmp_path / "plain.ckpt"
