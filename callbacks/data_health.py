@@ -7,7 +7,7 @@ import lightning as L
 import torch.distributed as dist
 
 from fastslm.errors import DataError
-from fastslm.path.batch import Batch
+from fastslm.path.batch import Batch, ends_step
 from fastslm.training.data_source import source_of
 
 from ._findings import Findings
@@ -105,7 +105,7 @@ class DataHealth(L.Callback):
         seen = self._found.seen + self._since.seen
         broken = self._found.broken.total() + self._since.broken.total()
         is_too_much = seen >= _MIN_SEEN and broken > limit * seen
-        if is_too_much or batch.step is None or batch.step.place == batch.step.num_micro_batches - 1:
+        if is_too_much or ends_step(batch.step):
             self._found.add(self._since)
             self._since = Findings()
         if is_too_much:
