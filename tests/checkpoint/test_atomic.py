@@ -70,7 +70,7 @@ def kill_while_saving(module, save, folder, trials, seed):
 
 
 def test_a_kill_during_a_save_leaves_the_newest_good_one(built, save, tmp_path):
-    assert kill_while_saving(built(), save, tmp_path / "checkpoints", trials=25, seed=0) > 0
+    assert kill_while_saving(built(), save, tmp_path / "checkpoints", trials=8, seed=0) > 0
 
 
 @pytest.mark.slow

@@ -151,6 +151,7 @@ def test_epochs_that_end_before_the_schedule_are_told(fit):
     assert "ends the run" not in fit(*epochs, "--model.optimizer.total_steps", "6")[1]
 
 
+@pytest.mark.slow
 def test_max_time_is_that_of_this_job(fit, tmp_path):
     assert fit("--trainer.max_steps", "1", "--trainer.max_time", "00:00:10:00")[0] == 0
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt")

@@ -127,7 +127,11 @@ def test_what_a_stream_cannot_do_is_refused(streamed, settings, words):
             "cat missing.tar",
             "200 failures in a row, the last one in pipe:cat missing.tar: unreadable shard: ",
         ),
-        ("true", "200 failures in a row, the last one in pipe:true: unreadable shard: empty file"),
+        pytest.param(
+            "true",
+            "200 failures in a row, the last one in pipe:true: unreadable shard: empty file",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "head -c 10240 /dev/zero",
             "200 shards in a row hold no sample, the last one pipe:head",

@@ -128,6 +128,7 @@ def test_dtypes_come_along(tiny_encoder, wordy_llm, noise, tmp_path):
     assert after.transcribe(noise(3), max_new_tokens=8).tokens == before.transcribe(noise(3), max_new_tokens=8).tokens
 
 
+@pytest.mark.slow
 def test_the_code_in_the_folder_is_not_run_and_lightning_not_imported(run_folder, exported, tmp_path):
     shutil.copytree(exported, tmp_path / "model")
     for file in (tmp_path / "model").glob("*.py"):
