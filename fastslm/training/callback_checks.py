@@ -1,5 +1,7 @@
 """Callbacks that a run cannot do with, and callbacks that wait for what nothing logs: refused before the first step."""
 
+import os
+import tempfile
 from typing import Any
 
 import lightning as L
@@ -9,6 +11,7 @@ from lightning.pytorch.callbacks import (
     Callback,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
     ModelPruning,
     OnExceptionCheckpoint,
     StochasticWeightAveraging,
@@ -47,13 +50,16 @@ def check_callbacks(trainer: L.Trainer) -> None:
     """Check the callbacks of a fit.
 
     Raises:
-        ConfigError: one changes what the run relies on, or waits for a name that nothing logs.
+        ConfigError: one changes what the run relies on, cannot save where it is to, or waits for a name that nothing
+            logs.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
         for kind, why in _REFUSED.items():
             if isinstance(callback, kind):
                 raise ConfigError(f"trainer.callbacks: {type(callback).__name__}: {why}")
+        if isinstance(callback, ModelCheckpoint):
+            _check_folder(callback)
     if not all(type(callback).__module__.startswith(_OURS) for callback in callbacks):
         return  # another package's may log what it likes
     scores = {f"val/{name}" for task in tasks().values() for name in task.metrics} | {"val/error", "val/loss"}
@@ -65,3 +71,17 @@ def check_callbacks(trainer: L.Trainer) -> None:
             f"trainer.callbacks: {type(callback).__name__} waits for {monitor!r}, which nothing logs."
             f"{nearest(monitor.replace('_', '/', 1), scores)} Validation gives {', '.join(sorted(scores))}."
         )
+
+
+def _check_folder(callback: ModelCheckpoint) -> None:
+    folder = callback.dirpath
+    if folder is None or "://" in str(folder):  # its own place in the run folder, or a store
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"trainer.callbacks: {type(callback).__name__}.dirpath: {folder} cannot be written"
+            f" ({error.strerror or error}). Name another folder."
+        ) from error

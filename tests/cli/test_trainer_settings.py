@@ -92,6 +92,8 @@ EARLY = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/error", "p
         (["--trainer.callbacks+=BackboneFinetuning"], ["model.train_parts"]),
         (["--trainer.callbacks+=OnExceptionCheckpoint", "--trainer.callbacks.dirpath", "saved"],
          ["OnExceptionCheckpoint", "goes on from", "LastCheckpoint"]),
+        (["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath", "/proc/nothing"],
+         ["ModelCheckpoint.dirpath: /proc/nothing cannot be written"]),
         (["--trainer.callbacks+=RichProgressBar"], ["RichProgressBar"]),
         (["--model.llm.lora.target_modules", "[q_proj]"],
          ["model.llm.lora: unknown argument 'target_modules'. Did you mean 'targets'?"]),
