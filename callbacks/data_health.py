@@ -84,7 +84,7 @@ class DataHealth(L.Callback):
         # Each rank counts what it reads, and only the first one has a logger.
         pl_module.log(
             "data/broken",
-            float(self._found.broken.total() + self._since.broken.total()),
+            float(self._num_broken),
             batch_size=1,
             sync_dist=True,
             reduce_fx="sum",
@@ -98,12 +98,16 @@ class DataHealth(L.Callback):
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
+    @property
+    def _num_broken(self) -> int:
+        return self._found.broken.total() + self._since.broken.total()
+
     def _count(self, trainer: L.Trainer, batch: Batch) -> None:
         self._since.add(Findings.of(batch))
         source = source_of(trainer)
         limit = source.max_broken_share if source is not None else 1.0
         seen = self._found.seen + self._since.seen
-        broken = self._found.broken.total() + self._since.broken.total()
+        broken = self._num_broken
         is_too_much = seen >= _MIN_SEEN and broken > limit * seen
         if is_too_much or ends_step(batch.step):
             self._found.add(self._since)

@@ -268,10 +268,11 @@ class _Stretches:
 
     def add(self, audio: Audio) -> None:
         if audio.start_seconds is not None:
-            place, stretch = hash(audio.recording), (audio.start_seconds, audio.seconds)
+            recording, stretch = audio.recording, (audio.start_seconds, audio.seconds)
+            place = hash(recording)
             if self._first.setdefault(place, stretch) != stretch:
                 self._shared.add(place)
-            of_channel = hash((audio.recording, audio.channel))
+            of_channel = hash((recording, audio.channel))
             self._last[of_channel] = max(audio.start_seconds, self._last.get(of_channel, 0.0))
 
     def mark(self, audios: Iterable[Audio]) -> None:

@@ -128,6 +128,7 @@ class Audio:
         )
 
 
+@lru_cache(maxsize=4096)
 def real_path(path: str) -> str:
     """Return the one path of a file that may be spelt in several ways, or be a link; that of another host as it is."""
     folder, name = os.path.split(path)

@@ -102,13 +102,21 @@ def wav_streams(file: BinaryIO) -> Iterator[Stream]:
         return
 
 
-def _find_data(file: BinaryIO, begin: int, end: int) -> _Data | None:
-    """Return where the samples of the WAV at ``begin`` are, None where it has no proper header."""
-    position, fmt, long_size = begin + 12, b"", None
+def _chunks(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, place and size of the chunks of the WAV at ``begin``, as far as their sizes lead."""
+    position = begin + 12
     for _ in range(_MOST_CHUNKS):
         if position + 8 > end:
-            break
+            return
         name, size = struct.unpack("<4sI", read_at(file, position, 8))
+        yield name, position, size
+        position += 8 + size + size % 2
+
+
+def _find_data(file: BinaryIO, begin: int, end: int) -> _Data | None:
+    """Return where the samples of the WAV at ``begin`` are, None where it has no proper header."""
+    fmt, long_size = b"", None
+    for name, position, size in _chunks(file, begin, end):
         if name == b"fmt " and 14 <= size < 1 << 16:
             fmt = read_at(file, position, 8 + size)
         elif name == b"ds64" and size >= 24:
@@ -120,20 +128,12 @@ def _find_data(file: BinaryIO, begin: int, end: int) -> _Data | None:
             limit = UNKNOWN_BYTES if claimed == size else UNKNOWN_LONG_BYTES
             data = _Data(fmt, position + 8, claimed, limit)
             return data if data.byte_rate else None
-        position += 8 + size + size % 2
     return None
 
 
 def _has_chunks(file: BinaryIO, begin: int, end: int) -> bool:
     """Say whether a WAV has a format and samples at all; libsndfile says what is wrong with others."""
-    position, names = begin + 12, set()
-    for _ in range(_MOST_CHUNKS):
-        if position + 8 > end:
-            break
-        name, size = struct.unpack("<4sI", read_at(file, position, 8))
-        names.add(name)
-        position += 8 + size + size % 2
-    return {b"fmt ", b"data"} <= names
+    return {b"fmt ", b"data"} <= {name for name, _, _ in _chunks(file, begin, end)}
 
 
 def _following(file: BinaryIO, begin: int, position: int, end: int) -> int | None:

@@ -27,6 +27,7 @@ _FIRST_LINES = 100
 #: What no name of a file holds: zero bytes, and halves of characters that do not stand for a byte.
 _NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 _LONGEST_LINE = 1 << 26
+_MOST_NAMED = 3  # in a message
 JSON_LINES = (".jsonl", ".json", ".manifest", ".ndjson")
 
 
@@ -138,6 +139,12 @@ def no_objects(path: str) -> str:
 def composed(text: str) -> str:
     """Return text with every accent and its letter as one character (NFC), as ids are compared."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def some(names: Iterable[str]) -> str:
+    """Return the first few names, and say where there are more."""
+    first = list(itertools.islice(names, _MOST_NAMED + 1))
+    return ", ".join(first[:_MOST_NAMED] + ["..."] * (len(first) > _MOST_NAMED))
 
 
 def located(path: str, roots: list[str]) -> str:

@@ -1,10 +1,9 @@
 """Hugging Face data sets on disk: folders of ``save_to_disk`` (arrow), and parquet, with the audio's bytes inside."""
 
-import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ from ..times import loose_length, take_times
 from ..translations import as_translation
 from ..utterance import Audio, Noted, Refused, Utterance, stem
 from ._doubts import doubts
-from ._lines import located
+from ._lines import located, some
 from ._splits import split_of
 from .options import SourceOptions
 
 _DECODED = re.compile(r"(large_|fixed_size_)?list<|struct<(.*, )?array: ")  # types of Arrow
 _NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{8,})?(?P<rest>\..*)?")
 _TABLES = (".arrow", ".parquet")
-_MOST_NAMED = 3  # of files that are missing or left out
 
 
 def detect(path: str) -> bool:
@@ -88,7 +86,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         choices = ", ".join(_pattern(split, by_split[split]) for split in named)
         raise ConfigError(f"{path}: holds the splits {', '.join(named)}. Give one of {choices}.")
     if named and by_split.get(""):
-        detail = f"{_some(map(os.path.basename, by_split['']))} read with {named[0]!r}"
+        detail = f"{some(map(os.path.basename, by_split['']))} read with {named[0]!r}"
         yield Noted(path, "?", "files that name no split", detail)
     yield from (Refused(*missing) for missing in _missing(files))
     yield from _left_out(path, files)
@@ -125,7 +123,7 @@ def _missing(files: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
         numbers = {int(m["number"]) for m in others if m.group("split", "total", "rest") == numbered[1:]}
         begin = int(0 not in numbers and int(total) in numbers)  # some count from 1
         absent = (n for n in range(begin, begin + int(total)) if n not in numbers)
-        names = _some(f"{split}-{n:0{len(match['number'])}d}-of-{total}{rest}" for n in absent)
+        names = some(f"{split}-{n:0{len(match['number'])}d}-of-{total}{rest}" for n in absent)
         if names and int(match["number"]) == min(numbers, default=-1):
             detail = f"{int(total) - len(numbers)} of {int(total)} files are not there: {names}"
             yield os.path.join(folder, f"{split}-*-of-{total}{rest}"), "?", "missing file", detail
@@ -142,14 +140,8 @@ def _left_out(path: str, files: Sequence[str]) -> Iterator[Noted]:
         (others, "that may be read as sources of their own"),
     ):
         if left:
-            names = _some(str(file.relative_to(path)) for file in left)
+            names = some(str(file.relative_to(path)) for file in left)
             yield Noted(path, "?", "files left out", f"{len(left)} {what}: {names}")
-
-
-def _some(names: Iterable[str]) -> str:
-    """Return the first few names, and say where there are more."""
-    first = list(itertools.islice(names, _MOST_NAMED + 1))
-    return ", ".join(first[:_MOST_NAMED] + ["..."] * (len(first) > _MOST_NAMED))
 
 
 def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fastslm.errors import DataError
 
 from ..utterance import Audio, Noted, Refused, Utterance
-from ._lines import composed, lines, located
+from ._lines import composed, lines, located, some
 from .options import SourceOptions
 
 _ARCHIVE = re.compile(r"\.ark:\d+$")
@@ -63,7 +63,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     for table in (recordings, *tables):
         yield from (Noted(where, key, "line stands twice", "the same as before") for where, key in table.repeated)
     if others := [key for key in recordings if key not in used]:
-        detail = f"{len(others)} that no line of segments names: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"
+        detail = f"{len(others)} that no line of segments names: {some(others)}"
         yield Noted(f"{path}/wav.scp", "?", "recordings left out", detail)
     for key in texts:
         if key not in described:

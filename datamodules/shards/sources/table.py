@@ -13,7 +13,7 @@ from ..times import loose_length
 from ..utterance import Noted, Refused, Utterance
 from ._delimited import header_of, read_rows
 from ._doubts import doubts
-from ._lines import composed, lines, located
+from ._lines import composed, lines, located, some
 from .nemo import from_row
 from .options import SourceOptions
 
@@ -84,7 +84,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         except DataError as error:
             yield Refused.at(where, fields.get("id", "?"), error)
     if ljspeech and (others := [name for name in sorted(os.listdir(wavs)) if _is_unnamed(name, named)]):
-        detail = f"{len(others)} recordings that no row names: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"
+        detail = f"{len(others)} recordings that no row names: {some(others)}"
         yield Noted(wavs, "?", "files left out", detail)
 
 
