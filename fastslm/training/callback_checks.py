@@ -74,14 +74,15 @@ def check_callbacks(trainer: L.Trainer) -> None:
 
 
 def _check_folder(callback: ModelCheckpoint) -> None:
-    folder = callback.dirpath
-    if folder is None or "://" in str(folder):  # its own place in the run folder, or a store
+    if callback.dirpath is None or "://" in str(callback.dirpath):  # its own place in the run folder, or a store
         return
+    there = os.path.abspath(callback.dirpath)
+    while not os.path.lexists(there):  # a refused run leaves no folder: the nearest one that exists is tried
+        there = os.path.dirname(there)
     try:
-        os.makedirs(folder, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise ConfigError(
-            f"trainer.callbacks: {type(callback).__name__}.dirpath: {folder} cannot be written"
+            f"trainer.callbacks: {type(callback).__name__}.dirpath: {callback.dirpath} cannot be written"
             f" ({error.strerror or error}). Name another folder."
         ) from error
