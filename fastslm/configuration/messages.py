@@ -81,6 +81,9 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
         return f"unknown option --{name}.{_nearest(name, options)} 'fastslm COMMAND --help' lists all options."
     if found := re.search(r"(?:Group '([\w.]+)' )?does not accept option '([\w.]+)'", message):
         return _unknown(".".join(filter(None, found.groups())), options)
+    if key == "model.optimizer" and re.search(r"import path string: |Given value type: <class 'str'>", message):
+        ways = "settings such as model.optimizer.learning_rate, which --print_config shows"
+        return f"{key}: the optimizer is AdamW. It takes {ways}, and no other class."
     if found := re.search(r"[Ee]xpected a dot import path string: (\S+)", message):
         for plugin in plugins:
             if plugin.problem and plugin.name == found[1]:

@@ -1,5 +1,6 @@
 """YAML of configurations, whose aliases may not write out to more than anybody would have written."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,10 +8,25 @@ import yaml
 
 #: Values that aliases may make of a text that is shorter; one without them has no more values than characters.
 _MOST_VALUES = 100_000
+_OCTAL = re.compile(r"[-+]?0[0-7_]*[1-7][0-7_]*")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Takes no key twice: YAML 1.2 (3.2.1.1) forbids it, and the first value would be lost without a word."""
+    """Takes no key twice and no number of another base, which YAML 1.2 (3.2.1.1, 10.3.2) does not have either.
+
+    The first value of a key would be lost without a word, and ``010`` be 8.
+    """
+
+    def construct_number(self, node: yaml.ScalarNode) -> float:
+        """Return a number, unless YAML 1.1 reads it otherwise than its digits say: ``010`` is 8, ``1:00:00`` 3600."""
+        kind = node.tag.rpartition(":")[2]
+        value: float = self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
+        if ":" in node.value or (kind == "int" and _OCTAL.fullmatch(node.value)):
+            raise yaml.YAMLError(
+                f"{node.value} in line {node.start_mark.line + 1} is the number {value:g} in YAML. Write '{node.value}'"
+                " in quotes where text is meant, and a number without a zero before it or colons"
+            )
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the values of a mapping."""
@@ -24,6 +40,10 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
             lines[key.value] = line
         values: dict[Any, Any] = super().construct_mapping(node, deep)
         return values
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def load_values(text: str) -> Any:

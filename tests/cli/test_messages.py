@@ -82,6 +82,8 @@ def mistake(run_config, capsys, monkeypatch):
             ["--model.optimizer.part_learning_rates", "{lora: -1}"],
             ["model.optimizer.part_learning_rates.lora: -1 must be 0 or more."],
         ),
+        (["--model.optimizer", "torch.optim.SGD"], ["model.optimizer: the optimizer is AdamW", "learning_rate"]),
+        (["--model.optimizer", "SGD"], ["model.optimizer: the optimizer is AdamW", "learning_rate"]),
         (["--model.optimizer.weight_decay", "-1"], ["model.optimizer.weight_decay: -1 must be 0 or more."]),
         (["--model.optimizer.betas", "[0.9, 1.0]"], ["model.optimizer.betas: [0.9, 1.0] must lie between 0 and 1"]),
         (["--model.optimizer.total_steps", "-5"], ["model.optimizer.total_steps: -5 must be at least 1, or null."]),
@@ -298,6 +300,9 @@ def test_a_file_nested_too_deep_is_no_traceback_wherever_it_is_named(tmp_path, m
         ("- a\n", "it holds a list where keys were expected."),
         ("model:\n#  tail: full\n", "model has no value. Give it keys below it, or leave it out."),
         ("trainer: null\n", "trainer has no value."),
+        ("trainer:\n  max_steps: 010\n", "010 in line 2 is the number 8 in YAML."),
+        ("trainer:\n  max_time: 1:00:00:00\n", "is the number 216000 in YAML. Write '1:00:00:00' in quotes"),
+        ("data:\n  max_audio_seconds: 1:30.5\n", "is the number 90.5 in YAML."),
     ],
 )
 def test_a_configuration_that_says_less_than_it_seems_is_refused(mistake, tmp_path, text, says):
