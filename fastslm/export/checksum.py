@@ -1,7 +1,8 @@
-"""A checksum in the header of a safetensors file: a flipped bit of a weight gives other answers, and nothing says so.
+"""Checksums of an exported folder: a flipped bit of a weight or a setting gives other answers, and nothing says so.
 
-It is one of the header's metadata, which other readers leave alone, and which transformers drops when it writes weights
-anew: what has none was not written here, and is taken as it is.
+That of weights is one of the metadata in a safetensors file's header, which other readers leave alone, and which
+transformers drops when it writes weights anew: what has none was not written here, and is taken as it is. Those of
+tokenizer and settings are in ``checksums.json``, and hold as long as the weights are those that were exported.
 """
 
 import json
@@ -11,6 +12,9 @@ from pathlib import Path
 from fastslm.errors import CheckpointError
 
 _NAME = "fastslm_crc32"
+_LIST = "checksums.json"
+#: Weights, which have theirs inside; code, which is not run here; and the card, which is for people.
+_NOT_LISTED = (".safetensors", ".py", ".md")
 _DIGITS = 8
 _BLOCK = 1 << 22
 #: Longest header that safetensors reads.
@@ -27,6 +31,36 @@ def write_checksum(file: Path) -> None:
     with file.open("r+b") as opened:
         opened.seek(place)
         opened.write(b"%08x" % _crc32(file, place))
+
+
+def write_list(folder: Path) -> None:
+    """Write the checksums of the files that a model is read from besides its weights."""
+    read = [file for file in sorted(folder.iterdir()) if file.suffix not in _NOT_LISTED]
+    sums = {file.name: f"{zlib.crc32(file.read_bytes()):08x}" for file in read}
+    (folder / _LIST).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+
+
+def verify_list(folder: Path) -> None:
+    """Compare the files besides the weights with their checksums, where the folder is as it was exported.
+
+    Raises:
+        CheckpointError: one is missing, or holds other bytes than were written.
+    """
+    if not (folder / _LIST).exists() or any(_place(file) is None for file in folder.glob("*.safetensors")):
+        return
+    try:
+        sums = dict(json.loads((folder / _LIST).read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"model {folder}: {_LIST} is damaged. Copy or download it anew.") from error
+    for name, stored in sums.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"model {folder}: {name} is missing. Copy or download the folder anew.")
+        if f"{zlib.crc32(file.read_bytes()):08x}" != stored:
+            raise CheckpointError(
+                f"model {folder}: {name} holds other bytes than were written (its checksum differs). Copy or download"
+                f" it anew; if you have changed it yourself, delete {_LIST}."
+            )
 
 
 def verify_checksums(folder: Path) -> None:

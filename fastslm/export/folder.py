@@ -16,7 +16,7 @@ from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.checkpoint.run import Run, speech_settings
 from fastslm.errors import ConfigError
 from fastslm.export.card import model_card
-from fastslm.export.checksum import ROOM, write_checksum
+from fastslm.export.checksum import ROOM, write_checksum, write_list
 from fastslm.export.remote.configuration_fastslm import FastSLMConfig
 from fastslm.export.remote.modeling_fastslm import names_in_folders
 from fastslm.export.remote.token_counts import token_counts
@@ -67,6 +67,7 @@ def export_model(run: Run, folder: Path, *, merge_lora: bool = False) -> None:
         keep_switches(path.prompter.tokenizer, path.prompter.enable_thinking)
         path.prompter.tokenizer.save_pretrained(partial)
         _write_processor(run, partial)
+        write_list(partial)
         (partial / "README.md").write_text(model_card(run, folder.name, merged=merge_lora), encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ import torch
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.contracts import Task
 from fastslm.errors import CheckpointError, ConfigError, FastSLMError, HubError
-from fastslm.export.checksum import verify_checksums
+from fastslm.export.checksum import verify_checksums, verify_list
 from fastslm.files import no_file_in, open_file
 from fastslm.path.base_folder import EXPORTED_TYPES
 from fastslm.path.model import SpeechLM
@@ -130,6 +130,7 @@ def open_exported(folder: Path) -> Exported:
 
     if odd := no_file_in(folder):
         raise CheckpointError(f"model {folder}: {odd}.")
+    verify_list(folder)
     try:
         stored, _ = FastSLMConfig.get_config_dict(folder, local_files_only=True)
         config = FastSLMConfig.from_dict({**stored, "model_type": _TYPE})

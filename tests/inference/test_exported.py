@@ -63,6 +63,7 @@ def test_weights_that_are_no_numbers_and_settings_that_are_none_are_named(export
         fastslm.load(damaged, device="cpu")
     for given in (float("nan"), "a", True, -1):
         other = shutil.copytree(exported, tmp_path / f"{given}")
+        (other / "checksums.json").unlink()
         config = json.loads((other / "config.json").read_text())
         (other / "config.json").write_text(json.dumps({**config, "new_tokens_per_second": given}))
         with pytest.raises(CheckpointError, match=r"new_tokens_per_second is .* and no number from 0 on"):
@@ -200,6 +201,7 @@ def test_a_folder_of_the_authors_on_the_hub_is_none_of_ours(exported, hub, tmp_p
 
 
 def changed(folder, how):
+    (folder / "checksums.json").unlink()  # as in a folder whose files somebody changed, or of before
     weights = folder / "model.safetensors"
     if how == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -263,17 +265,52 @@ def test_a_flipped_bit_of_the_weights_is_damage(exported, tmp_path, share):
         fastslm.load(folder, device="cpu")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer.json", "preprocessor_config.json", "chat_template.jinja"],
+)
+def test_so_is_a_flipped_bit_of_a_number_or_a_word_elsewhere(exported, tmp_path, name):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    content = bytearray((folder / name).read_bytes())
+    place = max(i for i, byte in enumerate(content) if byte in b"02468bd")  # it stays a number, or a letter
+    content[place] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name.replace('.', '[.]')}.* (checksum differs|anew)|not a readable"):
+        fastslm.load(folder, device="cpu")
+
+
+def test_so_is_a_file_that_is_gone(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    (folder / "generation_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"generation_config\.json is missing"):
+        fastslm.load(folder, device="cpu")
+
+
+def test_whoever_changes_a_setting_deletes_the_list(exported, model, noise, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=r"if you have changed it yourself, delete checksums\.json"):
+        fastslm.load(folder, device="cpu")
+    (folder / "checksums.json").unlink()
+    assert fastslm.load(folder, device="cpu").transcribe(noise(3)).tokens == model.transcribe(noise(3)).tokens
+
+
 def test_weights_that_another_tool_wrote_anew_have_no_checksum_and_load(exported, model, noise, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "model")
     weights = folder / "model.safetensors"
     with safe_open(weights, "pt") as file:
         assert "fastslm_crc32" in file.metadata()
     save_file(load_file(weights), weights, {"format": "pt"})
+    (folder / "generation_config.json").write_text(
+        json.dumps(json.loads((folder / "generation_config.json").read_text()))
+    )
     assert fastslm.load(folder, device="cpu").transcribe(noise(3)).tokens == model.transcribe(noise(3)).tokens
 
 
 def test_a_folder_of_before_that_does_not_say_what_it_was_written_with_loads(exported, model, noise, tmp_path):
     shutil.copytree(exported, tmp_path / "model")
+    (tmp_path / "model" / "checksums.json").unlink()
     for name, note in (("config.json", "path_names"), ("processor_config.json", "needs_chat_template")):
         values = json.loads((tmp_path / "model" / name).read_text())
         del values[note]
