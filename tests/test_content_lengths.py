@@ -139,16 +139,32 @@ def test_a_rest_with_other_counts_than_were_promised_is_refused_where_nothing_ha
             module.path.listen(batch_of(module.path, full, with_rest))
 
 
+class Nothing(ContentAbstractor):
+    """Keeps no token of any window."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.projector = torch.nn.Linear(self.in_width, self.out_width)
+
+    def compress(self, frames, valid):
+        counts = torch.zeros(len(frames), dtype=torch.int64, device=frames.device)
+        return frames[:, : self.budget.tokens_per_window], counts
+
+
+def test_a_recording_of_which_nothing_is_kept_has_an_answer_alone_too(make_module):
+    module = make_module(abstractor=Nothing)
+    module.configure_model()
+    model = Model(module.path.eval().requires_grad_(False), "a test", max_new_tokens=3)
+    audio = half_silent(3.0)
+    alone, *together = (model.transcribe(audio), *model.transcribe_batch([audio, audio]))
+    assert [answer.speech_tokens for answer in (alone, *together)] == [0, 0, 0]
+    assert all(answer.tokens == alone.tokens for answer in together)
+    stream = model.stream([audio[:RATE], audio[RATE:]])
+    list(stream)
+    assert stream.answer().tokens == alone.tokens
+
+
 def test_a_recording_of_which_nothing_is_kept_still_has_a_loss(make_module):
-    class Nothing(ContentAbstractor):
-        def __init__(self, *sizes):
-            super().__init__(*sizes)
-            self.projector = torch.nn.Linear(self.in_width, self.out_width)
-
-        def compress(self, frames, valid):
-            counts = torch.zeros(len(frames), dtype=torch.int64, device=frames.device)
-            return frames[:, : self.budget.tokens_per_window], counts
-
     module = make_module(abstractor=Nothing, alignment_weight=1.0)
     module.configure_model()
     output = module.path.train()(batch_of(module.path, half_silent(2.0), half_silent(1.0)))

@@ -239,7 +239,7 @@ class AudioStream:
         before, after = model.ids_of(request)
         memory = self._memory if before == self._before else self._anew(before)
         tail = self._tail()
-        if not self._num_tokens and tail is None:
+        if not self._num_samples and tail is None:
             raise DataError(f"{source}: no audio has come yet")
         encode = time.perf_counter() - begin
         rest = memory.embed(after, model.device)
