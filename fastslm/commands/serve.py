@@ -91,9 +91,8 @@ def _bytes(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        import uvicorn
-
         from fastslm.serving.app import Settings, build_app
+        from fastslm.serving.server import Server
         from fastslm.serving.worker import Ended, Worker
     except ImportError as error:
         raise MissingExtraError(str(error.name), extra="serve", purpose="fastslm serve") from error
@@ -120,20 +119,13 @@ def _run(options: argparse.Namespace) -> int:
             worker.start()
         except Ended:  # the log says why
             return 1
-        config = uvicorn.Config(
-            build_app(worker, settings),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=options.grace,
-        )
-        listener.listen(config.backlog)  # who comes from now on waits in it, and is not refused
+        server = Server(build_app(worker, settings), worker, options.grace)
+        listener.listen(server.config.backlog)  # who comes from now on waits in it, and is not refused
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"Serving {names[0]} at {address}/v1, with a page at {address}/ (Ctrl+C ends it).", file=sys.stderr)
         if api_key is None and not host.startswith("127.") and host != "::1":
             print(f"Anybody who reaches {host} may use it: set {KEY_VARIABLE} to ask for a key.", file=sys.stderr)
-        server = uvicorn.Server(config)
         worker.on_failure = lambda: setattr(server, "should_exit", True)
         if worker.failed:  # meanwhile
             server.should_exit = True

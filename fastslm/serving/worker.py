@@ -147,14 +147,16 @@ class Worker:
             raise Ended
 
     def stop(self) -> None:
-        """Give up what waits and what runs, and end the process."""
+        """Give up what waits and what runs, and end the process; again does nothing."""
         with self._lock:
             self._stopped = True
-            self._ring()
+            if not self._rope.closed:
+                self._ring()
         if self._thread.ident is not None:
             self._thread.join()
-        self._bell.close()
-        self._rope.close()
+        with self._lock:
+            self._bell.close()
+            self._rope.close()
 
     @property
     def alive(self) -> bool:

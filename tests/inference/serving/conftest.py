@@ -29,10 +29,9 @@ def server(run_folder):
 @pytest.fixture
 def serve_here(monkeypatch):
     """Return a starter of servers in this process: ``serve_here(model, most_waiting=64, **settings)``."""
-    import uvicorn
-
     from fastslm.serving import worker as worker_module
     from fastslm.serving.app import Settings, build_app
+    from fastslm.serving.server import Server as Uvicorn
 
     running = []
 
@@ -42,13 +41,12 @@ def serve_here(monkeypatch):
         worker = worker_module.Worker(lambda: model, most_waiting)
         worker.start()
         app = build_app(worker, Settings(("scripted",), **settings))
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        server = uvicorn.Server(config)
+        server = Uvicorn(app, worker, grace_seconds=1)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         running.append((server, thread, worker))
         until(lambda: server.started)
-        return Server(listener.getsockname()[1])
+        return Server(listener.getsockname()[1], end=lambda: setattr(server, "should_exit", True))
 
     yield start_server
     for server, thread, worker in running:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Server:
 
     port: int
     process: subprocess.Popen | None = None
+    end: Callable[[], None] | None = None
 
     @property
     def url(self):
