@@ -53,11 +53,12 @@ class Server:
         return float(re.search(r"^fastslm_model_restarts_total (.+)$", self.metrics(), re.MULTILINE)[1])
 
     def open_files(self):
-        """Return what the process has open, but for connections."""
+        """Return what the process has open, but for connections and its input and outputs, which may be files."""
         found = []
         for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                found.append(os.readlink(link))
+                if int(link.name) > 2:
+                    found.append(os.readlink(link))
         return sorted(re.sub(r"^pipe:.*", "pipe", name) for name in found if not name.startswith("socket:"))
 
 
