@@ -197,6 +197,19 @@ def test_times_of_a_clock_are_times(build, save, json_lines, tmp_path, start, en
     assert sample.fields == {"text": "one", "duration": 1.0}
 
 
+@pytest.mark.parametrize(
+    "value", ["00:00:01:12", "0:00:00:01", "00:75:00", "00:00:99", "1:60", True, "1_0", "00:00:01;12", [1], {"s": 1}]
+)
+@pytest.mark.parametrize("name", ["start", "end_ms"])
+def test_a_time_that_is_neither_seconds_nor_hours_minutes_and_seconds_is_refused(
+    build, save, json_lines, tmp_path, reasons, value, name
+):
+    row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one", "end": 3.0, name: value}
+    build(json_lines(tmp_path / "m.jsonl", [row]), status=2)
+    assert reasons() == {"unusable fields": 1}
+    assert "no number of seconds and no time as H:MM:SS" in (tmp_path / "out/broken.jsonl").read_text()
+
+
 @pytest.mark.parametrize(("start", "length"), [("offset_seconds", "duration_secs"), ("Offset", "Duration")])
 def test_a_duration_under_any_name_goes_with_its_offset(build, save, tmp_path, start, length):
     (tmp_path / "m.csv").write_text(f"path,text,{start},{length}\n{save('a.wav', 4.0)},one,1.5,1.0\n")
@@ -211,6 +224,7 @@ def test_a_duration_under_any_name_goes_with_its_offset(build, save, tmp_path, s
         {"start_timestamp": "00:00:01.5"}, {"timestamps": [1.5, 2.5]}, {"start_seconds": 1.5, "end_frame": 200},
         {"timestamp": {"start": 0.0, "end": 1.5}}, {"offsets": {"from": 0, "to": 1500}}, {"interval": "0.00-1.06"},
         {"t0": 0, "t1": 106}, {"span": "[0.5, 1.5]"}, {"in": 1.0, "out": 2.0}, {"tc_in": "00:00:01:12"},
+        {"cue": "00:00:01,000 --> 00:00:02,000"},
         {"s": 1.0, "e": 2.0}, {"starts_at": 1.0}, {"timestamps": [[1.0, 2.0]]}, {"clip_begin_s": 1.0},
     ],
     ids=lambda times: " ".join(times),
