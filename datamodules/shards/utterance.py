@@ -46,6 +46,7 @@ class Audio:
         whole_seconds: what the source says of the length of the file that a stretch is cut out of.
         container: size and time of change of the tar or table as it was listed, whose places would be others in a new
             one; None for a file of its own.
+        is_side: several recordings are this one file, and none says which of its channels it is.
         is_shared: another stretch is cut out of the same recording, which then is no stretch of a longer one itself.
     """
 
@@ -60,6 +61,7 @@ class Audio:
     stated: float | None = None
     whole_seconds: float | None = None
     container: TarState | None = field(default=None, repr=False)
+    is_side: bool = field(default=False, repr=False)
     is_shared: bool = field(default=False, repr=False)
 
     @property

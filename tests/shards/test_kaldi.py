@@ -59,6 +59,23 @@ def test_the_sides_of_a_telephone_call_are_taken_apart(build, data, save, tone):
     np.testing.assert_allclose(samples["call-B"].audio, tone(2.0, 700), atol=1e-4)
 
 
+@pytest.mark.parametrize("segments", [[], ["one left 0 1", "two right 0.5 1.5"]])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_two_recordings_of_one_file_are_refused_where_nothing_says_which_channel_each_is(
+    build, data, save, reasons, segments, channels
+):
+    path = save("call.wav", 2.0, channels=channels)
+    names = ("one", "two") if segments else ("left", "right")
+    folder = data(
+        wav_scp=[f"left {path}", f"right {path}", f"other {save('other.wav', 1.0, channels=2)}"],
+        text=[*(f"{name} words" for name in names), "other words"],
+        **({"segments": [*segments, "other other 0 1"]} if segments else {}),
+    )
+    samples = build(folder, "--max-broken-share", 0.9, "--keep-audio")
+    assert set(samples) == ({"other"} if channels == 2 else {"other", *names})
+    assert reasons() == ({"unknown channel": 2} if channels == 2 else {})
+
+
 @pytest.mark.parametrize("entry", ["sph2pipe -f wav /data/b.sph |", "/data/raw.ark:4096"])
 def test_a_command_or_an_archive_is_refused_with_its_line(build, save, data, capsys, entry):
     folder = data(wav_scp=[f"a {save('a.wav')}", f"b {entry}"], text=["a x", "b y"])
@@ -66,6 +83,7 @@ def test_a_command_or_an_archive_is_refused_with_its_line(build, save, data, cap
     error = capsys.readouterr().err
     assert f"{folder}/wav.scp line 2" in error
     assert entry.strip(" |") in error
+    assert ("reco2file_and_channel" in error) == entry.endswith("|")
 
 
 def test_utterances_that_do_not_fit_together_are_counted(build, save, data, reasons):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from fastslm.errors import DataError
@@ -32,6 +33,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     if not texts:
         raise DataError(f"{path}: the Kaldi folder has no file 'text'.")
     channels = _channels(os.path.join(path, "reco2file_and_channel"))
+    num_of_file = Counter(recordings.values())
     spans = _Table(os.path.join(path, "segments"))
     described, used = set(), set()
     for where, key, recording, start, end, channel in _spans(path, recordings):
@@ -58,7 +60,8 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             if isinstance(of_file, str):
                 yield Refused(where, key, "unknown channel", f"{of_file!r} in reco2file_and_channel; A, B or numbers")
                 continue
-            audio = Audio(recordings[recording], start, seconds, of_file)
+            file = recordings[recording]
+            audio = Audio(file, start, seconds, of_file, is_side=num_of_file[file] > 1)
             yield Utterance(key, [audio], fields, where, recording if start is not None else None)
     for table in (recordings, *tables):
         yield from (Noted(where, key, "line stands twice", "the same as before") for where, key in table.repeated)
@@ -103,7 +106,8 @@ def _recordings(path: str, audio_root: str | None) -> _Table:
         if target.endswith("|") or target.startswith("|"):
             raise DataError(
                 f"{path} line {number}: recording {key!r} is the command {target!r:.80}. Commands are not run: write"
-                " its output to a file (for SPHERE files their own path is enough) and put that path here."
+                " its output to a file and put that path here; for SPHERE files their own path is enough, and a channel"
+                " that the command picks (-c 1, remix 1) is named in reco2file_and_channel (A or B)."
             )
         if _ARCHIVE.search(target):
             raise DataError(
