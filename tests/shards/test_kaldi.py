@@ -76,6 +76,34 @@ def test_two_recordings_of_one_file_are_refused_where_nothing_says_which_channel
     assert reasons() == ({"unknown channel": 2} if channels == 2 else {})
 
 
+@pytest.mark.parametrize(
+    ("file", "lengths", "reason"),
+    [
+        ("utt2dur", ["a 30", "b 2.0"], "other length than stated"),
+        ("utt2dur", ["a 30", "a 2.0", "b 2.0"], "id stands twice"),
+        ("utt2dur", ["a long"], "unusable fields"),
+        ("reco2dur", ["a 2.5", "b 2.004"], "other length than stated"),
+        ("reco2dur", ["a 2.0", "a 2.5"], "id stands twice"),
+        ("utt2num_samples", ["a 480000", "b 32000"], "other length than stated"),
+    ],
+)
+def test_a_recording_of_another_length_than_its_folder_says_is_refused(
+    build, save, data, reasons, file, lengths, reason
+):
+    wav = [f"{key} {save(f'{key}.wav', 2.0)}" for key in "ab"]
+    folder = data(wav_scp=wav, text=["a one", "b two"], **{file: lengths})
+    assert list(build(folder, "--max-broken-share", 0.5)) == ["b"]
+    assert reasons() == {reason: 1}
+
+
+def test_segments_of_a_recording_that_is_not_as_long_as_it_was_are_refused(build, save, data, reasons):
+    wav = [f"{key} {save(f'{key}.wav', 4.0)}" for key in "ab"]
+    segments, lengths = ["u1 a 0 1", "u2 b 0 1"], {"utt2dur": ["u1 1", "u2 1"], "reco2dur": ["a 5.5", "b 4.0"]}
+    folder = data(wav_scp=wav, text=["u1 one", "u2 two"], segments=segments, **lengths)
+    assert list(build(folder, "--max-broken-share", 0.5)) == ["u2"]
+    assert reasons() == {"other length than stated": 1}
+
+
 @pytest.mark.parametrize("entry", ["sph2pipe -f wav /data/b.sph |", "/data/raw.ark:4096"])
 def test_a_command_or_an_archive_is_refused_with_its_line(build, save, data, capsys, entry):
     folder = data(wav_scp=[f"a {save('a.wav')}", f"b {entry}"], text=["a x", "b y"])

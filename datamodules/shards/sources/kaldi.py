@@ -1,4 +1,4 @@
-"""Kaldi data folders: ``wav.scp`` and ``text``; ``segments``, ``utt2spk``, ``utt2lang``, ``spk2gender`` where given."""
+"""Kaldi data folders: ``wav.scp`` and ``text``; ``segments``, speakers, languages and lengths where given."""
 
 import os
 import re
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from fastslm.errors import DataError
 
+from .. import times
 from ..utterance import Audio, Noted, Refused, Utterance
 from ._lines import composed, lines, located, some
 from .options import SourceOptions
@@ -28,8 +29,9 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         DataError: an entry of ``wav.scp`` is a command or lies in an archive.
     """
     recordings = _recordings(os.path.join(path, "wav.scp"), options.audio_root)
-    tables = [_Table(os.path.join(path, name)) for name in ("text", "utt2spk", "utt2lang", "spk2gender")]
-    texts, speakers, languages, genders = tables
+    names = ("text", "utt2spk", "utt2lang", "utt2dur", "utt2num_samples", "reco2dur", "spk2gender")
+    tables = [_Table(os.path.join(path, name)) for name in names]
+    texts, speakers, languages, lengths, samples, recording_lengths, genders = tables
     if not texts:
         raise DataError(f"{path}: the Kaldi folder has no file 'text'.")
     channels = _channels(os.path.join(path, "reco2file_and_channel"))
@@ -41,6 +43,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         described.add(key)
         used.add(recording)
         differing = spans.differing.get(key) or recordings.differing.get(recording)
+        differing = differing or recording_lengths.differing.get(recording)
         differing = differing or next((d for t in tables if (d := t.differing.get(key))), None)
         fields = {"text": texts.get(key, ""), "speaker": speakers.get(key), "language": languages.get(key)}
         fields["gender"] = genders.get(composed(fields["speaker"] or ""))
@@ -62,6 +65,15 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
                 continue
             file = recordings[recording]
             audio = Audio(file, start, seconds, of_file, is_side=num_of_file[file] > 1)
+            try:
+                if start is None:
+                    stated = lengths.get(key) or recording_lengths.get(key) or samples.get(key)
+                    audio.stated = times.number(stated, "its length in utt2dur, reco2dur or utt2num_samples")
+                else:
+                    audio.whole_seconds = times.number(recording_lengths.get(recording), "its length in reco2dur")
+            except DataError as error:
+                yield Refused.at(where, key, error)
+                continue
             yield Utterance(key, [audio], fields, where, recording if start is not None else None)
     for table in (recordings, *tables):
         yield from (Noted(where, key, "line stands twice", "the same as before") for where, key in table.repeated)
