@@ -24,19 +24,26 @@ _NAME = re.compile(
     rf"((segment|seg|utterance|utt|time|t|{_SAID})_)?(?P<kind>{'|'.join(sum(_KINDS.values(), ()))})(_?time)?"
     r"(_(in_)?((?P<ms>ms|msecs?|millis|milliseconds?)|s|secs?|seconds?|((hh_)?mm_)?ss(_ms|_msecs?|_mmm)?))?"
 )
-_EDGES = frozenset(
-    (*_KINDS["offset"], *_KINDS["end"], "starttime", "endtime", "from", "to", "starts", "begins", "ends", "finish")
+_STARTS_AND_ENDS = frozenset(
+    (*_KINDS["offset"], *_KINDS["end"], "starttime", "endtime", "tstart", "tend", "starts", "begins", "ends", "finish")
 )
+_EDGES = _STARTS_AND_ENDS | {"from", "to"}
 _MARKS = frozenset(("in", "out"))  # of cutting lists, where the name ends so
-#: What may stand beside these words in the name of a time in a unit, or of a thing, that is not known here.
+#: With these beside it a start or an end is none of audio.
+_OF_OTHERS = re.compile(
+    "date|day|month|year|utc|timezone|zone|page|verse|chars?|tokens?|bytes?|is|has|count|reason|type|score|prob|confidence"
+)
+#: What may stand beside other words in the name of a time in a unit, or of a thing, that is not known here.
 _BESIDE = re.compile(
     "times?|timestamps?|timecode|tc|interval|span|range|ts|t|s|secs?|seconds?|hh|mm|ss|msecs?|ms|us|ns|in|at|of|samples?|frames?"
     "|index|idx|position|pos|point|segment|seg"
-    f"|utterance|utt|clip|audio|speech|word|video|chunk|{_SAID}"
+    f"|utterance|utt|clip|cut|mark|audio|speech|word|video|chunk|{_SAID}"
 )
 _DURATIONS = ("duration", "duration_ms")
 _LATEST_SECONDS = 1e15  # any recording ends before, in whatever unit
-_MOMENTS = frozenset(("t_0", "t_1", "s", "e"))
+_MOMENTS = frozenset(
+    ("t_0", "t_1", "s", "e", "bos", "eos", "st", "et", "bg", "ed", "left", "right", "inpoint", "outpoint")
+)
 _READING = r"\d+(:\d+)*([.,;]\d+)?"  # of any clock, also one that counts frames
 _PAIR = re.compile(rf"[\[(]?\s*{_READING}\s*(-+>?|\u2013|to|[,;:])\s*{_READING}\s*[\])]?")
 _USUAL_DURATIONS = ("duration", "duration_seconds", "duration_sec", "duration_s", "duration_ms")
@@ -94,7 +101,7 @@ def untaken(utterance: Utterance) -> Iterator[str]:
 def _time_like(name: str) -> Literal["", "an interval", "an edge"]:
     """Return what a column may be, by its name, if it is a time."""
     words = _folded(name).split("_")
-    if _folded(name) in _MOMENTS:
+    if _folded(name) in _MOMENTS or ({*words} & _STARTS_AND_ENDS and not any(map(_OF_OTHERS.fullmatch, words))):
         return "an edge"
     if not all(map(_BESIDE.fullmatch, {*words[:-1], *({words[-1]} - _MARKS)} - _EDGES)):
         return ""

@@ -224,7 +224,9 @@ def test_a_duration_under_any_name_goes_with_its_offset(build, save, tmp_path, s
         {"start_timestamp": "00:00:01.5"}, {"timestamps": [1.5, 2.5]}, {"start_seconds": 1.5, "end_frame": 200},
         {"timestamp": {"start": 0.0, "end": 1.5}}, {"offsets": {"from": 0, "to": 1500}}, {"interval": "0.00-1.06"},
         {"t0": 0, "t1": 106}, {"span": "[0.5, 1.5]"}, {"in": 1.0, "out": 2.0}, {"tc_in": "00:00:01:12"},
-        {"cue": "00:00:01,000 --> 00:00:02,000"},
+        {"cue": "00:00:01,000 --> 00:00:02,000"}, {"offsetInTicks": 10_000_000, "durationInTicks": 10_000_000},
+        {"bg": "1000", "ed": "2000"}, {"bos": 1.0, "eos": 2.0}, {"cut_start": 1.0}, {"vad_end": 1.0}, {"tstart": 1.0},
+        {"mark_in": 1.0}, {"start1": 1.0}, {"anything_begin": 1.0},
         {"s": 1.0, "e": 2.0}, {"starts_at": 1.0}, {"timestamps": [[1.0, 2.0]]}, {"clip_begin_s": 1.0},
     ],
     ids=lambda times: " ".join(times),
@@ -236,6 +238,7 @@ def test_what_looks_like_a_time_and_is_not_understood_is_noted(build, save, json
 
 def test_fields_that_only_sound_like_times_are_left_alone(build, save, json_lines, tmp_path, notes):
     row = {"from": "en", "to": "de", "start_date": 2020, "Duration": "0:04", "weekend": 1, "end_reason": 3}
+    row |= {"is_end": 1, "char_start": 5, "utc_offset": 3600, "ends": "well"}
     (sample,) = build(
         json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav", 4.0)), "text": "one", **row}])
     ).values()
