@@ -25,7 +25,10 @@ from .utterance import Audio, Noted, Refused, Utterance
 
 Samples = npt.NDArray[np.int16]
 _BLOCK_SAMPLES = 1 << 20
-_CHANNEL = re.compile(r"(audio_?)?(channel(_?(id|idx|index|name|no|nr|number|selector))?|ch|side)", re.IGNORECASE)
+_KEY = "(_?(id|idx|index|name|no|nr|number|selector|tag))?"
+_CHANNEL = re.compile(rf"(audio_?)?(chan(nel)?|ch|side){_KEY}", re.IGNORECASE)
+_TRACK = re.compile(rf"(audio_?)?(track|mic|stream){_KEY}", re.IGNORECASE)  # also of an album, or of a broadcast
+_SIDE = re.compile("[0-9ablr]|left|right", re.IGNORECASE)
 _CHANNELS = re.compile(r"(audio_?)?channels", re.IGNORECASE)  # a number is how many there are, a list which
 _ALL = frozenset(("", "-1", "all", "both", "mix", "mixed", "mono", "stereo", "average", "nan", "none"))
 
@@ -189,6 +192,8 @@ def _sped(samples: Samples, speed: float) -> Samples:
 def _is_channel(name: str, value: Any) -> bool:
     if _CHANNELS.fullmatch(name):
         return isinstance(value, list)
+    if _TRACK.fullmatch(name):
+        return bool(_SIDE.fullmatch(str(value).strip()))
     return bool(_CHANNEL.fullmatch(name)) and str(value).strip().lower() not in _ALL
 
 

@@ -17,10 +17,10 @@ from ..reading.store import TarState
 
 #: As programs write what is not there.
 MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "NA", "<NA>", "N/A", "#N/A"))
-#: The same as text, in any case, with what databases and spreadsheets write.
+#: The same as text, in any case, with what databases and spreadsheets write, STM files and Kaldi.
 NO_TEXT = frozenset(
-    (*(name.casefold() for name in MISSING), "\\n", "#name?", "#ref!", "#value!", "#null!", "#num!", "#div/0!")
-)
+    ("\\n", "#name?", "#ref!", "#value!", "#null!", "#num!", "#div/0!", "ignore_time_segment_in_scoring", "!sil")
+).union(name.casefold() for name in MISSING)
 #: Rounding in manifests, and what encoders add at the end of lossy files.
 TOLERANCE_SECONDS = 0.2
 #: A whole file may be longer than its source says by this: lengths are rounded down, or left out the end's silence.

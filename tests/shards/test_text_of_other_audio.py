@@ -88,8 +88,34 @@ def test_a_channel_that_a_row_names_and_nobody_takes_is_noted(
     assert notes() == (["channel not taken"] if stereo else [])
 
 
+@pytest.mark.parametrize(
+    ("field", "is_noted"),
+    [
+        ({"chan": "A"}, True), ({"ch_id": 0}, True), ({"channelTag": 1}, True), ({"track": 1}, True),
+        ({"mic": "L"}, True), ({"stream": "B"}, True), ({"channels": 2}, False), ({"track": "Yesterday"}, False),
+        ({"mic": "headset"}, False), ({"channel_id": "all"}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_channel_is_known_by_its_other_names(build, call, json_lines, tmp_path, notes, field, is_noted):
+    build(json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(call), "text": "one", **field}]))
+    assert notes() == ["channel not taken"] * is_noted
+
+
 @pytest.mark.parametrize("text", ["nan", "None", "none", "<NA>", "#N/A", "n/a", "\\N", "#NAME?", "#REF!"])
 def test_a_text_that_programs_write_for_none_is_noted(build, save, json_lines, tmp_path, notes, text):
+    rows = [
+        {"audio_filepath": str(save("a.wav")), "text": text},
+        {"audio_filepath": str(save("b.wav")), "text": f"{text} a"},
+    ]
+    assert len(build(json_lines(tmp_path / "m.jsonl", rows))) == 2
+    assert notes() == ["text may be missing"]
+
+
+@pytest.mark.parametrize(
+    "text", ["<unk>", "[laughter] <NOISE>", "(inaudible).", "!SIL", "ignore_time_segment_in_scoring", "<|nospeech|>"]
+)
+def test_a_text_of_nothing_but_marks_for_what_is_no_speech_is_noted(build, save, json_lines, tmp_path, notes, text):
     rows = [
         {"audio_filepath": str(save("a.wav")), "text": text},
         {"audio_filepath": str(save("b.wav")), "text": f"{text} a"},
@@ -145,7 +171,7 @@ def test_a_text_of_nothing_that_one_sees_is_empty(build, save, json_lines, tmp_p
     assert reasons() == {"empty text": 1}
 
 
-@pytest.mark.parametrize("mark", ["\0", "\x08", "\x1b", "\x7f", "\x92", "\ufffd"])
+@pytest.mark.parametrize("mark", ["\0", "\x08", "\x1b", "\x7f", "\x92", "\ufffd", "\ufeff"])
 def test_control_characters_in_a_text_are_noted(build, save, json_lines, tmp_path, notes, mark):
     build(json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav")), "text": f"a{mark}b\n\tc"}]))
     assert notes() == ["control characters"]
