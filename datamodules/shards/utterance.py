@@ -44,8 +44,8 @@ class Audio:
         num_bytes: size of the encoded recording, once it is known.
         stated: what the source says of the length of the whole file, in a unit that it does not tell.
         whole_seconds: what the source says of the length of the file that a stretch is cut out of.
-        container: size and time of change of the tar or table as it was listed, whose places would be others in a new
-            one; None for a file of its own.
+        container: size and time of change of the tar, table or audio file as it was found, for a new one has other
+            audio at its places; None before it is looked at.
         is_side: several recordings are this one file, and none says which of its channels it is.
         is_shared: another stretch is cut out of the same recording, which then is no stretch of a longer one itself.
     """
