@@ -11,6 +11,7 @@ from unicodedata import category
 from fastslm.errors import DataError
 
 from ..reading.tar import readable
+from .translations import take_translation
 from .utterance import NO_TEXT, Audio, Noted, Refused, Utterance, answer_field, check_fields, letters_of, real_path
 
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
@@ -165,12 +166,13 @@ def _with_unique_keys(
     texts: dict[int, tuple[int, str]] = {}
     for item in items:
         if isinstance(item, Utterance):
-            for name, value in defaults.items():
-                free = name == "task" and item.fields.get("messages") is not None
-                if item.fields.get(name) in (None, "") and not free:
-                    item.fields[name] = value
             _spell(item)
             try:
+                remarks = take_translation(item.fields, defaults.get("language", ""))
+                for name, value in defaults.items():
+                    free = name == "task" and item.fields.get("messages") is not None
+                    if item.fields.get(name) in (None, "") and not free:
+                        item.fields[name] = value
                 _check_words(item.key, item.fields)
                 check_fields(item.fields, len(item.audio))
             except DataError as error:
@@ -184,6 +186,7 @@ def _with_unique_keys(
             elif first.setdefault(item.key, item.where) and item.key != unicodedata.normalize("NFC", name):
                 yield Noted(item.where, name, "key spelt anew", f"called {item.key}")
             yield from _said_otherwise(item, texts)
+            yield from Noted.of(item, remarks)
             yield from _doubts(item)
         yield item
 

@@ -378,6 +378,34 @@ def test_a_text_in_another_language_than_the_speech_is_a_translation(build, save
     assert reasons() == {"unusable fields": 2}
 
 
+@pytest.mark.parametrize(
+    ("languages", "options", "task", "is_noted"),
+    [
+        ({"target_lang": "de"}, ["--language", "en"], "ast", False),
+        ({"target_lang": "de"}, ["--language", "de"], None, False),
+        ({"target_lang": "de"}, [], None, True),
+        ({"src_lang": "en", "tgt_lang": "de"}, [], "ast", False),
+        ({"language": "en", "target_language": "German"}, [], None, True),
+        ({"language": "en", "target_language": "German", "taskname": "ast"}, [], "ast", False),
+        ({"language": "de", "target_language": "German"}, [], None, False),
+        ({"language": "en", "target_language": "German", "translation": "eins"}, [], None, False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["jsonl", "tar"])
+def test_a_translation_is_told_from_a_transcript_wherever_the_languages_are_said(
+    build, save, json_lines, write_shard, flac, tmp_path, notes, languages, options, task, is_noted, kind
+):
+    source = tmp_path / f"m.{kind}"
+    if kind == "tar":
+        write_shard(source, [("a", {"flac": flac(1.0), "txt": b"Hallo", "json": languages})])
+    else:
+        json_lines(source, [{"audio_filepath": str(save("a.wav")), "text": "Hallo", **languages}])
+    fields = build(source, *options)["a"].fields
+    assert (fields.get("task"), fields.get("translation" if task else "text")) == (task, "Hallo")
+    assert notes() == ["text may be a translation"] * is_noted
+
+
 @pytest.mark.parametrize("name", ["audios", "audio_paths"])
 def test_recordings_of_a_chat_are_not_dropped_in_silence(build, save, json_lines, tmp_path, reasons, name):
     chat = [{"role": "user", "content": "<audio>What is said?"}, {"role": "assistant", "content": "One."}]
