@@ -211,8 +211,8 @@ def _mixed(utterance: Utterance) -> list[str]:
             num_channels = read_info(file).num_channels
         if num_channels > 1 and audio.is_side:
             raise DataError(
-                f"unknown channel: several recordings are {audio.path}, which has {num_channels} channels; say in"
-                " reco2file_and_channel which one each of them is"
+                f"unknown channel: one of the {num_channels} channels of {audio.path} is meant, and nothing says which;"
+                " name it in reco2file_and_channel (A, B)"
             )
         if num_channels > 1 and named is not None:
             value = utterance.fields[named]

@@ -46,7 +46,7 @@ class Audio:
         whole_seconds: what the source says of the length of the file that a stretch is cut out of.
         container: size and time of change of the tar, table or audio file as it was found, for a new one has other
             audio at its places; None before it is looked at.
-        is_side: several recordings are this one file, and none says which of its channels it is.
+        is_side: one channel is meant, and where ``channel`` is None, nothing says which of several.
         is_shared: another stretch is cut out of the same recording, which then is no stretch of a longer one itself.
     """
 

@@ -64,7 +64,8 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
                 yield Refused(where, key, "unknown channel", f"{of_file!r} in reco2file_and_channel; A, B or numbers")
                 continue
             file = recordings[recording]
-            audio = Audio(file, start, seconds, of_file, is_side=num_of_file[file] > 1)
+            is_side = num_of_file[file] > 1 or recording in channels
+            audio = Audio(file, start, seconds, of_file, is_side=is_side)
             try:
                 if start is None:
                     stated = lengths.get(key) or recording_lengths.get(key) or samples.get(key)
@@ -135,12 +136,15 @@ def _recordings(path: str, audio_root: str | None) -> _Table:
     return found
 
 
-def _channels(path: str) -> dict[str, int | str]:
-    """Return the channel of each recording, counted from 0; what is none as it is spelt."""
+def _channels(path: str) -> dict[str, int | str | None]:
+    """Return the channel of each recording, counted from 0; what is none as it is spelt; None where it may be two."""
     rows = [f"{key} {rest}".split() for key, rest in _Table(path).items()]
     spelt = {row[0]: row[2] for row in rows if len(row) == 3}
-    first = 0 if "0" in spelt.values() else 1  # as Kaldi's scripts write A and B, and others 1 and 2, or 0 and 1
-    numbers = {str(number): number - first for number in range(first, 64)}
+    given = set(spelt.values())
+    first = 0 if "0" in given else 1  # as Kaldi's scripts write A and B, and others 1 and 2, or 0 and 1
+    numbers: dict[str, int | None] = {str(number): number - first for number in range(first, 64)}
+    if not given & (numbers.keys() - {"1"}):
+        numbers["1"] = None
     return {recording: {**_SIDES, **numbers}.get(name.upper(), name) for recording, name in spelt.items()}
 
 
