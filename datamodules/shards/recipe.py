@@ -152,10 +152,12 @@ class BuildFolder:
                 f"{self.folder} already holds {strangers[0]}, which this build has not made. Give another --out."
             )
 
-    def others(self) -> list[str]:
-        """Return the names of tars in the folder that no part of the build has made."""
+    def others(self) -> list[Noted]:
+        """Return a note where tars lie in the folder that no part of the build has made."""
         made = {marker.name.removesuffix(_DONE) for marker in self.state.glob(f"*{_DONE}")}
-        return sorted(path.name for path in self.folder.glob("[!.]*.tar") if path.name not in made)
+        others = sorted(path.name for path in self.folder.glob("[!.]*.tar") if path.name not in made)
+        detail = f"{len(others)} that this build has not made, and *.tar reads: {', '.join(others[:3])}"
+        return [Noted(str(self.folder), "?", "other tars in --out", detail)] if others else []
 
     def _remove_unplanned(self, names: Sequence[str]) -> None:
         """Remove shards of a plan that had more of them: recordings were usable then that are not now."""
