@@ -142,6 +142,23 @@ def test_rows_that_say_that_they_are_of_several_splits_are_noted(build, save, js
     assert (tmp_path / "one/notes.jsonl").read_text() == ""
 
 
+@pytest.mark.parametrize("names", [("train", "dev"), ("train", "train-2"), ("a", "b")])
+@pytest.mark.parametrize("kind", ["folders", "tars"])
+def test_splits_that_the_names_inside_a_source_tell_are_noted(
+    build, save, write_shard, flac, tmp_path, notes, names, kind
+):
+    source = tmp_path / "corpus"
+    if kind == "tars":
+        source.mkdir()
+        for i, name in enumerate(names):
+            write_shard(source / f"{name}-000000.tar", [(f"k{i}", {"flac": flac(1.0), "txt": b"one"})])
+    else:
+        rows = [f"{name}/x.wav,one" for name in names if save(f"corpus/{name}/x.wav")]
+        (source / "metadata.csv").write_text("\n".join(["file_name,transcription", *rows, ""]))
+    assert len(build(source)) == 2
+    assert notes().count("several splits in one") == (names[1] == "dev")
+
+
 def test_a_begin_without_an_end_is_noted_where_nothing_begins_behind_it(build, save, json_lines, tmp_path, notes):
     row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one", "start_sec": 1.0, "len": 2.0}
     (sample,) = build(json_lines(tmp_path / "m.jsonl", [row])).values()
