@@ -99,9 +99,10 @@ def av_info(file: BinaryIO, decode: bool = False) -> AudioInfo:
             raise DataError(f"unreadable audio: {_short(error)}") from error
         rate_hz = int(stream.sample_rate)
         num_frames = round(seconds * rate_hz) - skipped
-        _check_least(seconds, _least_seconds(container, stream))
         remarks = _track_remarks(container)
-        if decode or is_doubtful or container.format.name in _BARE:
+        if not (decode or is_doubtful or container.format.name in _BARE):
+            _check_least(seconds, _least_seconds(container, stream))
+        else:
             remarks = []
             num_frames = round(rate_hz * sum(len(block) / rate for rate, block in av_blocks(file, remarks=remarks)))
         if num_frames <= 0:
@@ -114,14 +115,15 @@ def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int, bool]:
 
     A raw stream has no header that tells it, and others may be wrong. Times are used where a container has them; MP3
     has none, and its packets note what their encoder added. Times are in doubt where they have holes or begin anew,
-    or there are none.
+    there are none, or nothing says how long the last packet is (a block of WavPack may last for seconds).
     """
-    end = lasting = skipped = longest = 0
+    end = lasting = skipped = longest = last = 0
     begin = max(stream.start_time or 0, 0)
     is_first = all_last = True
     for packet in packets:
         lasting += packet.duration or 0
         longest = max(longest, packet.duration or 0)  # in MP4 the packet before a hole lasts until its end
+        last = (packet.duration or 0) if packet.size else last
         all_last &= bool(packet.duration or not packet.size)
         left_out = _left_out(packet) if is_first or stream.codec_context.name in _BY_DURATION else (0, 0)
         if stream.codec_context.name in _BY_DURATION:
@@ -136,7 +138,7 @@ def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int, bool]:
     by_times = float((end - begin) * stream.time_base)
     differs = all_last and abs(by_times - float(lasting * stream.time_base)) > _DOUBTFUL_SECONDS
     has_hole = float(longest * stream.time_base) > _DOUBTFUL_SECONDS
-    return by_times, skipped, differs or has_hole or by_times <= 0
+    return by_times, skipped, differs or has_hole or last <= 0 or by_times <= 0
 
 
 def _left_out(packet: Any) -> tuple[int, int]:

@@ -21,13 +21,13 @@ def encode(container, subtype=None, endian=None):
     return buffer.getvalue()
 
 
-def ffmpeg(container, codec, late_seconds=0, samples=TONE, rate=RATE, **options):
+def ffmpeg(container, codec, late_seconds=0, samples=TONE, rate=RATE, size=1152, **options):
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=options) as output:
         stream = output.add_stream(codec, rate=rate, layout="mono")
         if codec == "wmav2":
             stream.bit_rate = 64_000  # without which it does not open
-        size = stream.codec_context.frame_size or 1152
+        size = stream.codec_context.frame_size or size
         for begin in range(0, len(samples), size):
             frame = av.AudioFrame.from_ndarray(samples[None, begin : begin + size].copy(), "flt", "mono")
             frame.sample_rate, frame.pts = rate, begin + late_seconds * rate
@@ -72,6 +72,7 @@ SELDOM = {
     "MP2": lambda: ffmpeg("mp2", "mp2"),
     "Creative's VOC": lambda: ffmpeg("voc", "pcm_u8"),
     "raw AAC": lambda: ffmpeg("adts", "aac"),
+    "WavPack in Matroska": lambda: ffmpeg("matroska", "wavpack", size=2 * RATE),  # no packet has a duration
     "live Matroska": lambda: ffmpeg("matroska", "pcm_s16le", live="1"),
     "WebM that begins late": lambda: ffmpeg("webm", "libopus", late_seconds=5),
     "Matroska that begins late": lambda: ffmpeg("matroska", "pcm_s16le", late_seconds=5),
