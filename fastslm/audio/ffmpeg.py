@@ -25,6 +25,8 @@ _BLOCK_SECONDS = 10
 _BY_DURATION = ("mp3", "mp3float", "mp2", "mp2float")
 #: Whose index leads to the place that it says; others are decoded from their beginning.
 _INDEXED = {"mov", "matroska"}
+#: From which type of a frame on AMR has none of speech, where nobody spoke (DTX). FFmpeg's decoder lacks these.
+_PAUSES = {"amrnb": 8, "amrwb": 9}
 #: Streams without a container, for whose packets FFmpeg makes up times: rounded ones, and all at the rate of the first.
 _BARE = {"aac", "ac3", "eac3", "dts"}
 #: Whose header tells how long they are; of other files FFmpeg guesses it from their bit rate.
@@ -268,12 +270,27 @@ def _frames(container: Any, stream: Any, skip_to: Any) -> Iterator[Any]:
         if skip_to is not None and packet.pts is not None and packet.pts < skip_to:
             continue
         try:
-            frames = packet.decode()
+            frames = [_silence(packet)] if _is_pause(packet) else packet.decode()
         except av.FFmpegError:  # AC-3 has numbers of its own for it
             if not may_lose:
                 raise
             frames = [float((packet.duration or 0) * stream.time_base)]
         yield from frames
+
+
+def _is_pause(packet: Any) -> bool:
+    first = _PAUSES.get(packet.stream.codec_context.name)
+    return first is not None and packet.size > 0 and (bytes(packet)[0] >> 3) & 15 >= first
+
+
+def _silence(packet: Any) -> Any:
+    import av
+
+    stream = packet.stream
+    samples = round(packet.duration * packet.time_base * stream.sample_rate)
+    frame = av.AudioFrame.from_ndarray(np.zeros((stream.channels, samples), np.float32), "fltp", stream.layout.name)
+    frame.sample_rate, frame.pts, frame.time_base = stream.sample_rate, packet.pts, packet.time_base
+    return frame
 
 
 def _track_remarks(container: Any) -> list[str]:
