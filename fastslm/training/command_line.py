@@ -41,6 +41,7 @@ from fastslm.training.full_disk import full_disk
 from fastslm.training.job_timer import JobTimer
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
+from fastslm.training.moved_run import MovedRun
 from fastslm.training.preemption import Preempted, Preemption
 from fastslm.training.run_folder import RunFolder, asides, csv_files, move_metrics
 from fastslm.training.shielded_loader import lost_worker
@@ -207,7 +208,7 @@ class TrainingCLI(LightningCLI):
         refuse_launcher(trainer.strategy, config.trainer.strategy)
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # it came from the environment
         trainer.callbacks[:0] = [Watchdog(config.watchdog_seconds)]  # type: ignore[attr-defined]
-        trainer.callbacks += [ValidationData(), DueValidation(), Preemption()]  # type: ignore[attr-defined]
+        trainer.callbacks += [MovedRun(), ValidationData(), DueValidation(), Preemption()]  # type: ignore[attr-defined]
         # Lightning's handlers swallow a signal that comes before the first step, or in an evaluation.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         given = [str(callback.class_path) for callback in config.trainer.callbacks or []]
