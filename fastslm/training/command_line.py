@@ -224,8 +224,8 @@ class TrainingCLI(LightningCLI):
         self._dump_config()
         self.model.run_config = redacted_values(self.config_dump)
         self.model.weights = self._weights
-        if self.subcommand == "fit":
-            check_callbacks(self.trainer)  # they are set up before the model, which checks them for other trainers
+        if self.subcommand == "fit":  # they are set up before the model, which checks them for other trainers
+            check_callbacks(self.trainer, Path(os.path.expanduser(self.config.fit.run_folder)))
         if self._weights is not None and self._weights[1] == "resume":
             state = prepare_resume(self.trainer, self._weights[0])
             self.config_init[self.subcommand].ckpt_path = str(state)
