@@ -90,7 +90,9 @@ class _SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` of the run without passwords and signatures: run folders are passed on."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write it."""
+        """Write it where the run trains: an evaluation leaves what the run was trained with."""
+        if stage != "fit":
+            return
         super().setup(trainer, pl_module, stage)
         file = Path(str(trainer.log_dir)) / self.config_filename
         if trainer.is_global_zero and file.is_file():
@@ -243,10 +245,11 @@ class TrainingCLI(LightningCLI):
         self._weights = find_weights(given, config.get("init_from"), command, self.trainer.is_global_zero, moved)
         # Evaluation needs weights only, which come in one format whatever strategy saved them.
         resumed = self._weights[0].trainer_state if given and command == "fit" and self._weights else None
-        config.ckpt_path = self.config_init[command].ckpt_path = None if resumed is None else str(resumed)
+        self.config_init[command].ckpt_path = None if resumed is None else str(resumed)
+        config.ckpt_path = None  # `config.yaml` is of the run: given to another command, it goes on from nothing
         metrics = csv_files(self.trainer.loggers) if self.trainer.is_global_zero else []
         if self._folder is not None:
-            self._folder.make_room(config.ckpt_path is not None, metrics)
+            self._folder.make_room(resumed is not None, metrics)
         else:
             move_metrics(metrics)
 
