@@ -16,6 +16,7 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from fastslm.checkpoint import Checkpoint, Purpose, find_folder, find_plain, open_checkpoint, verify_trainer_state
@@ -90,9 +91,9 @@ class _SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` of the run without passwords and signatures: run folders are passed on."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write it where the run trains: an evaluation leaves what the run was trained with."""
+        """Write it; an evaluation writes one of its own, and leaves what the run was trained with."""
         if stage != "fit":
-            return
+            self.config_filename = f"config-{TrainerFn(stage).value}.yaml"
         super().setup(trainer, pl_module, stage)
         file = Path(str(trainer.log_dir)) / self.config_filename
         if trainer.is_global_zero and file.is_file():

@@ -35,6 +35,7 @@ def test_validating_a_run_by_it_in_its_own_folder_keeps_its_metrics_and_configur
     before = [file.read_bytes() for file in files]
     command_line(TrainingCLI, ["validate", "--config", str(files[1]), "--model.max_new_tokens", "3"])
     assert [file.read_bytes() for file in files] == before
+    assert yaml.safe_load((tmp_path / "run" / "config-validate.yaml").read_text())["model"]["max_new_tokens"] == 3
 
 
 @pytest.mark.slow
