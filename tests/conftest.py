@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -41,6 +42,14 @@ def pytest_runtest_setup(item):
 def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 -- some libraries still use the global state
+
+
+@pytest.fixture(autouse=True)
+def _lightning_logs_here():
+    """Let Lightning log to the standard error of now: its handlers keep that of the test that imported it."""
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+        for handler in logging.getLogger(name).handlers:
+            handler.stream = sys.stderr
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import logging
 import math
 import os
 import signal
@@ -24,9 +23,8 @@ from fastslm.training.first_gradients import FirstGradients
 
 
 @pytest.fixture
-def stopped(run_config, capsys, monkeypatch):
+def stopped(run_config, capsys):
     """Return a runner of ``fastslm fit`` that must end in a sentence; gives it."""
-    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler keeps the stream of the test before
 
     def run(*flags):
         assert main(["fit", "--config", str(run_config), *flags]) == 2
@@ -175,8 +173,7 @@ def idle_layer(monkeypatch):
     monkeypatch.setattr(HTA, "__init__", more)
 
 
-def test_a_layer_that_gets_no_gradient_is_named(run_config, capsys, idle_layer, monkeypatch):
-    monkeypatch.setattr(logging, "raiseExceptions", False)
+def test_a_layer_that_gets_no_gradient_is_named(run_config, capsys, idle_layer):
     assert main(["fit", "--config", str(run_config), "--trainer.max_steps", "2"]) == 0
     (note,) = [line for line in capsys.readouterr().err.splitlines() if "got no gradient" in line]
     assert "tensors got no gradient in the first pass: path.abstractor.idle.bias, path.abstractor.idle.weight." in note

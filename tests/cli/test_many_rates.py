@@ -1,7 +1,6 @@
 """One model, many rates: trained with a list of tokens per window, and run at any of them by one flag."""
 
 import csv
-import logging
 
 import pytest
 import yaml
@@ -10,9 +9,8 @@ from fastslm.cli import main
 
 
 @pytest.fixture
-def refused(run_config, capsys, monkeypatch):
+def refused(run_config, capsys):
     """Return a function that trains, which must be refused in a sentence, and gives it."""
-    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler keeps the stream of the test before
 
     def fit():
         assert main(["fit", "--config", str(run_config)]) == 2

@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import logging
 
 import pytest
 import torch
@@ -13,9 +12,8 @@ from fastslm.cli import main
 
 
 @pytest.fixture
-def fit(run_config, capsys, monkeypatch):
+def fit(run_config, capsys):
     """Return a runner of a short fit: gives its exit status and what it said."""
-    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler keeps the stream of the test before
 
     def run(*flags):
         short = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2")
