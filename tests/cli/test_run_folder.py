@@ -152,7 +152,9 @@ def test_a_disk_that_is_full_is_named_with_the_checkpoint_to_go_on_from(fit, tmp
 def test_a_full_disk_before_the_first_checkpoint_says_that_there_is_none(tmp_path):
     error = OSError(errno.ENOSPC, "No space left on device")
     assert full_disk(error, tmp_path).endswith("Free space there, and begin anew: there is no whole checkpoint.")
-    assert full_disk(OSError(errno.ENOSPC, "No space left on device", "a.txt"), tmp_path) is None  # it says which file
+    assert full_disk(OSError(errno.ENOSPC, "No space left on device", "a.txt"), tmp_path) is None  # of another folder
+    error.filename = str(tmp_path / "metrics.csv")
+    assert "metrics, logs and predictions" in full_disk(error, tmp_path)
     assert full_disk(OSError(errno.ENOENT, "No such file"), tmp_path) is None
 
 
