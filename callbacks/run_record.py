@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from fastslm.evaluation.sealed import sealed
 from fastslm.files import write_atomically
 from fastslm.path.batch import Batch
 from fastslm.path.flops import count_flops
@@ -143,4 +144,4 @@ def _device_name(device: torch.device) -> str:
 
 def _write(trainer: L.Trainer, name: str, record: Mapping[str, Any]) -> None:
     if trainer.is_global_zero:
-        write_atomically(Path(trainer.default_root_dir) / name, json.dumps(record, indent=1) + "\n")
+        write_atomically(Path(trainer.default_root_dir) / name, json.dumps(sealed(record), indent=1) + "\n")

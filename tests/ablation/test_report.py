@@ -9,6 +9,7 @@ from fastslm.ablation.report import summarise, write_report
 from fastslm.ablation.runs import Run, execute
 from fastslm.cli import main
 from fastslm.errors import DataError
+from fastslm.evaluation.sealed import sealed
 
 
 def row(variant, seed, errors, **changes):
@@ -155,6 +156,7 @@ CUT = '{"variant": "A"'
         ("A/seed-0.json", CUT, "is damaged"),
         ("A/seed-0.json", "[]", "is damaged: it holds a list"),
         ("A/seed-0.json", json.dumps(row("B", 0, [2])), "holds the row of B seed 0, and not of A seed 0"),
+        ("A/seed-0.json", json.dumps(sealed(row("A", 0, [2])) | {"wer": 0.0}), "is damaged: it has changed since"),
         ("ablation.json", CUT, "is damaged"),
         ("ablation.json", '{"command": "", "runs": "A"}', "is damaged: it does not list variants and seeds"),
     ],
