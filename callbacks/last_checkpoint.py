@@ -21,7 +21,7 @@ class LastCheckpoint(ModelCheckpoint):
         every_n_train_steps: optimizer steps between saves, above 0.
         every_n_minutes: save also when the latest save is this many minutes old, after the step at hand. The clock of
             the first process decides, and all ranks save after the same step. Null saves by steps alone.
-        dirpath: folder; null takes the run's ``checkpoints``.
+        dirpath: null takes the run's ``checkpoints``, and another folder is refused: ``--ckpt_path last`` looks there.
 
     Raises:
         ConfigError: a number is out of bounds.

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from fastslm.audio.decoding import decode, read_info
+from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
 from fastslm.path.batch import Batch, Dialogue, Sample
 from fastslm.path.broken import Broken
@@ -25,7 +26,7 @@ from fastslm.training.data_source import Split
 
 from .index.dialogues import dialogue_of
 from .index.entries import describe
-from .loading.planned import PlannedDataset
+from .loading.planned import MOST_SECONDS_OFF, PlannedDataset
 from .plan.costs import costs_of
 from .plan.plan import Costs
 from .plan.sampler import PlanSampler
@@ -90,16 +91,16 @@ class ListedSource(PlannedSource):
     def audio(cls, sample: Listed) -> list[Int16Array]:
         """Return the recordings of a sample, int16 ``[N]`` at 16 kHz. Called in the loading processes.
 
+        A sample with recordings of another number, kind or length than was listed is counted as broken.
+
         Raises:
             DataError: one cannot be read; the sample is counted as broken, and training goes on.
+            OSError: the same.
         """
         recordings = []
         for path in sample.files:
-            try:
-                with open(path, "rb") as file:
-                    recordings.append(decode(file))
-            except OSError as error:
-                raise DataError(f"unreadable file: {error}") from error
+            with open(path, "rb") as file:
+                recordings.append(decode(file))
         return recordings
 
     def plan(self, split: Split) -> Planning:
@@ -185,7 +186,30 @@ class _ListedDataset(PlannedDataset):
     def sample(self, index: int, dialogue: Dialogue, weight: float) -> Sample:
         """Return a sample with its audio."""
         item = self._listed[index]
-        return Sample(item.key, dialogue, self._audio(item), weight)
+        try:
+            audio = self._audio(item)
+        except OSError as error:
+            raise DataError(f"unreadable audio: {error}") from error
+        _check_audio(audio, item.num_samples)
+        return Sample(item.key, dialogue, audio, weight)
+
+
+def _check_audio(audio: Any, num_samples: Sequence[int]) -> None:
+    """Compare what ``audio`` gave with what was listed, by which batches were planned.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if len(audio) != len(num_samples):
+        raise DataError(f"number of recordings differs: audio gives {len(audio)}, {len(num_samples)} are listed")
+    for samples, listed in zip(audio, num_samples, strict=True):
+        if not isinstance(samples, np.ndarray) or samples.dtype != np.int16 or samples.ndim != 1:
+            shape = [*getattr(samples, "shape", ["?"])]
+            kind = getattr(samples, "dtype", type(samples).__name__)
+            raise DataError(f"no int16 samples [N]: audio gives {kind} {shape}")
+        if abs(len(samples) - listed) > MOST_SECONDS_OFF * SAMPLE_RATE_HZ:
+            there, known = len(samples) / SAMPLE_RATE_HZ, listed / SAMPLE_RATE_HZ
+            raise DataError(f"length differs: audio gives {there:.2f} s, {known:.2f} s are listed")
 
 
 def _fingerprint(file: BinaryIO) -> str:

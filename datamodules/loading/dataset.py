@@ -17,9 +17,7 @@ from ..index.texts import joined
 from ..plan.sampler import PlanSampler
 from ..reading.audio import decode
 from ..reading.store import Store
-from .planned import PlannedDataset
-
-_MOST_SECONDS_OFF = 0.5  # by which packets of a video codec and what comes of them may differ
+from .planned import MOST_SECONDS_OFF, PlannedDataset
 
 
 class ShardDataset(PlannedDataset):
@@ -106,7 +104,7 @@ class ShardDataset(PlannedDataset):
         if found != crc32:
             raise DataError("checksum differs: its audio was modified after indexing")
         samples = decode(file, remarks=doubts)
-        if abs(len(samples) - num_samples) > _MOST_SECONDS_OFF * SAMPLE_RATE_HZ:  # batches were planned by it
+        if abs(len(samples) - num_samples) > MOST_SECONDS_OFF * SAMPLE_RATE_HZ:  # batches were planned by it
             there, known = len(samples) / SAMPLE_RATE_HZ, num_samples / SAMPLE_RATE_HZ
             raise DataError(
                 f"length differs from index: {there:.2f} s are decoded, the index knows {known:.2f} s; make it anew:"

@@ -12,6 +12,9 @@ from fastslm.path.broken import Broken
 from ..plan.plan import RankBatch
 from ..plan.sampler import PlanSampler
 
+#: By which a recording may differ from the length that its batch was planned by, as packets of a video codec do.
+MOST_SECONDS_OFF = 0.5
+
 
 class PlannedDataset(Dataset[Batch], ABC):
     """Reads batches of a plan; a broken sample is replaced and reported, never dropped unseen.

@@ -151,10 +151,7 @@ def build(
         output.begin(listing.fingerprint, surveyed.fingerprint, _deciding(options), names, overwrite)
         records = _run(shards, output, listing, num_workers, max_broken_share)
         refused = listing.refused + [item for record in records for item in record.refused]
-        noted = listing.noted + [item for record in records for item in record.noted]
-        if others := output.others():
-            detail = f"{len(others)} that this build has not made, and *.tar reads: {', '.join(others[:3])}"
-            noted.append(Noted(str(folder), "?", "other tars in --out", detail))
+        noted = listing.noted + [item for record in records for item in record.noted] + output.others()
         made = [record for record in records if record.num_samples]
         num_samples, seconds = sum(r.num_samples for r in made), sum(r.seconds for r in made)
         counted = {"shards": len(made), "samples": num_samples, "hours": round(seconds / 3600, 4)}

@@ -11,12 +11,15 @@ from unicodedata import category
 from fastslm.errors import DataError
 
 from ..reading.tar import readable
+from .translations import take_translation
 from .utterance import NO_TEXT, Audio, Noted, Refused, Utterance, answer_field, check_fields, letters_of, real_path
 
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
 _HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
 _PATH = re.compile(r"\S+\.(txt|lab|trn|json|srt|vtt|TextGrid)", re.IGNORECASE)
-_CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")  # and what stands for bytes that were no text
+#: And what stands for bytes that were no text, or before a text of its own.
+_CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ufeff]")
+_TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\([^()]*\)")  # as corpora write noises, and what nobody understood
 _LONGEST_KEY = 120  # the rest of a longer one is replaced by a digest
 
 
@@ -163,12 +166,13 @@ def _with_unique_keys(
     texts: dict[int, tuple[int, str]] = {}
     for item in items:
         if isinstance(item, Utterance):
-            for name, value in defaults.items():
-                free = name == "task" and item.fields.get("messages") is not None
-                if item.fields.get(name) in (None, "") and not free:
-                    item.fields[name] = value
             _spell(item)
             try:
+                remarks = take_translation(item.fields, defaults.get("language", ""))
+                for name, value in defaults.items():
+                    free = name == "task" and item.fields.get("messages") is not None
+                    if item.fields.get(name) in (None, "") and not free:
+                        item.fields[name] = value
                 _check_words(item.key, item.fields)
                 check_fields(item.fields, len(item.audio))
             except DataError as error:
@@ -182,6 +186,7 @@ def _with_unique_keys(
             elif first.setdefault(item.key, item.where) and item.key != unicodedata.normalize("NFC", name):
                 yield Noted(item.where, name, "key spelt anew", f"called {item.key}")
             yield from _said_otherwise(item, texts)
+            yield from Noted.of(item, remarks)
             yield from _doubts(item)
         yield item
 
@@ -220,7 +225,7 @@ def _doubts(item: Utterance) -> Iterator[Noted]:
     """Note where the words may be none."""
     answer = item.fields.get(answer_field(item.fields) or "")
     if isinstance(answer, str):
-        if answer.strip().casefold() in NO_TEXT or not any(c.isalnum() for c in answer):
+        if answer.strip().casefold() in NO_TEXT or not any(c.isalnum() for c in _TAG.sub("", answer)):
             yield Noted(item.where, item.key, "text may be missing", f"it is {answer.strip()!r:.80}")
         if _CONTROL.search(answer):
             yield Noted(item.where, item.key, "control characters", f"in its text: {answer!r:.80}")

@@ -14,7 +14,7 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "audio": ("audio", "audio_filepath", "path", "audio_path", "file", "filename", "file_name", "wav"),
     "text": ("text", "sentence", "transcript", "transcription", "normalized_text"),
     "speaker": ("speaker", "speaker_id", "client_id", "spk", "spk_id"),
-    "language": ("language", "lang", "locale", "source_lang"),
+    "language": ("language", "lang", "locale", "source_lang", "src_lang"),
     "id": ("id", "utt_id", "utterance_id", "sample_id", "key"),
     "group": ("chapter", "chapter_id", "recording_id", "session"),
 }

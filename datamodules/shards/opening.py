@@ -28,7 +28,7 @@ _MAGIC = (
 
 
 class SourceChangedError(FastSLMError):
-    """A tar or table is no longer what was listed: its places would give samples the audio of others."""
+    """A file is no longer what was listed: its places would give samples the audio of others."""
 
     def __init__(self, path: str) -> None:
         super().__init__(
@@ -43,7 +43,7 @@ def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
 
     Raises:
         DataError: it is missing or cannot be read.
-        SourceChangedError: it lies in a tar or table that is not the one that was listed.
+        SourceChangedError: its file, or the tar or table that holds it, is not the one that was found before.
     """
     if audio.cell is not None:
         if audio.container not in (None, open_table(audio.path).state):
@@ -66,7 +66,7 @@ def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
     except OSError as error:
         raise DataError(f"unreadable file: {path}: {error.strerror or error}") from error
     with stream:
-        if audio.region is not None and audio.container not in (None, tar_state(stream.fileno())):
+        if audio.cell is None and audio.container not in (None, tar_state(stream.fileno())):
             raise SourceChangedError(path)
         try:
             if audio.region is not None:

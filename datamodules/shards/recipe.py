@@ -26,6 +26,7 @@ from .utterance import Finding, Noted, Refused
 FORMAT_VERSION = 2
 _STATE, _DONE = ".build", ".done.json"
 _RECIPE = re.compile(r"build(-p\d+of\d+)?\.json")
+_PART = re.compile(r"-p(\d+)of(\d+)[-.]")
 #: Reasons that a disk or a network may give today, and not tomorrow, without a trace in size and time.
 _PASSING = frozenset(("missing file", "unreadable file"))
 _FINDINGS = ("broken", "notes")
@@ -151,10 +152,12 @@ class BuildFolder:
                 f"{self.folder} already holds {strangers[0]}, which this build has not made. Give another --out."
             )
 
-    def others(self) -> list[str]:
-        """Return the names of tars in the folder that no part of the build has made."""
+    def others(self) -> list[Noted]:
+        """Return a note where tars lie in the folder that no part of the build has made."""
         made = {marker.name.removesuffix(_DONE) for marker in self.state.glob(f"*{_DONE}")}
-        return sorted(path.name for path in self.folder.glob("[!.]*.tar") if path.name not in made)
+        others = sorted(path.name for path in self.folder.glob("[!.]*.tar") if path.name not in made)
+        detail = f"{len(others)} that this build has not made, and *.tar reads: {', '.join(others[:3])}"
+        return [Noted(str(self.folder), "?", "other tars in --out", detail)] if others else []
 
     def _remove_unplanned(self, names: Sequence[str]) -> None:
         """Remove shards of a plan that had more of them: recordings were usable then that are not now."""
@@ -166,13 +169,18 @@ class BuildFolder:
                 marker.unlink()
 
     def _clear(self) -> None:
-        for marker in self._markers():
-            remove_shard(self.folder / marker.name.removesuffix(_DONE))
-            marker.unlink()
-        for partial in self.folder.glob(f".*{self.part.suffix}-*{PARTIAL}"):
-            partial.unlink(missing_ok=True)
-        for recipe in [self.recipe] if self.part.suffix else self._recipes():
-            recipe.unlink(missing_ok=True)
+        """Remove what was made, by a build of any number of parts; another part of this one clears away its own."""
+        for marker in self.state.glob(f"*-*{_DONE}"):
+            if not self._is_of_another_part(marker):
+                remove_shard(self.folder / marker.name.removesuffix(_DONE))
+                marker.unlink(missing_ok=True)  # all parts do this at once
+        for path in [*self.folder.glob(f".*-*{PARTIAL}"), *self._recipes()]:
+            if not self._is_of_another_part(path):
+                path.unlink(missing_ok=True)
+
+    def _is_of_another_part(self, path: Path) -> bool:
+        match = _PART.search(path.name)
+        return match is not None and int(match[2]) == self.part.of and int(match[1]) != self.part.number
 
     def _markers(self) -> list[Path]:
         return sorted(self.state.glob(f"*{self.part.suffix}-*{_DONE}"))
@@ -226,13 +234,18 @@ class BuildFolder:
 
 
 def _read_recipe(path: Path, overwrite: bool) -> dict[str, Any]:
-    """Return what a build has noted of itself; nothing where that is damaged and to be overwritten.
+    """Return what a build has noted of itself; nothing where that is damaged or gone and to be overwritten.
 
     Raises:
         DataError: it is damaged, or the file is somebody else's.
     """
     with guarded(path):
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            if overwrite:  # another part has cleared it away
+                return {}
+            raise
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):

@@ -107,6 +107,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(samples)} samples in {len(work)} shards in {options.out} (they were in {len(paths)})")
     for note in noted:
         print(f"{note.shard}: {note.reason}: {note.detail}")
+    for other in output.others():
+        print(f"{other.where}: {other.reason}: {other.detail}")
     return 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fastslm.errors import DataError
 
+from ..reading.store import TarState
 from .opening import info_of, state_of
 from .processes import Progress, Report, run_in_order
 from .split import split
@@ -59,7 +60,11 @@ def survey(utterances: Sequence[Utterance], split_seconds: float | None, num_wor
 def _look(chunk: _Chunk, report: Report) -> _Surveyed:
     surveyed = _Surveyed([], [])
     for utterance in chunk.utterances:
-        surveyed.states += [state_of(audio) for audio in utterance.audio]
+        for audio in utterance.audio:
+            state = state_of(audio)
+            surveyed.states.append(state)
+            if audio.container is None and any(state):
+                audio.container = TarState(*state)
         try:
             for audio in utterance.audio:
                 _measure(audio)

@@ -24,23 +24,32 @@ _NAME = re.compile(
     rf"((segment|seg|utterance|utt|time|t|{_SAID})_)?(?P<kind>{'|'.join(sum(_KINDS.values(), ()))})(_?time)?"
     r"(_(in_)?((?P<ms>ms|msecs?|millis|milliseconds?)|s|secs?|seconds?|((hh_)?mm_)?ss(_ms|_msecs?|_mmm)?))?"
 )
-_EDGES = frozenset(
-    (*_KINDS["offset"], *_KINDS["end"], "starttime", "endtime", "from", "to", "starts", "begins", "ends", "finish")
+_STARTS_AND_ENDS = frozenset(
+    (*_KINDS["offset"], *_KINDS["end"], "starttime", "endtime", "tstart", "tend", "starts", "begins", "ends", "finish")
 )
+_EDGES = _STARTS_AND_ENDS | {"from", "to"}
 _MARKS = frozenset(("in", "out"))  # of cutting lists, where the name ends so
-#: What may stand beside these words in the name of a time in a unit, or of a thing, that is not known here.
+#: With these beside it a start or an end is none of audio.
+_OF_OTHERS = re.compile(
+    "date|day|month|year|utc|timezone|zone|page|verse|chars?|tokens?|bytes?|is|has|count|reason|type|score|prob|confidence"
+)
+#: What may stand beside other words in the name of a time in a unit, or of a thing, that is not known here.
 _BESIDE = re.compile(
     "times?|timestamps?|timecode|tc|interval|span|range|ts|t|s|secs?|seconds?|hh|mm|ss|msecs?|ms|us|ns|in|at|of|samples?|frames?"
     "|index|idx|position|pos|point|segment|seg"
-    f"|utterance|utt|clip|audio|speech|word|video|chunk|{_SAID}"
+    f"|utterance|utt|clip|cut|mark|audio|speech|word|video|chunk|{_SAID}"
 )
 _DURATIONS = ("duration", "duration_ms")
 _LATEST_SECONDS = 1e15  # any recording ends before, in whatever unit
-_MOMENTS = frozenset(("t_0", "t_1", "s", "e"))
-_PAIR = re.compile(r"[\[(]?\s*\d+([.,]\d+)?\s*(-+>?|\u2013|to|[,;:])\s*\d+([.,]\d+)?\s*[\])]?")
+_MOMENTS = frozenset(
+    ("t_0", "t_1", "s", "e", "bos", "eos", "st", "et", "bg", "ed", "left", "right", "inpoint", "outpoint")
+)
+_READING = r"\d+(:\d+)*([.,;]\d+)?"  # of any clock, also one that counts frames
+_PAIR = re.compile(rf"[\[(]?\s*{_READING}\s*(-+>?|\u2013|to|[,;:])\s*{_READING}\s*[\])]?")
 _USUAL_DURATIONS = ("duration", "duration_seconds", "duration_sec", "duration_s", "duration_ms")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
-_CLOCK = re.compile(r"\d+(:\d\d)+([.,]\d+)?")
+#: Hours, minutes and seconds, or the last two; a fourth group would be days or frames.
+_CLOCK = re.compile(r"\d+(:[0-5]\d){1,2}([.,]\d+)?")
 
 
 def _folded(name: str) -> str:
@@ -78,7 +87,7 @@ def untaken(utterance: Utterance) -> Iterator[str]:
         like = _time_like(name)
         if not (like or isinstance(value, dict)):
             continue
-        is_edge = like == "an edge" and _is_number(value)
+        is_edge = like == "an edge" and _is_reading(value)
         if is_edge or _is_pair(value):
             hint = f"where it is in seconds: --column offset={name}"
             yield f"time not taken: {name} is {value!r:.40}, and cuts no audio; {hint}"
@@ -92,7 +101,7 @@ def untaken(utterance: Utterance) -> Iterator[str]:
 def _time_like(name: str) -> Literal["", "an interval", "an edge"]:
     """Return what a column may be, by its name, if it is a time."""
     words = _folded(name).split("_")
-    if _folded(name) in _MOMENTS:
+    if _folded(name) in _MOMENTS or ({*words} & _STARTS_AND_ENDS and not any(map(_OF_OTHERS.fullmatch, words))):
         return "an edge"
     if not all(map(_BESIDE.fullmatch, {*words[:-1], *({words[-1]} - _MARKS)} - _EDGES)):
         return ""
@@ -103,19 +112,20 @@ def _is_pair(value: Any) -> bool:
     """Say whether a value is a begin and an end, in a list, in an object or as text."""
     if isinstance(value, dict):
         edges = [item for name, item in value.items() if _folded(str(name)) in _EDGES]
-        return len(edges) == 2 and all(map(_is_number, edges))
+        return len(edges) == 2 and all(map(_is_reading, edges))
     if isinstance(value, str):
         return bool(_PAIR.fullmatch(value.strip()))
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):  # as of words, and there is one
         return _is_pair(value[0])
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_reading, value))
 
 
-def _is_number(value: Any) -> bool:
+def _is_reading(value: Any) -> bool:
+    """Say whether a value is a number, or what a clock of any kind shows."""
     try:
-        return value not in (None, "") and number(value, "") is not None
+        return number(value, "") is not None
     except DataError:
-        return False
+        return re.fullmatch(_READING, str(value).strip()) is not None
 
 
 def _take_from_and_to(fields: dict[str, Any]) -> None:
@@ -123,7 +133,7 @@ def _take_from_and_to(fields: dict[str, Any]) -> None:
     spelt = {name.lower(): name for name in fields if name.lower() in ("from", "to")}
     ends = [fields.get(name) for name in spelt.values()]
     is_taken = any(fields.get(name) not in (None, "") for name in ("offset", "end", "offset_ms", "end_ms"))
-    if len(ends) == 2 and not is_taken and all(map(_is_number, ends)) and any("." in str(end) for end in ends):
+    if len(ends) == 2 and not is_taken and all(map(_is_reading, ends)) and any("." in str(end) for end in ends):
         fields["offset"], fields["end"] = fields.pop(spelt["from"]), fields.pop(spelt["to"])
 
 
@@ -195,7 +205,7 @@ def _seconds(seconds: Any, thousandths: Any, what: str) -> float | None:
 
 
 def _is_clock(value: Any) -> bool:
-    return isinstance(value, str) and _CLOCK.fullmatch(value.strip()) is not None
+    return _CLOCK.fullmatch(str(value).strip()) is not None
 
 
 def number(value: Any, what: str) -> float | None:
@@ -206,11 +216,14 @@ def number(value: Any, what: str) -> float | None:
     """
     if value is None or value == "":
         return None
+    text = str(value).strip()
     try:
-        parts = value.strip().replace(",", ".").split(":") if _is_clock(value) else [value]
+        if "_" in text:  # Python reads 1_0 as 10
+            raise ValueError
+        parts = text.replace(",", ".").split(":") if _is_clock(text) else [text]
         result = functools.reduce(lambda total, part: 60 * total + part, map(float, parts))
-    except (TypeError, ValueError, OverflowError):
+    except ValueError:
         result = math.nan
     if not math.isfinite(result):
-        raise DataError(f"unusable fields: {what} is {value!r:.40}, no number")
+        raise DataError(f"unusable fields: {what} is {value!r:.40}, no number of seconds and no time as H:MM:SS.s")
     return result

@@ -25,7 +25,10 @@ from .utterance import Audio, Noted, Refused, Utterance
 
 Samples = npt.NDArray[np.int16]
 _BLOCK_SAMPLES = 1 << 20
-_CHANNEL = re.compile(r"(audio_?)?(channel(_?(id|idx|index|name|no|nr|number|selector))?|ch|side)", re.IGNORECASE)
+_KEY = "(_?(id|idx|index|name|no|nr|number|selector|tag))?"
+_CHANNEL = re.compile(rf"(audio_?)?(chan(nel)?|ch|side){_KEY}", re.IGNORECASE)
+_TRACK = re.compile(rf"(audio_?)?(track|mic|stream){_KEY}", re.IGNORECASE)  # also of an album, or of a broadcast
+_SIDE = re.compile("[0-9ablr]|left|right", re.IGNORECASE)
 _CHANNELS = re.compile(r"(audio_?)?channels", re.IGNORECASE)  # a number is how many there are, a list which
 _ALL = frozenset(("", "-1", "all", "both", "mix", "mixed", "mono", "stereo", "average", "nan", "none"))
 
@@ -90,8 +93,8 @@ def render(job: Job, options: AudioOptions) -> Rendered:
         return _render_joined(job, options)
     utterance, remarks = job.utterances[0], list[str]()
     try:
-        encoded = [_encode(audio, options, remarks) for audio in utterance.audio]
         remarks += _mixed(utterance)
+        encoded = [_encode(audio, options, remarks) for audio in utterance.audio]
         seconds = math.fsum(length for _, _, length in encoded)
         fields = at_speed(utterance.fields, options.speed)
         remarks += check_inside(fields.get("segments"), seconds)
@@ -109,8 +112,9 @@ def _render_joined(job: Job, options: AudioOptions) -> Rendered:
     for utterance in job.utterances:
         remarks: list[str] = []
         try:
+            remarks += _mixed(utterance)
             parts.append((utterance, _samples(utterance.audio[0], remarks)))
-            noted += Noted.of(utterance, remarks + _mixed(utterance))
+            noted += Noted.of(utterance, remarks)
         except DataError as error:
             refused.append(Refused.of(utterance, error))
     if not parts:
@@ -188,19 +192,31 @@ def _sped(samples: Samples, speed: float) -> Samples:
 def _is_channel(name: str, value: Any) -> bool:
     if _CHANNELS.fullmatch(name):
         return isinstance(value, list)
+    if _TRACK.fullmatch(name):
+        return bool(_SIDE.fullmatch(str(value).strip()))
     return bool(_CHANNEL.fullmatch(name)) and str(value).strip().lower() not in _ALL
 
 
 def _mixed(utterance: Utterance) -> list[str]:
-    """Return a remark where a row names a channel, which its text may be of alone, and all of them were mixed."""
+    """Return a remark where a row names a channel, which its text may be of alone, and all of them were mixed.
+
+    Raises:
+        DataError: the text is surely of one channel, and nothing says of which.
+    """
     named = next((name for name, value in utterance.fields.items() if _is_channel(name, value)), None)
-    if named is None:
-        return []
     for audio in utterance.audio:
+        if audio.channel is not None or (named is None and not audio.is_side):
+            continue
         with opened(audio) as (file, _):
-            if audio.channel is None and read_info(file).num_channels > 1:
-                value = utterance.fields[named]
-                return [f"channel not taken: {named} is {value!r}, and all channels are mixed; make a file of each"]
+            num_channels = read_info(file).num_channels
+        if num_channels > 1 and audio.is_side:
+            raise DataError(
+                f"unknown channel: one of the {num_channels} channels of {audio.path} is meant, and nothing says which;"
+                " name it in reco2file_and_channel (A, B)"
+            )
+        if num_channels > 1 and named is not None:
+            value = utterance.fields[named]
+            return [f"channel not taken: {named} is {value!r}, and all channels are mixed; make a file of each"]
     return []
 
 

@@ -5,38 +5,41 @@ from typing import Any
 from fastslm.errors import DataError
 from fastslm.metrics.languages import code_of
 
-_TARGETS = ("target_lang", "tgt_lang")
+_TARGETS = ("target_lang", "tgt_lang", "target_language")
 _TRANSLATES = frozenset(("ast", "s2t_translation", "translate", "translation"))
 _TRANSCRIBES = frozenset(("asr", "transcribe", "transcription"))
-_DECIDED = (
-    "task",
-    "translation",
-    "target_language",
-    "messages",
-)  # the row, or the command line, says what is asked for
+_DECIDED = ("task", "translation", "messages")  # the row says what is asked for
 
 
-def as_translation(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a row, with its text as the translation that its languages say it is.
+def take_translation(fields: dict[str, Any], language: str) -> list[str]:
+    """Make the text of a row the translation that its languages say it is, and remark on one that may be.
 
     Args:
-        fields: under standard names; ``language`` is that of the speech.
+        fields: under standard names, as the row has them; ``language`` is that of the speech.
+        language: of the speech where the row does not say.
 
     Raises:
         DataError: they contradict each other, or name a language that is not known.
     """
     target = next((fields[name] for name in _TARGETS if isinstance(fields.get(name), str) and fields[name]), None)
     if target is None or any(fields.get(name) for name in _DECIDED):
-        return fields
-    asked, source = str(fields.get("taskname") or "").lower(), str(fields.get("language") or "")
-    if not source or code_of(source) == code_of(target):
-        if asked in _TRANSLATES:
-            raise DataError(f"unusable fields: a translation of {source or 'an unnamed language'} into {target}")
-        return fields
-    if asked in _TRANSCRIBES:
+        return []
+    asked, source = str(fields.get("taskname") or "").lower(), str(fields.get("language") or language)
+    is_same = code_of(source) == code_of(target)
+    if asked in _TRANSLATES and (is_same or not source):
+        raise DataError(f"unusable fields: a translation of {source or 'an unnamed language'} into {target}")
+    if asked in _TRANSCRIBES and not is_same and source:
         raise DataError(f"unusable fields: a transcript in {target} of speech in {source}")
-    others = {name: value for name, value in fields.items() if name != "text"}
-    return {**others, "task": "ast", "translation": fields.get("text"), "target_language": _named(target)}
+    if is_same or asked in _TRANSCRIBES:
+        return []
+    if not source:
+        return [f"text may be a translation: into {target}; say by --language which one is spoken"]
+    if fields.get("target_language") and asked not in _TRANSLATES:  # which may stand beside a transcript, too
+        hint = "if it is one: --task ast --column translation=text"
+        return [f"text may be a translation: into {target} of speech in {source}; {hint}"]
+    fields["task"], fields["translation"] = "ast", fields.pop("text", None)
+    fields["target_language"] = fields.get("target_language") or _named(target)
+    return []
 
 
 def _named(language: str) -> str:

@@ -17,10 +17,10 @@ from ..reading.store import TarState
 
 #: As programs write what is not there.
 MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "NA", "<NA>", "N/A", "#N/A"))
-#: The same as text, in any case, with what databases and spreadsheets write.
+#: The same as text, in any case, with what databases and spreadsheets write, STM files and Kaldi.
 NO_TEXT = frozenset(
-    (*(name.casefold() for name in MISSING), "\\n", "#name?", "#ref!", "#value!", "#null!", "#num!", "#div/0!")
-)
+    ("\\n", "#name?", "#ref!", "#value!", "#null!", "#num!", "#div/0!", "ignore_time_segment_in_scoring", "!sil")
+).union(name.casefold() for name in MISSING)
 #: Rounding in manifests, and what encoders add at the end of lossy files.
 TOLERANCE_SECONDS = 0.2
 #: A whole file may be longer than its source says by this: lengths are rounded down, or left out the end's silence.
@@ -44,8 +44,9 @@ class Audio:
         num_bytes: size of the encoded recording, once it is known.
         stated: what the source says of the length of the whole file, in a unit that it does not tell.
         whole_seconds: what the source says of the length of the file that a stretch is cut out of.
-        container: size and time of change of the tar or table as it was listed, whose places would be others in a new
-            one; None for a file of its own.
+        container: size and time of change of the tar, table or audio file as it was found, for a new one has other
+            audio at its places; None before it is looked at.
+        is_side: one channel is meant, and where ``channel`` is None, nothing says which of several.
         is_shared: another stretch is cut out of the same recording, which then is no stretch of a longer one itself.
     """
 
@@ -60,6 +61,7 @@ class Audio:
     stated: float | None = None
     whole_seconds: float | None = None
     container: TarState | None = field(default=None, repr=False)
+    is_side: bool = field(default=False, repr=False)
     is_shared: bool = field(default=False, repr=False)
 
     @property

@@ -25,6 +25,8 @@ _BLOCK_SECONDS = 10
 _BY_DURATION = ("mp3", "mp3float", "mp2", "mp2float")
 #: Whose index leads to the place that it says; others are decoded from their beginning.
 _INDEXED = {"mov", "matroska"}
+#: From which type of a frame on AMR has none of speech, where nobody spoke (DTX). FFmpeg's decoder lacks these.
+_PAUSES = {"amrnb": 8, "amrwb": 9}
 #: Streams without a container, for whose packets FFmpeg makes up times: rounded ones, and all at the rate of the first.
 _BARE = {"aac", "ac3", "eac3", "dts"}
 #: Whose header tells how long they are; of other files FFmpeg guesses it from their bit rate.
@@ -99,9 +101,10 @@ def av_info(file: BinaryIO, decode: bool = False) -> AudioInfo:
             raise DataError(f"unreadable audio: {_short(error)}") from error
         rate_hz = int(stream.sample_rate)
         num_frames = round(seconds * rate_hz) - skipped
-        _check_least(seconds, _least_seconds(container, stream))
         remarks = _track_remarks(container)
-        if decode or is_doubtful or container.format.name in _BARE:
+        if not (decode or is_doubtful or container.format.name in _BARE):
+            _check_least(seconds, _least_seconds(container, stream))
+        else:
             remarks = []
             num_frames = round(rate_hz * sum(len(block) / rate for rate, block in av_blocks(file, remarks=remarks)))
         if num_frames <= 0:
@@ -114,14 +117,15 @@ def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int, bool]:
 
     A raw stream has no header that tells it, and others may be wrong. Times are used where a container has them; MP3
     has none, and its packets note what their encoder added. Times are in doubt where they have holes or begin anew,
-    or there are none.
+    there are none, or nothing says how long the last packet is (a block of WavPack may last for seconds).
     """
-    end = lasting = skipped = longest = 0
+    end = lasting = skipped = longest = last = 0
     begin = max(stream.start_time or 0, 0)
     is_first = all_last = True
     for packet in packets:
         lasting += packet.duration or 0
         longest = max(longest, packet.duration or 0)  # in MP4 the packet before a hole lasts until its end
+        last = (packet.duration or 0) if packet.size else last
         all_last &= bool(packet.duration or not packet.size)
         left_out = _left_out(packet) if is_first or stream.codec_context.name in _BY_DURATION else (0, 0)
         if stream.codec_context.name in _BY_DURATION:
@@ -136,7 +140,7 @@ def _by_packets(stream: Any, packets: Iterable[Any]) -> tuple[float, int, bool]:
     by_times = float((end - begin) * stream.time_base)
     differs = all_last and abs(by_times - float(lasting * stream.time_base)) > _DOUBTFUL_SECONDS
     has_hole = float(longest * stream.time_base) > _DOUBTFUL_SECONDS
-    return by_times, skipped, differs or has_hole or by_times <= 0
+    return by_times, skipped, differs or has_hole or last <= 0 or by_times <= 0
 
 
 def _left_out(packet: Any) -> tuple[int, int]:
@@ -266,12 +270,27 @@ def _frames(container: Any, stream: Any, skip_to: Any) -> Iterator[Any]:
         if skip_to is not None and packet.pts is not None and packet.pts < skip_to:
             continue
         try:
-            frames = packet.decode()
+            frames = [_silence(packet)] if _is_pause(packet) else packet.decode()
         except av.FFmpegError:  # AC-3 has numbers of its own for it
             if not may_lose:
                 raise
             frames = [float((packet.duration or 0) * stream.time_base)]
         yield from frames
+
+
+def _is_pause(packet: Any) -> bool:
+    first = _PAUSES.get(packet.stream.codec_context.name)
+    return first is not None and packet.size > 0 and (bytes(packet)[0] >> 3) & 15 >= first
+
+
+def _silence(packet: Any) -> Any:
+    import av
+
+    stream = packet.stream
+    samples = round(packet.duration * packet.time_base * stream.sample_rate)
+    frame = av.AudioFrame.from_ndarray(np.zeros((stream.channels, samples), np.float32), "fltp", stream.layout.name)
+    frame.sample_rate, frame.pts, frame.time_base = stream.sample_rate, packet.pts, packet.time_base
+    return frame
 
 
 def _track_remarks(container: Any) -> list[str]:

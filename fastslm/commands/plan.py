@@ -67,14 +67,18 @@ def make_plan(
     Raises:
         ConfigError: the configuration cannot be built.
     """
+    from tqdm import tqdm
+
     from fastslm.configuration.find import shipped_configs
     from fastslm.errors import ConfigError, FastSLMError
 
     plan: dict[str, Any] = {"seconds": seconds, "hardware": {}}
     overlays = sorted((shipped_configs() / "hardware").glob("*.yaml"))
     sketches: dict[str, Any] = {}
-    for path in [None, *overlays]:
+    rows = tqdm([None, *overlays], "plan", leave=False, disable=None, unit="hardware")  # seconds each, for large models
+    for path in rows:
         name = "this configuration" if path is None else path.stem
+        rows.set_postfix_str(name)
         try:
             given = options if path is None else [*options, "--config", str(path)]
             budget = _budget(given, labels_per_second, sketches, told_as="plan" if path is None else "")

@@ -76,6 +76,11 @@ class _Form(MultiPartParser):
     def on_part_end(self) -> None:
         part = self._current_part
         if part.file is None:
+            if part.field_name == "file":
+                said = (
+                    "file: it came as text, without a file name. Send it as a file, as curl does by -F file=@talk.wav."
+                )
+                raise Problem(400, said, "file")
             try:
                 part.data.decode(self._charset)
             except (ValueError, LookupError) as error:

@@ -99,9 +99,12 @@ class LanguageModelContract:
         for given, attention in ((embeddings, torch.ones(1, 4, dtype=torch.int64)), (padded, mask)):
             answer = llm.generate(given, attention, 5, [unused])
             assert answer[0].tolist() == expected
-        stopped = llm.generate(embeddings, torch.ones(1, 4, dtype=torch.int64), 5, [expected[2], unused])
-        assert stopped[0].tolist()[: expected.index(expected[2]) + 1] == expected[: expected.index(expected[2]) + 1]
-        assert stopped.shape[1] <= 5
+        end = expected.index(expected[2]) + 1
+        for stop_ids in ([expected[2], unused], [unused, expected[2]]):  # any of them ends it, the first one pads
+            stopped = llm.generate(embeddings, torch.ones(1, 4, dtype=torch.int64), 5, stop_ids)
+            assert stopped.shape[1] <= 5
+            padding = [stop_ids[0]] * (stopped.shape[1] - end)
+            assert stopped[0].tolist() == [*expected[:end], *padding], f"with the stop ids {stop_ids}"
 
     def test_step_by_step_is_as_whole(self) -> None:
         """Reading on from a cache gives the logits of reading all at once; or the LLM says that it has no cache."""

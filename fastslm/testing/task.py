@@ -99,6 +99,11 @@ class TaskContract:
             assert len({len(counts) for counts in first}) == 1, name
             assert all(math.isfinite(value) for counts in first for value in counts), name
             assert self._figure(metric, answers) == self._figure(metric, answers), name
+            nothing = [0.0] * len(first[0])
+            try:
+                metric.figure(nothing)
+            except ArithmeticError as error:
+                raise AssertionError(f"{name} of nothing is no nan, but {type(error).__name__}: {error}") from error
 
     def _answer(self) -> str:
         return str(self.sample[self.task.answer_field]).strip()

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from fastslm.errors import ConfigError, nearest
+from fastslm.redaction import redacted
 from fastslm.tasks import tasks
 
 _AVERAGING = (
@@ -46,8 +48,12 @@ _LOGGED = ("train/", "rate/", "rate_epoch/", "data/", "lr-")
 _OURS = ("fastslm.", "lightning.", "pytorch_lightning.")
 
 
-def check_callbacks(trainer: L.Trainer) -> None:
+def check_callbacks(trainer: L.Trainer, run_folder: Path | None = None) -> None:
     """Check the callbacks of a fit.
+
+    Args:
+        trainer: has them.
+        run_folder: to which they must save; None where the trainer is not made by the command.
 
     Raises:
         ConfigError: one changes what the run relies on, cannot save where it is to, or waits for a name that nothing
@@ -58,8 +64,10 @@ def check_callbacks(trainer: L.Trainer) -> None:
         for kind, why in _REFUSED.items():
             if isinstance(callback, kind):
                 raise ConfigError(f"trainer.callbacks: {type(callback).__name__}: {why}")
-        if isinstance(callback, ModelCheckpoint):
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:  # null is a place in the run folder
             _check_folder(callback)
+            if run_folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                _check_place(callback, Path(os.path.realpath(run_folder)))
     if not all(type(callback).__module__.startswith(_OURS) for callback in callbacks):
         return  # another package's may log what it likes
     scores = {f"val/{name}" for task in tasks().values() for name in task.metrics} | {"val/error", "val/loss"}
@@ -74,9 +82,9 @@ def check_callbacks(trainer: L.Trainer) -> None:
 
 
 def _check_folder(callback: ModelCheckpoint) -> None:
-    if callback.dirpath is None or "://" in str(callback.dirpath):  # its own place in the run folder, or a store
+    if "://" in str(callback.dirpath):  # a store
         return
-    there = os.path.abspath(callback.dirpath)
+    there = os.path.abspath(str(callback.dirpath))
     while not os.path.lexists(there):  # a refused run leaves no folder: the nearest one that exists is tried
         there = os.path.dirname(there)
     try:
@@ -86,3 +94,15 @@ def _check_folder(callback: ModelCheckpoint) -> None:
             f"trainer.callbacks: {type(callback).__name__}.dirpath: {callback.dirpath} cannot be written"
             f" ({error.strerror or error}). Name another folder."
         ) from error
+
+
+def _check_place(callback: ModelCheckpoint, run_folder: Path) -> None:
+    """Refuse a folder where the last checkpoint is not looked for, or where other runs may replace what is saved."""
+    place, checkpoints = str(callback.dirpath), os.path.realpath(run_folder / "checkpoints")
+    name = type(callback).__name__
+    may_differ = name != "LastCheckpoint" and ("://" in place or run_folder in Path(place).parents)
+    if place != checkpoints and not may_differ:
+        raise ConfigError(
+            f"trainer.callbacks: {name}.dirpath: {redacted(place)} is not {checkpoints}, where --ckpt_path looks and no"
+            " other run writes. Leave it out; --run_folder may lie on another disk."
+        )

@@ -16,6 +16,7 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from fastslm.checkpoint import Checkpoint, Purpose, find_folder, find_plain, open_checkpoint, verify_trainer_state
@@ -41,6 +42,7 @@ from fastslm.training.full_disk import full_disk
 from fastslm.training.job_timer import JobTimer
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
+from fastslm.training.moved_run import MovedRun
 from fastslm.training.preemption import Preempted, Preemption
 from fastslm.training.run_folder import RunFolder, asides, check_writable, csv_files, move_metrics
 from fastslm.training.shielded_loader import lost_worker
@@ -89,7 +91,9 @@ class _SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` of the run without passwords and signatures: run folders are passed on."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write it."""
+        """Write it; an evaluation writes one of its own, and leaves what the run was trained with."""
+        if stage != "fit":
+            self.config_filename = f"config-{TrainerFn(stage).value}.yaml"
         super().setup(trainer, pl_module, stage)
         file = Path(str(trainer.log_dir)) / self.config_filename
         if trainer.is_global_zero and file.is_file():
@@ -207,7 +211,7 @@ class TrainingCLI(LightningCLI):
         refuse_launcher(trainer.strategy, config.trainer.strategy)
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]  # it came from the environment
         trainer.callbacks[:0] = [Watchdog(config.watchdog_seconds)]  # type: ignore[attr-defined]
-        trainer.callbacks += [ValidationData(), DueValidation(), Preemption()]  # type: ignore[attr-defined]
+        trainer.callbacks += [MovedRun(), ValidationData(), DueValidation(), Preemption()]  # type: ignore[attr-defined]
         # Lightning's handlers swallow a signal that comes before the first step, or in an evaluation.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         given = [str(callback.class_path) for callback in config.trainer.callbacks or []]
@@ -223,8 +227,8 @@ class TrainingCLI(LightningCLI):
         self._dump_config()
         self.model.run_config = redacted_values(self.config_dump)
         self.model.weights = self._weights
-        if self.subcommand == "fit":
-            check_callbacks(self.trainer)  # they are set up before the model, which checks them for other trainers
+        if self.subcommand == "fit":  # they are set up before the model, which checks them for other trainers
+            check_callbacks(self.trainer, Path(os.path.expanduser(self.config.fit.run_folder)))
         if self._weights is not None and self._weights[1] == "resume":
             state = prepare_resume(self.trainer, self._weights[0])
             self.config_init[self.subcommand].ckpt_path = str(state)
@@ -244,10 +248,11 @@ class TrainingCLI(LightningCLI):
         self._weights = find_weights(given, config.get("init_from"), command, self.trainer.is_global_zero, moved)
         # Evaluation needs weights only, which come in one format whatever strategy saved them.
         resumed = self._weights[0].trainer_state if given and command == "fit" and self._weights else None
-        config.ckpt_path = self.config_init[command].ckpt_path = None if resumed is None else str(resumed)
+        self.config_init[command].ckpt_path = None if resumed is None else str(resumed)
+        config.ckpt_path = None  # `config.yaml` is of the run: given to another command, it goes on from nothing
         metrics = csv_files(self.trainer.loggers) if self.trainer.is_global_zero else []
         if self._folder is not None:
-            self._folder.make_room(config.ckpt_path is not None, metrics)
+            self._folder.make_room(resumed is not None, metrics)
         else:
             move_metrics(metrics)
 

@@ -158,6 +158,18 @@ def test_a_damaged_trainer_state_is_refused_before_anything_is_built_on_it(built
         verify_trainer_state(open_checkpoint(folder))
 
 
+def test_a_trainer_state_of_other_weights_is_refused(built, save, tmp_path):
+    module = built()
+    folders = [save(module, folder=tmp_path / str(step), step=step) for step in (1, 2)]
+    for folder in folders:
+        verify_trainer_state(open_checkpoint(folder))
+    shutil.copy(folders[1] / "trainer.ckpt", folders[0])
+    with pytest.raises(CheckpointError, match="not saved together with the weights"):
+        verify_trainer_state(open_checkpoint(folders[0]))
+    shutil.copy(folders[1] / "trainer.ckpt", tmp_path / "alone.ckpt")
+    verify_trainer_state(open_checkpoint(tmp_path / "alone.ckpt"))
+
+
 def save_sharded(tensors, folder):
     distributed_checkpoint.save(tensors, checkpoint_id=folder)
 

@@ -1,6 +1,7 @@
 """A run's own ``config.yaml`` given to another command, which keeps out of that run's folder."""
 
 import pytest
+import yaml
 
 from fastslm.training.command_line import TrainingCLI, command_line
 from fastslm.training.history import read_history
@@ -28,11 +29,25 @@ def test_other_commands_by_it_leave_the_run_as_it_was(run_config, tmp_path):
     assert any(name.startswith("tensorboard/") for name in made)
 
 
-def test_validating_a_run_by_it_in_its_own_folder_keeps_its_metrics(run_config, tmp_path):
+def test_validating_a_run_by_it_in_its_own_folder_keeps_its_metrics_and_configuration(run_config, tmp_path):
     command_line(TrainingCLI, ["fit", "--config", str(run_config), "--trainer.max_steps", "1"])
-    metrics = (tmp_path / "run" / "metrics.csv").read_bytes()
-    command_line(TrainingCLI, ["validate", "--config", str(tmp_path / "run" / "config.yaml")])
-    assert (tmp_path / "run" / "metrics.csv").read_bytes() == metrics
+    files = [tmp_path / "run" / name for name in ("metrics.csv", "config.yaml")]
+    before = [file.read_bytes() for file in files]
+    command_line(TrainingCLI, ["validate", "--config", str(files[1]), "--model.max_new_tokens", "3"])
+    assert [file.read_bytes() for file in files] == before
+    assert yaml.safe_load((tmp_path / "run" / "config-validate.yaml").read_text())["model"]["max_new_tokens"] == 3
+
+
+@pytest.mark.slow
+def test_that_of_a_run_that_went_on_names_no_checkpoint(run_config, tmp_path, capsys):
+    for steps, flags in ((1, []), (2, ["--ckpt_path", "last"])):
+        command_line(TrainingCLI, ["fit", "--config", str(run_config), "--trainer.max_steps", str(steps), *flags])
+    run = tmp_path / "run"
+    for file in (run / "config.yaml", run / "checkpoints" / "last" / "config.yaml"):
+        assert yaml.safe_load(file.read_text())["ckpt_path"] is None
+    capsys.readouterr()
+    command_line(TrainingCLI, ["validate", "--config", str(run / "config.yaml")])
+    assert "step-000002 (step 2)" in capsys.readouterr().err
 
 
 def test_rows_of_another_header_are_left_out_of_a_history(tmp_path):

@@ -1,6 +1,7 @@
 """The shipped contract of data sources: ours and a third party's keep it, and each promise that breaks is noticed."""
 
 import importlib.util
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -260,6 +261,18 @@ class Floats(FolderSource):
         return [recording / np.float32(32768) for recording in super().audio(sample)]
 
 
+class Halves(FolderSource):
+    @classmethod
+    def audio(cls, sample):
+        return [recording[: len(recording) // 2] for recording in super().audio(sample)]
+
+
+class Columns(FolderSource):
+    @classmethod
+    def audio(cls, sample):
+        return [recording[:, None] for recording in super().audio(sample)]
+
+
 class DuplicateKeys(FolderSource):
     def keys(self, split):
         keys = super().keys(split)
@@ -350,6 +363,8 @@ class LeavesTheEpochOpen(GrowingEpochs):
         (StaysInTheNextEpoch, "a_run_that_ended_within_an_epoch_goes_on_in_it"),
         (TakesAnyState, "a_state_of_other_data_is_refused"),
         (Floats, "batches_are_what_the_model_takes"),
+        (Halves, "an_epoch_has_each_sample_once"),
+        (Columns, "an_epoch_has_each_sample_once"),
         (DuplicateKeys, "keys_are_unique_and_the_same_on_every_rank"),
         (OtherKeys, "an_epoch_has_each_sample_once"),
         (UnevenRanks, "ranks_have_equally_many_batches"),
@@ -381,6 +396,44 @@ def test_each_promise_that_a_plain_source_breaks_fails_its_test(broken, test, tm
         build_other = staticmethod(lambda folder: broken(10))
 
     assert fails(Contract, f"test_{test}", tmp_path)
+
+
+def odd(kind, audio):
+    """Return a source whose fourth recording is given by ``audio``."""
+
+    class Odd(kind):
+        @classmethod
+        def audio(cls, sample):
+            given = super().audio(sample)
+            return audio(given) if sample.key == "03" else given
+
+    return Odd
+
+
+def cut_off(given):
+    raise ConnectionResetError("connection reset by peer")
+
+
+@pytest.mark.parametrize(
+    ("audio", "reason"),
+    [
+        (lambda given: [given[0][:100]], r"length differs: audio gives 0\.01 s, 0\.80 s are listed"),
+        (lambda given: [np.tile(given[0], 2)], r"length differs: audio gives 1\.60 s, 0\.80 s are listed"),
+        (lambda given: [given[0][:, None]], r"no int16 samples \[N\]: audio gives int16 \[12800, 1\]"),
+        (lambda given: [given[0] / 32768], r"no int16 samples \[N\]: audio gives float64 \[12800\]"),
+        (lambda given: [given[0].tolist()], r"no int16 samples \[N\]: audio gives list"),
+        (lambda given: [*given, *given], "number of recordings differs: audio gives 2, 1 are listed"),
+        (lambda given: [], "number of recordings differs: audio gives 0, 1 are listed"),
+        (cut_off, "unreadable audio: connection reset by peer"),
+    ],
+)
+def test_audio_that_is_not_as_it_was_listed_is_a_broken_sample(audio, reason, tmp_path):
+    source = _contract._start(odd(FolderSource, audio)(str(fill(tmp_path)), batch_samples=2, num_workers=0, seed=3))
+    batches = list(_contract._batches(source, "train"))
+    assert sorted(_contract._counted(batches)) == [f"{i:02d}" for i in range(11) if i != 3]
+    [broken] = [found for batch in batches for found in batch.broken]
+    assert broken["key"] == "03"
+    assert re.search(reason, f"{broken['reason']}: {broken['detail']}")
 
 
 @pytest.mark.parametrize(
@@ -439,7 +492,7 @@ def fails(contract, name, folder):
     """Say whether a test of a contract fails."""
     try:
         getattr(contract(), name)(folder)
-    except (AssertionError, pytest.fail.Exception):
+    except (AssertionError, DataError, pytest.fail.Exception):
         return True
     return False
 

@@ -52,6 +52,20 @@ class SecondBest(CausalLM):
         return super().generate(embeddings, attention_mask, max_new_tokens, stop_ids) + 1
 
 
+class OneStop(CausalLM):
+    def generate(self, embeddings, attention_mask, max_new_tokens, stop_ids):
+        return super().generate(embeddings, attention_mask, max_new_tokens, stop_ids[:1])
+
+
+class PadsWithTheLast(CausalLM):
+    def generate(self, embeddings, attention_mask, max_new_tokens, stop_ids):
+        answers = super().generate(embeddings, attention_mask, max_new_tokens, stop_ids)
+        for answer in answers:
+            end = next((i + 1 for i, token in enumerate(answer.tolist()) if token in stop_ids), len(answer))
+            answer[end:] = stop_ids[-1]
+        return torch.nn.functional.pad(answers, (0, max_new_tokens - answers.shape[1]), value=stop_ids[-1])
+
+
 class ForgetfulCache(CausalLM):
     def extend(self, embeddings, attention_mask, cache):
         fresh = self.new_cache()
@@ -73,7 +87,8 @@ class LoadsAgain(CausalLM):
 
 
 BROKEN = [
-    WrongWidth, PositionsIgnored, SeesPadding, Detached, MeanLoss, SecondBest, ForgetfulCache, SeesSiblings, LoadsAgain,
+    WrongWidth, PositionsIgnored, SeesPadding, Detached, MeanLoss, SecondBest, OneStop, PadsWithTheLast, ForgetfulCache,
+    SeesSiblings, LoadsAgain,
 ]  # fmt: skip
 
 

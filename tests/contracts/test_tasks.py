@@ -65,6 +65,11 @@ class _Uneven(ErrorRate):
         return [1.0] * len(hypothesis.split())
 
 
+class _Divides(ErrorRate):
+    def figure(self, counts):
+        return counts[0] / counts[1]
+
+
 def planted(**changes):
     return Task(**{**RIGHT, **changes})
 
@@ -83,6 +88,7 @@ def planted(**changes):
         (planted(metrics={"x": _Blind(None)}, error="x"), SAMPLE, "test_right_answers_are_best_and_wrong_ones_are_not"),
         (planted(metrics={"x": _Remembers("word")}, error="x"), SAMPLE, "test_counts_add_up"),
         (planted(metrics={"x": _Uneven("word")}, error="x"), SAMPLE, "test_counts_add_up"),
+        (planted(metrics={"x": _Divides("word")}, error="x"), SAMPLE, "test_counts_add_up"),
     ],
 )
 def test_contract_notices(monkeypatch, task, sample, test):

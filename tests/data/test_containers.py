@@ -21,13 +21,13 @@ def encode(container, subtype=None, endian=None):
     return buffer.getvalue()
 
 
-def ffmpeg(container, codec, late_seconds=0, samples=TONE, rate=RATE, **options):
+def ffmpeg(container, codec, late_seconds=0, samples=TONE, rate=RATE, size=1152, **options):
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=options) as output:
         stream = output.add_stream(codec, rate=rate, layout="mono")
         if codec == "wmav2":
             stream.bit_rate = 64_000  # without which it does not open
-        size = stream.codec_context.frame_size or 1152
+        size = stream.codec_context.frame_size or size
         for begin in range(0, len(samples), size):
             frame = av.AudioFrame.from_ndarray(samples[None, begin : begin + size].copy(), "flt", "mono")
             frame.sample_rate, frame.pts = rate, begin + late_seconds * rate
@@ -72,6 +72,7 @@ SELDOM = {
     "MP2": lambda: ffmpeg("mp2", "mp2"),
     "Creative's VOC": lambda: ffmpeg("voc", "pcm_u8"),
     "raw AAC": lambda: ffmpeg("adts", "aac"),
+    "WavPack in Matroska": lambda: ffmpeg("matroska", "wavpack", size=2 * RATE),  # no packet has a duration
     "live Matroska": lambda: ffmpeg("matroska", "pcm_s16le", live="1"),
     "WebM that begins late": lambda: ffmpeg("webm", "libopus", late_seconds=5),
     "Matroska that begins late": lambda: ffmpeg("matroska", "pcm_s16le", late_seconds=5),
@@ -107,6 +108,31 @@ def test_opus_in_matroska_has_its_first_samples(container, late_seconds):
     part = decode(io.BytesIO(data), 1.0, 2.0)
     shifted = [in_ogg[RATE + 200 + lag : 2 * RATE - 200 + lag] for lag in range(-16, 17)]  # times are milliseconds
     assert min(np.abs(part.astype(int)[200:-200] - other).max() for other in shifted) < 700
+
+
+@pytest.mark.parametrize("container", ["amr", "3gp"])
+@pytest.mark.parametrize(
+    ("head", "speech", "noise"), [(b"#!AMR\n", 0x3C, 0x44), (b"#!AMR-WB\n", 0x44, 0x4C)], ids=["narrow", "wide"]
+)
+def test_pauses_that_amr_leaves_out_are_silence(container, head, speech, noise):
+    """DTX, as phones do: eight frames of a pause are one that says how it sounds, and seven without data."""
+    size, bits = (31 if b"WB" not in head else 60), np.random.default_rng(0)
+    talk = [b"".join(bytes([speech]) + bits.bytes(size) for _ in range(50)) for _ in range(2)]
+    data = head + talk[0] + (bytes([noise]) + bytes(5) + b"\x7c" * 7) * 6 + talk[1]
+    if container == "3gp":
+        buffer = io.BytesIO()
+        with av.open(io.BytesIO(data)) as amr, av.open(buffer, "w", format="3gp") as output:
+            stream = output.add_stream_from_template(amr.streams.audio[0])
+            for packet in amr.demux(amr.streams.audio[0]):
+                if packet.size:
+                    packet.stream = stream
+                    output.mux(packet)
+        data = buffer.getvalue()
+    samples = decode(io.BytesIO(data))
+    assert read_info(io.BytesIO(data)).num_samples == len(samples) == (100 + 48) * 320
+    begin, end = 51 * 320, 97 * 320  # resampled, so that it rings a little
+    assert np.abs(samples[begin:end].astype(int)).max() <= 1 < np.abs(samples[end + 640 :]).max()
+    np.testing.assert_array_equal(decode(io.BytesIO(data), 1.5, 1.8), samples[RATE * 3 // 2 : RATE * 9 // 5])
 
 
 IN_PARTS = {

@@ -141,6 +141,22 @@ def test_parts_of_different_builds_are_not_mixed(build, manifest, capsys):
     build(source, "--part", "2/2")
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (1, 2), (12, 2), (3, 1), (2, 2)])
+def test_overwriting_removes_a_build_of_any_number_of_parts(
+    build, manifest, samples_of, tmp_path, json_lines, before, after
+):
+    old = manifest(6)
+    new = json_lines(
+        tmp_path / "new.jsonl", [json.loads(line) | {"text": "new"} for line in old.read_text().split("\n")[:-1]]
+    )
+    for source, of, options in ((old, before, []), (new, after, ["--overwrite"])):
+        for number in range(1, of + 1):
+            build(source, "--part", f"{number}/{of}", *options)
+    samples = samples_of(tmp_path / "out")  # each once
+    assert [sample.fields["text"] for sample in samples.values()] == ["new"] * 6
+    assert len(list((tmp_path / "out").glob("build*.json"))) == after
+
+
 def test_shards_of_others_are_not_overwritten(shards, manifest, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/train-000000.tar").write_bytes(b"precious")

@@ -59,6 +59,71 @@ def test_the_sides_of_a_telephone_call_are_taken_apart(build, data, save, tone):
     np.testing.assert_allclose(samples["call-B"].audio, tone(2.0, 700), atol=1e-4)
 
 
+@pytest.mark.parametrize("segments", [[], ["one left 0 1", "two right 0.5 1.5"]])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_two_recordings_of_one_file_are_refused_where_nothing_says_which_channel_each_is(
+    build, data, save, reasons, segments, channels
+):
+    path = save("call.wav", 2.0, channels=channels)
+    names = ("one", "two") if segments else ("left", "right")
+    folder = data(
+        wav_scp=[f"left {path}", f"right {path}", f"other {save('other.wav', 1.0, channels=2)}"],
+        text=[*(f"{name} words" for name in names), "other words"],
+        **({"segments": [*segments, "other other 0 1"]} if segments else {}),
+    )
+    samples = build(folder, "--max-broken-share", 0.9, "--keep-audio")
+    assert set(samples) == ({"other"} if channels == 2 else {"other", *names})
+    assert reasons() == ({"unknown channel": 2} if channels == 2 else {})
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [("1", None), ("11", None), ("01", [300, 700]), ("12", [300, 700]), ("2", [700]), ("0", [300]), ("B", [700])],
+)
+def test_a_channel_that_may_be_counted_from_0_or_from_1_is_refused(build, data, save, tone, reasons, names, taken):
+    wav, channels, text = [], [], []
+    for i, name in enumerate(names):
+        path = save(f"{i}.wav", samples=np.stack([tone(1.0, 300), tone(1.0, 700)], axis=1))
+        wav, channels, text = [*wav, f"r{i} {path}"], [*channels, f"r{i} c {name}"], [*text, f"r{i} word"]
+    samples = build(data(wav_scp=wav, reco2file_and_channel=channels, text=text), status=0 if taken else 2)
+    assert reasons() == ({} if taken else {"unknown channel": len(names)})
+    for sample, hertz in zip(samples.values(), taken or [], strict=True):
+        np.testing.assert_allclose(sample.audio, tone(1.0, hertz), atol=1e-4)
+
+
+def test_the_one_channel_of_a_file_may_have_any_number(build, data, save):
+    folder = data(wav_scp=[f"r {save('r.wav')}"], reco2file_and_channel=["r r 1"], text=["r word"])
+    assert build(folder)["r"].seconds == 1.0
+
+
+@pytest.mark.parametrize(
+    ("file", "lengths", "reason"),
+    [
+        ("utt2dur", ["a 30", "b 2.0"], "other length than stated"),
+        ("utt2dur", ["a 30", "a 2.0", "b 2.0"], "id stands twice"),
+        ("utt2dur", ["a long"], "unusable fields"),
+        ("reco2dur", ["a 2.5", "b 2.004"], "other length than stated"),
+        ("reco2dur", ["a 2.0", "a 2.5"], "id stands twice"),
+        ("utt2num_samples", ["a 480000", "b 32000"], "other length than stated"),
+    ],
+)
+def test_a_recording_of_another_length_than_its_folder_says_is_refused(
+    build, save, data, reasons, file, lengths, reason
+):
+    wav = [f"{key} {save(f'{key}.wav', 2.0)}" for key in "ab"]
+    folder = data(wav_scp=wav, text=["a one", "b two"], **{file: lengths})
+    assert list(build(folder, "--max-broken-share", 0.5)) == ["b"]
+    assert reasons() == {reason: 1}
+
+
+def test_segments_of_a_recording_that_is_not_as_long_as_it_was_are_refused(build, save, data, reasons):
+    wav = [f"{key} {save(f'{key}.wav', 4.0)}" for key in "ab"]
+    segments, lengths = ["u1 a 0 1", "u2 b 0 1"], {"utt2dur": ["u1 1", "u2 1"], "reco2dur": ["a 5.5", "b 4.0"]}
+    folder = data(wav_scp=wav, text=["u1 one", "u2 two"], segments=segments, **lengths)
+    assert list(build(folder, "--max-broken-share", 0.5)) == ["u2"]
+    assert reasons() == {"other length than stated": 1}
+
+
 @pytest.mark.parametrize("entry", ["sph2pipe -f wav /data/b.sph |", "/data/raw.ark:4096"])
 def test_a_command_or_an_archive_is_refused_with_its_line(build, save, data, capsys, entry):
     folder = data(wav_scp=[f"a {save('a.wav')}", f"b {entry}"], text=["a x", "b y"])
@@ -66,6 +131,7 @@ def test_a_command_or_an_archive_is_refused_with_its_line(build, save, data, cap
     error = capsys.readouterr().err
     assert f"{folder}/wav.scp line 2" in error
     assert entry.strip(" |") in error
+    assert ("reco2file_and_channel" in error) == entry.endswith("|")
 
 
 def test_utterances_that_do_not_fit_together_are_counted(build, save, data, reasons):

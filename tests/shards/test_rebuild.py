@@ -155,3 +155,24 @@ def test_a_tar_that_is_replaced_while_it_is_read_stops_the_command(
     assert shards(command, source, *words) == 2
     assert f"{source} was changed or replaced while it was read" in capsys.readouterr().err
     assert len(bytes_of(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("keep", [[], ["--keep-audio"], ["--join", "speaker", "--join-seconds", 1, 2]])
+def test_an_audio_file_that_is_replaced_while_it_is_read_stops_the_build(
+    shards, save, json_lines, tmp_path, capsys, monkeypatch, keep
+):
+    long, other = save("long.wav", 6.0), save("other.wav", 6.0, hertz=700)
+    rows = [{"audio_filepath": str(long), "offset": i, "duration": 1.0, "text": f"word {i}"} for i in range(6)]
+    make, num_made = building._make, []
+
+    def made(*arguments):
+        if num_made:
+            os.replace(other, long)
+        num_made.append(1)
+        return make(*arguments)
+
+    monkeypatch.setattr(building, "_make", made)
+    words = ("--out", tmp_path / "out", "--shard-size", "2samples", "--workers", 1, *keep)
+    assert shards("build", json_lines(tmp_path / "m.jsonl", rows), *words) == 2
+    assert f"{long} was changed or replaced while it was read" in capsys.readouterr().err
+    assert len(bytes_of(tmp_path / "out")) == 1

@@ -119,6 +119,14 @@ def test_changed_shards_are_not_mixed_in(built, shards, tmp_path, capsys):
     assert shards("reshard", built, "--out", tmp_path / "new", "--overwrite") == 0
 
 
+def test_other_tars_in_the_folder_of_the_new_shards_are_told(built, shards, tmp_path, capsys):
+    shards("reshard", built, "--out", tmp_path / "new")
+    assert "other tars" not in capsys.readouterr().out
+    (tmp_path / "new/train-000099.tar").write_bytes((built / "train-000000.tar").read_bytes())
+    assert shards("reshard", built, "--out", tmp_path / "new") == 0
+    assert "other tars in --out: 1 that this build has not made" in capsys.readouterr().out
+
+
 def test_a_target_that_links_to_itself_is_named(built, shards, tmp_path, capsys):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert shards("reshard", built, "--out", tmp_path / "loop") == 2

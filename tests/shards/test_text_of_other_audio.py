@@ -88,8 +88,34 @@ def test_a_channel_that_a_row_names_and_nobody_takes_is_noted(
     assert notes() == (["channel not taken"] if stereo else [])
 
 
+@pytest.mark.parametrize(
+    ("field", "is_noted"),
+    [
+        ({"chan": "A"}, True), ({"ch_id": 0}, True), ({"channelTag": 1}, True), ({"track": 1}, True),
+        ({"mic": "L"}, True), ({"stream": "B"}, True), ({"channels": 2}, False), ({"track": "Yesterday"}, False),
+        ({"mic": "headset"}, False), ({"channel_id": "all"}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_channel_is_known_by_its_other_names(build, call, json_lines, tmp_path, notes, field, is_noted):
+    build(json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(call), "text": "one", **field}]))
+    assert notes() == ["channel not taken"] * is_noted
+
+
 @pytest.mark.parametrize("text", ["nan", "None", "none", "<NA>", "#N/A", "n/a", "\\N", "#NAME?", "#REF!"])
 def test_a_text_that_programs_write_for_none_is_noted(build, save, json_lines, tmp_path, notes, text):
+    rows = [
+        {"audio_filepath": str(save("a.wav")), "text": text},
+        {"audio_filepath": str(save("b.wav")), "text": f"{text} a"},
+    ]
+    assert len(build(json_lines(tmp_path / "m.jsonl", rows))) == 2
+    assert notes() == ["text may be missing"]
+
+
+@pytest.mark.parametrize(
+    "text", ["<unk>", "[laughter] <NOISE>", "(inaudible).", "!SIL", "ignore_time_segment_in_scoring", "<|nospeech|>"]
+)
+def test_a_text_of_nothing_but_marks_for_what_is_no_speech_is_noted(build, save, json_lines, tmp_path, notes, text):
     rows = [
         {"audio_filepath": str(save("a.wav")), "text": text},
         {"audio_filepath": str(save("b.wav")), "text": f"{text} a"},
@@ -114,6 +140,23 @@ def test_rows_that_say_that_they_are_of_several_splits_are_noted(build, save, js
     assert notes() == ["several splits in one"]
     assert len(build(json_lines(tmp_path / "m.jsonl", rows[:2]), out="one")) == 2
     assert (tmp_path / "one/notes.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("names", [("train", "dev"), ("train", "train-2"), ("a", "b")])
+@pytest.mark.parametrize("kind", ["folders", "tars"])
+def test_splits_that_the_names_inside_a_source_tell_are_noted(
+    build, save, write_shard, flac, tmp_path, notes, names, kind
+):
+    source = tmp_path / "corpus"
+    if kind == "tars":
+        source.mkdir()
+        for i, name in enumerate(names):
+            write_shard(source / f"{name}-000000.tar", [(f"k{i}", {"flac": flac(1.0), "txt": b"one"})])
+    else:
+        rows = [f"{name}/x.wav,one" for name in names if save(f"corpus/{name}/x.wav")]
+        (source / "metadata.csv").write_text("\n".join(["file_name,transcription", *rows, ""]))
+    assert len(build(source)) == 2
+    assert notes().count("several splits in one") == (names[1] == "dev")
 
 
 def test_a_begin_without_an_end_is_noted_where_nothing_begins_behind_it(build, save, json_lines, tmp_path, notes):
@@ -145,7 +188,7 @@ def test_a_text_of_nothing_that_one_sees_is_empty(build, save, json_lines, tmp_p
     assert reasons() == {"empty text": 1}
 
 
-@pytest.mark.parametrize("mark", ["\0", "\x08", "\x1b", "\x7f", "\x92", "\ufffd"])
+@pytest.mark.parametrize("mark", ["\0", "\x08", "\x1b", "\x7f", "\x92", "\ufffd", "\ufeff"])
 def test_control_characters_in_a_text_are_noted(build, save, json_lines, tmp_path, notes, mark):
     build(json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav")), "text": f"a{mark}b\n\tc"}]))
     assert notes() == ["control characters"]
@@ -197,6 +240,19 @@ def test_times_of_a_clock_are_times(build, save, json_lines, tmp_path, start, en
     assert sample.fields == {"text": "one", "duration": 1.0}
 
 
+@pytest.mark.parametrize(
+    "value", ["00:00:01:12", "0:00:00:01", "00:75:00", "00:00:99", "1:60", True, "1_0", "00:00:01;12", [1], {"s": 1}]
+)
+@pytest.mark.parametrize("name", ["start", "end_ms"])
+def test_a_time_that_is_neither_seconds_nor_hours_minutes_and_seconds_is_refused(
+    build, save, json_lines, tmp_path, reasons, value, name
+):
+    row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one", "end": 3.0, name: value}
+    build(json_lines(tmp_path / "m.jsonl", [row]), status=2)
+    assert reasons() == {"unusable fields": 1}
+    assert "no number of seconds and no time as H:MM:SS" in (tmp_path / "out/broken.jsonl").read_text()
+
+
 @pytest.mark.parametrize(("start", "length"), [("offset_seconds", "duration_secs"), ("Offset", "Duration")])
 def test_a_duration_under_any_name_goes_with_its_offset(build, save, tmp_path, start, length):
     (tmp_path / "m.csv").write_text(f"path,text,{start},{length}\n{save('a.wav', 4.0)},one,1.5,1.0\n")
@@ -211,6 +267,9 @@ def test_a_duration_under_any_name_goes_with_its_offset(build, save, tmp_path, s
         {"start_timestamp": "00:00:01.5"}, {"timestamps": [1.5, 2.5]}, {"start_seconds": 1.5, "end_frame": 200},
         {"timestamp": {"start": 0.0, "end": 1.5}}, {"offsets": {"from": 0, "to": 1500}}, {"interval": "0.00-1.06"},
         {"t0": 0, "t1": 106}, {"span": "[0.5, 1.5]"}, {"in": 1.0, "out": 2.0}, {"tc_in": "00:00:01:12"},
+        {"cue": "00:00:01,000 --> 00:00:02,000"}, {"offsetInTicks": 10_000_000, "durationInTicks": 10_000_000},
+        {"bg": "1000", "ed": "2000"}, {"bos": 1.0, "eos": 2.0}, {"cut_start": 1.0}, {"vad_end": 1.0}, {"tstart": 1.0},
+        {"mark_in": 1.0}, {"start1": 1.0}, {"anything_begin": 1.0},
         {"s": 1.0, "e": 2.0}, {"starts_at": 1.0}, {"timestamps": [[1.0, 2.0]]}, {"clip_begin_s": 1.0},
     ],
     ids=lambda times: " ".join(times),
@@ -222,6 +281,7 @@ def test_what_looks_like_a_time_and_is_not_understood_is_noted(build, save, json
 
 def test_fields_that_only_sound_like_times_are_left_alone(build, save, json_lines, tmp_path, notes):
     row = {"from": "en", "to": "de", "start_date": 2020, "Duration": "0:04", "weekend": 1, "end_reason": 3}
+    row |= {"is_end": 1, "char_start": 5, "utc_offset": 3600, "ends": "well"}
     (sample,) = build(
         json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav", 4.0)), "text": "one", **row}])
     ).values()
@@ -333,6 +393,34 @@ def test_a_text_in_another_language_than_the_speech_is_a_translation(build, save
     assert samples["a"].fields["translation"] == "words of a"
     assert samples["a"].fields["target_language"] == "German"
     assert reasons() == {"unusable fields": 2}
+
+
+@pytest.mark.parametrize(
+    ("languages", "options", "task", "is_noted"),
+    [
+        ({"target_lang": "de"}, ["--language", "en"], "ast", False),
+        ({"target_lang": "de"}, ["--language", "de"], None, False),
+        ({"target_lang": "de"}, [], None, True),
+        ({"src_lang": "en", "tgt_lang": "de"}, [], "ast", False),
+        ({"language": "en", "target_language": "German"}, [], None, True),
+        ({"language": "en", "target_language": "German", "taskname": "ast"}, [], "ast", False),
+        ({"language": "de", "target_language": "German"}, [], None, False),
+        ({"language": "en", "target_language": "German", "translation": "eins"}, [], None, False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["jsonl", "tar"])
+def test_a_translation_is_told_from_a_transcript_wherever_the_languages_are_said(
+    build, save, json_lines, write_shard, flac, tmp_path, notes, languages, options, task, is_noted, kind
+):
+    source = tmp_path / f"m.{kind}"
+    if kind == "tar":
+        write_shard(source, [("a", {"flac": flac(1.0), "txt": b"Hallo", "json": languages})])
+    else:
+        json_lines(source, [{"audio_filepath": str(save("a.wav")), "text": "Hallo", **languages}])
+    fields = build(source, *options)["a"].fields
+    assert (fields.get("task"), fields.get("translation" if task else "text")) == (task, "Hallo")
+    assert notes() == ["text may be a translation"] * is_noted
 
 
 @pytest.mark.parametrize("name", ["audios", "audio_paths"])

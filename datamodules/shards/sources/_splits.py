@@ -1,11 +1,14 @@
 """Which split of a corpus a file or folder is of, by the words of its name."""
 
+import functools
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
-from ..utterance import Noted, Refused, Utterance, stem
+from ..utterance import Audio, Noted, Refused, Utterance, stem
 
 #: What a split is called in names of files, as Hugging Face's library finds it: a word of its own.
 _SPLITS = {
@@ -34,14 +37,30 @@ def mixed(paths: Sequence[str]) -> list[Noted]:
 
 
 def told_apart(path: str, items: Iterable[Utterance | Refused | Noted]) -> Iterator[Utterance | Refused | Noted]:
-    """Yield what a source holds, and at its end a note where its rows say that they are of several splits."""
-    counts: Counter[str] = Counter()
+    """Yield what a source holds, and at its end a note where it is of several splits by its rows or where they lie."""
+    by_row, by_place = Counter[str](), Counter[str]()
     for item in items:
         if isinstance(item, Utterance) and item.split is None:
             said = (item.fields.get(name) for name in _COLUMNS)
-            counts.update({split_of(f"{value}.") for value in said if isinstance(value, str)} - {""})
+            by_row.update({split_of(f"{value}.") for value in said if isinstance(value, str)} - {""})
+            by_place.update({_split_of_place(_place(audio)) for audio in item.audio} - {""})
         yield item
-    if len(counts) > 1:
-        named = ", ".join(f"{count} {split}" for split, count in counts.most_common())
-        detail = f"its rows say {named}, and go into one set of shards; write a file for each, and build each apart"
-        yield Noted(path, "?", "several splits in one", detail)
+    for counts, what in ((by_row, "its rows"), (by_place, "the names of its folders and tars")):
+        if len(counts) > 1:
+            named = ", ".join(f"{count} {split}" for split, count in counts.most_common())
+            detail = (
+                f"{what} say {named}, and all go into one set of shards; make a source of each, and build each apart"
+            )
+            yield Noted(path, "?", "several splits in one", detail)
+            return
+
+
+def _place(audio: Audio) -> str:
+    is_inside = audio.region is not None or audio.cell is not None
+    return audio.path if is_inside else os.path.dirname(audio.path)
+
+
+@functools.lru_cache(maxsize=4096)
+def _split_of_place(path: str) -> str:
+    """Return the split that the last name in a path that has a word for one says."""
+    return next(filter(None, map(split_of, reversed(Path(path).parts))), "")

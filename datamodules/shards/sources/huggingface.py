@@ -13,7 +13,6 @@ from fastslm.files import walk
 from ..naming import check_columns, renamed, resolve_columns
 from ..table_cells import describe, open_table
 from ..times import loose_length, take_times
-from ..translations import as_translation
 from ..utterance import Audio, Noted, Refused, Utterance, stem
 from ._doubts import doubts
 from ._lines import located, some
@@ -169,7 +168,6 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
         fields = {name: value for name, value in fields.items() if value is not None and not isinstance(value, bytes)}
         try:
             cell = (column, group, row) if inside else None
-            fields = as_translation(fields)
             utterance = _utterance(fields, given, cell, where, path, roots, options.audio_root)
             for audio in utterance.audio if cell else ():
                 audio.container = table.state

@@ -1,11 +1,13 @@
-"""Kaldi data folders: ``wav.scp`` and ``text``; ``segments``, ``utt2spk``, ``utt2lang``, ``spk2gender`` where given."""
+"""Kaldi data folders: ``wav.scp`` and ``text``; ``segments``, speakers, languages and lengths where given."""
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from fastslm.errors import DataError
 
+from .. import times
 from ..utterance import Audio, Noted, Refused, Utterance
 from ._lines import composed, lines, located, some
 from .options import SourceOptions
@@ -27,11 +29,13 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         DataError: an entry of ``wav.scp`` is a command or lies in an archive.
     """
     recordings = _recordings(os.path.join(path, "wav.scp"), options.audio_root)
-    tables = [_Table(os.path.join(path, name)) for name in ("text", "utt2spk", "utt2lang", "spk2gender")]
-    texts, speakers, languages, genders = tables
+    names = ("text", "utt2spk", "utt2lang", "utt2dur", "utt2num_samples", "reco2dur", "spk2gender")
+    tables = [_Table(os.path.join(path, name)) for name in names]
+    texts, speakers, languages, lengths, samples, recording_lengths, genders = tables
     if not texts:
         raise DataError(f"{path}: the Kaldi folder has no file 'text'.")
     channels = _channels(os.path.join(path, "reco2file_and_channel"))
+    num_of_file = Counter(recordings.values())
     spans = _Table(os.path.join(path, "segments"))
     described, used = set(), set()
     for where, key, recording, start, end, channel in _spans(path, recordings):
@@ -39,6 +43,7 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         described.add(key)
         used.add(recording)
         differing = spans.differing.get(key) or recordings.differing.get(recording)
+        differing = differing or recording_lengths.differing.get(recording)
         differing = differing or next((d for t in tables if (d := t.differing.get(key))), None)
         fields = {"text": texts.get(key, ""), "speaker": speakers.get(key), "language": languages.get(key)}
         fields["gender"] = genders.get(composed(fields["speaker"] or ""))
@@ -58,7 +63,18 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             if isinstance(of_file, str):
                 yield Refused(where, key, "unknown channel", f"{of_file!r} in reco2file_and_channel; A, B or numbers")
                 continue
-            audio = Audio(recordings[recording], start, seconds, of_file)
+            file = recordings[recording]
+            is_side = num_of_file[file] > 1 or recording in channels
+            audio = Audio(file, start, seconds, of_file, is_side=is_side)
+            try:
+                if start is None:
+                    stated = lengths.get(key) or recording_lengths.get(key) or samples.get(key)
+                    audio.stated = times.number(stated, "its length in utt2dur, reco2dur or utt2num_samples")
+                else:
+                    audio.whole_seconds = times.number(recording_lengths.get(recording), "its length in reco2dur")
+            except DataError as error:
+                yield Refused.at(where, key, error)
+                continue
             yield Utterance(key, [audio], fields, where, recording if start is not None else None)
     for table in (recordings, *tables):
         yield from (Noted(where, key, "line stands twice", "the same as before") for where, key in table.repeated)
@@ -103,7 +119,8 @@ def _recordings(path: str, audio_root: str | None) -> _Table:
         if target.endswith("|") or target.startswith("|"):
             raise DataError(
                 f"{path} line {number}: recording {key!r} is the command {target!r:.80}. Commands are not run: write"
-                " its output to a file (for SPHERE files their own path is enough) and put that path here."
+                " its output to a file and put that path here; for SPHERE files their own path is enough, and a channel"
+                " that the command picks (-c 1, remix 1) is named in reco2file_and_channel (A or B)."
             )
         if _ARCHIVE.search(target):
             raise DataError(
@@ -119,12 +136,15 @@ def _recordings(path: str, audio_root: str | None) -> _Table:
     return found
 
 
-def _channels(path: str) -> dict[str, int | str]:
-    """Return the channel of each recording, counted from 0; what is none as it is spelt."""
+def _channels(path: str) -> dict[str, int | str | None]:
+    """Return the channel of each recording, counted from 0; what is none as it is spelt; None where it may be two."""
     rows = [f"{key} {rest}".split() for key, rest in _Table(path).items()]
     spelt = {row[0]: row[2] for row in rows if len(row) == 3}
-    first = 0 if "0" in spelt.values() else 1  # as Kaldi's scripts write A and B, and others 1 and 2, or 0 and 1
-    numbers = {str(number): number - first for number in range(first, 64)}
+    given = set(spelt.values())
+    first = 0 if "0" in given else 1  # as Kaldi's scripts write A and B, and others 1 and 2, or 0 and 1
+    numbers: dict[str, int | None] = {str(number): number - first for number in range(first, 64)}
+    if not given & (numbers.keys() - {"1"}):
+        numbers["1"] = None
     return {recording: {**_SIDES, **numbers}.get(name.upper(), name) for recording, name in spelt.items()}
 
 

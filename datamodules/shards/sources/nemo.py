@@ -8,7 +8,6 @@ from fastslm.errors import DataError
 
 from ..naming import USUAL_NAMES, renamed, usual_columns
 from ..times import take_times
-from ..translations import as_translation
 from ..utterance import Audio, Noted, Refused, Utterance, stem
 from ._doubts import doubts
 from ._lines import first_object, json_lines, located
@@ -54,7 +53,6 @@ def from_row(fields: dict[str, Any], where: str, roots: list[str], stated: float
     Raises:
         DataError: it names no audio, or its times are no numbers.
     """
-    fields = as_translation(fields)
     path = fields.pop("audio", None)
     start, seconds = take_times(fields)
     key, group = fields.pop("id", None), fields.get("group")

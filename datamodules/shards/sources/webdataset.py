@@ -14,7 +14,6 @@ from ...reading.store import tar_state
 from ...reading.tar import NO_SAMPLE, Members, read_groups, read_text, recording_names, recordings_of
 from ..naming import renamed, resolve_columns
 from ..times import TIMES, stated_length, untaken
-from ..translations import as_translation
 from ..utterance import Audio, Noted, Refused, Utterance
 from . import archive
 from ._doubts import other_text
@@ -90,7 +89,7 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
         times = {name: fields.get(resolved.pop(name)) for name in TIMES if name in resolved}
         for kept in ("audio", "id"):  # its own key and audio are those of the tar
             resolved.pop(kept, None)
-        fields = as_translation(renamed(fields, resolved))
+        fields = renamed(fields, resolved)
         stated = stated_length(times)
         if "txt" in members:
             text = read_text(descriptor, members["txt"]).decode("utf-8-sig").strip()

@@ -242,6 +242,7 @@ def test_a_form_in_any_charset_is_answered_or_refused(server, encoded, noise, ch
         (PART[:20], "The form was cut off: it ends before its last boundary"),
         (PART % (b"prompt", b"", "sag über".encode()) + b"--x--\r\n", None),
         (PART % (b"prompt", b"", b"sag \xfcber") + b"--x--\r\n", "prompt: is no text in utf-8. Send the form in UTF-8"),
+        (PART % (b"file", b"", b"fLaC\xff") + b"--x--\r\n", "file: it came as text, without a file name. Send it as"),
     ],
 )
 def test_a_form_that_is_cut_off_or_no_utf8_is_told_as_one(server, encoded, noise, end, message):
