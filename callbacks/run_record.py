@@ -10,12 +10,14 @@ from typing import Any
 import lightning as L
 import torch
 
+from fastslm.evaluation.sealed import sealed
 from fastslm.files import write_atomically
 from fastslm.path.batch import Batch
 from fastslm.path.flops import count_flops
 from fastslm.path.parts import size_of
 from fastslm.processes.ranks import gathered
 from fastslm.tasks import tasks
+from fastslm.training.data_source import Split, source_of
 from fastslm.training.lightning_module import SpeechLMModule
 
 from .token_rate import peak_memory_bytes, reduce_over_ranks
@@ -24,10 +26,11 @@ from .token_rate import peak_memory_bytes, reduce_over_ranks
 class RunRecord(L.Callback):
     """Writes ``validation.json`` after each validation and ``training.json`` when training has ended.
 
-    ``validation.json``: step, loss, WER, token rate, and errors and reference words of each recording.
-    ``training.json``: step, parameters, operations per second of audio, audio seconds per second of wall time (without
-    validation and without the first batch of each start) and peak memory. What it adds up is part of the checkpoints,
-    so that a run that was killed and continued has the figures of all its parts.
+    ``validation.json``: step, loss, WER, token rate, fingerprint of the data, and errors and reference words of each
+    recording. ``training.json``: step, fingerprint of the data, parameters, operations per second of audio, audio
+    seconds per second of wall time (without validation and without the first batch of each start) and peak memory.
+    What it adds up is part of the checkpoints, so that a run that was killed and continued has the figures of all its
+    parts.
     """
 
     def __init__(self) -> None:
@@ -82,6 +85,7 @@ class RunRecord(L.Callback):
         memory = torch.tensor([self._sums["peak_memory_bytes"]], dtype=torch.float64)
         record = {
             "step": trainer.global_step,
+            "training_data": _fingerprint(trainer, "train"),
             "abstractor_parameters": size_of(pl_module.path.abstractor.parameters()),
             "trainable_parameters": size_of(p for p in pl_module.parameters() if p.requires_grad),
             "abstractor_flops_per_audio_second": self._flops.get("abstractor"),
@@ -123,9 +127,15 @@ class RunRecord(L.Callback):
             "val_loss": float(loss) if loss is not None and loss.isfinite() else None,
             "wer": errors / words if words else None,
             "tokens_per_second": tokens / seconds if seconds else None,
+            "validation_data": _fingerprint(trainer, "val"),
             "recordings": recordings,
         }
         _write(trainer, "validation.json", record)
+
+
+def _fingerprint(trainer: L.Trainer, split: Split) -> str | None:
+    source = source_of(trainer)
+    return source.fingerprint(split) if source else None
 
 
 def _device_name(device: torch.device) -> str:
@@ -134,4 +144,4 @@ def _device_name(device: torch.device) -> str:
 
 def _write(trainer: L.Trainer, name: str, record: Mapping[str, Any]) -> None:
     if trainer.is_global_zero:
-        write_atomically(Path(trainer.default_root_dir) / name, json.dumps(record, indent=1) + "\n")
+        write_atomically(Path(trainer.default_root_dir) / name, json.dumps(sealed(record), indent=1) + "\n")

@@ -22,8 +22,9 @@ class RunReport(L.Callback):
     """Writes hypotheses and the plot, and prints the result.
 
     After each validation or test ``predictions-STAGE.jsonl`` holds a row for each sample (of this rank), after
-    ``fastslm predict`` ``predictions.jsonl``; after training ``training.png`` shows loss and WER over steps. Training
-    also leaves ``sample.flac``, a recording that it validated on, for ``fastslm transcribe`` to be tried on.
+    ``fastslm predict`` ``predictions.jsonl``; those of an earlier number of ranks are removed. After training
+    ``training.png`` shows loss and WER over steps. Training also leaves ``sample.flac``, a recording that it validated
+    on, for ``fastslm transcribe`` to be tried on.
 
     Args:
         num_pairs: reference and hypothesis pairs to print.
@@ -108,10 +109,15 @@ class RunReport(L.Callback):
         return Path(trainer.default_root_dir)
 
     def _write(self, trainer: L.Trainer, name: str) -> Path:
-        suffix = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        path = self._folder(trainer) / f"{name}{suffix}.jsonl"
+        folder, ranks = self._folder(trainer), range(trainer.world_size)
+        names = [f"{name}-rank{rank}.jsonl" for rank in ranks] if len(ranks) > 1 else [f"{name}.jsonl"]
+        path = folder / names[trainer.global_rank]
         rows = [{k: v for k, v in row.items() if k != "weight"} for row in self._rows]
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        if trainer.is_global_zero:  # what is left of another number of ranks is of other weights, too
+            for left in (folder / f"{name}.jsonl", *folder.glob(f"{name}-rank*.jsonl")):
+                if left.name not in names:
+                    left.unlink(missing_ok=True)
         return path
 
     def _print(self, trainer: L.Trainer, stage: str) -> None:

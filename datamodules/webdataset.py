@@ -1,5 +1,6 @@
 """Tar shards to batches. The stations, in order: index, plan, read by offset, decode, text to ids, put side by side."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,13 @@ class WebDatasetModule(PlannedSource):
         """Return the keys of all samples of a split, in the same order on every rank."""
         entries = self._entries[split]
         return [entries.key(index) for index in range(len(entries))]
+
+    def fingerprint(self, split: Split) -> str:
+        """Return what tells the data of a split from other data; of streams, which nobody reads before, the names."""
+        if not self.streams(split):
+            return super().fingerprint(split)
+        names = list(expand(patterns_of(self._sources(split)), f"data.{split}_shards"))
+        return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
     def dataset(self, split: Split, sampler: PlanSampler) -> Dataset[Batch]:
         """Return what reads the planned batches of a split."""

@@ -17,6 +17,7 @@ from types import TracebackType
 
 from fastslm.commands.streams import OutputError, PrintedStream, give_up_output
 from fastslm.errors import FastSLMError, nearest
+from fastslm.files import WAYS_OUT
 from fastslm.processes.launched import check_ranks
 from fastslm.processes.signals import EXIT_STATUS, Terminated, ending_in_order
 from fastslm.redaction import redacted
@@ -125,7 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None and error.errno not in _OF_A_DISK:
             raise
         name = "" if error.filename is None else f"{redacted(os.fsdecode(error.filename))}: "
-        print(f"fastslm: error: {name}{error.strerror}.", file=sys.stderr)
+        way_out = WAYS_OUT.get(error.errno or 0)
+        then = f" {way_out}, and give the same command again." if way_out else ""
+        print(f"fastslm: error: {name}{error.strerror}.{then}", file=sys.stderr)
         return 2
     except ValueError as error:
         if str(error) != "embedded null byte":  # as Python says it of any path, without naming it

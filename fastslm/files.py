@@ -19,6 +19,32 @@ from fastslm.errors import CheckpointError
 PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(rf"\.(.+)\.[a-z0-9_]{{8}}{re.escape(PARTIAL)}", re.DOTALL)  # as tempfile makes them
 _NEW_SECONDS = 60
+_FREE = "Free space there"
+#: What can be done where a file is not written to its end.
+WAYS_OUT = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: f"{_FREE}, or have the quota raised",
+    errno.EFBIG: "Raise the limit of a file's size (ulimit -f)",
+}
+_OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)")  # as Rust says it
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise what a disk refuses as an ``OSError`` that names ``path``.
+
+    Python names no file that is not written to its end; safetensors and tokenizers raise kinds of their own.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in WAYS_OUT and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+    except Exception as error:
+        if (number := _OF_THE_SYSTEM.search(str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), os.fspath(path)) from error
 
 
 class Partial:
@@ -53,7 +79,7 @@ def whole_file(path: Path, *, folder: Path | None = None, sync: bool = True) -> 
     descriptor, name = tempfile.mkstemp(dir=folder or path.parent, prefix=f".{_start_of(path)}.", suffix=PARTIAL)
     partial = Path(name)
     try:
-        with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
+        with writing(path), os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
             _lock(descriptor)  # until it is closed, or this process ends
             given = Partial(file, partial)
             yield given
@@ -194,9 +220,10 @@ def whole_folder(folder: Path, *, alone: bool = False, sync: bool = False) -> It
         raise CheckpointError(f"{folder}: no folder can be made there: {error.strerror}.") from error
     held = _hold(partial)
     try:
-        yield partial
-        if sync:
-            sync_tree(partial)
+        with writing(folder):
+            yield partial
+            if sync:
+                sync_tree(partial)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

@@ -1,13 +1,17 @@
 """Files that are whole or not there: after an error, after a kill, and when two processes write at once."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from fastslm import cli
 from fastslm.files import remove_partials, whole_file, whole_folder, write_atomically
 
 
@@ -35,6 +39,32 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
         write()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.fixture
+def small_files():
+    """Let no file be larger than 1000 bytes: what is met on a full disk, too."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("library", ["Python", "safetensors"])
+def test_what_a_disk_does_not_take_is_named_with_a_way_out(tmp_path, small_files, monkeypatch, capsys, library):
+    target = tmp_path / "target"
+
+    def command(_arguments):
+        if library == "Python":
+            write_atomically(target, "x" * 2000)
+        with whole_folder(target) as partial:
+            save_file({"weight": torch.zeros(1000)}, partial / "weights.safetensors")
+
+    monkeypatch.setattr(cli, "_run", command)
+    assert cli.main([]) == 2
+    way_out = "Raise the limit of a file's size (ulimit -f), and give the same command again."
+    assert capsys.readouterr().err == f"fastslm: error: {target}: File too large. {way_out}\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_wanted_does_not_appear(tmp_path):

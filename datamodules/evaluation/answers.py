@@ -14,6 +14,7 @@ from tqdm import tqdm
 from fastslm.commands.notes import changed_settings
 from fastslm.errors import ConfigError, DataError, FastSLMError
 from fastslm.evaluation.score import Transcript
+from fastslm.evaluation.sealed import sealed, unsealed
 from fastslm.files import write_atomically
 
 from .recordings import EvaluationSet, Recording
@@ -106,7 +107,7 @@ def transcribe_set(answering: Answering, data: EvaluationSet, kept: Path) -> tup
             for recording, answer in zip(group, answers, strict=True):
                 row = _row(recording, answer, spent * recording.seconds / audio)
                 done[recording.key] = row
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(_line(row))
                 bar.update(recording.seconds)
                 for warning in row["warnings"]:
                     bar.write(f"{data.name}: {recording.key}: the text {warning}", file=sys.stderr)
@@ -141,11 +142,15 @@ def _row(recording: Recording, answer: "Answer | FastSLMError", work_seconds: fl
     return {**row, "text": answer.text, "warnings": answer.warnings, "error": ""}
 
 
-def _check_row(row: Any) -> None:
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(sealed(content), ensure_ascii=False) + "\n"
+
+
+def _check_row(row: dict[str, Any]) -> None:
     """Raise ValueError where a line is no answer."""
     kinds: dict[str, Any] = {"key": str, "text": str, "work_seconds": int | float, "error": str}
-    if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in kinds.items()):
-        raise ValueError(f"a line is no answer: {json.dumps(row, ensure_ascii=False):.80}")
+    if not all(isinstance(row.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError(f"it is no answer: {json.dumps(row, ensure_ascii=False):.80}")
 
 
 def _read(kept: Path, answering: Answering, data: EvaluationSet) -> dict[str, dict[str, Any]]:
@@ -159,14 +164,16 @@ def _read(kept: Path, answering: Answering, data: EvaluationSet) -> dict[str, di
     whole = lines[:-1]  # a line that was cut off by a kill has no end
     found: dict[str, dict[str, Any]] = {}
     if whole and not answering.overwrite:
+        content: list[dict[str, Any]] = []
         try:
-            first, *rows = [json.loads(line.decode()) for line in whole]
-            if not isinstance(first, dict):
-                raise ValueError("its first line holds no settings")
-            for row in rows:
-                _check_row(row)
+            for number, line in enumerate(whole, 1):  # the settings, then the answers
+                content.append(unsealed(json.loads(line.decode())))
+                if number > 1:
+                    _check_row(content[-1])
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one
-            raise DataError(f"{kept}: is damaged ({error}). Remove it to transcribe anew.") from error
+            again = "the line to transcribe its recording anew, or the file" if number > 1 else "it"
+            raise DataError(f"{kept}: line {number} is damaged ({error}). Remove {again} to transcribe all.") from error
+        first, *rows = content
         if changed := changed_settings(first, answering.made_with):
             what = "; ".join(f"{name} {first.get(name)!r}, now {answering.made_with[name]!r}" for name in changed)
             raise ConfigError(f"{kept}: made with other settings ({what}). Choose another --out, or --overwrite.")
@@ -177,5 +184,5 @@ def _read(kept: Path, answering: Answering, data: EvaluationSet) -> dict[str, di
             print(f"{data.name}: {others} answers in {kept} are of other audio, and left out.", file=sys.stderr)
     kept.parent.mkdir(parents=True, exist_ok=True)
     rows = [answering.made_with, *found.values()]
-    write_atomically(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomically(kept, "".join(map(_line, rows)))
     return found

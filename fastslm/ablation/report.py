@@ -36,7 +36,8 @@ def write_report(out: Path, runs: Sequence[Run], command: str) -> Path:
     write_atomically(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in finished))
     summaries = summarise(finished)
     plots = draw_plots(out, summaries) if summaries else []
-    parts = ["# Ablation", f"    {command}", *_extent(finished), _table(summaries), _READING.strip()]
+    parts = ["# Ablation", f"    {command}", *_extent(finished), *different_data(finished), _table(summaries)]
+    parts.append(_READING.strip())
     parts += [f"![{title}]({path.name})" for title, path in plots]
     failed = [f"- {run.name}: {row['reason']} (log: `{row['log']}`)" for run, row in rows if row and "reason" in row]
     missing = [f"- {run.name}" for run, row in rows if row is None]
@@ -65,6 +66,8 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
 
 def _difference(first: Sequence[Row], second: Sequence[Row]) -> tuple[float, float, float] | None:
     seeds = {row["seed"] for row in first} & {row["seed"] for row in second}
+    if len(_runs_by("validation_data", [row for row in (*first, *second) if row["seed"] in seeds])) > 1:
+        return None
     one, other = (_by_recording([row for row in rows if row["seed"] in seeds]) for rows in (first, second))
     if not set(one) & set(other):
         return None
@@ -79,6 +82,34 @@ def _by_recording(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
             errors, words = sums.get(recording["key"], (0.0, 0.0))
             sums[recording["key"]] = (errors + recording["errors"], words + recording["words"])
     return sums
+
+
+def different_data(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence each where not all runs were validated, or trained, on the same data."""
+    validated, trained = (_runs_by(key, rows) for key in ("validation_data", "training_data"))
+    found = []
+    if len(validated) > 1:
+        found.append(
+            f"The runs were not validated on the same data ({'; '.join(map(', '.join, validated))}): their WER and loss"
+            " do not compare, and no difference between them is given. To validate a run again, remove its row"
+            " (NAME/seed-S.json) and NAME/seed-S/validation.json, and give the same command."
+        )
+    if len(trained) > 1:
+        found.append(
+            f"The runs were not trained on the same data ({'; '.join(map(', '.join, trained))}). Unless the variants"
+            " say so, remove the rows (NAME/seed-S.json) and folders of those on the old data, and give the same"
+            " command."
+        )
+    return found
+
+
+def _runs_by(key: str, rows: Sequence[Row]) -> list[list[str]]:
+    """Return the names of the runs in groups, those with one fingerprint together; left out is who has none."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get(key) is not None:
+            groups.setdefault(row[key], []).append(f"{row['variant']} seed {row['seed']}")
+    return list(groups.values())
 
 
 def _extent(rows: Sequence[Row]) -> list[str]:

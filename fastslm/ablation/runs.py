@@ -19,6 +19,7 @@ import yaml
 
 from fastslm.configuration.shell_commands import handed_on
 from fastslm.errors import DataError
+from fastslm.evaluation.sealed import sealed, unsealed
 from fastslm.files import write_atomically
 
 #: Keys of a configuration that differ from run to run of one variant.
@@ -76,7 +77,7 @@ class Run:
 
     def write_row(self, row: dict[str, Any]) -> None:
         """Write its row."""
-        write_atomically(self.folder.with_name(f"{self.folder.name}.json"), json.dumps(row) + "\n")
+        write_atomically(self.folder.with_name(f"{self.folder.name}.json"), json.dumps(sealed(row)) + "\n")
 
     @contextlib.contextmanager
     def lock(self, wait: bool) -> Iterator[int | None]:
@@ -201,14 +202,11 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
         advice: what to do about a damaged one.
 
     Raises:
-        DataError: it holds something else.
+        DataError: it holds something else, or is not as it was written.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return unsealed(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}. {advice}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged: it holds a {type(content).__name__}, and no object. {advice}")
-    return content

@@ -36,7 +36,7 @@ from fastslm.checkpoint.gather import stored_tensors
 from fastslm.checkpoint.state import part_of_tensor, some
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.errors import CheckpointError
-from fastslm.files import partial_of
+from fastslm.files import WAYS_OUT, partial_of, writing
 from fastslm.processes.ranks import gathered
 
 FORMAT = 1
@@ -44,7 +44,6 @@ WEIGHTS = "adapter.safetensors"
 CONFIG = "config.yaml"
 ADDED_TOKENS = "added_tokens.json"
 SAVE_ID = "fastslm_save_id"  # in the manifest and in the trainer's state
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: What torch says in a RuntimeError when a file does not take all that is written.
 _TORCH_WRITES = ("PytorchStreamWriter", "inline_container")
 #: Strategies whose ranks write together and wait for each other while they do.
@@ -185,7 +184,8 @@ def _manifest(
 def _problem(action: Callable[[], None], partial: Path) -> CheckpointError | None:
     """Run ``action``; where it cannot write, remove what it began and return the error for people."""
     try:
-        action()
+        with writing(partial):
+            action()
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(mark in str(error) for mark in _TORCH_WRITES):
             raise
@@ -202,7 +202,7 @@ def _explain(error: OSError | RuntimeError, partial: Path) -> str:
     except CheckpointError:  # ``last`` is damaged, too
         kept = None
     way_out = f"The newest complete one is kept: {kept}." if kept else "There is no complete one yet."
-    full = isinstance(error, RuntimeError) or error.errno in _FULL
+    full = isinstance(error, RuntimeError) or error.errno in WAYS_OUT
     if full:
         detail = error.strerror if isinstance(error, OSError) else "the disk took less than was written"
         then = "go on with --ckpt_path last" if kept else "begin anew"

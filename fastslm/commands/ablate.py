@@ -267,15 +267,18 @@ def _memory(out: Path) -> dict[str, Any]:
 
 def _report(out: Path, runs: list[Run], command: str, quiet: bool = False) -> int:
     """Write the report; the exit status is 1 when one of the runs failed."""
-    from fastslm.ablation.report import write_report
+    from fastslm.ablation.report import different_data, write_report
 
     with _exclusive(out):
         path = write_report(out, runs, command)
-    states = [(run.row() or {}).get("status", "missing") for run in runs]
+    rows = [run.row() or {"status": "missing"} for run in runs]
+    states = [row["status"] for row in rows]
     finished, failed = states.count("finished"), states.count("failed")
     _say(f"{finished} of {len(runs)} runs finished, {failed} failed. Report: {path}")
-    if not quiet and failed:
-        for run, state in zip(runs, states, strict=True):
-            if state == "failed":
-                _say(f"  {run.name}: {(run.row() or {})['reason']}")
+    for sentence in different_data([row for row in rows if row["status"] == "finished"]):
+        _say(sentence)
+    if not quiet:
+        for run, row in zip(runs, rows, strict=True):
+            if row["status"] == "failed":
+                _say(f"  {run.name}: {row['reason']}")
     return 1 if failed else 0

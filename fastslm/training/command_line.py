@@ -44,7 +44,7 @@ from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
 from fastslm.training.moved_run import MovedRun
 from fastslm.training.preemption import Preempted, Preemption
-from fastslm.training.run_folder import RunFolder, asides, csv_files, move_metrics
+from fastslm.training.run_folder import RunFolder, asides, check_writable, csv_files, move_metrics
 from fastslm.training.shielded_loader import lost_worker
 from fastslm.training.step_progress import StepProgress
 from fastslm.training.trainer import Trainer
@@ -242,6 +242,8 @@ class TrainingCLI(LightningCLI):
         if takes:
             self._folder = RunFolder(folder, waits=config.get("ckpt_path") is not None)
         given = resolve_checkpoint(config.get("ckpt_path"), folder, command)
+        if command != "fit":
+            check_writable(folder, str(given))
         moved = folder if takes else None
         self._weights = find_weights(given, config.get("init_from"), command, self.trainer.is_global_zero, moved)
         # Evaluation needs weights only, which come in one format whatever strategy saved them.

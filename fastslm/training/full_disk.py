@@ -1,30 +1,23 @@
 """What to tell people when a disk takes no more of what a run writes beside its checkpoints: metrics, logs, answers."""
 
-import errno
 import shutil
 from pathlib import Path
 
 from fastslm.checkpoint import find_folder
 from fastslm.errors import CheckpointError
-
-_FREE = "Free space there"
-#: What can be done where a file is not written to its end; Python then names no file.
-_WAYS_OUT = {
-    errno.ENOSPC: _FREE,
-    errno.EDQUOT: f"{_FREE}, or have the quota raised",
-    errno.EFBIG: "Raise the limit of a file's size (ulimit -f)",
-}
+from fastslm.files import WAYS_OUT
 
 
 def full_disk(error: OSError, folder: Path) -> str | None:
-    """Return the sentence for an error of a disk that is full; None for any other, and where it names its file.
+    """Return the sentence for an error of a disk that is full; None for any other, and for a file of other folders.
 
     Args:
         error: met in a run.
         folder: of the run.
     """
-    way_out = _WAYS_OUT.get(error.errno or 0)
-    if way_out is None or error.filename is not None or not folder.is_dir():
+    way_out = WAYS_OUT.get(error.errno or 0)
+    elsewhere = error.filename is not None and not Path(error.filename).absolute().is_relative_to(folder.absolute())
+    if way_out is None or elsewhere or not folder.is_dir():
         return None
     free = shutil.disk_usage(folder).free / 2**20
     try:

@@ -82,6 +82,24 @@ class RunFolder:
             self._lock = None
 
 
+def check_writable(path: Path, checkpoint: str) -> None:
+    """Refuse a folder that cannot take what an evaluation writes, before hours are spent on it.
+
+    Args:
+        path: the run folder, which may not be there yet.
+        checkpoint: what is evaluated.
+
+    Raises:
+        ConfigError: it cannot be written to.
+    """
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK):
+        raise ConfigError(
+            f"run_folder: {path} takes the predictions, and {there} cannot be written to. Give a folder of your own:"
+            f" --run_folder NEW --ckpt_path {checkpoint}."
+        )
+
+
 def csv_files(loggers: Iterable[Logger]) -> list[Path]:
     """Return where loggers keep their metrics: those of them that delete what they find there."""
     found = (Path(logger.log_dir) for logger in loggers if isinstance(logger, CSVLogger))

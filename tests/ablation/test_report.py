@@ -9,6 +9,7 @@ from fastslm.ablation.report import summarise, write_report
 from fastslm.ablation.runs import Run, execute
 from fastslm.cli import main
 from fastslm.errors import DataError
+from fastslm.evaluation.sealed import sealed
 
 
 def row(variant, seed, errors, **changes):
@@ -95,6 +96,22 @@ def test_a_report_can_be_made_when_nothing_has_finished_or_nothing_was_transcrib
     assert not (tmp_path / "wer_tokens.png").exists()
 
 
+def test_runs_on_other_data_are_named_and_their_difference_is_not_given(tmp_path, capsys):
+    old, new = {"validation_data": "old", "training_data": "t"}, {"validation_data": "new", "training_data": "t"}
+    runs = written(tmp_path, row("A", 0, [2], **old), row("B", 0, [3], **old), row("C", 0, [9], **new))
+    memory = {"command": "fastslm ablate", "runs": [[run.variant, run.seed] for run in runs]}
+    (tmp_path / "ablation.json").write_text(json.dumps(memory))
+    assert main(["ablate", "--out", str(tmp_path), "--report-only"]) == 0
+    report = tmp_path / "report.md"
+    for said in (report.read_text(), capsys.readouterr().out):
+        assert "not validated on the same data (A seed 0, B seed 0; C seed 0)" in said
+        assert "not trained" not in said
+    table = table_of(report)
+    assert (table["B"]["difference, points"], table["C"]["difference, points"]) == ("+10.0 [+10.0, +10.0]", "n/a")
+    runs[1].write_row(row("B", 0, [3], **old | {"training_data": "rebuilt"}))
+    assert "not trained on the same data (A seed 0, C seed 0; B seed 0)" in write_report(tmp_path, runs, "").read_text()
+
+
 def test_plots_are_drawn_with_what_the_runs_logged(tmp_path):
     runs = written(tmp_path, row("A", 0, [2, 2]), row("B", 0, [3, 3]))
     for run in runs:
@@ -139,6 +156,7 @@ CUT = '{"variant": "A"'
         ("A/seed-0.json", CUT, "is damaged"),
         ("A/seed-0.json", "[]", "is damaged: it holds a list"),
         ("A/seed-0.json", json.dumps(row("B", 0, [2])), "holds the row of B seed 0, and not of A seed 0"),
+        ("A/seed-0.json", json.dumps(sealed(row("A", 0, [2])) | {"wer": 0.0}), "is damaged: it has changed since"),
         ("ablation.json", CUT, "is damaged"),
         ("ablation.json", '{"command": "", "runs": "A"}', "is damaged: it does not list variants and seeds"),
     ],

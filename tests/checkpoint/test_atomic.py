@@ -13,6 +13,7 @@ from collections import namedtuple
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from fastslm.checkpoint import load_weights, open_checkpoint, stored_names, verify_trainer_state
@@ -142,13 +143,21 @@ def test_no_room_is_said_before_anything_is_written(built, save, tmp_path, monke
     assert open_checkpoint(tmp_path / "checkpoints").path == kept
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["in the trainer's state", "in the weights"])
-def test_a_disk_that_fills_up_during_a_save_keeps_the_old_one(built, save, tmp_path, monkeypatch, late):
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+NO_SPACE_IN_RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("late", "error"),
+    [(False, NO_SPACE), (True, NO_SPACE), (True, NO_SPACE_IN_RUST)],
+    ids=["in the trainer's state", "in the weights", "in the weights, as safetensors says it"],
+)
+def test_a_disk_that_fills_up_during_a_save_keeps_the_old_one(built, save, tmp_path, monkeypatch, late, error):
     module = built()
     kept = save(module, 1)
 
     def full(*_arguments, **_named):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise error
 
     if late:
         monkeypatch.setattr("fastslm.checkpoint.writer.save_file", full)

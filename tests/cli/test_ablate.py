@@ -87,6 +87,8 @@ def test_variants_and_seeds_become_rows_a_table_and_plots(ablate, tmp_path):
         assert row["wer"] == pytest.approx(ErrorRate("word").over(*zip(*pairs, strict=True)))
         assert (out / row["learning_curve"]).exists()
     assert list((tmp_path / "user-cache" / "fastslm" / "frames").iterdir())
+    for data in ("training_data", "validation_data"):  # of what the shards hold, whatever reads them
+        assert len({row[data] for row in rows.values()} - {None}) == 1
     report = (out / "report.md").read_text()
     for expected in ("| HTA | 2 |", "| AvgPool | 2 |", "wer_tokens.png", "wer_compute.png", "learning_curves.png"):
         assert expected in report
@@ -269,6 +271,7 @@ def test_commands_that_were_typed_reach_the_runs_and_those_of_a_file_none(ablate
     flags = ("--variant", "AvgPool", "--model.abstractor=AvgPool", "--data.stream_steps=2")
     ablate(*flags, shards)
     assert [row["status"] for row in rows_of(tmp_path / "out").values()] == ["finished"]
+    assert rows_of(tmp_path / "out")["AvgPool", 0]["training_data"]  # of a stream the names
     config = yaml.safe_load(run_config.read_text())
     config["data"]["init_args"]["train_shards"] = f"pipe:touch {tmp_path}/mark"
     (tmp_path / "theirs.yaml").write_text(yaml.safe_dump({"data": config["data"]}))

@@ -149,10 +149,24 @@ def test_a_disk_that_is_full_is_named_with_the_checkpoint_to_go_on_from(fit, tmp
         fit(*more)
 
 
+def test_an_evaluation_is_refused_a_folder_that_it_cannot_write_to(run_config, tmp_path, monkeypatch):
+    """Before anything is loaded; a folder that is not there yet is looked at by the one around it."""
+    theirs, checkpoint = tmp_path / "theirs", tmp_path / "x.ckpt"
+    theirs.mkdir()
+    checkpoint.touch()
+    may = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode, **named: path != theirs and may(path, mode, **named))
+    flags = ["--config", str(run_config), "--run_folder", str(theirs / "run"), "--ckpt_path", str(checkpoint)]
+    with pytest.raises(ConfigError, match=rf"{theirs} cannot be written to.*NEW --ckpt_path {checkpoint}\."):
+        command_line(TrainingCLI, ["validate", *flags])
+
+
 def test_a_full_disk_before_the_first_checkpoint_says_that_there_is_none(tmp_path):
     error = OSError(errno.ENOSPC, "No space left on device")
     assert full_disk(error, tmp_path).endswith("Free space there, and begin anew: there is no whole checkpoint.")
-    assert full_disk(OSError(errno.ENOSPC, "No space left on device", "a.txt"), tmp_path) is None  # it says which file
+    assert full_disk(OSError(errno.ENOSPC, "No space left on device", "a.txt"), tmp_path) is None  # of another folder
+    error.filename = str(tmp_path / "metrics.csv")
+    assert "metrics, logs and predictions" in full_disk(error, tmp_path)
     assert full_disk(OSError(errno.ENOENT, "No such file"), tmp_path) is None
 
 

@@ -130,7 +130,7 @@ def test_a_model_is_scored_on_what_it_transcribes_and_a_second_run_goes_on(capsy
 
 
 ROW = {"key": "utt0", "text": "a", "work_seconds": 1, "error": ""}
-DAMAGED = ["1", "null", "[]", "{}", *(json.dumps(ROW | {name: [1]}) for name in ROW)]
+DAMAGED = ["{}", *(json.dumps(ROW | {name: [1]}) for name in ROW)]
 
 
 def test_kept_answers_that_are_damaged_are_named_and_what_a_kill_cut_is_not_read(capsys, tmp_path, shards, model):
@@ -138,13 +138,17 @@ def test_kept_answers_that_are_damaged_are_named_and_what_a_kill_cut_is_not_read
     assert run(capsys, *words)[0] == 0
     answers = tmp_path / "out" / "answers" / "clean.jsonl"
     whole = answers.read_bytes()
-    for line in DAMAGED:
-        answers.write_bytes(whole + line.encode() + b"\n")
+    changed = whole.replace(b'"text": "', b'"text": "x', 1)
+    for content, said in (
+        *((whole + line.encode() + b"\n", "line 6 is damaged (it is no answer: ") for line in DAMAGED),
+        (whole + b"[]\n", "line 6 is damaged (it holds a list, and no object). Remove the line"),
+        (b"1\n" + whole, "line 1 is damaged (it holds a int, and no object). Remove it to transcribe all."),
+        (changed, "line 2 is damaged (it has changed since it was written, its checksum differs)"),
+    ):
+        answers.write_bytes(content)
         status, shown = run(capsys, *words)
         assert status == 2
-        assert "clean.jsonl: is damaged (a line is no answer: " in shown.err
-    answers.write_bytes(b"1\n" + whole)
-    assert "its first line holds no settings" in run(capsys, *words)[1].err
+        assert f"clean.jsonl: {said}" in shown.err
     answers.write_bytes(whole + '{"key": "utt0", "text": "\ub2e4'.encode()[:-1])  # within a character
     status, shown = run(capsys, *words)
     assert status == 0
