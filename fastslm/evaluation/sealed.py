@@ -28,4 +28,5 @@ def unsealed(content: Any) -> dict[str, Any]:
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    as_read = json.loads(json.dumps(content))  # numbers as keys are text then, in another order
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
