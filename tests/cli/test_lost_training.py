@@ -61,7 +61,7 @@ def last_step(folder):
     return None if manifest is None else yaml.safe_load(manifest.read_text())["step"]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_training_stops_at_the_first_loss_that_is_not_finite(stopped, break_loss, tmp_path, value):
     passed = break_loss(3, value, training=True)
     every = ["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_train_steps=1"]

@@ -31,6 +31,7 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_begin_leaves_the_earlier_one_in_its_place(fit, tmp_path, capsys):
     fit(*ONE_STEP)
     run, before = tmp_path / "run", files(tmp_path / "run")
@@ -46,6 +47,7 @@ def test_a_run_that_cannot_begin_leaves_the_earlier_one_in_its_place(fit, tmp_pa
     assert files(tmp_path / "run.1") == before
 
 
+@pytest.mark.slow
 def test_a_run_that_has_nothing_left_to_do_says_so_and_where_its_checkpoint_is(fit, tmp_path, capsys):
     fit(*ONE_STEP)
     capsys.readouterr()
@@ -56,7 +58,9 @@ def test_a_run_that_has_nothing_left_to_do_says_so_and_where_its_checkpoint_is(f
     assert "none of its last weights" not in said
 
 
-@pytest.mark.parametrize("rank", ["RANK", "SLURM_PROCID", "NODE_RANK"])
+@pytest.mark.parametrize(
+    "rank", ["RANK", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SLURM_PROCID", "NODE_RANK"))]
+)
 def test_the_rank_of_another_run_in_the_environment_costs_no_earlier_run(fit, tmp_path, monkeypatch, rank):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     monkeypatch.setenv(rank, "1")
@@ -212,7 +216,7 @@ def test_what_a_job_wrote_before_its_run_began_stays(fit, tmp_path):
     assert not (tmp_path / "run.1").exists()
 
 
-@pytest.mark.parametrize("name", [".", "run"])
+@pytest.mark.parametrize("name", [".", pytest.param("run", marks=pytest.mark.slow)])
 def test_the_working_directory_is_never_moved(fit, tmp_path, monkeypatch, name):
     fit(*ONE_STEP)
     monkeypatch.chdir(tmp_path / "run" if name == "." else tmp_path / "run" / "checkpoints")

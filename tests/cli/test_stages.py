@@ -48,6 +48,7 @@ def test_the_end_of_a_stage_without_the_llm_names_the_next_stage_and_its_use(run
     assert f"fastslm transcribe FILES --model {tmp_path / 'stage0'}" in said
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_the_former_one_and_leaves_frozen_parts_as_they_are(run_config, tmp_path, tiny_llm, capfd):
     first, second = tmp_path / "first", tmp_path / "second"
     rates = ["--model.optimizer.learning_rate", "1.0e-2", "--model.optimizer.warmup_steps", "1"]

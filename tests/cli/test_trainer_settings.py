@@ -134,6 +134,7 @@ def test_the_callbacks_of_every_run_stay_beside_a_list_of_the_user(fit, tmp_path
     assert len(names) == 7
 
 
+@pytest.mark.slow
 def test_one_of_them_that_the_user_names_is_the_users(fit, tmp_path):
     best = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/loss", "mode": "max", "filename": "mine"}}
     status, said = fit(
@@ -175,7 +176,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
     [
         (["--trainer.logger", "false"], ["checkpoints/best-2.ckpt", "checkpoints/last.ckpt"]),
         slow(["--trainer.enable_checkpointing", "false"], ["metrics.csv", "training.png"]),
-        (["--trainer.val_check_interval", "0.5", "--trainer.max_steps", "3"], ["checkpoints/best-3.ckpt"]),
+        slow(["--trainer.val_check_interval", "0.5", "--trainer.max_steps", "3"], ["checkpoints/best-3.ckpt"]),
         (["--trainer.limit_val_batches", "0"], ["checkpoints/last.ckpt"]),
         slow(["--trainer.num_sanity_val_steps", "1"], ["checkpoints/best-2.ckpt"]),
         slow(["--trainer.callbacks+=Timer", "--trainer.callbacks.duration", "01:00:00:00"], ["config.yaml"]),

@@ -72,6 +72,7 @@ class TestFolderSource(of_folder(FolderSource)):
     pass
 
 
+@pytest.mark.slow
 class TestFolderSourceInWorkers(DataSourceContract):
     build = staticmethod(lambda folder: FolderSource(str(fill(folder)), batch_samples=2, seed=3))
     build_other = staticmethod(lambda folder: FolderSource(str(fill(folder)), batch_samples=3, seed=3))

@@ -133,6 +133,7 @@ ROW = {"key": "utt0", "text": "a", "work_seconds": 1, "error": ""}
 DAMAGED = ["{}", *(json.dumps(ROW | {name: [1]}) for name in ROW)]
 
 
+@pytest.mark.slow
 def test_kept_answers_that_are_damaged_are_named_and_what_a_kill_cut_is_not_read(capsys, tmp_path, shards, model):
     words = [model, f"clean={shards}/clean-*.tar", "--out", tmp_path / "out", "--max-new-tokens", "5"]
     assert run(capsys, *words)[0] == 0

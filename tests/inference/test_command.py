@@ -304,6 +304,7 @@ def test_a_real_interrupt_keeps_whole_files_only(run_folder, talks, tmp_path):
     assert not [p for p in out.rglob(".*") if p.name != NOTES]
 
 
+@pytest.mark.slow
 def test_the_command_that_a_fit_prints_at_its_end_transcribes_a_new_recording(
     tmp_path, monkeypatch, capsys, tiny_encoder, wordy_llm, make_shards, flac, trained_like_the_demo
 ):

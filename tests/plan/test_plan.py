@@ -108,7 +108,7 @@ def assert_as_planned(budget, module, num_windows, num_words):
     ("num_windows", "settings"),
     [
         (8, {}),
-        (40, {"gradient_checkpointing": True}),
+        pytest.param(40, {"gradient_checkpointing": True}, marks=pytest.mark.slow),
         pytest.param(40, {}, marks=pytest.mark.slow),
         pytest.param(40, {"recompute": True}, marks=pytest.mark.slow),
         pytest.param(40, {"gradient_checkpointing": "selective"}, marks=pytest.mark.slow),
@@ -182,7 +182,7 @@ def test_encoding_is_planned_in_the_groups_of_the_device_that_it_is_planned_for(
     assert found[0] > 1.5 * found[1]  # 30 windows of 2 s at a time, and 16
 
 
-@pytest.mark.parametrize("num_windows", [6, 60])
+@pytest.mark.parametrize("num_windows", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_encoding_takes_the_memory_that_was_planned(make, num_windows):
     module = make()
     module.configure_model()
