@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from fastslm.errors import CheckpointError
+from fastslm.errors import CheckpointError, FastSLMError
 
 PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(rf"\.(.+)\.[a-z0-9_]{{8}}{re.escape(PARTIAL)}", re.DOTALL)  # as tempfile makes them
@@ -26,7 +26,7 @@ WAYS_OUT = {
     errno.EDQUOT: f"{_FREE}, or have the quota raised",
     errno.EFBIG: "Raise the limit of a file's size (ulimit -f)",
 }
-_OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)")  # as Rust says it
+_OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")  # as Rust says it
 
 
 @contextlib.contextmanager
@@ -42,9 +42,11 @@ def writing(path: Path) -> Iterator[None]:
             error.filename = os.fspath(path)
         raise
     except Exception as error:
-        if (number := _OF_THE_SYSTEM.search(str(error))) is None:
+        found = _OF_THE_SYSTEM.search(str(error))
+        number = int(found[1] or found[2]) if found else 0
+        if number not in WAYS_OUT or isinstance(error, FastSLMError):
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), os.fspath(path)) from error
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 class Partial:

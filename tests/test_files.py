@@ -1,6 +1,7 @@
 """Files that are whole or not there: after an error, after a kill, and when two processes write at once."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastslm import cli
+from fastslm.errors import CheckpointError
 from fastslm.files import remove_partials, whole_file, whole_folder, write_atomically
 
 
@@ -65,6 +67,19 @@ def test_what_a_disk_does_not_take_is_named_with_a_way_out(tmp_path, small_files
     way_out = "Raise the limit of a file's size (ulimit -f), and give the same command again."
     assert capsys.readouterr().err == f"fastslm: error: {target}: File too large. {way_out}\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CheckpointError("base.safetensors cannot be read: No such file (os error 2)"),
+        CheckpointError("the disk is full: No space left on device (os error 28)"),
+        RuntimeError("hub: connection refused (os error 111)"),
+    ],
+)
+def test_an_error_of_something_else_stays_what_it_is(tmp_path, error):
+    with pytest.raises(type(error), match=re.escape(str(error))), whole_folder(tmp_path / "target"):
+        raise error
 
 
 def test_what_is_not_wanted_does_not_appear(tmp_path):

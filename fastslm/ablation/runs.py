@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,8 @@ def execute(run: Run, config: Path, lock: int, watch: Callable[[str], None]) -> 
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     flags = [
         *("--config", str(config), "--seed_everything", str(run.seed), "--run_folder", str(run.folder)),
-        *("--trainer.default_root_dir=null", f"--trainer.callbacks+={_RECORDER}", "--ckpt_path", "last"),
+        *(() if _is_of_a_run(settings["trainer"]) else ("--trainer.default_root_dir=null",)),
+        *(f"--trainer.callbacks+={_RECORDER}", "--ckpt_path", "last"),
         *handed_on(settings),  # typed by whoever typed the ablation, which has been checked
     ]
     training = _read_record(run.folder / "training.json")
@@ -138,6 +139,13 @@ def execute(run: Run, config: Path, lock: int, watch: Callable[[str], None]) -> 
     }
     run.write_row(row)
     return row
+
+
+def _is_of_a_run(trainer: Mapping[str, Any]) -> bool:
+    """Say whether a trainer's settings are those of an earlier run, whose places a new one forgets by itself."""
+    place = str(Path(trainer.get("default_root_dir") or "") / "checkpoints")
+    callbacks = trainer.get("callbacks") or []
+    return any((callback.get("init_args") or {}).get("dirpath") == place for callback in callbacks)
 
 
 def _failed(run: Run, command: str, status: int) -> dict[str, Any]:

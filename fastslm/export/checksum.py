@@ -14,7 +14,7 @@ from fastslm.errors import CheckpointError
 _NAME = "fastslm_crc32"
 _LIST = "checksums.json"
 #: Weights, which have theirs inside; code, which is not run here; and the card, which is for people.
-_NOT_LISTED = (".safetensors", ".py", ".md")
+_NOT_LISTED = (".safetensors", ".py", ".pyc", ".md")
 _DIGITS = 8
 _BLOCK = 1 << 22
 #: Longest header that safetensors reads.
@@ -35,8 +35,8 @@ def write_checksum(file: Path) -> None:
 
 def write_list(folder: Path) -> None:
     """Write the checksums of the files that a model is read from besides its weights."""
-    read = [file for file in sorted(folder.iterdir()) if file.suffix not in _NOT_LISTED]
-    sums = {file.name: f"{zlib.crc32(file.read_bytes()):08x}" for file in read}
+    read = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix not in _NOT_LISTED]
+    sums = {file.relative_to(folder).as_posix(): f"{zlib.crc32(file.read_bytes()):08x}" for file in read}
     (folder / _LIST).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 

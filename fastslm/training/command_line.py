@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar, Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
@@ -223,12 +223,12 @@ class TrainingCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Settle the run folder and what the run begins with, and give the model its resolved configuration."""
+        if self.subcommand == "fit":  # they are set up before the model, which checks them for other trainers
+            check_callbacks(self.trainer, Path(os.path.expanduser(self.config.fit.run_folder)))
         self._settle_weights()
         self._dump_config()
         self.model.run_config = redacted_values(self.config_dump)
         self.model.weights = self._weights
-        if self.subcommand == "fit":  # they are set up before the model, which checks them for other trainers
-            check_callbacks(self.trainer, Path(os.path.expanduser(self.config.fit.run_folder)))
         if self._weights is not None and self._weights[1] == "resume":
             state = prepare_resume(self.trainer, self._weights[0])
             self.config_init[self.subcommand].ckpt_path = str(state)
@@ -252,7 +252,11 @@ class TrainingCLI(LightningCLI):
         config.ckpt_path = None  # `config.yaml` is of the run: given to another command, it goes on from nothing
         metrics = csv_files(self.trainer.loggers) if self.trainer.is_global_zero else []
         if self._folder is not None:
+            place = os.path.realpath(folder / "checkpoints")  # where Lightning saves, even if that was a link
             self._folder.make_room(resumed is not None, metrics)
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath == place:
+                    callback.dirpath = os.path.realpath(folder / "checkpoints")
         else:
             move_metrics(metrics)
 

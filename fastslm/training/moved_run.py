@@ -30,7 +30,7 @@ def _put_right(state: dict[str, Any], folder: str) -> None:
     def here(path: str) -> str:
         return path and os.path.join(folder, os.path.relpath(path, before))
 
-    scores = {here(path): score for path, score in state["best_k_models"].items()}
+    scores = {here(path): score for path, score in state.get("best_k_models", {}).items()}
     if all(map(os.path.exists, scores)):  # a score without its checkpoint would keep a new one from being saved
-        paths = {name: here(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        state.update(paths, dirpath=folder, best_k_models=scores)
+        names = state.keys() & {"best_model_path", "kth_best_model_path", "last_model_path"}
+        state.update({name: here(state[name]) for name in names}, dirpath=folder, best_k_models=scores)

@@ -175,6 +175,17 @@ def test_training_that_outlives_a_killed_command_is_waited_for(ablate, tmp_path)
 
 
 @pytest.mark.slow
+def test_one_that_starts_from_a_runs_own_configuration_leaves_that_run_as_it_is(ablate, run_config, tmp_path):
+    assert main(["fit", "--config", str(run_config)]) == 0
+    checkpoints = tmp_path / "run" / "checkpoints"
+    before = sorted(path.stat().st_mtime_ns for path in checkpoints.rglob("*"))
+    ablate("--config", str(tmp_path / "run" / "config.yaml"), *POOLING)
+    assert len(rows_of(tmp_path / "out")) == 1
+    assert sorted(path.stat().st_mtime_ns for path in checkpoints.rglob("*")) == before
+    assert (tmp_path / "out" / "AvgPool" / "seed-0" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.slow
 def test_killed_between_training_and_its_record_it_is_evaluated_again(ablate, tmp_path):
     ablate(*POOLING, out="whole")
     marker = f"--trainer.callbacks.marker={tmp_path / 'killed'}"

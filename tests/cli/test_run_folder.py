@@ -216,6 +216,19 @@ def test_what_a_job_wrote_before_its_run_began_stays(fit, tmp_path):
     assert not (tmp_path / "run.1").exists()
 
 
+@pytest.mark.slow
+def test_a_new_run_saves_in_its_folder_where_the_checkpoints_of_the_former_one_lie_elsewhere(fit, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(elsewhere)
+    (elsewhere / "last.ckpt").touch()
+    fit(*ONE_STEP)
+    assert (tmp_path / "run" / "checkpoints" / "last" / "trainer.ckpt").is_file()
+    assert (tmp_path / "run.1" / "checkpoints").is_symlink()
+    assert [file.name for file in elsewhere.iterdir()] == ["last.ckpt"]
+
+
 @pytest.mark.parametrize("name", [".", pytest.param("run", marks=pytest.mark.slow)])
 def test_the_working_directory_is_never_moved(fit, tmp_path, monkeypatch, name):
     fit(*ONE_STEP)

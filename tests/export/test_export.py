@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastslm
 from fastslm.checkpoint.run import open_run
 from fastslm.cli import main
 from fastslm.contracts import Encoder
@@ -234,6 +235,18 @@ def test_a_link_to_nothing_is_no_place_for_a_folder(tmp_path, make_run, capsys):
     (tmp_path / "out").symlink_to(tmp_path / "nothing")
     assert main(["export", str(run), str(tmp_path / "out")]) == 2
     assert f"{tmp_path / 'out'} is there already, and no folder" in capsys.readouterr().err
+
+
+def test_an_llm_of_several_chat_templates_is_exported_and_loads(tmp_path, make_run):
+    run = open_run(make_run(tmp_path / "run", "AvgPool", lora=None))
+    tokenizer = run.path.prompter.tokenizer
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ messages }}"}
+    export_model(run, tmp_path / "out")
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").exists()
+    assert fastslm.load(tmp_path / "out", device="cpu").transcribe(np.zeros(16_000, np.int16), max_new_tokens=2)
+    (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").write_text("{{ message }}")
+    with pytest.raises(CheckpointError, match=r"additional_chat_templates/tool_use\.jinja holds other bytes"):
+        fastslm.load(tmp_path / "out", device="cpu")
 
 
 def test_an_export_that_fails_leaves_nothing_behind(tmp_path, make_run, monkeypatch):
