@@ -49,7 +49,8 @@ def _lightning_logs_here():
     """Let Lightning log to the standard error of now: its handlers keep that of the test that imported it."""
     for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
         for handler in logging.getLogger(name).handlers:
-            handler.stream = sys.stderr
+            if type(handler) is logging.StreamHandler:  # others are pytest's own
+                handler.stream = sys.stderr
 
 
 @pytest.fixture(scope="session")
