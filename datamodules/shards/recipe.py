@@ -22,8 +22,8 @@ from .listing import Part
 from .shard_file import guarded, remove_partials, remove_shard
 from .utterance import Finding, Noted, Refused
 
-#: Changes when the same input and options would give other shards.
-FORMAT_VERSION = 2
+#: Changes when the same input and options would give other shards, or other samples to a part.
+FORMAT_VERSION = 3
 _STATE, _DONE = ".build", ".done.json"
 _RECIPE = re.compile(r"build(-p\d+of\d+)?\.json")
 _PART = re.compile(r"-p(\d+)of(\d+)[-.]")

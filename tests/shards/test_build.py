@@ -141,6 +141,32 @@ def test_parts_of_different_builds_are_not_mixed(build, manifest, capsys):
     build(source, "--part", "2/2")
 
 
+def test_what_is_noted_does_not_change_which_part_a_sample_goes_to(build, manifest, tmp_path):
+    def parts(source):
+        return [build(source, "--part", f"{i}/3", out=f"{source.stem}-{i}").keys() for i in (1, 2, 3)]
+
+    source = manifest(8)
+    noted = tmp_path / "noted.jsonl"
+    noted.write_text(source.read_text().replace("word 1", "<unk>").replace("word 4", "[noise]"))
+    assert parts(noted) == parts(source)
+    lists = [(tmp_path / f"noted-{i}/notes-p{i}of3.jsonl").read_text() for i in (1, 2, 3)]
+    assert "".join(lists).count("text may be missing") == 2
+
+
+def test_a_build_of_an_earlier_program_is_refused_until_it_is_overwritten(build, manifest, tmp_path, capsys):
+    source = manifest(6)
+    build(source, "--part", "1/2")
+    recipe = tmp_path / "out/build-p1of2.json"
+    recipe.write_text(json.dumps(json.loads(recipe.read_text()) | {"format_version": 2}))
+    build(source, "--part", "2/2", status=2)
+    message = capsys.readouterr().err
+    assert "since then there has changed: this program." in message
+    assert "add --overwrite (in a build of parts: to each)" in message
+    for number in (1, 2):
+        samples = build(source, "--part", f"{number}/2", "--overwrite")
+    assert len(samples) == 6
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (1, 2), (12, 2), (3, 1), (2, 2)])
 def test_overwriting_removes_a_build_of_any_number_of_parts(
     build, manifest, samples_of, tmp_path, json_lines, before, after
