@@ -180,7 +180,19 @@ def test_overwriting_removes_a_build_of_any_number_of_parts(
             build(source, "--part", f"{number}/{of}", *options)
     samples = samples_of(tmp_path / "out")  # each once
     assert [sample.fields["text"] for sample in samples.values()] == ["new"] * 6
-    assert len(list((tmp_path / "out").glob("build*.json"))) == after
+    suffixes = [f"-p{number}of{after}" if after > 1 else "" for number in range(1, after + 1)]
+    for name in ("build{}.json", "broken{}.jsonl", "notes{}.jsonl"):
+        found = {path.name for path in (tmp_path / "out").glob(name.format("*"))}
+        assert found == {name.format(suffix) for suffix in suffixes}
+
+
+def test_overwriting_leaves_a_list_of_another(build, manifest, tmp_path, json_lines):
+    source = manifest(4)
+    build(source)
+    other = json_lines(tmp_path / "out/notes-p1of3.jsonl", [{"text": "mine"}])
+    build(source, "--part", "1/2", "--overwrite")
+    assert other.exists()
+    assert not (tmp_path / "out/notes.jsonl").exists()
 
 
 def test_shards_of_others_are_not_overwritten(shards, manifest, tmp_path, capsys):
