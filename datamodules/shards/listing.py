@@ -45,6 +45,10 @@ class Part:
             )
         return Part(int(match[1]), int(match[2]))
 
+    def has(self, number: int) -> bool:
+        """Say whether what has a number, counted from 0, is of this part."""
+        return number % self.of == self.number - 1
+
     @property
     def suffix(self) -> str:
         """What stands in the names of this part's files; nothing where there is one part alone."""
@@ -102,11 +106,12 @@ def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOp
     """
     listing, digest, units, voices, stretches = Listing(), hashlib.sha256(), _Units(), _Voices(), _Stretches()
     for item in _with_unique_keys(items, options.defaults):
-        unit = unit_of(item, options.joins) if isinstance(item, Utterance) else item.key + item.where
-        mine = units.number(unit) % options.part.of == options.part.number - 1
-        if isinstance(item, Noted):
-            listing.noted += [item] if mine else []
+        if isinstance(item, Noted):  # has no number: that of a sample must not change with what is noted before it
+            number = int.from_bytes(draw(0, item.key + item.where))
+            listing.noted += [item] if options.part.has(number) else []
             continue
+        unit = unit_of(item, options.joins) if isinstance(item, Utterance) else item.key + item.where
+        mine = options.part.has(units.number(unit))
         listing.num_listed += mine
         digest.update(repr(item).encode("utf-8", "surrogatepass"))
         if isinstance(item, Refused):

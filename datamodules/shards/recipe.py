@@ -22,14 +22,15 @@ from .listing import Part
 from .shard_file import guarded, remove_partials, remove_shard
 from .utterance import Finding, Noted, Refused
 
-#: Changes when the same input and options would give other shards.
-FORMAT_VERSION = 2
+#: Changes when the same input and options would give other shards, or other samples to a part.
+FORMAT_VERSION = 3
 _STATE, _DONE = ".build", ".done.json"
 _RECIPE = re.compile(r"build(-p\d+of\d+)?\.json")
 _PART = re.compile(r"-p(\d+)of(\d+)[-.]")
 #: Reasons that a disk or a network may give today, and not tomorrow, without a trace in size and time.
 _PASSING = frozenset(("missing file", "unreadable file"))
 _FINDINGS = ("broken", "notes")
+_LIST = re.compile(rf"({'|'.join(_FINDINGS)})(-p\d+of\d+)?\.jsonl")
 
 
 def fingerprint(*values: object) -> str:
@@ -90,7 +91,10 @@ class BuildFolder:
                 raise DataError(f"{self.folder}: another build is at work in this folder; wait for it.") from None
         try:
             for name in _FINDINGS:
-                _check_findings(self._findings(name))
+                if not _is_findings(path := self._findings(name)):
+                    raise DataError(
+                        f"{path}: no build has written this file, and its list is called so. Give another --out."
+                    )
             yield
         finally:
             lock.release()
@@ -177,6 +181,9 @@ class BuildFolder:
         for path in [*self.folder.glob(f".*-*{PARTIAL}"), *self._recipes()]:
             if not self._is_of_another_part(path):
                 path.unlink(missing_ok=True)
+        for path in self.folder.glob("*.jsonl"):
+            if _LIST.fullmatch(path.name) and not self._is_of_another_part(path) and _is_findings(path):
+                path.unlink(missing_ok=True)
 
     def _is_of_another_part(self, path: Path) -> bool:
         match = _PART.search(path.name)
@@ -260,15 +267,15 @@ def _read_recipe(path: Path, overwrite: bool) -> dict[str, Any]:
     return values
 
 
-def _check_findings(path: Path) -> None:
-    """Raise DataError where the list of findings would replace somebody else's file."""
-    if not path.exists():
-        return
-    with guarded(path), open(path, "rb") as file:
-        first = file.readline(1 << 20)
+def _is_findings(path: Path) -> bool:
+    """Say whether a file is a list of findings, and not somebody else's; so is one that is not there."""
+    with guarded(path):
+        try:
+            with open(path, "rb") as file:
+                first = file.readline(1 << 20)
+        except FileNotFoundError:  # or another part has cleared it away
+            return True
     try:
-        is_ours = not first.strip() or {"where", "key", "reason"} <= json.loads(first).keys()
+        return not first.strip() or {"where", "key", "reason"} <= json.loads(first).keys()
     except (ValueError, AttributeError, RecursionError):
-        is_ours = False
-    if not is_ours:
-        raise DataError(f"{path}: no build has written this file, and its list is called so. Give another --out.")
+        return False

@@ -27,6 +27,7 @@ _BY_DURATION = ("mp3", "mp3float", "mp2", "mp2float")
 _INDEXED = {"mov", "matroska"}
 #: From which type of a frame on AMR has none of speech, where nobody spoke (DTX). FFmpeg's decoder lacks these.
 _PAUSES = {"amrnb": 8, "amrwb": 9}
+_PAUSE_BYTES = 6  # at most, in a frame that says how a pause sounds; one of speech has 13 or more
 #: Streams without a container, for whose packets FFmpeg makes up times: rounded ones, and all at the rate of the first.
 _BARE = {"aac", "ac3", "eac3", "dts"}
 #: Whose header tells how long they are; of other files FFmpeg guesses it from their bit rate.
@@ -280,7 +281,9 @@ def _frames(container: Any, stream: Any, skip_to: Any) -> Iterator[Any]:
 
 def _is_pause(packet: Any) -> bool:
     first = _PAUSES.get(packet.stream.codec_context.name)
-    return first is not None and packet.size > 0 and (bytes(packet)[0] >> 3) & 15 >= first
+    if first is None or not 0 < packet.size <= _PAUSE_BYTES:
+        return False
+    return (bytes(packet)[0] >> 3) & 15 >= first
 
 
 def _silence(packet: Any) -> Any:

@@ -135,6 +135,24 @@ def test_pauses_that_amr_leaves_out_are_silence(container, head, speech, noise):
     np.testing.assert_array_equal(decode(io.BytesIO(data), 1.5, 1.8), samples[RATE * 3 // 2 : RATE * 9 // 5])
 
 
+def test_speech_behind_a_pause_in_one_packet_of_amr_is_no_silence():
+    """FFmpeg's decoder refuses the pause, and what follows it in the packet is lost: the file is refused."""
+    speech = bytes([0x3C]) + np.random.default_rng(0).bytes(31)
+    buffer = io.BytesIO()
+    with (
+        av.open(io.BytesIO(b"#!AMR\n" + speech * 20)) as amr,
+        av.open(buffer, "w", format="nut") as output,  # takes packets as they are
+    ):
+        stream = output.add_stream_from_template(amr.streams.audio[0])
+        for i in range(40):
+            packet = av.Packet((speech if i < 20 else b"\x44" + bytes(5)) + speech)
+            packet.stream, packet.pts, packet.dts, packet.duration = stream, i * 320, i * 320, 320
+            packet.time_base = amr.streams.audio[0].time_base
+            output.mux(packet)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode(io.BytesIO(buffer.getvalue()))
+
+
 IN_PARTS = {
     "G.722 in WAV": ("wav", "g722", RATE),
     "Yamaha's ADPCM in WAV": ("wav", "adpcm_yamaha", RATE),

@@ -141,6 +141,32 @@ def test_parts_of_different_builds_are_not_mixed(build, manifest, capsys):
     build(source, "--part", "2/2")
 
 
+def test_what_is_noted_does_not_change_which_part_a_sample_goes_to(build, manifest, tmp_path):
+    def parts(source):
+        return [build(source, "--part", f"{i}/3", out=f"{source.stem}-{i}").keys() for i in (1, 2, 3)]
+
+    source = manifest(8)
+    noted = tmp_path / "noted.jsonl"
+    noted.write_text(source.read_text().replace("word 1", "<unk>").replace("word 4", "[noise]"))
+    assert parts(noted) == parts(source)
+    lists = [(tmp_path / f"noted-{i}/notes-p{i}of3.jsonl").read_text() for i in (1, 2, 3)]
+    assert "".join(lists).count("text may be missing") == 2
+
+
+def test_a_build_of_an_earlier_program_is_refused_until_it_is_overwritten(build, manifest, tmp_path, capsys):
+    source = manifest(6)
+    build(source, "--part", "1/2")
+    recipe = tmp_path / "out/build-p1of2.json"
+    recipe.write_text(json.dumps(json.loads(recipe.read_text()) | {"format_version": 2}))
+    build(source, "--part", "2/2", status=2)
+    message = capsys.readouterr().err
+    assert "since then there has changed: this program." in message
+    assert "add --overwrite (in a build of parts: to each)" in message
+    for number in (1, 2):
+        samples = build(source, "--part", f"{number}/2", "--overwrite")
+    assert len(samples) == 6
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (1, 2), (12, 2), (3, 1), (2, 2)])
 def test_overwriting_removes_a_build_of_any_number_of_parts(
     build, manifest, samples_of, tmp_path, json_lines, before, after
@@ -154,7 +180,19 @@ def test_overwriting_removes_a_build_of_any_number_of_parts(
             build(source, "--part", f"{number}/{of}", *options)
     samples = samples_of(tmp_path / "out")  # each once
     assert [sample.fields["text"] for sample in samples.values()] == ["new"] * 6
-    assert len(list((tmp_path / "out").glob("build*.json"))) == after
+    suffixes = [f"-p{number}of{after}" if after > 1 else "" for number in range(1, after + 1)]
+    for name in ("build{}.json", "broken{}.jsonl", "notes{}.jsonl"):
+        found = {path.name for path in (tmp_path / "out").glob(name.format("*"))}
+        assert found == {name.format(suffix) for suffix in suffixes}
+
+
+def test_overwriting_leaves_a_list_of_another(build, manifest, tmp_path, json_lines):
+    source = manifest(4)
+    build(source)
+    other = json_lines(tmp_path / "out/notes-p1of3.jsonl", [{"text": "mine"}])
+    build(source, "--part", "1/2", "--overwrite")
+    assert other.exists()
+    assert not (tmp_path / "out/notes.jsonl").exists()
 
 
 def test_shards_of_others_are_not_overwritten(shards, manifest, tmp_path, capsys):

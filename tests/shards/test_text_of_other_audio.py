@@ -159,6 +159,15 @@ def test_splits_that_the_names_inside_a_source_tell_are_noted(
     assert notes().count("several splits in one") == (names[1] == "dev")
 
 
+@pytest.mark.parametrize("other", ["clips", "test"])
+def test_a_folder_that_a_whole_corpus_lies_in_says_nothing_of_splits(build, save, tmp_path, notes, other):
+    source = tmp_path / "dev" / "corpus"
+    rows = [f"{name}/x.wav,one" for name in ("train", other) if save(f"dev/corpus/{name}/x.wav")]
+    (source / "metadata.csv").write_text("\n".join(["file_name,transcription", *rows, ""]))
+    assert len(build(source)) == 2
+    assert notes().count("several splits in one") == (other == "test")
+
+
 def test_a_begin_without_an_end_is_noted_where_nothing_begins_behind_it(build, save, json_lines, tmp_path, notes):
     row = {"audio_filepath": str(save("a.wav", 4.0)), "text": "one", "start_sec": 1.0, "len": 2.0}
     (sample,) = build(json_lines(tmp_path / "m.jsonl", [row])).values()

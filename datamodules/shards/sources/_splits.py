@@ -1,6 +1,5 @@
 """Which split of a corpus a file or folder is of, by the words of its name."""
 
-import functools
 import itertools
 import os
 import re
@@ -38,14 +37,14 @@ def mixed(paths: Sequence[str]) -> list[Noted]:
 
 def told_apart(path: str, items: Iterable[Utterance | Refused | Noted]) -> Iterator[Utterance | Refused | Noted]:
     """Yield what a source holds, and at its end a note where it is of several splits by its rows or where they lie."""
-    by_row, by_place = Counter[str](), Counter[str]()
+    by_row, places = Counter[str](), Counter[str]()
     for item in items:
         if isinstance(item, Utterance) and item.split is None:
             said = (item.fields.get(name) for name in _COLUMNS)
             by_row.update({split_of(f"{value}.") for value in said if isinstance(value, str)} - {""})
-            by_place.update({_split_of_place(_place(audio)) for audio in item.audio} - {""})
+            places.update({_place(audio) for audio in item.audio})
         yield item
-    for counts, what in ((by_row, "its rows"), (by_place, "the names of its folders and tars")):
+    for counts, what in ((by_row, "its rows"), (_by_place(places), "the names of its folders and tars")):
         if len(counts) > 1:
             named = ", ".join(f"{count} {split}" for split, count in counts.most_common())
             detail = (
@@ -60,7 +59,16 @@ def _place(audio: Audio) -> str:
     return audio.path if is_inside else os.path.dirname(audio.path)
 
 
-@functools.lru_cache(maxsize=4096)
-def _split_of_place(path: str) -> str:
-    """Return the split that the last name in a path that has a word for one says."""
-    return next(filter(None, map(split_of, reversed(Path(path).parts))), "")
+def _by_place(places: Counter[str]) -> Counter[str]:
+    """Return how often places are of each split, by the last name in their paths that has a word for one.
+
+    What all of them lie in says nothing: it may be the folder ``dev`` of whoever works there.
+    """
+    parts = {place: Path(place).parts for place in places}
+    columns, counts = zip(*parts.values(), strict=False), Counter[str]()
+    num_shared = len(list(itertools.takewhile(lambda names: len(set(names)) == 1, columns)))
+    for place, count in places.items():
+        split = next(filter(None, map(split_of, reversed(parts[place][num_shared:]))), "")
+        counts[split] += count if split else 0
+    del counts[""]
+    return counts
