@@ -168,7 +168,7 @@ def _with_unique_keys(
         if isinstance(item, Utterance):
             _spell(item)
             try:
-                remarks = take_translation(item.fields, defaults.get("language", ""))
+                remarks = take_translation(item.fields, defaults.get("language", ""), defaults.get("task"))
                 for name, value in defaults.items():
                     free = name == "task" and item.fields.get("messages") is not None
                     if item.fields.get(name) in (None, "") and not free:

@@ -11,12 +11,13 @@ _TRANSCRIBES = frozenset(("asr", "transcribe", "transcription"))
 _DECIDED = ("task", "translation", "messages")  # the row says what is asked for
 
 
-def take_translation(fields: dict[str, Any], language: str) -> list[str]:
+def take_translation(fields: dict[str, Any], language: str, task: str | None = None) -> list[str]:
     """Make the text of a row the translation that its languages say it is, and remark on one that may be.
 
     Args:
         fields: under standard names, as the row has them; ``language`` is that of the speech.
         language: of the speech where the row does not say.
+        task: of all rows that name none; with another than ``ast`` a text stays what it is.
 
     Raises:
         DataError: they contradict each other, or name a language that is not known.
@@ -26,6 +27,10 @@ def take_translation(fields: dict[str, Any], language: str) -> list[str]:
         return []
     asked, source = str(fields.get("taskname") or "").lower(), str(fields.get("language") or language)
     is_same = code_of(source) == code_of(target)
+    if task not in (None, "ast"):
+        differs = task == "asr" and not is_same
+        spoken = source or "an unnamed language"
+        return [f"text may be a translation: into {target} of speech in {spoken}, and --task is asr"] * differs
     if asked in _TRANSLATES and (is_same or not source):
         raise DataError(f"unusable fields: a translation of {source or 'an unnamed language'} into {target}")
     if asked in _TRANSCRIBES and not is_same and source:

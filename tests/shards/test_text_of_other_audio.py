@@ -423,6 +423,23 @@ def test_a_translation_is_told_from_a_transcript_wherever_the_languages_are_said
     assert notes() == ["text may be a translation"] * is_noted
 
 
+@pytest.mark.parametrize(
+    ("task", "language", "field", "is_noted"),
+    [
+        ("asr", "en", "text", True), ("asr", "de", "text", False), ("sqqa", "en", "answer", False),
+        ("ast", "en", "translation", False),
+    ],
+)  # fmt: skip
+def test_the_task_of_the_command_decides_what_a_text_is(
+    build, save, json_lines, tmp_path, notes, task, language, field, is_noted
+):
+    row = {"audio_filepath": str(save("a.wav")), "text": "Hallo", "target_lang": "de"}
+    row |= {"question": "Who?", "answer": "He"} if task == "sqqa" else {}
+    fields = build(json_lines(tmp_path / "m.jsonl", [row]), "--task", task, "--language", language)["a"].fields
+    assert (fields["task"], fields[field]) == (task, row.get(field, "Hallo"))
+    assert notes() == ["text may be a translation"] * is_noted
+
+
 @pytest.mark.parametrize("name", ["audios", "audio_paths"])
 def test_recordings_of_a_chat_are_not_dropped_in_silence(build, save, json_lines, tmp_path, reasons, name):
     chat = [{"role": "user", "content": "<audio>What is said?"}, {"role": "assistant", "content": "One."}]
