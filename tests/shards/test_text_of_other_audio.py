@@ -404,6 +404,9 @@ def test_a_text_in_another_language_than_the_speech_is_a_translation(build, save
         ({"src_lang": "en", "tgt_lang": "de"}, [], "ast", False),
         ({"language": "en", "target_language": "German"}, [], None, True),
         ({"language": "en", "target_language": "German", "taskname": "ast"}, [], "ast", False),
+        ({"language": "en", "target_language": "German", "taskname": "asr"}, [], None, False),
+        ({"language": "en", "target_language": "nan"}, [], None, False),
+        ({"language": "en", "target_language": "nan", "target_lang": "de"}, [], "ast", False),
         ({"language": "de", "target_language": "German"}, [], None, False),
         ({"language": "en", "target_language": "German", "translation": "eins"}, [], None, False),
     ],
@@ -438,6 +441,15 @@ def test_the_task_of_the_command_decides_what_a_text_is(
     fields = build(json_lines(tmp_path / "m.jsonl", [row]), "--task", task, "--language", language)["a"].fields
     assert (fields["task"], fields[field]) == (task, row.get(field, "Hallo"))
     assert notes() == ["text may be a translation"] * is_noted
+
+
+def test_a_translation_of_an_unnamed_language_is_refused_with_the_option_that_names_it(
+    build, save, json_lines, tmp_path, reasons
+):
+    row = {"audio_filepath": str(save("a.wav")), "text": "Hallo", "target_language": "German"}
+    build(json_lines(tmp_path / "m.jsonl", [row | {"taskname": "translation"}]), status=2)
+    assert reasons() == {"unusable fields": 1}
+    assert "--language" in (tmp_path / "out/broken.jsonl").read_text()
 
 
 @pytest.mark.parametrize("name", ["audios", "audio_paths"])
