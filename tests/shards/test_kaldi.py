@@ -80,13 +80,17 @@ def test_two_recordings_of_one_file_are_refused_where_nothing_says_which_channel
     ("names", "taken"),
     [("1", None), ("11", None), ("01", [300, 700]), ("12", [300, 700]), ("2", [700]), ("0", [300]), ("B", [700])],
 )
-def test_a_channel_that_may_be_counted_from_0_or_from_1_is_refused(build, data, save, tone, reasons, names, taken):
+def test_a_channel_that_may_be_counted_from_0_or_from_1_is_refused(
+    build, data, save, tone, reasons, tmp_path, names, taken
+):
     wav, channels, text = [], [], []
     for i, name in enumerate(names):
         path = save(f"{i}.wav", samples=np.stack([tone(1.0, 300), tone(1.0, 700)], axis=1))
         wav, channels, text = [*wav, f"r{i} {path}"], [*channels, f"r{i} c {name}"], [*text, f"r{i} word"]
     samples = build(data(wav_scp=wav, reco2file_and_channel=channels, text=text), status=0 if taken else 2)
     assert reasons() == ({} if taken else {"unknown channel": len(names)})
+    if not taken:
+        assert "1 may be the first (counted from 1)" in (tmp_path / "out/broken.jsonl").read_text()
     for sample, hertz in zip(samples.values(), taken or [], strict=True):
         np.testing.assert_allclose(sample.audio, tone(1.0, hertz), atol=1e-4)
 
