@@ -12,14 +12,26 @@ from fastslm.errors import DataError
 
 from ..reading.tar import readable
 from .translations import take_translation
-from .utterance import NO_TEXT, Audio, Noted, Refused, Utterance, answer_field, check_fields, letters_of, real_path
+from .utterance import (
+    NO_TEXT,
+    Audio,
+    Noted,
+    Refused,
+    Utterance,
+    answer_field,
+    check_fields,
+    is_timed,
+    letters_of,
+    real_path,
+)
 
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
 _HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
 _PATH = re.compile(r"\S+\.(txt|lab|trn|json|srt|vtt|TextGrid)", re.IGNORECASE)
 #: And what stands for bytes that were no text, or before a text of its own.
 _CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ufeff]")
-_TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\([^()]*\)")  # as corpora write noises, and what nobody understood
+_TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")  # as corpora write noises, and what nobody understood
+_ASIDE = re.compile(r"\([^()]*\)")  # the same where speech is written down; (B) answers a question
 _LONGEST_KEY = 120  # the rest of a longer one is replaced by a digest
 
 
@@ -173,7 +185,7 @@ def _with_unique_keys(
         if isinstance(item, Utterance):
             _spell(item)
             try:
-                remarks = take_translation(item.fields, defaults.get("language", ""))
+                remarks = take_translation(item.fields, defaults.get("language", ""), defaults.get("task"))
                 for name, value in defaults.items():
                     free = name == "task" and item.fields.get("messages") is not None
                     if item.fields.get(name) in (None, "") and not free:
@@ -230,7 +242,8 @@ def _doubts(item: Utterance) -> Iterator[Noted]:
     """Note where the words may be none."""
     answer = item.fields.get(answer_field(item.fields) or "")
     if isinstance(answer, str):
-        if answer.strip().casefold() in NO_TEXT or not any(c.isalnum() for c in _TAG.sub("", answer)):
+        words = _TAG.sub("", _ASIDE.sub("", answer) if is_timed(item.fields) else answer)
+        if answer.strip().casefold() in NO_TEXT or not any(map(str.isalnum, words)):
             yield Noted(item.where, item.key, "text may be missing", f"it is {answer.strip()!r:.80}")
         if _CONTROL.search(answer):
             yield Noted(item.where, item.key, "control characters", f"in its text: {answer!r:.80}")

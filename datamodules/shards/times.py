@@ -32,6 +32,7 @@ _MARKS = frozenset(("in", "out"))  # of cutting lists, where the name ends so
 #: With these beside it a start or an end is none of audio.
 _OF_OTHERS = re.compile(
     "date|day|month|year|utc|timezone|zone|page|verse|chars?|tokens?|bytes?|is|has|count|reason|type|score|prob|confidence"
+    "|num|words|x|y|lat|lon|punctuation|turns|id"
 )
 #: What may stand beside other words in the name of a time in a unit, or of a thing, that is not known here.
 _BESIDE = re.compile(
@@ -87,7 +88,7 @@ def untaken(utterance: Utterance) -> Iterator[str]:
         like = _time_like(name)
         if not (like or isinstance(value, dict)):
             continue
-        is_edge = like == "an edge" and _is_reading(value)
+        is_edge = like == "an edge" and _is_reading(value) and str(value) not in ("0", "1")  # flags
         if is_edge or _is_pair(value):
             hint = f"where it is in seconds: --column offset={name}"
             yield f"time not taken: {name} is {value!r:.40}, and cuts no audio; {hint}"
@@ -101,7 +102,9 @@ def untaken(utterance: Utterance) -> Iterator[str]:
 def _time_like(name: str) -> Literal["", "an interval", "an edge"]:
     """Return what a column may be, by its name, if it is a time."""
     words = _folded(name).split("_")
-    if _folded(name) in _MOMENTS or ({*words} & _STARTS_AND_ENDS and not any(map(_OF_OTHERS.fullmatch, words))):
+    kept = [word for word in words if not (word.isdigit() or _BESIDE.fullmatch(word))]
+    is_edge = not _STARTS_AND_ENDS.isdisjoint(kept[:1] + kept[-1:])  # and not in the midst of others
+    if _folded(name) in _MOMENTS or (is_edge and not any(map(_OF_OTHERS.fullmatch, words))):
         return "an edge"
     if not all(map(_BESIDE.fullmatch, {*words[:-1], *({words[-1]} - _MARKS)} - _EDGES)):
         return ""
@@ -114,7 +117,7 @@ def _is_pair(value: Any) -> bool:
         edges = [item for name, item in value.items() if _folded(str(name)) in _EDGES]
         return len(edges) == 2 and all(map(_is_reading, edges))
     if isinstance(value, str):
-        return bool(_PAIR.fullmatch(value.strip()))
+        return bool(_PAIR.fullmatch(value.strip())) and not _is_clock(value)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):  # as of words, and there is one
         return _is_pair(value[0])
     return isinstance(value, list) and len(value) == 2 and all(map(_is_reading, value))

@@ -201,7 +201,7 @@ def _mixed(utterance: Utterance) -> list[str]:
     """Return a remark where a row names a channel, which its text may be of alone, and all of them were mixed.
 
     Raises:
-        DataError: the text is surely of one channel, and nothing says of which.
+        DataError: the text is surely of one channel, and it is not clear of which.
     """
     named = next((name for name, value in utterance.fields.items() if _is_channel(name, value)), None)
     for audio in utterance.audio:
@@ -211,8 +211,8 @@ def _mixed(utterance: Utterance) -> list[str]:
             num_channels = read_info(file).num_channels
         if num_channels > 1 and audio.is_side:
             raise DataError(
-                f"unknown channel: one of the {num_channels} channels of {audio.path} is meant, and nothing says which;"
-                " name it in reco2file_and_channel (A, B)"
+                f"unknown channel: it is not clear which of the {num_channels} channels of {audio.path} is meant; write"
+                " A or B in reco2file_and_channel, where 1 may be the first (counted from 1) or the second (from 0)"
             )
         if num_channels > 1 and named is not None:
             value = utterance.fields[named]

@@ -112,8 +112,9 @@ class Audio:
             return begin, min(end, total_seconds)
         if not self._fits(total_seconds):
             raise DataError(
-                f"other length than stated: the source says {self.stated or end:g}, and the file has"
-                f" {total_seconds:.2f} s, so that the text may be of another stretch; to take one, state its offset"
+                f"other length than stated: the source says {end if self.stated is None else self.stated:g}, and"
+                f" the file has {total_seconds:.2f} s, so that the text may be of another stretch; to take one, state"
+                " its offset"
             )
         return 0.0, total_seconds
 

@@ -124,6 +124,13 @@ def test_a_text_of_nothing_but_marks_for_what_is_no_speech_is_noted(build, save,
     assert notes() == ["text may be missing"]
 
 
+@pytest.mark.parametrize(("answer", "is_noted"), [("(B)", False), ("<unk>", True)])
+def test_an_answer_in_brackets_is_one(build, save, json_lines, tmp_path, notes, answer, is_noted):
+    row = {"audio_filepath": str(save("a.wav")), "task": "sqqa", "question": "A or B?", "answer": answer}
+    assert len(build(json_lines(tmp_path / "m.jsonl", [row]))) == 1
+    assert notes() == ["text may be missing"] * is_noted
+
+
 def test_a_text_of_punctuation_alone_is_noted(build, save, json_lines, tmp_path, notes):
     rows = [{"audio_filepath": str(save(f"{i}.wav")), "text": text} for i, text in enumerate(("...", "-", "5!", "é"))]
     assert len(build(json_lines(tmp_path / "m.jsonl", rows))) == 4
@@ -279,6 +286,7 @@ def test_a_duration_under_any_name_goes_with_its_offset(build, save, tmp_path, s
         {"cue": "00:00:01,000 --> 00:00:02,000"}, {"offsetInTicks": 10_000_000, "durationInTicks": 10_000_000},
         {"bg": "1000", "ed": "2000"}, {"bos": 1.0, "eos": 2.0}, {"cut_start": 1.0}, {"vad_end": 1.0}, {"tstart": 1.0},
         {"mark_in": 1.0}, {"start1": 1.0}, {"anything_begin": 1.0},
+        {"vad_end_time": 2}, {"speech_start_1": "2"}, {"span": "1:2-3:4"},
         {"s": 1.0, "e": 2.0}, {"starts_at": 1.0}, {"timestamps": [[1.0, 2.0]]}, {"clip_begin_s": 1.0},
     ],
     ids=lambda times: " ".join(times),
@@ -291,6 +299,8 @@ def test_what_looks_like_a_time_and_is_not_understood_is_noted(build, save, json
 def test_fields_that_only_sound_like_times_are_left_alone(build, save, json_lines, tmp_path, notes):
     row = {"from": "en", "to": "de", "start_date": 2020, "Duration": "0:04", "weekend": 1, "end_reason": 3}
     row |= {"is_end": 1, "char_start": 5, "utc_offset": 3600, "ends": "well"}
+    row |= {"time": "14:05:33", "end_punctuation": 2, "stop_words": 3, "num_end_turns": 4, "offset_x": 5, "stop_id": 6}
+    row |= {"left": 1, "turn_has_end": 0, "speech_stop": "1", "top_end_most": 7}
     (sample,) = build(
         json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav", 4.0)), "text": "one", **row}])
     ).values()
@@ -413,6 +423,9 @@ def test_a_text_in_another_language_than_the_speech_is_a_translation(build, save
         ({"src_lang": "en", "tgt_lang": "de"}, [], "ast", False),
         ({"language": "en", "target_language": "German"}, [], None, True),
         ({"language": "en", "target_language": "German", "taskname": "ast"}, [], "ast", False),
+        ({"language": "en", "target_language": "German", "taskname": "asr"}, [], None, False),
+        ({"language": "en", "target_language": "nan"}, [], None, False),
+        ({"language": "en", "target_language": "nan", "target_lang": "de"}, [], "ast", False),
         ({"language": "de", "target_language": "German"}, [], None, False),
         ({"language": "en", "target_language": "German", "translation": "eins"}, [], None, False),
     ],
@@ -430,6 +443,32 @@ def test_a_translation_is_told_from_a_transcript_wherever_the_languages_are_said
     fields = build(source, *options)["a"].fields
     assert (fields.get("task"), fields.get("translation" if task else "text")) == (task, "Hallo")
     assert notes() == ["text may be a translation"] * is_noted
+
+
+@pytest.mark.parametrize(
+    ("task", "language", "field", "is_noted"),
+    [
+        ("asr", "en", "text", True), ("asr", "de", "text", False), ("sqqa", "en", "answer", False),
+        ("ast", "en", "translation", False),
+    ],
+)  # fmt: skip
+def test_the_task_of_the_command_decides_what_a_text_is(
+    build, save, json_lines, tmp_path, notes, task, language, field, is_noted
+):
+    row = {"audio_filepath": str(save("a.wav")), "text": "Hallo", "target_lang": "de"}
+    row |= {"question": "Who?", "answer": "He"} if task == "sqqa" else {}
+    fields = build(json_lines(tmp_path / "m.jsonl", [row]), "--task", task, "--language", language)["a"].fields
+    assert (fields["task"], fields[field]) == (task, row.get(field, "Hallo"))
+    assert notes() == ["text may be a translation"] * is_noted
+
+
+def test_a_translation_of_an_unnamed_language_is_refused_with_the_option_that_names_it(
+    build, save, json_lines, tmp_path, reasons
+):
+    row = {"audio_filepath": str(save("a.wav")), "text": "Hallo", "target_language": "German"}
+    build(json_lines(tmp_path / "m.jsonl", [row | {"taskname": "translation"}]), status=2)
+    assert reasons() == {"unusable fields": 1}
+    assert "--language" in (tmp_path / "out/broken.jsonl").read_text()
 
 
 @pytest.mark.parametrize("name", ["audios", "audio_paths"])

@@ -1,5 +1,6 @@
 """Kaldi data folders: ``wav.scp`` and ``text``; ``segments``, speakers, languages and lengths where given."""
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -23,15 +24,17 @@ def detect(path: str) -> bool:
 def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     """Yield the utterances of ``segments``, or of ``wav.scp`` where there is none, each with its ``text``.
 
-    An id that stands in lines that differ is refused, for nobody knows which of them is meant.
+    An id that stands in lines that differ is refused, for nobody knows which of them is meant; of lengths the first
+    counts.
 
     Raises:
         DataError: an entry of ``wav.scp`` is a command or lies in an archive.
     """
     recordings = _recordings(os.path.join(path, "wav.scp"), options.audio_root)
-    names = ("text", "utt2spk", "utt2lang", "utt2dur", "utt2num_samples", "reco2dur", "spk2gender")
+    names = ("text", "utt2spk", "utt2lang", "spk2gender")
     tables = [_Table(os.path.join(path, name)) for name in names]
-    texts, speakers, languages, lengths, samples, recording_lengths, genders = tables
+    texts, speakers, languages, genders = tables
+    lengths = [_Table(os.path.join(path, name)) for name in ("utt2dur", "reco2dur", "utt2num_samples")]
     if not texts:
         raise DataError(f"{path}: the Kaldi folder has no file 'text'.")
     channels = _channels(os.path.join(path, "reco2file_and_channel"))
@@ -43,7 +46,6 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         described.add(key)
         used.add(recording)
         differing = spans.differing.get(key) or recordings.differing.get(recording)
-        differing = differing or recording_lengths.differing.get(recording)
         differing = differing or next((d for t in tables if (d := t.differing.get(key))), None)
         fields = {"text": texts.get(key, ""), "speaker": speakers.get(key), "language": languages.get(key)}
         fields["gender"] = genders.get(composed(fields["speaker"] or ""))
@@ -66,17 +68,12 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
             file = recordings[recording]
             is_side = num_of_file[file] > 1 or recording in channels
             audio = Audio(file, start, seconds, of_file, is_side=is_side)
-            try:
-                if start is None:
-                    stated = lengths.get(key) or recording_lengths.get(key) or samples.get(key)
-                    audio.stated = times.number(stated, "its length in utt2dur, reco2dur or utt2num_samples")
-                else:
-                    audio.whole_seconds = times.number(recording_lengths.get(recording), "its length in reco2dur")
-            except DataError as error:
-                yield Refused.at(where, key, error)
-                continue
+            if start is None:
+                audio.stated = next((known for table in lengths if (known := _length(table.get(key)))), None)
+            else:
+                audio.whole_seconds = _length(lengths[1].get(recording))
             yield Utterance(key, [audio], fields, where, recording if start is not None else None)
-    for table in (recordings, *tables):
+    for table in (recordings, *tables, *lengths):
         yield from (Noted(where, key, "line stands twice", "the same as before") for where, key in table.repeated)
     if others := [key for key in recordings if key not in used]:
         detail = f"{len(others)} that no line of segments names: {some(others)}"
@@ -84,6 +81,14 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     for key in texts:
         if key not in described:
             yield Refused(f"{path}/text", key, "missing audio", "neither segments nor wav.scp knows the utterance")
+
+
+def _length(text: str | None) -> float | None:
+    """Return a length that a folder states, None where it is no number above 0."""
+    with contextlib.suppress(DataError):
+        length = times.number(text, "length")
+        return length if length is not None and length > 0 else None
+    return None
 
 
 class _Table(dict[str, str]):
