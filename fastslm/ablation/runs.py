@@ -111,7 +111,7 @@ def execute(run: Run, config: Path, lock: int, watch: Callable[[str], None]) -> 
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     flags = [
         *("--config", str(config), "--seed_everything", str(run.seed), "--run_folder", str(run.folder)),
-        *(() if _is_of_a_run(settings["trainer"]) else ("--trainer.default_root_dir=null",)),
+        *(() if _is_of_a_run(settings.get("trainer", {})) else ("--trainer.default_root_dir=null",)),
         *(f"--trainer.callbacks+={_RECORDER}", "--ckpt_path", "last"),
         *handed_on(settings),  # typed by whoever typed the ablation, which has been checked
     ]
