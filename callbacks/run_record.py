@@ -10,8 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from fastslm.evaluation.sealed import sealed
-from fastslm.files import write_atomically
+from fastslm.files import sealed, write_atomically
 from fastslm.path.batch import Batch
 from fastslm.path.flops import count_flops
 from fastslm.path.parts import size_of

@@ -1,22 +1,25 @@
-"""Files and folders that are whole or not there, whenever the process is killed; and files that are read."""
+"""Files and folders that are whole or not there, whenever the process is killed; reading; checksums inside JSON."""
 
 import contextlib
 import errno
 import fcntl
 import glob
+import hashlib
+import json
 import os
 import re
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from fastslm.errors import CheckpointError, FastSLMError
 
 PARTIAL = ".partial"
+_SEAL = "sha256"  # in a JSON object, over the rest of it
 _PARTIAL_NAME = re.compile(rf"\.(.+)\.[a-z0-9_]{{8}}{re.escape(PARTIAL)}", re.DOTALL)  # as tempfile makes them
 _NEW_SECONDS = 60
 _FREE = "Free space there"
@@ -279,3 +282,32 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object with its checksum, the last of its values."""
+    plain = _unsealed(content)
+    return {**plain, _SEAL: _checksum_of(plain)}
+
+
+def unsealed(content: Any) -> dict[str, Any]:
+    """Return an object that was read, without its checksum; one that has none is taken as it is.
+
+    Raises:
+        ValueError: it is no object, or has changed since it was written.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, and no object")
+    plain = _unsealed(content)
+    if _SEAL in content and content[_SEAL] != _checksum_of(plain):
+        raise ValueError("it has changed since it was written, its checksum differs")
+    return plain
+
+
+def _unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != _SEAL}
+
+
+def _checksum_of(content: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(content))  # numbers as keys are text then, in another order
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()

@@ -14,8 +14,7 @@ from tqdm import tqdm
 from fastslm.commands.notes import changed_settings
 from fastslm.errors import ConfigError, DataError, FastSLMError
 from fastslm.evaluation.score import Transcript
-from fastslm.evaluation.sealed import sealed, unsealed
-from fastslm.files import write_atomically
+from fastslm.files import sealed, unsealed, write_atomically
 
 from .recordings import EvaluationSet, Recording
 

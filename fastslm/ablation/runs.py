@@ -19,8 +19,7 @@ import yaml
 
 from fastslm.configuration.shell_commands import handed_on
 from fastslm.errors import DataError
-from fastslm.evaluation.sealed import sealed, unsealed
-from fastslm.files import write_atomically
+from fastslm.files import sealed, unsealed, write_atomically
 
 #: Keys of a configuration that differ from run to run of one variant.
 KEYS_OF_A_RUN = ("run_folder", "seed_everything", "ckpt_path")

@@ -15,9 +15,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fastslm.errors import CheckpointError
 from fastslm.files import PARTIAL, partial_of, sync_path, sync_tree
@@ -111,12 +109,6 @@ def inventory(folder: Path) -> dict[str, dict[str, object]]:
             if not (name.startswith(TRAINER_STATE) and path.suffix in _CHECKED):
                 files[name]["sha256"] = sha256(path)
     return files
-
-
-def manifest_sha256(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of what a manifest says but for its own ``sha256``."""
-    said = json.loads(json.dumps({name: value for name, value in manifest.items() if name != "sha256"}))
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

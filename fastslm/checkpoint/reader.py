@@ -16,12 +16,13 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from fastslm.checkpoint.folder import MANIFEST, TRAINER_STATE, last_complete, manifest_sha256, sha256
+from fastslm.checkpoint.folder import MANIFEST, TRAINER_STATE, last_complete, sha256
 from fastslm.checkpoint.state import some
 from fastslm.checkpoint.unpickled import deepspeed_objects, read_archive, read_tensors, unreadable
 from fastslm.checkpoint.writer import CONFIG, FORMAT, SAVE_ID, WEIGHTS
 from fastslm.configuration.yaml_values import load_values
 from fastslm.errors import CheckpointError
+from fastslm.files import unsealed
 
 _LONGEST_NAME = 250  # of a file in a checkpoint
 _FOLDER = 0x10  # the attribute of a folder in an archive: torch reads no content then, and takes what lies in memory
@@ -188,11 +189,13 @@ def _read_manifest(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} cannot be read: {error}. The checkpoint is damaged.") from error
     if not isinstance(manifest, dict) or not {"format", "files", "tensors"} <= manifest.keys():
         raise CheckpointError(f"{file} is no manifest of a checkpoint.")
-    if "sha256" in manifest and manifest["sha256"] != manifest_sha256(manifest):
+    try:
+        unsealed(manifest)
+    except ValueError as error:
         raise CheckpointError(
             f"{file} says other things than were written (its checksum differs). The checkpoint is damaged: use an"
             " earlier one, or a copy."
-        )
+        ) from error
     if manifest["format"] != FORMAT:
         versions = manifest.get("versions")
         writer = versions.get("fastslm") if isinstance(versions, dict) else None

@@ -28,7 +28,6 @@ from fastslm.checkpoint.folder import (
     folder_name,
     inventory,
     last_complete,
-    manifest_sha256,
     publish,
     sweep,
 )
@@ -36,7 +35,7 @@ from fastslm.checkpoint.gather import stored_tensors
 from fastslm.checkpoint.state import part_of_tensor, some
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.errors import CheckpointError
-from fastslm.files import WAYS_OUT, partial_of, writing
+from fastslm.files import WAYS_OUT, partial_of, sealed, writing
 from fastslm.processes.ranks import gathered
 
 FORMAT = 1
@@ -141,8 +140,7 @@ def write_weights(
     (folder / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
     added = (manifest.get("vocabulary") or {}).get("added", {})
     (folder / ADDED_TOKENS).write_text(json.dumps(added, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    manifest = {**manifest, "files": inventory(folder)}
-    manifest["sha256"] = manifest_sha256(manifest)
+    manifest = sealed({**manifest, "files": inventory(folder)})
     (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from fastslm.ablation.report import summarise, write_report
 from fastslm.ablation.runs import Run, execute
 from fastslm.cli import main
 from fastslm.errors import DataError
-from fastslm.evaluation.sealed import sealed
+from fastslm.files import sealed
 
 
 def row(variant, seed, errors, **changes):
