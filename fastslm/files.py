@@ -105,6 +105,15 @@ def write_atomically(path: Path, text: str, *, folder: Path | None = None) -> No
         partial.file.write(text.encode("utf-8", "surrogateescape"))
 
 
+def try_writing(folder: Path) -> None:
+    """Raise ``OSError`` if no file can be made in a folder, or in the nearest one there is; leaves nothing behind."""
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    with tempfile.TemporaryFile(dir=there):
+        pass
+
+
 def _start_of(path: Path) -> str:
     """Return what the name of a file that is being written begins with, behind its dot; that name gets more letters."""
     return path.name if len(os.fsencode(path.name)) < 200 else path.name[:40]

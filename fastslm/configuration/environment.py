@@ -1,7 +1,8 @@
-"""``${oc.env:NAME}`` in configurations: those of one's own may read the environment, one that came with a model not."""
+"""``${...}`` in configurations: other settings, and for those of one's own, not of a model, the environment."""
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,10 +43,21 @@ def interpolated(configs: Sequence[str]) -> Iterator[None]:
     except OmegaConfBaseException as error:
         if isinstance(error, InterpolationResolutionError) and isinstance(error.__cause__, PermissionError):
             raise ConfigError(f"--config {error.__cause__}") from error
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{error.full_key}: {_told(error)}") from error
     finally:
         if foreign is not None:
             OmegaConf.register_new_resolver(_ENVIRONMENT, oc.env, replace=True)
+
+
+def _told(error: OmegaConfBaseException) -> str:
+    first = str(error).splitlines()[0]
+    name = re.match(r"Interpolation key '\.*([^']*)' not found", first)
+    if name is None:
+        return first
+    return (
+        f"it is to be that of {name[1]}, which is no setting here. A configuration file names settings in full, as in"
+        " ${trainer.max_steps}; the command line takes values."
+    )
 
 
 def _came_with_a_model(config: Path) -> bool:

@@ -1,7 +1,6 @@
 """Callbacks that a run cannot do with, and callbacks that wait for what nothing logs: refused before the first step."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from fastslm.errors import ConfigError, nearest
+from fastslm.files import try_writing
 from fastslm.redaction import redacted
 from fastslm.tasks import tasks
 
@@ -84,11 +84,8 @@ def check_callbacks(trainer: L.Trainer, run_folder: Path | None = None) -> None:
 def _check_folder(callback: ModelCheckpoint) -> None:
     if "://" in str(callback.dirpath):  # a store
         return
-    there = os.path.abspath(str(callback.dirpath))
-    while not os.path.lexists(there):  # a refused run leaves no folder: the nearest one that exists is tried
-        there = os.path.dirname(there)
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        try_writing(Path(str(callback.dirpath)))  # a refused run leaves no folder behind
     except OSError as error:
         raise ConfigError(
             f"trainer.callbacks: {type(callback).__name__}.dirpath: {callback.dirpath} cannot be written"

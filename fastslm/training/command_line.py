@@ -54,7 +54,11 @@ from fastslm.training.watchdog import Watchdog
 
 _CHECKPOINTS = "checkpoints"
 # Lightning lets any value of a configuration be the address of a file that is fetched and read in its place.
-set_parsing_settings(config_read_mode_fsspec_enabled=False, config_read_mode_urls_enabled=False)
+set_parsing_settings(
+    config_read_mode_fsspec_enabled=False,
+    config_read_mode_urls_enabled=False,
+    omegaconf_absolute_to_relative_paths=True,  # ${trainer.max_steps} lies below the subcommand
+)
 
 
 class Parser(LightningArgumentParser):

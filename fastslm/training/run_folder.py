@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from fastslm.errors import ConfigError
+from fastslm.files import try_writing
 
 _LOCK = ".fit.lock"
 _WAIT_SECONDS = 60  # a job that is started again may come while the old one still saves
@@ -92,12 +93,13 @@ def check_writable(path: Path, checkpoint: str) -> None:
     Raises:
         ConfigError: it cannot be written to.
     """
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not os.access(there, os.W_OK):
+    try:
+        try_writing(path)
+    except OSError as error:
         raise ConfigError(
-            f"run_folder: {path} takes the predictions, and {there} cannot be written to. Give a folder of your own:"
-            f" --run_folder NEW --ckpt_path {checkpoint}."
-        )
+            f"run_folder: {path} takes the predictions, and cannot be written to ({error.strerror or error}). Give a"
+            f" folder of your own: --run_folder NEW --ckpt_path {checkpoint}."
+        ) from error
 
 
 def csv_files(loggers: Iterable[Logger]) -> list[Path]:

@@ -84,9 +84,26 @@ def test_stored_configurations_read_nothing(own_run, tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [("${oc.env:NOT_SET_AT_ALL}", "NOT_SET_AT_ALL"), ("${nothing.there}", "nothing"), ("${x", "run_folder")],
+    [
+        ("${oc.env:NOT_SET_AT_ALL}", "NOT_SET_AT_ALL"),
+        ("${nothing.there}", "nothing.there, which is no setting here"),
+        ("${x", "run_folder"),
+    ],
 )
 def test_what_cannot_be_put_in_is_one_sentence(run_config, capsys, value, words):
     assert main(["fit", "--config", str(run_config), "--run_folder", value]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastslm: error")]
     assert words in line
+
+
+def test_settings_refer_to_others_of_any_file_and_of_the_command_line(run_config, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(
+        "model:\n  optimizer: {warmup_steps: '${trainer.max_steps}'}\n"
+        "  llm: {init_args: {lora: {alpha: '${model.llm.init_args.lora.rank}'}}}\n"
+    )
+    given = ["fit", "--config", str(run_config), "--config", str(overlay), "--trainer.max_steps", "1"]
+    assert main([*given, "--model.llm.init_args.lora.rank", "3"]) == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["model"]["optimizer"]["warmup_steps"] == 1
+    assert config["model"]["llm"]["init_args"]["lora"]["alpha"] == 3
