@@ -9,22 +9,19 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
-from fastslm.checkpoint import Checkpoint, Purpose, find_folder, find_plain, open_checkpoint, verify_trainer_state
 from fastslm.checkpoint.resume import prepare_resume
 from fastslm.configuration.environment import interpolated
 from fastslm.configuration.find import check_files, find_configs, given_configs, shipped_configs
 from fastslm.configuration.lightning_messages import NotMade, name_refusals, refusal
-from fastslm.configuration.messages import shorten
 from fastslm.configuration.named_parts import Preset, named_parts, preset_for
 from fastslm.configuration.replaced_classes import replacement_logger
 from fastslm.configuration.shell_commands import check_commands
@@ -43,52 +40,16 @@ from fastslm.training.job_timer import JobTimer
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
 from fastslm.training.moved_run import MovedRun
+from fastslm.training.parser import Parser, take_paths_as_they_are
 from fastslm.training.preemption import Preempted, Preemption
-from fastslm.training.run_folder import RunFolder, asides, check_writable, csv_files, move_metrics
+from fastslm.training.run_folder import RunFolder, check_writable, csv_files, move_metrics
 from fastslm.training.shielded_loader import lost_worker
+from fastslm.training.start_weights import find_weights, resolve_checkpoint
 from fastslm.training.step_progress import StepProgress
 from fastslm.training.trainer import Trainer
 from fastslm.training.trainer_settings import settle_trainer
 from fastslm.training.validation_data import ValidationData
 from fastslm.training.watchdog import Watchdog
-
-_CHECKPOINTS = "checkpoints"
-# Lightning lets any value of a configuration be the address of a file that is fetched and read in its place.
-set_parsing_settings(
-    config_read_mode_fsspec_enabled=False,
-    config_read_mode_urls_enabled=False,
-    omegaconf_absolute_to_relative_paths=True,  # ${trainer.max_steps} lies below the subcommand
-)
-
-
-class Parser(LightningArgumentParser):
-    """Says what is wrong in one line, with the nearest known name."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a short message in place of jsonargparse's."""
-        if not self.exit_on_error:  # a parser inside another, whose message the outer one shortens
-            super().error(message, ex)
-        raise ConfigError(shorten(message, _options(self), discover())) from ex
-
-
-def _options(parser: LightningArgumentParser) -> Iterator[str]:
-    yield from (action.dest for action in parser._actions if action.dest and action.dest != "help")
-    for action in parser._actions:
-        choices = getattr(action, "choices", None)
-        for sub in choices.values() if isinstance(choices, dict) else ():
-            if isinstance(sub, LightningArgumentParser):
-                yield from _options(sub)
-
-
-def _take_paths_as_they_are(parser: LightningArgumentParser) -> None:
-    """Let no file that a setting of the data names stand for what it holds.
-
-    jsonargparse reads a file, whole, where a setting may be a list of objects, as weighted sources of shards are: a
-    shard of gigabytes, or a pipe that nobody writes to. ``--data FILE`` is a configuration all the same.
-    """
-    for action in parser._actions:
-        if action.dest == "data":
-            action.sub_add_kwargs = {**action.sub_add_kwargs, "sub_configs": False}  # type: ignore[attr-defined]
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -133,7 +94,7 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run rather than to model, data or trainer."""
         name_refusals(parser)
-        _take_paths_as_they_are(parser)
+        take_paths_as_they_are(parser)
         parser.add_argument(
             "--run_folder",
             type=str,
@@ -268,74 +229,6 @@ class TrainingCLI(LightningCLI):
 def _tell(text: str) -> None:
     if is_first_process():
         print(f"fastslm: {text}", file=sys.stderr)
-
-
-def resolve_checkpoint(given: str | None, folder: Path, command: str) -> str | None:
-    """Return the checkpoint that ``--ckpt_path`` means.
-
-    Args:
-        given: a path, ``last``, ``best`` or None; None trains from the start, and evaluates the run's last one.
-        folder: the run folder.
-        command: the subcommand.
-
-    Raises:
-        ConfigError: there is no such checkpoint.
-    """
-    if given is None and command == "fit":
-        return None
-    if given in (None, "last", "best"):
-        name = given or "last"
-        complete = find_folder(folder / _CHECKPOINTS, name)
-        if complete is not None:
-            return str(complete)
-        if any(path.exists() for path in (folder / _CHECKPOINTS).glob(f"{name}*.ckpt")):
-            return str(find_plain(folder / _CHECKPOINTS, name))
-        if command == "fit":
-            aside = next(asides(folder))
-            has = f" {aside} has one, of a run that was moved aside." if (aside / _CHECKPOINTS).is_dir() else ""
-            begins = "training starts from the beginning"
-            print(f"No checkpoint in {folder / _CHECKPOINTS} yet: {begins}.{has}", file=sys.stderr)
-            return None
-        raise ConfigError(
-            f"there is no {name} checkpoint in {folder / _CHECKPOINTS}. Train first, or give --ckpt_path a file."
-        )
-    if not Path(str(given)).exists():
-        raise ConfigError(f"--ckpt_path {given}: there is no such file.")
-    return given
-
-
-def find_weights(
-    given: str | None, init_from: str | None, command: str, verifies: bool, moved: Path | None
-) -> tuple[Checkpoint, Purpose] | None:
-    """Return the checkpoint whose weights the model gets, verified, and what for; None starts from the base models.
-
-    Args:
-        given: what ``resolve_checkpoint`` found.
-        init_from: the key of that name.
-        command: the subcommand.
-        verifies: whether this process reads the state to go on from in search of damage.
-        moved: the folder that a new run moves aside, by this process.
-
-    Raises:
-        CheckpointError: the checkpoint is damaged, or has no state to go on from.
-        ConfigError: ``init_from`` lies in that folder.
-    """
-    if given is not None:
-        checkpoint = open_checkpoint(Path(given))
-        if command != "fit":
-            return checkpoint, "evaluate"
-        if checkpoint.trainer_state is None or verifies:
-            verify_trainer_state(checkpoint)
-        return checkpoint, "resume"
-    if init_from is None or command != "fit":
-        return None
-    checkpoint = open_checkpoint(Path(os.path.expanduser(init_from)))
-    if moved is not None and Path(os.path.realpath(moved)) in checkpoint.path.resolve().parents:
-        raise ConfigError(
-            f"init_from: {init_from} lies in the run folder {moved}, which a new run moves aside. Give the new run"
-            " another --run_folder, or go on with the old one by --ckpt_path last."
-        )
-    return checkpoint, "initialize"
 
 
 @contextlib.contextmanager

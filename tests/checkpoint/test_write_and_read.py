@@ -19,7 +19,7 @@ from fastslm.checkpoint.run import bases_of, open_run
 from fastslm.commands.checkpoint import convert
 from fastslm.errors import CheckpointError
 from fastslm.modules.llms.causal_lm import LoRA
-from fastslm.training.command_line import resolve_checkpoint
+from fastslm.training.start_weights import resolve_checkpoint
 from tests.inference.tiny_run import settings_of
 
 ALL = ("abstractor", "projector", "lora")

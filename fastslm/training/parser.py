@@ -1,0 +1,48 @@
+"""The parser of the training commands: mistakes in one line, and no value that is read as the address of a file."""
+
+from collections.abc import Iterator
+from typing import NoReturn
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser
+
+from fastslm.configuration.messages import shorten
+from fastslm.errors import ConfigError
+from fastslm.plugins import discover
+
+# Lightning lets any value of a configuration be the address of a file that is fetched and read in its place.
+set_parsing_settings(
+    config_read_mode_fsspec_enabled=False,
+    config_read_mode_urls_enabled=False,
+    omegaconf_absolute_to_relative_paths=True,  # ${trainer.max_steps} lies below the subcommand
+)
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, with the nearest known name."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a short message in place of jsonargparse's."""
+        if not self.exit_on_error:  # a parser inside another, whose message the outer one shortens
+            super().error(message, ex)
+        raise ConfigError(shorten(message, _options(self), discover())) from ex
+
+
+def _options(parser: LightningArgumentParser) -> Iterator[str]:
+    yield from (action.dest for action in parser._actions if action.dest and action.dest != "help")
+    for action in parser._actions:
+        choices = getattr(action, "choices", None)
+        for sub in choices.values() if isinstance(choices, dict) else ():
+            if isinstance(sub, LightningArgumentParser):
+                yield from _options(sub)
+
+
+def take_paths_as_they_are(parser: LightningArgumentParser) -> None:
+    """Let no file that a setting of the data names stand for what it holds.
+
+    jsonargparse reads a file, whole, where a setting may be a list of objects, as weighted sources of shards are: a
+    shard of gigabytes, or a pipe that nobody writes to. ``--data FILE`` is a configuration all the same.
+    """
+    for action in parser._actions:
+        if action.dest == "data":
+            action.sub_add_kwargs = {**action.sub_add_kwargs, "sub_configs": False}  # type: ignore[attr-defined]
