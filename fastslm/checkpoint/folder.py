@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from fastslm.errors import CheckpointError
@@ -100,21 +101,44 @@ def sweep(parent: Path) -> None:
 
 
 def inventory(folder: Path) -> dict[str, dict[str, object]]:
-    """Return size of every file below ``folder``, and the SHA-256 of those that have no checksums of their own."""
+    """Return size and checksum of every file below ``folder``; see ``has_content`` for those of the trainer's state."""
     files: dict[str, dict[str, object]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             name = path.relative_to(folder).as_posix()
             files[name] = {"bytes": path.stat().st_size}
-            if not (name.startswith(TRAINER_STATE) and path.suffix in _CHECKED):
-                files[name]["sha256"] = sha256(path)
+            is_large = name.startswith(TRAINER_STATE) and path.suffix in _CHECKED
+            files[name] |= {"excerpts": _excerpts(path)} if is_large else {"sha256": _sha256(path)}
     return files
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+def has_content(path: Path, listed: Mapping[str, object]) -> bool:
+    """Say whether a file holds what the inventory lists.
+
+    The trainer's state may have many gigabytes, and its archives have checksums that are read when training goes on:
+    here excerpts of it tell whether it is the one that was saved together with the rest.
+    """
+    return all(
+        checksum(path) == listed[name]
+        for name, checksum in (("sha256", _sha256), ("excerpts", _excerpts))
+        if name in listed
+    )
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _excerpts(path: Path) -> str:
+    """Return the SHA-256 of the start of every MiB, and of the end, where an archive has its list of checksums."""
+    found = hashlib.sha256()
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        for start in (*range(0, size, 1 << 20), max(size - (1 << 16), 0)):
+            file.seek(start)
+            found.update(file.read(1 << 12 if start + (1 << 16) < size else 1 << 16))
+    return found.hexdigest()
 
 
 def last_complete(parent: Path) -> Path | None:

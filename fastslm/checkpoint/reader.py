@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from fastslm.checkpoint.folder import MANIFEST, TRAINER_STATE, last_complete, sha256
+from fastslm.checkpoint.folder import MANIFEST, TRAINER_STATE, has_content, last_complete
 from fastslm.checkpoint.state import some
 from fastslm.checkpoint.unpickled import deepspeed_objects, read_archive, read_tensors, unreadable
-from fastslm.checkpoint.writer import CONFIG, FORMAT, SAVE_ID, WEIGHTS
+from fastslm.checkpoint.writer import CONFIG, FORMAT, WEIGHTS
 from fastslm.configuration.yaml_values import load_values
 from fastslm.errors import CheckpointError
 from fastslm.files import unsealed
@@ -223,7 +223,7 @@ def _verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
             bad.append(f"{name} is missing")
         elif path.stat().st_size != listed["bytes"]:
             bad.append(f"{name} has {path.stat().st_size:,} bytes instead of {listed['bytes']:,}")
-        elif "sha256" in listed and sha256(path) != listed["sha256"]:
+        elif not has_content(path, listed):
             bad.append(f"{name} has other content than was written")
     if bad:
         raise CheckpointError(f"the checkpoint {folder} is damaged: {some(bad)}. Use an earlier one, or a copy.")
@@ -233,7 +233,7 @@ def verify_trainer_state(checkpoint: Checkpoint) -> None:
     """Read the trainer's state once against the checksums inside it, before anything is built on it.
 
     Raises:
-        CheckpointError: it is damaged, holds weights only, is of another checkpoint, or would run code when loaded.
+        CheckpointError: it is damaged, holds weights only, or would run code when loaded.
     """
     state = checkpoint.trainer_state
     if state is None:
@@ -244,11 +244,6 @@ def verify_trainer_state(checkpoint: Checkpoint) -> None:
             read = read_tensors(path)  # now rather than in a library, whose message would be another
         if path == state and "optimizer_states" not in read:  # of a ModelCheckpoint with save_weights_only
             raise _weights_only(checkpoint.path, "state of an optimizer")
-        if checkpoint.manifest and read.get(SAVE_ID) not in (None, checkpoint.manifest.get(SAVE_ID)):
-            raise CheckpointError(
-                f"{path} was not saved together with the weights in {checkpoint.path}: it is of another checkpoint. Put"
-                " that of these weights back, or start a new run from them with --init_from."
-            )
     if (state / ".metadata").is_file():
         _verify_shards(state)
 

@@ -42,7 +42,6 @@ FORMAT = 1
 WEIGHTS = "adapter.safetensors"
 CONFIG = "config.yaml"
 ADDED_TOKENS = "added_tokens.json"
-SAVE_ID = "fastslm_save_id"  # in the manifest and in the trainer's state
 #: What torch says in a RuntimeError when a file does not take all that is written.
 _TORCH_WRITES = ("PytorchStreamWriter", "inline_container")
 #: Strategies whose ranks write together and wait for each other while they do.
@@ -55,7 +54,6 @@ def write_checkpoint(
     link: Path,
     data: Mapping[str, Any],
     write_state: Callable[[Path], None],
-    save_id: str | None = None,
 ) -> None:
     """Write a complete checkpoint and let ``link`` lead to it; every rank calls this.
 
@@ -65,7 +63,6 @@ def write_checkpoint(
         link: where the strategy's own state is to be found, such as ``checkpoints/last.ckpt``.
         data: the data module's state, with the plan hash.
         write_state: writes the strategy's own state to a path.
-        save_id: what that state has as ``SAVE_ID``, by which the reader knows that it belongs to the weights.
 
     Raises:
         CheckpointError: a tensor is missing, empty or not finite, the strategy wrote no state, or the disk is full; the
@@ -94,7 +91,7 @@ def write_checkpoint(
             " training cannot go on. Leave plugins that save in another way out of trainer.plugins."
         )
     if zero and problem is None:
-        manifest = {**_manifest(trainer, module, tensors, data, trained_on), SAVE_ID: save_id}
+        manifest = _manifest(trainer, module, tensors, data, trained_on)
         problem = _problem(lambda: _finish(partial, final, link, module, tensors, manifest), partial)
     _agree(trainer, problem)
 

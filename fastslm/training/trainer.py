@@ -1,6 +1,6 @@
 """Lightning's Trainer, saving complete checkpoints: whoever saves, and under every strategy, one format comes out."""
 
-import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
 from fastslm.checkpoint.folder import MANIFEST, remove
-from fastslm.checkpoint.writer import SAVE_ID, write_checkpoint
+from fastslm.checkpoint.writer import write_checkpoint
 from fastslm.errors import DataError
 from fastslm.training.data_source import source_of
 from fastslm.training.due_validation import due_validation
@@ -56,16 +56,9 @@ class Trainer(L.Trainer):
             self.strategy.checkpoint_io = _FolderIO()
         with self.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]
             state = self._checkpoint_connector.dump_checkpoint(weights_only)
-            state[SAVE_ID] = self.strategy.broadcast(uuid.uuid4().hex)
             data = state.get(type(source_of(self)).__qualname__, {})
-            write_checkpoint(
-                self,
-                module,
-                Path(filepath),
-                data,
-                lambda path: self.strategy.save_checkpoint(state, path),
-                state[SAVE_ID],
-            )
+            write = partial(self.strategy.save_checkpoint, state)
+            write_checkpoint(self, module, Path(filepath), data, write)
             self.strategy.barrier("Trainer.save_checkpoint")
 
 

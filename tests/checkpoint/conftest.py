@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastslm.checkpoint.writer import SAVE_ID, write_checkpoint
+from fastslm.checkpoint.writer import write_checkpoint
 
 CONFIG = {
     "run_folder": "runs/x",
@@ -62,16 +62,10 @@ def save(tmp_path):
 
     def run(module, step=1, name="last", folder=None, write_state=None, **metrics):
         link = (folder or tmp_path / "checkpoints") / f"{name}.ckpt"
-        state = {"state_dict": dict(module.state_dict()), "step": step, "optimizer_states": [], SAVE_ID: str(step)}
+        state = {"state_dict": dict(module.state_dict()), "step": step, "optimizer_states": []}
         data = {"plan_hash": "0123456789abcdef", "epoch": 0, "step": step}
-        write_checkpoint(
-            trainer_at(step, **metrics),
-            module,
-            link,
-            data,
-            write_state or (lambda path: torch.save(state, path)),
-            state[SAVE_ID],
-        )
+        write = write_state or (lambda path: torch.save(state, path))
+        write_checkpoint(trainer_at(step, **metrics), module, link, data, write)
         return link.resolve().parent
 
     return run

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -164,8 +165,8 @@ def test_a_trainer_state_of_other_weights_is_refused(built, save, tmp_path):
     for folder in folders:
         verify_trainer_state(open_checkpoint(folder))
     shutil.copy(folders[1] / "trainer.ckpt", folders[0])
-    with pytest.raises(CheckpointError, match="not saved together with the weights"):
-        verify_trainer_state(open_checkpoint(folders[0]))
+    with pytest.raises(CheckpointError, match=r"damaged: trainer\.ckpt has other content than was written"):
+        open_checkpoint(folders[0])
     shutil.copy(folders[1] / "trainer.ckpt", tmp_path / "alone.ckpt")
     verify_trainer_state(open_checkpoint(tmp_path / "alone.ckpt"))
 
@@ -184,6 +185,18 @@ def test_a_damaged_state_of_fsdp2_is_refused_too(built, save, name, damage):
     damage(folder / "trainer.ckpt" / name)
     with pytest.raises(CheckpointError, match="damaged"):
         verify_trainer_state(open_checkpoint(folder))
+
+
+def test_a_part_of_another_save_is_refused_where_each_process_wrote_one(built, save, tmp_path):
+    """Of the same size, and whole in itself."""
+    module = built()
+    first, second = (
+        save(module, folder=tmp_path / str(step), write_state=partial(save_sharded, {"a": torch.full((9000,), step)}))
+        for step in (1, 2)
+    )
+    shutil.copy(second / "trainer.ckpt" / "__0_0.distcp", first / "trainer.ckpt")
+    with pytest.raises(CheckpointError, match=r"trainer\.ckpt/__0_0\.distcp has other content than was written"):
+        open_checkpoint(first)
 
 
 #: What an archive's directory says of a member, over which there is no checksum: its place there, and a bit of it.
@@ -452,7 +465,7 @@ def test_a_damaged_trainer_state_is_not_converted(built, save, tmp_path):
 
     folder = save(built(), write_state=write_state)
     flip(folder / "trainer.ckpt" / "states.pt")
-    with pytest.raises(CheckpointError, match=r"states\.pt is damaged in"):
+    with pytest.raises(CheckpointError, match=r"damaged: .*states\.pt has other content"):
         convert(folder, tmp_path / "universal", to="universal")
 
 
