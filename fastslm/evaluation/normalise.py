@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from fastslm.errors import MissingExtraError
+from fastslm.metrics.basic import basic_normaliser
 from fastslm.metrics.languages import code_of
 
-#: Whisper's for English; its basic one, by word and by character.
+#: Whisper's for English; its basic one with vowel signs, by word and by character.
 NORMALISERS = ("english", "basic", "characters")
 #: Languages that do not put spaces between words: their units are characters, as in the Whisper paper (Radford et al.
 #: 2022, appendix C).
@@ -26,15 +27,12 @@ def normaliser_of(language: str) -> str:
 
 
 @cache
-def _normaliser(name: str) -> Callable[[str], str]:
+def _english_normaliser() -> Callable[[str], str]:
     try:
-        from whisper_normalizer.basic import BasicTextNormalizer
         from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError as error:
         raise MissingExtraError("whisper-normalizer", extra="evaluate", purpose="scores of transcripts") from error
-    made: Callable[[str], str] = (
-        EnglishTextNormalizer() if name == "english" else BasicTextNormalizer(split_letters=name == "characters")
-    )
+    made: Callable[[str], str] = EnglishTextNormalizer()
     return made
 
 
@@ -48,4 +46,5 @@ def words(text: str, normaliser: str) -> Sequence[str]:
     Raises:
         MissingExtraError: the extra ``evaluate`` is not installed.
     """
-    return _normaliser(normaliser)(text).split()
+    normalised = _english_normaliser() if normaliser == "english" else basic_normaliser(normaliser == "characters")
+    return normalised(text).split()
