@@ -1,5 +1,6 @@
 """Text as it is compared: Whisper's English normaliser, its basic one for other languages."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -12,6 +13,8 @@ NORMALISERS = ("english", "basic", "characters")
 #: Languages that do not put spaces between words: their units are characters, as in the Whisper paper (Radford et al.
 #: 2022, appendix C).
 _WITHOUT_SPACES = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
+#: Their scripts, as the names of their letters have them.
+_SCRIPTS_WITHOUT_SPACES = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "MYANMAR", "KHMER", "TIBETAN"})
 
 
 def normaliser_of(language: str) -> str:
@@ -24,6 +27,20 @@ def normaliser_of(language: str) -> str:
     if code in ("", "en"):
         return "english"
     return "characters" if code in _WITHOUT_SPACES else "basic"
+
+
+def fits(text: str, normaliser: str) -> bool:
+    """Say whether a text is in a script that a normaliser is for, going by most of its letters.
+
+    Args:
+        text: of any language.
+        normaliser: one of ``NORMALISERS``.
+    """
+    if normaliser == "characters":
+        return True
+    scripts = [set(unicodedata.name(letter, "").split()) for letter in text if letter.isalpha()]
+    others = ["LATIN" not in s if normaliser == "english" else bool(s & _SCRIPTS_WITHOUT_SPACES) for s in scripts]
+    return 2 * sum(others) <= len(others)
 
 
 @cache

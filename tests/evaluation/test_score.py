@@ -37,7 +37,7 @@ BY_HAND = [
         ("english", "| en | eng | en_US | English (US) | American English | English-US | ENGLISH"),
         (
             "characters",
-            "zh | zho | cmn | cmn-Hans-CN | Mandarin Chinese | Chinese (Simplified) | yue | Cantonese",
+            "zh | cn | jp | zho | cmn | cmn-Hans-CN | Mandarin Chinese | Chinese (Simplified) | yue | Cantonese",
         ),
         ("characters", "ja | jpn | ja-JP | Japanese | tha | Thai (Thailand) | lao | Lao | mya | Burmese | khm | bod"),
         ("basic", "de | deu | pt-BR | Brazilian Portuguese | Swiss German | kor | Norwegian Nynorsk | Haitian Creole"),
