@@ -67,6 +67,26 @@ def test_composed_and_decomposed_text_are_the_same_words():
     assert normalise(unicodedata.normalize("NFD", text)) == text
 
 
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ("नमस्ते दुनिया", "नमस्ता दुनिये"),
+        ("தமிழ் மொழி", "தமிழா மொழே"),
+        ("স্বাধীন দেশ", "সবধন দশ"),
+        ("ที่นี่ มี", "ทีนั่ มิ"),
+        ("ຢູ່ນີ້ ມີ", "ຢູນີ ມິ"),
+        ("ကောင်း ပါ", "ကင် ပု"),
+        ("ភាសា ខ្មែរ", "ភសា ខមរ"),
+        ("བོད་ ཡིག", "བད་ ཡག"),
+        ("ދިވެހި ބަސް", "ދަވަހަ ބުސް"),
+    ],
+)
+def test_words_that_differ_in_their_vowel_signs_alone_are_other_words(said, heard):
+    assert rate("word", (said, heard)) == 1.0
+    assert rate("word", (said, unicodedata.normalize("NFD", said))) == 0.0
+    assert len(normalise(said).split()) == 2
+
+
 def test_a_recording_without_reference_words_is_not_scored():
     assert rate("word", ("", "some words"), ("...", "more"), ("one", "one")) == 0.0
 

@@ -83,12 +83,14 @@ def _run(options: argparse.Namespace) -> int:
     for each in data:
         for reason, count in each.left_out.items():
             print(f"{each.name}: {count} samples left out: {reason}.", file=sys.stderr)
-        for language, count in each.unknown_languages.items():
-            print(
-                f"{each.name}: language {language!r} of {count} recordings is not known here; errors are counted by"
-                " word. Name it by its code in the shards, or give --normaliser.",
-                file=sys.stderr,
-            )
+        doubts = {"is not known here": each.unknown_languages, "is not written in their script": each.other_scripts}
+        for doubt, languages in doubts.items():
+            for language, count in languages.items():
+                print(
+                    f"{each.name}: language {language or 'English'!r} of {count} recordings {doubt}; errors are counted"
+                    " by word. Name it by its code in the shards, or give --normaliser.",
+                    file=sys.stderr,
+                )
     system = Path(options.system)
     name = options.name or os.path.basename(os.path.realpath(system))
     if name in beside:
@@ -146,11 +148,13 @@ def _hub_task(value: str) -> tuple[str, str]:
 
 def _scored(system: str, data: EvaluationSet, texts: Mapping[str, str], place: str) -> SetResult:
     found = matched(texts, [recording.key for recording in data.recordings], f"{place}, set {data.name}")
-    if all(found[recording.key] == recording.reference for recording in data.recordings):
-        print(f"{place}: all transcripts of set {data.name} are the references, to the letter.", file=sys.stderr)
-    return SetResult(
-        system,
-        data.name,
-        data.normalisers,
-        [compare(Transcript(r.key, r.reference, found[r.key], r.seconds, None, r.normaliser)) for r in data.recordings],
-    )
+    counts = [
+        compare(Transcript(r.key, r.reference, found[r.key], r.seconds, None, r.normaliser)) for r in data.recordings
+    ]
+    if not any(count.errors for count in counts):
+        print(
+            f"{place}: all transcripts of set {data.name} are the references, word for word; if the system wrote"
+            " others, call them 'pred_text' in its rows.",
+            file=sys.stderr,
+        )
+    return SetResult(system, data.name, data.normalisers, counts)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastslm.errors import ConfigError, DataError
-from fastslm.evaluation.normalise import normaliser_of
+from fastslm.evaluation.normalise import fits, normaliser_of
 from fastslm.inference.audio import FileSource
 from fastslm.metrics.languages import code_of
 from fastslm.tasks import tasks
@@ -70,12 +70,14 @@ class EvaluationSet:
         recordings: in the order of the shards.
         left_out: why samples are not among them, and how many.
         unknown_languages: names of languages that say nothing about how to compare texts, and of how many recordings.
+        other_scripts: languages whose texts are compared in a way that their script is not for, and of how many.
     """
 
     name: str
     recordings: Sequence[Recording]
     left_out: Counter[str]
     unknown_languages: Counter[str]
+    other_scripts: Counter[str]
 
     @property
     def normalisers(self) -> tuple[str, ...]:
@@ -127,6 +129,7 @@ def read_set(name: str, patterns: Sequence[str], store: Store, language: str, no
     recordings: dict[str, Recording] = {}
     left_out: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
+    other_scripts: Counter[str] = Counter()
     for shard in shard_paths(patterns):
         rows = current_rows(shard)
         left_out.update(finding["reason"] for finding in rows.broken)
@@ -140,11 +143,14 @@ def read_set(name: str, patterns: Sequence[str], store: Store, language: str, no
                 )
             else:
                 recordings[key] = found
-                unknown.update([found.language] if normaliser is None and code_of(found.language) is None else [])
+                if normaliser is None and code_of(found.language) is None:
+                    unknown[found.language] += 1
+                elif normaliser is None and not fits(found.reference, found.normaliser):
+                    other_scripts[found.language] += 1
     if not recordings:
         why = ", ".join(f"{reason} ({count})" for reason, count in left_out.items()) or "the shards are empty"
         raise DataError(f"set {name!r}: no recording can be evaluated: {why}.")
-    return EvaluationSet(name, list(recordings.values()), left_out, unknown)
+    return EvaluationSet(name, list(recordings.values()), left_out, unknown, other_scripts)
 
 
 def _recording(

@@ -1,6 +1,7 @@
 """Transcripts of other systems, from a folder of text files or from JSON lines, by the names of the recordings."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,8 @@ _HYPOTHESES = (
     "pred_text", "hypothesis", "prediction", "pred", "hyp", "pred_str", "predicted_text", "asr_text", "generated_text"
 )  # fmt: skip
 _TEXTS = ("transcription", "transcript", "text")
+#: What else may name a field of what a system wrote: ``pred_text_NAME`` of NeMo, ``hyp_text``, ``text_pred``.
+_MAYBE_HYPOTHESIS = re.compile(r"(^|_)(pred|hyp)(?!\w*lang)", re.IGNORECASE)
 #: Of the first line of answers that ``fastslm evaluate`` keeps, which says what they were made with.
 _MADE_WITH = frozenset({"model", "identity", "base_models"})
 _SHOWN = 3
@@ -41,7 +44,8 @@ def read_transcripts(path: Path) -> dict[str, str]:
             ``fastslm evaluate`` give.
 
     Raises:
-        DataError: it cannot be read, or names a recording twice with two texts.
+        DataError: it cannot be read, does not say which of its fields is the transcript, or names a recording twice
+            with two texts.
     """
     found: dict[str, str] = {}
     by_path: dict[str, str | None] = {}  # of rows that have a key, too; None where several have one path
@@ -113,6 +117,12 @@ def _text_of(row: Mapping[str, Any], fields: Sequence[str], place: str) -> str:
         )
     if not texts or not all(isinstance(text, str) for text in texts.values()):
         raise DataError(f"{place}: holds no transcript; one of the fields {', '.join(_HYPOTHESES + _TEXTS)} must.")
+    others = {name for name, value in row.items() if isinstance(value, str) and _MAYBE_HYPOTHESIS.search(name)}
+    if others and fields is _TEXTS:
+        raise DataError(
+            f"{place}: {min(others)!r} may be what the system wrote, and the text beside it the reference. Call"
+            " what the system wrote 'pred_text'."
+        )
     if len(stripped := {text.strip() for text in texts.values()}) > 1:
         fields = " and ".join(map(repr, texts))
         raise DataError(f"{place}: {fields} differ. Call what the system wrote 'pred_text'.")

@@ -6,8 +6,10 @@ et al., "First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Dire
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -42,6 +44,8 @@ _NEVER = -math.inf
 #: Words, and the letters of one that is not finished.
 Hypothesis = tuple[History, bytes]
 
+_FIRST_WORD = re.compile(r"\s*\S+")
+
 
 def _added(a: float, b: float) -> float:
     """Return the log of the sum of two probabilities given by their logs."""
@@ -62,12 +66,15 @@ class LetterSearch:
 
     Attributes:
         ids: of the words that are settled.
+        first_is_earlier: the first word that was settled last has all of its letters in a window before.
     """
 
     def __init__(self, beams: int) -> None:
         self.beams = beams
         self.ids: list[int] = []
+        self.first_is_earlier = False
         self._unfinished: tuple[bytes, tuple[float, float]] = (b"", (0.0, _NEVER))
+        self._after_pause = False  # the space behind the last word may still come
 
     def begin(self, words: WordModel) -> None:
         """Begin a window: a language model over words that has read what is before it."""
@@ -102,10 +109,10 @@ class LetterSearch:
                 if letter == last:  # the same one goes on; a second one needs a blank before it
                     add((history, word), _NEVER, ends_letter + likely)
                     before = ends_blank
-                if before == _NEVER or (letter == _SPACE and not word):
+                if before == _NEVER or (letter == _SPACE and not word and (history or not self._after_pause)):
                     continue
                 if letter == _SPACE:
-                    add(((*history, word), b""), _NEVER, before + likely)
+                    add(((*history, word) if word else history, b""), _NEVER, before + likely)
                 else:
                     add((history, word + bytes([letter])), _NEVER, before + likely)
         self._judge_words(new)
@@ -142,11 +149,17 @@ class LetterSearch:
             self._scores[(*history, word)] = self._scores[history] + _LLM_WEIGHT * score + _WORD_BONUS
 
     def end_of_window(self) -> list[int]:
-        """Settle what was read, but for a word that goes on in the next window, and return the ids of the words."""
+        """Settle what was read, but for a word that goes on in the next window, and return the ids of the words.
+
+        A word that the whole window adds nothing to does not go on: what follows such a pause is another one.
+        """
         history, word = key = max(self._hypotheses, key=lambda key: self._worth(key, self._hypotheses[key]))
+        if word and key == ((), self._unfinished[0]):
+            return self.end()
         ids, ways = self._settle(history), self._hypotheses[key]
         top = max(ways)
         self._unfinished = word, (ways[0] - top, ways[1] - top)
+        self._after_pause &= key == ((), b"")
         return ids
 
     def end(self) -> list[int]:
@@ -162,9 +175,12 @@ class LetterSearch:
         best = max(worth, key=lambda whole: worth[whole])
         ids, sign = self._settle(best), self.words.sign_after(best)
         self.ids += sign
+        self._unfinished, self._after_pause = (b"", (0.0, _NEVER)), True
         return [*ids, *sign]
 
     def _settle(self, history: History) -> list[int]:
+        before = self._unfinished[0]
+        self.first_is_earlier = before != b"" and history[:1] == (before,)
         ids = self.words.ids(history)
         self.ids += ids
         return ids
@@ -215,6 +231,41 @@ class _WordModels:
         return self._memory.embed(ids, self._model.device)
 
 
+class _Segments:
+    """Text by time. The last word of a window is settled with the next one, and stands where its letters are.
+
+    Args:
+        model: whose tokenizer it is.
+        on_segment: called with each.
+    """
+
+    def __init__(self, model: AnsweringModel, on_segment: Callable[[Segment], None] | None) -> None:
+        self._on_segment = on_segment
+        self._new: list[str] = []
+        self._chunks = TextChunks(model, self._new.append)  # some tokenizers leave out the space before a text
+        self._last = Segment(0.0, 0.0, "")
+        self.all: list[Segment] = []
+
+    def add(self, start: float, end: float, search: LetterSearch) -> str:
+        """Take a window whose words have just been settled, and return their text."""
+        self._chunks.update(search.ids)
+        text = "".join(self._new)
+        self._new.clear()
+        word = _FIRST_WORD.match(text) if search.first_is_earlier else None
+        size = word.end() if word else 0
+        self._last = replace(self._last, text=self._last.text + text[:size])
+        self.end()
+        self._last = Segment(start, end, text[size:])
+        return text
+
+    def end(self) -> None:
+        """Show the last window."""
+        if text := self._last.text.strip():
+            self.all.append(replace(self._last, text=text))
+            if self._on_segment:
+                self._on_segment(self.all[-1])
+
+
 def check(decoding: Decoding) -> None:
     """Refuse what a search among letters does not do.
 
@@ -246,18 +297,10 @@ def transcribe(
     new_words = _WordModels(model, request)
     started = time.perf_counter()
     encoding, seconds, signal, num_tokens = 0.0, 0.0, 0, 0
-    segments: list[Segment] = []
-
-    new: list[str] = []
-    chunks = TextChunks(model, new.append)  # some tokenizers leave the space out that a text begins with
+    segments = _Segments(model, on_segment)
 
     def told(start: float, end: float) -> None:
-        chunks.update(search.ids)
-        text = "".join(new)
-        new.clear()
-        segments.append(Segment(start, end, text.strip()))
-        if on_segment:
-            on_segment(segments[-1])
+        text = segments.add(start, end, search)
         if on_text and text:
             on_text(text)
         if on_progress:
@@ -285,15 +328,18 @@ def transcribe(
         raise DataError("there is no audio in it.")
     search.end()
     told(*window)
+    segments.end()
+    windows_read = 2 if model.llm_reads else 1  # together, see ``_WordModels``
     return model.result(
         Generated(search.ids, "stop"),
         request,
         seconds=seconds,
         signal_seconds=signal / SAMPLE_RATE_HZ,
+        longest_pass=min(seconds, windows_read * model.path.listener.window_samples / SAMPLE_RATE_HZ),
         speech_tokens=num_tokens,
         timings=Timings(encoding, 0.0, time.perf_counter() - started - encoding),
         source=source.name,
         attempts=1,
         temperature=0.0,
-        segments=segments,
+        segments=segments.all,
     )

@@ -2,25 +2,17 @@
 
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
 
 from fastslm.contracts import Metric
-
-
-@cache
-def _basic_normalizer() -> Callable[[str], str]:
-    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
-
-    normalizer: Callable[[str], str] = BasicTextNormalizer()
-    return normalizer
+from fastslm.metrics.basic import basic_normaliser
 
 
 def normalise(text: str) -> str:
-    """Return ``text`` as it is scored: NFC, lower case, without punctuation (Whisper's basic normalizer)."""
-    return " ".join(_basic_normalizer()(unicodedata.normalize("NFC", text)).split())
+    """Return ``text`` as it is scored: NFC, lower case, without punctuation, see ``basic_normaliser``."""
+    return " ".join(basic_normaliser()(unicodedata.normalize("NFC", text)).split())
 
 
 class ErrorRate(Metric):

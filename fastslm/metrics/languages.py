@@ -3,15 +3,16 @@
 import re
 from functools import cache
 
-#: What stands for a language that scores treat in its own way: further codes of ISO 639, and English names.
+#: What stands for a language that scores treat in its own way: further codes of ISO 639, English names, and codes of
+#: countries that corpora write and no language has.
 _ALSO = {
     "en": ("eng", "english"),
     "zh": (
-        *("zho", "chi", "cmn", "lzh", "wuu", "hsn", "hak", "nan", "gan", "cdo", "cjy", "wu"),
+        *("zho", "chi", "cmn", "lzh", "wuu", "hsn", "hak", "nan", "gan", "cdo", "cjy", "wu", "cn"),
         *("chinese", "mandarin", "putonghua", "hakka", "hokkien", "taiwanese", "teochew", "shanghainese"),
     ),
     "yue": ("cantonese",),
-    "ja": ("jpn", "japanese"),
+    "ja": ("jpn", "jp", "japanese"),
     "ko": ("kor", "korean"),
     "th": ("tha", "thai"),
     "lo": ("lao",),

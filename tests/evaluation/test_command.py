@@ -70,6 +70,18 @@ def test_transcripts_of_other_systems_stand_beside_each_other(capsys, tmp_path, 
     assert (tmp_path / "out" / "report.md").read_text() == shown.out
 
 
+def test_transcripts_that_are_the_references_word_for_word_are_told(capsys, tmp_path, shards):
+    rows = {"utt0": "the white paper", "utt1": "25 cars", "utt2": "good morning mister brown", "utt3": ""}
+    path = tmp_path / "a.jsonl"
+    for last, told in (("", True), ("thanks", False)):
+        rows["utt3"] = last
+        lines = (json.dumps({"id": key, "text": text, "output": "no"}) for key, text in rows.items())
+        path.write_text("\n".join(lines))
+        status, shown = run(capsys, path, f"clean={shards}/clean-*.tar", "--out", tmp_path / "out")
+        assert status == 0
+        assert ("all transcripts of set clean are the references, word for word" in shown.err) is told
+
+
 def test_a_name_with_bars_and_lines_is_one_cell(capsys, tmp_path, shards):
     good = texts(tmp_path / "good", **GOOD)
     words = [good, f"clean={shards}/clean-*.tar", "--out", tmp_path / "out", "--name", "a|b\nc"]
@@ -257,6 +269,22 @@ def test_a_language_whose_name_says_nothing_is_told(capsys, tmp_path, write_shar
     assert said in run(capsys, system, tmp_path / "s", "--out", tmp_path / "out")[1].err
     more = ["--out", tmp_path / "out", "--normaliser", "basic"]
     assert said not in run(capsys, system, tmp_path / "s", *more)[1].err
+
+
+def test_a_language_of_another_script_than_the_texts_is_told(capsys, tmp_path, write_shard, flac):
+    said = {"": "नमस्ते दुनिया", "xx": "明日は雨", "en,zh": "今天 very 天气很好"}
+    said |= {"jp": "明日は雨", "hi": "नमस्ते", "en": "one два"}
+    rows = [
+        (str(number), {"flac": flac(1.0), "json": {"text": text, "language": language}})
+        for number, (language, text) in enumerate(said.items())
+    ]
+    write_shard(tmp_path / "s" / "x.tar", rows)
+    system = texts(tmp_path / "t", **{str(number): text for number, text in enumerate(said.values())})
+    shown = run(capsys, system, tmp_path / "s", "--out", tmp_path / "out")[1].err
+    doubt = "of 1 recordings is not written in their script"
+    told = [line for line in shown.splitlines() if doubt in line]
+    assert [line.split("'")[1] for line in told] == ["English", "xx", "en,zh"]
+    assert doubt not in run(capsys, system, tmp_path / "s", "--out", tmp_path / "o", "--normaliser", "basic")[1].err
 
 
 def test_numbers_in_words_are_compared_as_words_where_that_is_asked(capsys, tmp_path, write_shard, flac):

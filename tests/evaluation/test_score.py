@@ -1,5 +1,8 @@
 """Word errors are those of the leaderboard's scorer, rates are over all words, intervals are over recordings."""
 
+import random
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +11,7 @@ from kaldialign import batch_error_rate
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from fastslm.evaluation.normalise import normaliser_of
+from fastslm.evaluation.normalise import normaliser_of, words
 from fastslm.evaluation.score import Counts, Transcript, by_length, compare, score
 from fastslm.metrics.languages import code_of
 
@@ -34,7 +37,7 @@ BY_HAND = [
         ("english", "| en | eng | en_US | English (US) | American English | English-US | ENGLISH"),
         (
             "characters",
-            "zh | zho | cmn | cmn-Hans-CN | Mandarin Chinese | Chinese (Simplified) | yue | Cantonese",
+            "zh | cn | jp | zho | cmn | cmn-Hans-CN | Mandarin Chinese | Chinese (Simplified) | yue | Cantonese",
         ),
         ("characters", "ja | jpn | ja-JP | Japanese | tha | Thai (Thailand) | lao | Lao | mya | Burmese | khm | bod"),
         ("basic", "de | deu | pt-BR | Brazilian Portuguese | Swiss German | kor | Norwegian Nynorsk | Haitian Creole"),
@@ -73,6 +76,18 @@ def test_the_rate_of_a_set_is_that_of_the_leaderboards_scorer_to_the_last_digit(
         expected["sub"], expected["del"], expected["ins"]
     )  # fmt: skip
     assert found.wer == (expected["err_rate"] if kept else None)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_scripts_that_write_vowels_as_letters_go_through_whispers_own_normaliser(split):
+    marks = "".join(chr(i) for i in range(0x300, 0x5C8) if unicodedata.category(chr(i)) == "Mn")  # Hebrew and Greek
+    others = "\u064e\ufe0f\u20e3\u20dd\U000e0100❤☎¿§"
+    letters = "".join(map(chr, [*range(0x2FF), *range(0x370, 0x530), *range(0x30A0, 0x3100), *range(0x4E00, 0x4F00)]))
+    text = "".join(
+        f"{letter}{mark} " for letter in letters for mark in ("", *random.Random(0).sample(marks + others, 5))
+    )
+    mine = words(text, "characters" if split else "basic")
+    assert mine == BasicTextNormalizer(split_letters=split)(text).split()
 
 
 def test_a_phrase_over_and_over_is_told_and_a_refrain_is_not():

@@ -54,6 +54,16 @@ def test_two_texts_of_which_either_may_be_the_reference_are_refused(tmp_path):
     assert read_transcripts(lines(path, {"key": "a", "transcription": "said", "text": "said "})) == {"a": "said"}
 
 
+@pytest.mark.parametrize("name", ["pred_text_parakeet", "hyp_text", "text_pred", "predictions", "hypotheses"])
+def test_a_text_beside_what_may_be_that_of_the_system_is_refused(tmp_path, name):
+    path = lines(tmp_path / "a.jsonl", {"key": "a", "text": "said", name: "read"})
+    with pytest.raises(DataError, match=rf"line 1: '{name}' may be .* Call what the system wrote 'pred_text'\."):
+        read_transcripts(path)
+    others = {"predicted_language": "en", "pred_score": 0.5, "format": "wav"}
+    assert read_transcripts(lines(path, {"key": "a", "text": "read", **others})) == {"a": "read"}
+    assert read_transcripts(lines(path, {"key": "a", "text": "", "pred_text": "read", name: ""})) == {"a": "read"}
+
+
 def test_numbers_of_rows_are_not_taken_for_the_names_of_recordings(tmp_path):
     rows = [{"id": i, "audio_filepath": f"/x/{name}.flac", "text": name} for i, name in enumerate(["b", "a", "c"])]
     texts = read_transcripts(lines(tmp_path / "a.jsonl", *rows))

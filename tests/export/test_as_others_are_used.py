@@ -39,6 +39,18 @@ def test_turns_of_text_become_what_the_tokenizer_makes_of_them(processor):
         assert processor.apply_chat_template(given, add_generation_prompt=True) == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_samples_cast_to_the_type_of_the_model_are_refused_and_moved_ones_stay_as_they_are(folder, processor, dtype):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor(np.random.default_rng(0).standard_normal(16_000).astype(np.float32) / 9)
+    expected = model.generate(**inputs, max_new_tokens=4).tolist()
+    assert model.generate(**inputs.to("cpu", dtype), max_new_tokens=4).tolist() == expected
+    cast = {**inputs, "input_features": inputs["input_features"].to(dtype)}
+    for use in (model, model.generate, model.prompt_embeds):
+        with pytest.raises(ValueError, match=rf"input_features is {dtype}, .* int16 as the processor makes them"):
+            use(**cast)
+
+
 def test_tokens_are_added_to_a_model_that_goes_on_answers_trains_and_is_saved(folder, processor, tmp_path):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     audio = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) / 9

@@ -15,6 +15,7 @@ import fastslm
 from fastslm import cli
 from fastslm.checkpoint.run import open_run
 from fastslm.errors import CheckpointError, ConfigError, DataError
+from fastslm.inference.guards import Audio
 from fastslm.inference.letters import _LLM_WEIGHT, _WORD_BONUS, LetterSearch
 from fastslm.inference.words import Vocabulary, WordModel
 from fastslm.path.letters import BLANK, LetterHead
@@ -234,11 +235,48 @@ def test_a_run_without_an_llm_that_reads_transcribes_by_its_letters(speller, noi
     answer = speller.transcribe(audio, on_segment=told.append, on_text=texts.append)
     assert answer.text
     assert (answer.segments, answer.seconds, answer.truncated) == ((), 9.0, False)
-    assert [(s.start, s.end) for s in told] == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 9)]
-    assert " ".join(s.text for s in told if s.text) == answer.text == "".join(texts).strip()
+    assert [(s.start, s.end) for s in told] == [(0, 2), (2, 4), (4, 6), (6, 8)]
+    assert " ".join(s.text for s in told) == answer.text == "".join(texts).strip()
     with_segments = speller.transcribe(audio, segments=True)
     assert (list(with_segments.segments), with_segments.text) == (told, answer.text)
     assert speller.transcribe(audio).tokens == answer.tokens
+
+
+@pytest.mark.parametrize(
+    ("windows", "texts"),
+    [
+        (["one two", "", "", " three", ""], {0: "one two", 6: "three"}),
+        (["one two", "", "three four "], {0: "one two", 4: "three four"}),
+        (["one tw", "o three", " four"], {0: "one", 2: "two three", 4: "four"}),
+        (["one two ", "", " ", "three", " four"], {0: "one two", 6: "three", 8: "four"}),
+        (["", "one", "", "", "two"], {2: "one", 8: "two"}),
+    ],
+)
+def test_each_word_stands_in_the_window_of_its_letters(speller, noise, monkeypatch, windows, texts):
+    coming, told = iter(windows), []
+
+    def spell(_):
+        log_probs = torch.full((1, 30, BLANK + 1), -30.0)
+        log_probs[..., BLANK] = 0.0
+        for i, letter in enumerate(next(coming).encode()):
+            log_probs[0, 2 * i + 1, [letter, BLANK]] = torch.tensor([0.0, -30.0])
+        return log_probs
+
+    monkeypatch.setattr(speller.letters, "log_probs", spell)
+    answer = speller.transcribe(noise(2 * len(windows)), on_segment=told.append)
+    assert {segment.start: segment.text for segment in told} == texts
+    assert " ".join(texts.values()) == answer.text
+
+
+def test_letters_are_read_window_by_window_and_not_in_one_pass(speller, reader, noise, monkeypatch):
+    passes = []
+    monkeypatch.setattr(
+        fastslm.inference.guards, "Audio", lambda *seconds: passes.append(seconds[2]) or Audio(*seconds)
+    )
+    speller.transcribe(noise(9))
+    reader.transcribe(noise(9), letters=True)
+    reader.transcribe(noise(3), letters=True)
+    assert passes == [2, 4, 3]
 
 
 def test_chunks_of_a_search_among_letters_are_together_its_text_where_a_tokenizer_drops_the_first_space(

@@ -113,7 +113,16 @@ def computed(ours: Abstractor, config: FastSLMConfig, kind: Any = Abstractor) ->
 
 
 def flat(input_features: Tensor | None, audio_feature_lens: Iterable[Any] | None) -> tuple[Tensor, list[int]]:
-    """Return recordings ``[R, N]``, or already end to end, ``[N]``, and the samples of each; see ``Batch``."""
+    """Return recordings ``[R, N]``, or already end to end, ``[N]``, and the samples of each; see ``Batch``.
+
+    Raises:
+        ValueError: they are floats, whose scale nobody knows, or lengths and rows do not match.
+    """
+    if input_features is not None and input_features.is_floating_point():
+        raise ValueError(
+            f"input_features is {input_features.dtype}, and holds samples, which are int16 as the processor makes them:"
+            " leave them so, as inputs.to(device, dtype) does."
+        )
     lengths = None if audio_feature_lens is None else [int(n) for n in audio_feature_lens]
     rows: list[Tensor] = []
     if input_features is not None:
