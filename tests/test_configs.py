@@ -253,3 +253,8 @@ def test_a_shard_is_not_read_as_a_configuration_of_its_setting(capsys, tmp_path)
     assert parsed(capsys, "hta.yaml", flags=given)["data"]["init_args"]["train_shards"] == str(shard)
     whole = parsed(capsys, "hta.yaml", flags=["--data", str(other)])["data"]["init_args"]
     assert (whole["train_shards"], whole["batch_samples"]) == (["a.tar"], 3)
+
+
+def test_null_turns_a_setting_off_from_the_command_line_as_from_a_file(capsys):
+    model = parsed(capsys, flags=["--model.frame_cache", "null", "--model.llm.lora=null"])["model"]
+    assert (model["frame_cache"], model["llm"]["init_args"]["lora"]) == (None, None)

@@ -1,6 +1,5 @@
 """From plain values to what they describe, through the types of constructors."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +19,10 @@ def instantiated(parser: Any, values: Mapping[str, Any]) -> tuple[Any, dict[str,
     """
     from jsonargparse import ArgumentError
 
-    with warnings.catch_warnings(), installed_only():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the names that replace these are newer than our bound
+    with installed_only():
         try:
             config = parser.parse_object(dict(values))
-            return parser.instantiate_classes(config), yaml.safe_load(parser.dump(config, skip_none=False))
+            return parser.instantiate(config), yaml.safe_load(parser.dump(config, skip_unset=False))
         except FastSLMError:
             raise
         except (ArgumentError, TypeError, ValueError) as error:

@@ -53,6 +53,7 @@ _KINDS = {
     "<class 'NoneType'>": "null",
     "<class 'collections.abc.Sequence'>": "a list",
     "<class 'tuple'>": "a list",
+    "<class 'dict'>": "a mapping",
     "collections.abc.Sequence[int]": "a list of whole numbers",
 }
 

@@ -97,7 +97,7 @@ class TrainingCLI(LightningCLI):
         take_paths_as_they_are(parser)
         parser.add_argument(
             "--run_folder",
-            type=str,
+            type=str | None,  # null is refused, not a folder of that name
             default="runs/default",
             help="Where checkpoints, logs, plots and predictions go. An earlier run found there is moved aside unless"
             " it is continued with --ckpt_path.",

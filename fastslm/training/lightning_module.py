@@ -184,7 +184,7 @@ class SpeechLMModule(L.LightningModule):
         with contextlib.nullcontext() if self.settings.trains_encoder else replicated(strategy):
             encoder.load()
         llm.load()
-        self.path = self.build()
+        self.path = self.build().train()  # transformers loads in evaluation mode, and Lightning takes modes as they are
         if strategy is not None:
             self.path.abstractor.in_step = llm.in_step = shards_parameters(strategy)
             cast_trainable(self.path, strategy)

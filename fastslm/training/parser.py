@@ -1,9 +1,9 @@
 """The parser of the training commands: mistakes in one line, and no value that is read as the address of a file."""
 
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from fastslm.configuration.messages import shorten
@@ -19,7 +19,12 @@ set_parsing_settings(
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one line, with the nearest known name."""
+    """Says what is wrong in one line, with the nearest known name, and takes null only where a type has it."""
+
+    def validate(self, namespace: Namespace, **named: Any) -> None:
+        """Check the values, then null as one of them: jsonargparse takes it as no value, which fits every type."""
+        super().validate(namespace, **named)
+        super().validate(namespace, **{**named, "skip_unset": False})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a short message in place of jsonargparse's."""

@@ -34,7 +34,8 @@ class TrainingSettings:
         frame_augment: hide, warp and disturb the encoder's frames in training; works with ``frame_cache``, which other
             augmentation does not. Null shows them as they are.
         frame_cache: keep the frozen encoder's frames on disk, so that each window of the corpus is encoded once: true
-            for the user's cache folder, or a folder. Of no use with augmentation, where no window comes twice.
+            for the user's cache folder, or a folder; false or null keeps none. Of no use with augmentation, where no
+            window comes twice.
         recompute: run encoder and abstractor again in the backward pass instead of keeping their activations.
         spec_augment: hide bands and stretches of each window's features in training, new ones in every epoch; null
             shows everything. Not together with ``frame_cache``.
@@ -56,7 +57,7 @@ class TrainingSettings:
     alignment_weight: float = setting(0.0, changes="nothing")
     letters_per_token: int = setting(0, changes="nothing")
     answer_weight: float = setting(1.0, changes="nothing")
-    frame_cache: bool | str = setting(False, changes="nothing")
+    frame_cache: bool | str | None = setting(False, changes="nothing")
     recompute: bool = setting(False, changes="nothing")
     spec_augment: SpecAugment | None = setting(None, changes="nothing")
     frame_augment: FrameAugment | None = setting(None, changes="nothing")

@@ -66,6 +66,17 @@ def mistake(run_config, capsys):
         (["--model.train_parts", "abstractor"], ["model.train_parts: abstractor must be a list."]),
         (["--model.optimizer.betas", "0.9"], ["model.optimizer.betas: 0.9 must be a list."]),
         (
+            ["--model.optimizer.schedule", "null"],
+            ["model.optimizer.schedule: None must be one of 'linear', 'cosine', 'constant'."],
+        ),
+        (
+            ["--model.optimizer", "{part_learning_rates: }"],
+            ["model.optimizer.part_learning_rates: None must be a mapping."],
+        ),
+        (["--model.encoder.dtype", "null"], ["model.encoder.dtype: None must be one of 'auto',"]),
+        (["--data.batch_samples", "null"], ["data.batch_samples: None must be a whole number."]),
+        (["--run_folder", "null"], ["run_folder: it is empty. Name a folder"]),
+        (
             ["--model.optimizer.betas", "[0.9, 0.99, 0.5]"],
             ["model.optimizer.betas: [0.9, 0.99, 0.5] must be a list of 2 values."],
         ),

@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from fastslm.errors import ConfigError
+from fastslm.modules.abstractors.avg_pool import AvgPool
 from fastslm.modules.encoders.mel import CONTEXT_SAMPLES, HOP_SAMPLES, LogMel, pad_with_context, slaney_mel_filters
 from fastslm.modules.encoders.parakeet import ParakeetEncoder, log_mel
 from fastslm.modules.encoders.waveform import WaveformEncoder
 from fastslm.modules.encoders.whisper import WhisperEncoder
+from fastslm.modules.llms.causal_lm import CausalLM
+from fastslm.training.lightning_module import SpeechLMModule
 
 WINDOW = 16_000
 LENGTHS = (1, 200, 399, 400, 401, 640, 719, 720, 1280, 1439, 1440, 5000, 15_999, 16_000)
@@ -309,6 +312,20 @@ def test_nothing_random_acts_in_a_frozen_encoder(encoder_of, name):
     assert torch.equal(run(encoder, [WINDOW]), run(encoder, [WINDOW]))
     assert getattr(encoder.config, "layerdrop", 0.0) == 0.0 or name == "whisper"
     assert not getattr(encoder.config, "apply_spec_augment", False)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_dropout_acts_in_an_encoder_that_trains(folder_of, tiny_llm, trains):
+    encoder = class_of("parakeet")(folder_of("parakeet"))
+    assert encoder.config.dropout > 0.0
+    parts = ["projector", "encoder"] if trains else ["projector"]
+    module = SpeechLMModule(
+        encoder, AvgPool, CausalLM(str(tiny_llm)), window_seconds=2.0, tokens_per_window=4, train_parts=parts
+    )
+    module.configure_model()
+    samples, counts = rows([WINDOW])
+    assert torch.equal(encoder(samples, counts), encoder(samples, counts)) is not trains
+    assert module.path.llm.training
 
 
 @pytest.mark.parametrize("name", ALL)
