@@ -541,6 +541,17 @@ def test_rows_that_say_when_they_begin_and_not_when_they_end_are_refused_but_the
     assert reasons() == {"stretch without an end": 2}
 
 
+@pytest.mark.parametrize("begin", [{}, {"start": None}, {"start": ""}])
+def test_rows_that_say_when_they_end_and_not_when_they_begin_are_refused(
+    build, save, json_lines, tmp_path, reasons, begin
+):
+    path = str(save("a.wav", 3.0))
+    rows = [{"audio_filepath": path, "text": f"word {end}", "end": end, **begin} for end in (1.0, 2.0, 3.0)]
+    build(json_lines(tmp_path / "m.jsonl", rows), status=2)
+    assert reasons() == {"unusable fields": 3}
+    assert "--column offset=NAME" in (tmp_path / "out/broken.jsonl").read_text()
+
+
 @pytest.mark.parametrize(
     ("seconds", "stated", "is_taken"),
     [
