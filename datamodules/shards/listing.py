@@ -117,19 +117,23 @@ def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOp
         DataError: a dev split is wanted, and all speech is of one speaker.
     """
     listing, digest, units, voices, stretches = Listing(), hashlib.sha256(), _Units(), _Voices(), _Stretches()
+    names = _JoinedNames()
     for item in _with_unique_keys(items, options.defaults):
         if isinstance(item, Noted):  # has no number: that of a sample must not change with what is noted before it
             number = int.from_bytes(draw(0, item.key + item.where))
             listing.noted += [item] if options.part.has(number) else []
             continue
-        unit = unit_of(item, options.joins) if isinstance(item, Utterance) else item.key + item.where
-        mine = options.part.has(units.number(unit))
+        unit = unit_of(item, options.joins) if isinstance(item, Utterance) else (0, item.key + item.where)
+        number = units.number(unit)
+        mine = options.part.has(number)
         listing.num_listed += mine
-        digest.update(repr(item).encode("utf-8", "surrogatepass"))
+        digest.update(f"{number} {item!r}".encode("utf-8", "surrogatepass"))
         if isinstance(item, Refused):
             listing.refused += [item] if mine else []
             continue
         listing.utterances += [item] if mine else []
+        if options.joins is not None and item.audio and is_timed(item.fields):
+            listing.noted += [note for note in names.doubts(unit, item) if mine]
         for audio in item.audio:
             stretches.add(audio)
         listing.num_without_speaker += item.speaker is None
@@ -154,13 +158,13 @@ def draw(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
 
 
-def unit_of(utterance: Utterance, joins: str | None) -> str:
-    """Return the name of what an utterance must not be separated from."""
+def unit_of(utterance: Utterance, joins: str | None) -> tuple[int, str]:
+    """Return source and name of what an utterance must not be separated from: corpora number their speakers alike."""
     if joins == "chapter" and utterance.group is not None:
-        return f"group {utterance.group}"
+        return utterance.source, f"group {utterance.group}"
     if joins is not None and utterance.speaker is not None:
-        return f"speaker {utterance.speaker}"
-    return f"utterance {utterance.key}"
+        return utterance.source, f"speaker {utterance.speaker}"
+    return utterance.source, f"utterance {utterance.key}"
 
 
 def voice_of(utterance: Utterance) -> str:
@@ -275,10 +279,33 @@ class _Units:
     """Numbers what must stay together by its first appearance."""
 
     def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[tuple[int, str], int] = {}
 
-    def number(self, unit: str) -> int:
+    def number(self, unit: tuple[int, str]) -> int:
         return self._numbers.setdefault(unit, len(self._numbers))
+
+
+class _JoinedNames:
+    """Finds names of what is joined that may be of several: of two sources, or of speakers that no file has in one."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, tuple[int, str]] = {}
+        self._first: dict[tuple[int, str], tuple[str | None, int]] = {}
+        self._noted: set[tuple[int, str]] = set()
+
+    def doubts(self, unit: tuple[int, str], item: Utterance) -> Iterator[Noted]:
+        """Note an utterance that shows it, once for each unit."""
+        source, name = unit
+        first_source, where = self._sources.setdefault(name, (source, item.where))
+        if source != first_source and unit not in self._first:
+            hint = "a pattern in quotes makes one source of several files"
+            yield Noted(item.where, item.key, "joined by source", f"{name} is also that of {where}, kept apart; {hint}")
+        speaker, recording = self._first.setdefault(unit, (item.speaker, hash(item.audio[0].recording)))
+        is_other = speaker != item.speaker and None not in (speaker, item.speaker)
+        if is_other and recording != hash(item.audio[0].recording) and unit not in self._noted:
+            self._noted.add(unit)
+            detail = f"{name} joins files of {speaker} and {item.speaker}; if each numbers its own: --join speaker"
+            yield Noted(item.where, item.key, "several speakers joined", detail)
 
 
 class _Stretches:

@@ -132,4 +132,4 @@ def _chunk(
     fields = {name: value for name, value in whole.fields.items() if name not in _timed_fields()}
     audio = whole.audio[0]
     stretch = replace(audio, start_seconds=(audio.start_seconds or 0.0) + begin, seconds=end - begin, num_bytes=0)
-    return Utterance(key, [stretch], {**fields, **texts, "segments": moved}, whole.where, whole.group)
+    return replace(whole, key=key, audio=[stretch], fields={**fields, **texts, "segments": moved})

@@ -155,6 +155,7 @@ class Utterance:
         where: where the source speaks of it, such as ``train.jsonl line 12``.
         group: chapter or long recording that it is a part of, in whose order utterances are joined.
         split: the source's own split that it belongs to, such as ``dev``; its shards are called like it.
+        source: number of the path or pattern that it came by; speakers and groups of others are others.
     """
 
     key: str
@@ -163,6 +164,7 @@ class Utterance:
     where: str
     group: str | None = None
     split: str | None = None
+    source: int = field(default=0, repr=False)
 
     @property
     def speaker(self) -> str | None:

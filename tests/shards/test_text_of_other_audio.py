@@ -7,14 +7,6 @@ import pytest
 
 
 @pytest.fixture
-def notes(tmp_path):
-    def read():
-        return [json.loads(line)["reason"] for line in (tmp_path / "out/notes.jsonl").read_text().splitlines()]
-
-    return read
-
-
-@pytest.fixture
 def call(save, tone):
     """Return a recording with one tone on each channel."""
     return save("call.wav", samples=np.stack([tone(2.0, 300), tone(2.0, 700)], axis=1))
