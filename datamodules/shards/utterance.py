@@ -73,7 +73,9 @@ class Audio:
         """Say whether a recording of ``total_seconds`` is the stretch alone, and its times are of where it was cut."""
         if self.start_seconds is None or self.seconds is None or self.is_shared:
             return False
-        return self.start_seconds >= total_seconds and abs(self.seconds - total_seconds) <= TOLERANCE_SECONDS
+        # What is cut already is as long as the recording, and a stretch up to the end of one ends where that does.
+        off, past_end = abs(self.seconds - total_seconds), self.start_seconds + self.seconds - total_seconds
+        return off <= TOLERANCE_SECONDS and off < past_end
 
     def doubts(self, total_seconds: float) -> list[str]:
         """Return a remark where a recording is taken whole though a stretch of one is meant."""

@@ -467,14 +467,24 @@ def test_a_stretch_of_a_file_that_is_no_longer_than_it_is_taken_whole_and_noted(
     build, save, json_lines, tmp_path, notes
 ):
     """As corpora are that were cut, and kept the times of where they were cut."""
-    files = [str(save(f"{name}.wav", 2.0)) for name in "ab"]
+    files = [str(save(f"{name}.wav", 2.0)) for name in "abcd"]
     rows = [
         {"audio_filepath": file, "offset": at, "duration": 2.0, "text": "one"}
-        for file, at in zip(files, (9, 20), strict=True)
+        for file, at in zip(files, (0.1, 1.2, 9, 20), strict=True)
     ]
     samples = build(json_lines(tmp_path / "m.jsonl", rows))
-    assert [sample.seconds for sample in samples.values()] == [2.0, 2.0]
-    assert notes() == ["cut out already"] * 2
+    assert [sample.seconds for sample in samples.values()] == [2.0] * 4
+    assert notes() == ["cut out already"] * 4
+
+
+@pytest.mark.parametrize(("begin", "seconds"), [(0.1, 1.9), (0.15, 1.8), (0.19, 1.9)])
+def test_a_stretch_up_to_the_end_of_its_file_begins_where_it_is_said_to(
+    build, save, json_lines, tmp_path, notes, begin, seconds
+):
+    row = {"audio_filepath": str(save("a.wav", 2.0)), "offset": begin, "duration": seconds, "text": "one"}
+    (sample,) = build(json_lines(tmp_path / "m.jsonl", [row])).values()
+    assert sample.seconds == pytest.approx(min(seconds, 2.0 - begin))
+    assert notes() == []
 
 
 def test_a_file_that_lost_its_rest_is_not_taken_whole_for_a_later_stretch(build, save, json_lines, tmp_path, reasons):
