@@ -446,6 +446,37 @@ def test_the_task_of_the_command_decides_what_a_text_is(
     assert notes() == ["text may be a translation"] * is_noted
 
 
+@pytest.mark.parametrize(
+    ("row", "options", "named"),
+    [
+        ({"target_lang": "de", "task": "ast"}, [], ["German"]),
+        ({"tgt_lang": "de-AT"}, ["--task", "ast"], ["German"]),
+        ({"to_lang": "de"}, ["--task", "ast", "--target-language", "French"], ["German"]),
+        ({"target_language": "de", "task": "ast"}, [], ["German"]),
+        ({"target_language": "German", "target_lang": "de", "task": "ast"}, [], ["German"]),
+        ({"target_language": "Swiss German", "target_lang": "de", "task": "ast"}, [], ["Swiss German"]),
+        ({"target_language": "Twi", "task": "ast"}, [], ["Twi"]),
+        ({}, ["--task", "ast", "--target-language", "de"], ["German"]),
+        ({"target_lang": "de"}, [], [None]),  # a transcript that has its translation beside it
+        ({"target_lang": "deu", "task": "ast"}, [], []),
+        ({"target_language": "French", "target_lang": "de", "task": "ast"}, [], []),
+    ],
+    ids=str,
+)
+def test_a_translation_names_its_language_as_prompts_do(
+    build, save, json_lines, tmp_path, reasons, row, options, named
+):
+    row = {"audio_filepath": str(save("a.wav")), "text": "one", "translation": "eins", "source_lang": "en", **row}
+    samples = build(json_lines(tmp_path / "m.jsonl", [row]), *options, status=0 if named else 2)
+    assert [sample.fields.get("target_language") for sample in samples.values()] == named
+    assert reasons() == ({} if named else {"unusable fields": 1})
+
+
+def test_a_language_to_translate_into_of_an_unknown_code_is_refused(build, manifest, capsys):
+    build(manifest(1), "--task", "ast", "--target-language", "zz", status=2)
+    assert "--target-language is 'zz'" in capsys.readouterr().err
+
+
 def test_a_translation_of_an_unnamed_language_is_refused_with_the_option_that_names_it(
     build, save, json_lines, tmp_path, reasons
 ):
