@@ -138,7 +138,7 @@ def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOp
             stretches.add(audio)
         listing.num_without_speaker += item.speaker is None
         if options.dev_share:
-            voices.add(voice_of(item), item.group if options.joins == "chapter" else None)
+            voices.add(item, options.joins)
     usable = []
     for item in listing.utterances:
         try:
@@ -344,17 +344,24 @@ class _Stretches:
 
 
 class _Voices:
-    """Who speaks how often; voices that share a joined recording count as one."""
+    """Who speaks how often; voices that share a recording, of the source or a joined one, count as one."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, voice: str, group: str | None) -> None:
+    def add(self, utterance: Utterance, joins: str | None) -> None:
+        voice = voice_of(utterance)
         self._counts[voice] = self._counts.get(voice, 0) + 1
         self._parent.setdefault(voice, voice)
-        if group is not None:
-            root, other = self._root(voice), self._root(f"joined {group}")
+        stretches = [audio for audio in utterance.audio if audio.start_seconds is not None]
+        ties = [
+            f"~{(*audio.recording, audio.channel)}" for audio in stretches
+        ]  # sorted behind the voices that are drawn
+        if joins == "chapter" and utterance.group is not None:
+            ties.append(f"joined {utterance.group}")
+        for tie in ties:
+            root, other = self._root(voice), self._root(tie)
             self._parent[max(root, other)] = min(root, other)
 
     def _root(self, name: str) -> str:
@@ -371,8 +378,9 @@ class _Voices:
             sizes[self._root(voice)] = sizes.get(self._root(voice), 0) + count
         if len(sizes) < 2:
             raise DataError(
-                f"--dev-share {share:g}: all utterances are of one speaker, so that no split without shared speakers"
-                " exists. Name the speakers (--column speaker=COLUMN), or leave --dev-share away."
+                f"--dev-share {share:g}: all utterances are of one speaker, or tied by speakers and recordings that"
+                " they share, so that no split without shared ones exists. Name the speakers, or for labels that begin"
+                " anew in each file the files (--column speaker=COLUMN), or leave --dev-share away."
             )
         wanted, chosen, total = share * sum(sizes.values()), set[str](), 0
         for root in sorted(sizes, key=lambda name: draw(seed, name)):
