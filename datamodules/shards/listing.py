@@ -28,8 +28,10 @@ from .utterance import (
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
 _HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
 _PATH = re.compile(r"\S+\.(txt|lab|trn|json|srt|vtt|TextGrid)", re.IGNORECASE)
-#: And what stands for bytes that were no text, or before a text of its own.
-_CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ufeff]")
+#: And what stands for bytes that were no text, before a text of its own, or is seen by tokenizers alone.
+_CONTROL = re.compile(
+    "[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufffd\ufeff]"
+)
 _TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")  # as corpora write noises, and what nobody understood
 _ASIDE = re.compile(r"\([^()]*\)")  # the same where speech is written down; (B) answers a question
 _LONGEST_KEY = 120  # the rest of a longer one is replaced by a digest
@@ -251,6 +253,9 @@ def _doubts(item: Utterance) -> Iterator[Noted]:
             yield Noted(item.where, item.key, "text may be missing", f"it is {answer.strip()!r:.80}")
         if _CONTROL.search(answer):
             yield Noted(item.where, item.key, "control characters", f"in its text: {answer!r:.80}")
+        if not unicodedata.is_normalized("NFC", answer):
+            hint = "tokenizers read another spelling of them; to have one alone: uconv -x nfc"
+            yield Noted(item.where, item.key, "letters not in NFC", f"in its text: {answer!r:.80}; {hint}")
 
 
 def _spell(utterance: Utterance) -> None:

@@ -1,6 +1,7 @@
 """A text that is, or may be, of other audio than the row's: refused where it surely is, noted where it may be."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -188,10 +189,19 @@ def test_a_text_of_nothing_that_one_sees_is_empty(build, save, json_lines, tmp_p
     assert reasons() == {"empty text": 1}
 
 
-@pytest.mark.parametrize("mark", ["\0", "\x08", "\x1b", "\x7f", "\x92", "\ufffd", "\ufeff"])
+@pytest.mark.parametrize("mark", ["\0", "\x08", "\x1b", "\x7f", "\x92", "\ufffd", "\ufeff", "\u200b", "\xad", "\u202b"])
 def test_control_characters_in_a_text_are_noted(build, save, json_lines, tmp_path, notes, mark):
     build(json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav")), "text": f"a{mark}b\n\tc"}]))
     assert notes() == ["control characters"]
+
+
+@pytest.mark.parametrize("text", ["\ud559\uad50", "Vi\u1ec7t"])
+def test_a_text_of_decomposed_letters_is_noted(build, save, json_lines, tmp_path, notes, text):
+    """As macOS writes them; to a tokenizer they are other words."""
+    texts = {"a": text, "b": unicodedata.normalize("NFD", text)}
+    rows = [{"audio_filepath": str(save(f"{name}.wav")), "text": words} for name, words in texts.items()]
+    build(json_lines(tmp_path / "m.jsonl", rows))
+    assert notes() == ["letters not in NFC"]
 
 
 def test_two_texts_of_one_sample_in_a_tar_are_refused(build, write_shard, flac, tmp_path, reasons):
