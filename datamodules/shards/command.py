@@ -103,8 +103,11 @@ def _run_build(options: argparse.Namespace) -> int:
     from .naming import parse_columns
     from .sources import SourceOptions
     from .transcode import AudioOptions
+    from .translations import language_name
 
     _check_numbers(options)
+    if options.target_language:
+        options.target_language = language_name(options.target_language, "--target-language")
     defaults = {name: getattr(options, name) for name in ("task", "language", "target_language")}
     listing = ListingOptions(
         {name: value for name, value in defaults.items() if value},

@@ -41,11 +41,11 @@ def group_runs(
     for utterance in utterances:
         fields = utterance.fields
         alike = tuple(str(fields.get(name) or "") for name in ("language", "target_language"))
-        unit = unit_of(utterance, joins) if can_join(utterance) else f"alone {utterance.key}"
-        groups.setdefault((unit, task_of(fields), *alike), []).append(utterance)
+        source, unit = unit_of(utterance, joins) if can_join(utterance) else (0, f"alone {utterance.key}")
+        groups.setdefault((source, unit, task_of(fields), *alike), []).append(utterance)
     runs = []
-    for name, members in groups.items():
-        random = np.random.default_rng(list(draw(seed, str(name))))
+    for (_, *name), members in groups.items():
+        random = np.random.default_rng(list(draw(seed, str(tuple(name)))))
         runs += _runs(members, min_seconds, max_seconds, pause_seconds, random)
     return runs
 

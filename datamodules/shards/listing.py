@@ -28,8 +28,10 @@ from .utterance import (
 _BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
 _HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
 _PATH = re.compile(r"\S+\.(txt|lab|trn|json|srt|vtt|TextGrid)", re.IGNORECASE)
-#: And what stands for bytes that were no text, or before a text of its own.
-_CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ufeff]")
+#: And what stands for bytes that were no text, before a text of its own, or is seen by tokenizers alone.
+_CONTROL = re.compile(
+    "[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufffd\ufeff]"
+)
 _TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")  # as corpora write noises, and what nobody understood
 _ASIDE = re.compile(r"\([^()]*\)")  # the same where speech is written down; (B) answers a question
 _LONGEST_KEY = 120  # the rest of a longer one is replaced by a digest
@@ -117,24 +119,28 @@ def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOp
         DataError: a dev split is wanted, and all speech is of one speaker.
     """
     listing, digest, units, voices, stretches = Listing(), hashlib.sha256(), _Units(), _Voices(), _Stretches()
+    names = _JoinedNames()
     for item in _with_unique_keys(items, options.defaults):
         if isinstance(item, Noted):  # has no number: that of a sample must not change with what is noted before it
             number = int.from_bytes(draw(0, item.key + item.where))
             listing.noted += [item] if options.part.has(number) else []
             continue
-        unit = unit_of(item, options.joins) if isinstance(item, Utterance) else item.key + item.where
-        mine = options.part.has(units.number(unit))
+        unit = unit_of(item, options.joins) if isinstance(item, Utterance) else (0, item.key + item.where)
+        number = units.number(unit)
+        mine = options.part.has(number)
         listing.num_listed += mine
-        digest.update(repr(item).encode("utf-8", "surrogatepass"))
+        digest.update(f"{number} {item!r}".encode("utf-8", "surrogatepass"))
         if isinstance(item, Refused):
             listing.refused += [item] if mine else []
             continue
         listing.utterances += [item] if mine else []
+        if options.joins is not None and item.audio and is_timed(item.fields):
+            listing.noted += [note for note in names.doubts(unit, item) if mine]
         for audio in item.audio:
             stretches.add(audio)
         listing.num_without_speaker += item.speaker is None
         if options.dev_share:
-            voices.add(voice_of(item), item.group if options.joins == "chapter" else None)
+            voices.add(item, options.joins)
     usable = []
     for item in listing.utterances:
         try:
@@ -154,13 +160,13 @@ def draw(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
 
 
-def unit_of(utterance: Utterance, joins: str | None) -> str:
-    """Return the name of what an utterance must not be separated from."""
+def unit_of(utterance: Utterance, joins: str | None) -> tuple[int, str]:
+    """Return source and name of what an utterance must not be separated from: corpora number their speakers alike."""
     if joins == "chapter" and utterance.group is not None:
-        return f"group {utterance.group}"
+        return utterance.source, f"group {utterance.group}"
     if joins is not None and utterance.speaker is not None:
-        return f"speaker {utterance.speaker}"
-    return f"utterance {utterance.key}"
+        return utterance.source, f"speaker {utterance.speaker}"
+    return utterance.source, f"utterance {utterance.key}"
 
 
 def voice_of(utterance: Utterance) -> str:
@@ -247,6 +253,9 @@ def _doubts(item: Utterance) -> Iterator[Noted]:
             yield Noted(item.where, item.key, "text may be missing", f"it is {answer.strip()!r:.80}")
         if _CONTROL.search(answer):
             yield Noted(item.where, item.key, "control characters", f"in its text: {answer!r:.80}")
+        if not unicodedata.is_normalized("NFC", answer):
+            hint = "tokenizers read another spelling of them; to have one alone: uconv -x nfc"
+            yield Noted(item.where, item.key, "letters not in NFC", f"in its text: {answer!r:.80}; {hint}")
 
 
 def _spell(utterance: Utterance) -> None:
@@ -275,10 +284,33 @@ class _Units:
     """Numbers what must stay together by its first appearance."""
 
     def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[tuple[int, str], int] = {}
 
-    def number(self, unit: str) -> int:
+    def number(self, unit: tuple[int, str]) -> int:
         return self._numbers.setdefault(unit, len(self._numbers))
+
+
+class _JoinedNames:
+    """Finds names of what is joined that may be of several: of two sources, or of speakers that no file has in one."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, tuple[int, str]] = {}
+        self._first: dict[tuple[int, str], tuple[str | None, int]] = {}
+        self._noted: set[tuple[int, str]] = set()
+
+    def doubts(self, unit: tuple[int, str], item: Utterance) -> Iterator[Noted]:
+        """Note an utterance that shows it, once for each unit."""
+        source, name = unit
+        first_source, where = self._sources.setdefault(name, (source, item.where))
+        if source != first_source and unit not in self._first:
+            hint = "a pattern in quotes makes one source of several files"
+            yield Noted(item.where, item.key, "joined by source", f"{name} is also that of {where}, kept apart; {hint}")
+        speaker, recording = self._first.setdefault(unit, (item.speaker, hash(item.audio[0].recording)))
+        is_other = speaker != item.speaker and None not in (speaker, item.speaker)
+        if is_other and recording != hash(item.audio[0].recording) and unit not in self._noted:
+            self._noted.add(unit)
+            detail = f"{name} joins files of {speaker} and {item.speaker}; if each numbers its own: --join speaker"
+            yield Noted(item.where, item.key, "several speakers joined", detail)
 
 
 class _Stretches:
@@ -317,17 +349,24 @@ class _Stretches:
 
 
 class _Voices:
-    """Who speaks how often; voices that share a joined recording count as one."""
+    """Who speaks how often; voices that share a recording, of the source or a joined one, count as one."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, voice: str, group: str | None) -> None:
+    def add(self, utterance: Utterance, joins: str | None) -> None:
+        voice = voice_of(utterance)
         self._counts[voice] = self._counts.get(voice, 0) + 1
         self._parent.setdefault(voice, voice)
-        if group is not None:
-            root, other = self._root(voice), self._root(f"joined {group}")
+        stretches = [audio for audio in utterance.audio if audio.start_seconds is not None]
+        ties = [
+            f"~{(*audio.recording, audio.channel)}" for audio in stretches
+        ]  # sorted behind the voices that are drawn
+        if joins == "chapter" and utterance.group is not None:
+            ties.append(f"joined {utterance.group}")
+        for tie in ties:
+            root, other = self._root(voice), self._root(tie)
             self._parent[max(root, other)] = min(root, other)
 
     def _root(self, name: str) -> str:
@@ -344,8 +383,9 @@ class _Voices:
             sizes[self._root(voice)] = sizes.get(self._root(voice), 0) + count
         if len(sizes) < 2:
             raise DataError(
-                f"--dev-share {share:g}: all utterances are of one speaker, so that no split without shared speakers"
-                " exists. Name the speakers (--column speaker=COLUMN), or leave --dev-share away."
+                f"--dev-share {share:g}: all utterances are of one speaker, or tied by speakers and recordings that"
+                " they share, so that no split without shared ones exists. Name the speakers, or for labels that begin"
+                " anew in each file the files (--column speaker=COLUMN), or leave --dev-share away."
             )
         wanted, chosen, total = share * sum(sizes.values()), set[str](), 0
         for root in sorted(sizes, key=lambda name: draw(seed, name)):

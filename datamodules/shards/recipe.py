@@ -23,7 +23,7 @@ from .shard_file import guarded, remove_partials, remove_shard
 from .utterance import Finding, Noted, Refused
 
 #: Changes when the same input and options would give other shards, or other samples to a part.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _STATE, _DONE = ".build", ".done.json"
 _RECIPE = re.compile(r"build(-p\d+of\d+)?\.json")
 _PART = re.compile(r"-p(\d+)of(\d+)[-.]")

@@ -12,7 +12,7 @@ from fastslm.errors import DataError
 from fastslm.tasks import tasks
 
 from ..reading.audio import decode
-from .opening import opened
+from .opening import info_of, opened
 from .segments import Gap, gaps_of, shifted, spell
 from .utterance import Audio, Refused, Utterance, answer_field, is_timed, task_of
 
@@ -99,6 +99,10 @@ def split(utterance: Utterance, limit_seconds: float) -> list[Utterance | Refuse
     if not isinstance(segments, list) or not segments:
         raise DataError(f"too long without segments: {seconds:.1f} s, and nothing says when which words are spoken")
     assert answer is not None
+    total, audio = info_of(utterance.audio[0])[0].seconds, utterance.audio[0]
+    if audio.is_cut_already(total):
+        seconds = total
+        utterance = replace(utterance, audio=[replace(audio, start_seconds=None, seconds=total)])
     names = [name for name in _timed_fields() if spell(segments, name, fields.get(name))]
     if answer not in names:
         raise DataError(f"unusable segments: they do not spell the field {answer!r} of the recording")
@@ -132,4 +136,4 @@ def _chunk(
     fields = {name: value for name, value in whole.fields.items() if name not in _timed_fields()}
     audio = whole.audio[0]
     stretch = replace(audio, start_seconds=(audio.start_seconds or 0.0) + begin, seconds=end - begin, num_bytes=0)
-    return Utterance(key, [stretch], {**fields, **texts, "segments": moved}, whole.where, whole.group)
+    return replace(whole, key=key, audio=[stretch], fields={**fields, **texts, "segments": moved})

@@ -144,7 +144,7 @@ def take_times(fields: dict[str, Any]) -> tuple[float | None, float | None]:
     """Take the times out of a row under standard names, and return its offset and duration in seconds.
 
     Raises:
-        DataError: they are no numbers, or contradict each other.
+        DataError: they are no numbers, contradict each other, or are an end alone.
     """
     _take_from_and_to(fields)
     times: dict[str, float | None] = {}
@@ -157,6 +157,11 @@ def take_times(fields: dict[str, Any]) -> tuple[float | None, float | None]:
         duration = None
     if end is None or end < 0:  # as Kaldi writes for the end of the file
         return start, duration
+    if start is None and duration is None:  # in lists of ends the begin is that of the row before
+        raise DataError(
+            f"unusable fields: the stretch ends at {end:g}, and nothing says where it begins; name the begins with"
+            " --column offset=NAME, or write 0 where it is the begin of the file"
+        )
     start = start or 0.0
     if end <= start:
         raise DataError(f"unusable fields: the stretch begins at {start:g} and ends at {end:g}")

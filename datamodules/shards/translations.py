@@ -1,20 +1,27 @@
-"""Rows whose text is a translation, as manifests of NeMo's Canary write them: the task of their samples is ``ast``."""
+"""Rows whose text is a translation, as manifests of NeMo's Canary write them, and the language that they are in."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastslm.errors import DataError
 from fastslm.metrics.languages import code_of
+from fastslm.tasks import tasks
 
 from .utterance import MISSING
 
-_TARGETS = ("target_lang", "tgt_lang", "target_language")
+_CODES = ("target_lang", "tgt_lang", "trg_lang", "to_lang", "targetLanguage", "translation_language")
+_TARGETS = (*_CODES, "target_language")
+_CODE = re.compile(r"([a-z]{2,3}|[A-Z]{2,3})([-_]\w+)*")
 _TRANSLATES = frozenset(("ast", "s2t_translation", "translate", "translation"))
 _TRANSCRIBES = frozenset(("asr", "transcribe", "transcription"))
-_DECIDED = ("task", "translation", "messages")  # the row says what is asked for
+_DECIDED = ("task", "translation")  # the row says what is asked for
 
 
 def take_translation(fields: dict[str, Any], language: str, task: str | None = None) -> list[str]:
     """Make the text of a row the translation that its languages say it is, and remark on one that may be.
+
+    The language of a translation is called as prompts call it, whichever column says it.
 
     Args:
         fields: under standard names, as the row has them; ``language`` is that of the speech.
@@ -26,12 +33,23 @@ def take_translation(fields: dict[str, Any], language: str, task: str | None = N
     """
     if (named := fields.get("target_language")) is not None and str(named) in MISSING:
         del fields["target_language"]
-    target = next((fields[name] for name in _TARGETS if isinstance(fields.get(name), str) and fields[name]), None)
-    if target is None or any(fields.get(name) for name in _DECIDED):
+    said = (fields.get(name) for name in _TARGETS)
+    targets = [value.strip() for value in said if isinstance(value, str) and value.strip() not in ("", *MISSING)]
+    if not targets or fields.get("messages"):
+        return []
+    remarks = _text_as_translation(fields, targets[0], language, task)
+    known = tasks().get(str(fields.get("task") or task or "asr"))
+    if known is not None and known.translates:
+        fields["target_language"] = _one_language(targets)
+    return remarks
+
+
+def _text_as_translation(fields: dict[str, Any], target: str, language: str, task: str | None) -> list[str]:
+    if any(fields.get(name) for name in _DECIDED):
         return []
     asked, source = str(fields.get("taskname") or "").lower(), str(fields.get("language") or language)
     is_same = code_of(source) == code_of(target)
-    is_code = any(fields.get(name) for name in _TARGETS[:2])  # the third may stand beside a transcript, too
+    is_code = any(fields.get(name) for name in _CODES)  # the name may stand beside a transcript, too
     differs = not is_same and (is_code or asked not in _TRANSCRIBES)
     if task not in (None, "ast"):
         spoken = source or "an unnamed language"
@@ -50,22 +68,39 @@ def take_translation(fields: dict[str, Any], language: str, task: str | None = N
         hint = "if it is one: --task ast --column translation=text"
         return [f"text may be a translation: into {target} of speech in {source}; {hint}"]
     fields["task"], fields["translation"] = "ast", fields.pop("text", None)
-    fields["target_language"] = fields.get("target_language") or _named(target)
     return []
 
 
-def _named(language: str) -> str:
-    """Return what a prompt calls a language.
+def _one_language(targets: Sequence[str]) -> str:
+    """Return what a prompt calls the language that columns of a row name, the plainest last.
+
+    Raises:
+        DataError: they name several, or one by a code that is not known.
+    """
+    if len({name for name in map(_name, targets) if name}) > 1:
+        raise DataError(f"unusable fields: {' and '.join(map(repr, targets))} are two languages to translate into")
+    return language_name(targets[-1], "unusable fields: the language to translate into")
+
+
+def language_name(language: str, where: str) -> str:
+    """Return what a prompt calls a language that is given by its name or a code, such as ``de`` or ``de-DE``.
+
+    Args:
+        language: as it is given.
+        where: what the error begins with.
 
     Raises:
         DataError: its code is not known.
     """
+    name, is_code = _name(language), _CODE.fullmatch(language) is not None
+    if name is None and is_code:
+        raise DataError(f"{where} is {language!r}, a code that is not known here; name it, such as German")
+    return name if name is not None and (is_code or name.lower() == language.lower()) else language
+
+
+def _name(language: str) -> str | None:
+    """Return the English name of a language, None where it is not known."""
     from transformers.models.whisper.tokenization_whisper import LANGUAGES  # a second, which most corpora do not need
 
     name = LANGUAGES.get(code_of(language) or "")
-    if name is None:
-        raise DataError(
-            f"unusable fields: target_lang {language!r} is no language that is known here; name it in a column of its"
-            " own: target_language"
-        )
-    return str(name).title()
+    return None if name is None else name.title()

@@ -73,7 +73,9 @@ class Audio:
         """Say whether a recording of ``total_seconds`` is the stretch alone, and its times are of where it was cut."""
         if self.start_seconds is None or self.seconds is None or self.is_shared:
             return False
-        return self.start_seconds >= total_seconds and abs(self.seconds - total_seconds) <= TOLERANCE_SECONDS
+        # What is cut already is as long as the recording, and a stretch up to the end of one ends where that does.
+        off, past_end = abs(self.seconds - total_seconds), self.start_seconds + self.seconds - total_seconds
+        return off <= TOLERANCE_SECONDS and off < past_end
 
     def doubts(self, total_seconds: float) -> list[str]:
         """Return a remark where a recording is taken whole though a stretch of one is meant."""
@@ -155,6 +157,7 @@ class Utterance:
         where: where the source speaks of it, such as ``train.jsonl line 12``.
         group: chapter or long recording that it is a part of, in whose order utterances are joined.
         split: the source's own split that it belongs to, such as ``dev``; its shards are called like it.
+        source: number of the path or pattern that it came by; speakers and groups of others are others.
     """
 
     key: str
@@ -163,6 +166,7 @@ class Utterance:
     where: str
     group: str | None = None
     split: str | None = None
+    source: int = field(default=0, repr=False)
 
     @property
     def speaker(self) -> str | None:

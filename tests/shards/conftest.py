@@ -152,6 +152,12 @@ def reasons(tmp_path):
     return count
 
 
+@pytest.fixture
+def notes(tmp_path):
+    """Return the reasons of the notes of a build, in their order."""
+    return lambda: [json.loads(line)["reason"] for line in (tmp_path / "out/notes.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="session")
 def in_process():
     """Return a starter of ``fastslm shards`` in a process (and group) of its own, to be killed or limited."""

@@ -68,6 +68,34 @@ def test_a_dev_split_shares_no_speaker(build, save, json_lines, samples_of, tmp_
     assert not speakers[0] & speakers[1]
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_dev_split_shares_no_recording(build, save, json_lines, samples_of, tmp_path, channels):
+    """Names of speakers may be those of utterances, as Kaldi's are where nobody is known; a channel is a recording."""
+    rows = [
+        {"audio_filepath": str(save(f"r{file}.wav", 2.0, channels=channels)), "id": f"r{file}-{i}", "text": "x",
+         "offset": i / 2, "duration": 0.5, "channel": i % channels, "speaker": f"r{file}-{i}"}
+        for file in range(4) for i in range(4)
+    ]  # fmt: skip
+    build(json_lines(tmp_path / "m.jsonl", rows), "--dev-share", 0.25)
+    train, dev = (samples_of(tmp_path / "out", f"{name}-*.tar") for name in ("train", "dev"))
+    recordings = [{(key[:2], sample.fields["channel"]) for key, sample in split.items()} for split in (train, dev)]
+    assert [len(train), len(dev)] == [12, 4]
+    assert not recordings[0] & recordings[1]
+
+
+def test_speakers_numbered_anew_in_each_file_make_no_dev_split(build, save, json_lines, tmp_path, capsys):
+    rows = [
+        {"audio_filepath": str(save(f"r{i // 2}.wav", 1.0)), "id": f"u{i}", "text": "x", "offset": 0.5 * (i % 2),
+         "duration": 0.5, "speaker": f"SPEAKER_0{i % 2}"}
+        for i in range(8)
+    ]  # fmt: skip
+    source = json_lines(tmp_path / "m.jsonl", rows)
+    build(source, "--dev-share", 0.25, status=2)
+    assert "--column speaker=" in capsys.readouterr().err
+    assert len(build(source, "--dev-share", 0.25, "--column", "speaker=audio_filepath")) == 8
+    assert (tmp_path / "out/dev-000000.tar").exists()
+
+
 def test_one_speaker_cannot_be_split(build, manifest, capsys):
     build(manifest(4, speaker="only"), "--dev-share", 0.5, status=2)
     assert "all utterances are of one speaker" in capsys.readouterr().err

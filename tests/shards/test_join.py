@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,6 +85,35 @@ def test_segments_of_the_utterances_are_carried_over(build, save, json_lines, tm
     assert samples["x"].fields["segments"][1:] == [
         {"start": 1.1, "end": 1.4, "text": "a"}, {"start": 1.5, "end": 1.9, "text": "b"},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("joins", "together"), [("speaker", False), ("speaker", True), ("chapter", False), ("chapter", True)]
+)
+def test_speakers_and_chapters_of_one_name_are_joined_within_what_one_argument_names(
+    build, save, json_lines, tmp_path, notes, joins, together
+):
+    row = {"audio_filepath": str(save("a.wav")), "text": "one", "speaker": 1, "chapter": 7}
+    rows = {corpus: [{**row, "id": f"{corpus}{n}"} for n in (0, 1)] for corpus in "xy"}
+    sources = [json_lines(tmp_path / f"{corpus}.jsonl", lines) for corpus, lines in rows.items()]
+    samples = build(tmp_path / "[xy].jsonl" if together else sources, "--join", joins)
+    joined = [[segment["key"] for segment in sample.fields["segments"]] for sample in samples.values()]
+    assert joined == ([["x0", "x1", "y0", "y1"]] if together else [["x0", "x1"], ["y0", "y1"]])
+    assert notes() == ["joined by source"] * (not together)
+
+
+@pytest.mark.parametrize(("files", "is_noted"), [("abb", True), ("aaa", False)])
+def test_a_group_of_speakers_who_are_in_different_files_is_noted(
+    build, save, json_lines, tmp_path, notes, files, is_noted
+):
+    """Sessions may be numbered for each speaker; a conversation is one file."""
+    paths = [str(save(f"{file}.wav", 3.0)) for file in files]
+    rows = [
+        {"audio_filepath": path, "offset": n, "duration": 1.0, "text": "x", "speaker": n, "session": 1}
+        for n, path in enumerate(paths)
+    ]
+    assert len(build(json_lines(tmp_path / "m.jsonl", rows), "--join", "chapter")) == 1
+    assert notes() == ["several speakers joined"] * is_noted
 
 
 def utterances(lengths):

@@ -70,6 +70,14 @@ def test_the_chunks_end_to_end_are_the_recording(build, long_recording):
     np.testing.assert_allclose(whole, speech_like(FIVE, 8.0), atol=1e-4)
 
 
+@pytest.mark.parametrize("offset", [0.15, 3.0, 60.0])
+def test_a_recording_that_kept_the_times_of_where_it_was_cut_is_split_from_its_begin(build, long_recording, offset):
+    plain = build(long_recording(FIVE, 8.0), "--split-seconds", 4.0)
+    cut = build(long_recording(FIVE, 8.0, offset=offset, duration=8.0, id="talk"), "--split-seconds", 4.0, out="cut")
+    assert list(cut) == list(plain)
+    assert [sample.members for sample in cut.values()] == [sample.members for sample in plain.values()]
+
+
 def test_each_chunk_holds_the_tones_of_its_segments_and_no_others(build, long_recording):
     for sample in build(long_recording(FIVE, 8.0), "--split-seconds", 4.0).values():
         spectrum = np.abs(np.fft.rfft(sample.audio))

@@ -1,17 +1,10 @@
 """A text that is, or may be, of other audio than the row's: refused where it surely is, noted where it may be."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
-
-
-@pytest.fixture
-def notes(tmp_path):
-    def read():
-        return [json.loads(line)["reason"] for line in (tmp_path / "out/notes.jsonl").read_text().splitlines()]
-
-    return read
 
 
 @pytest.fixture
@@ -196,10 +189,19 @@ def test_a_text_of_nothing_that_one_sees_is_empty(build, save, json_lines, tmp_p
     assert reasons() == {"empty text": 1}
 
 
-@pytest.mark.parametrize("mark", ["\0", "\x08", "\x1b", "\x7f", "\x92", "\ufffd", "\ufeff"])
+@pytest.mark.parametrize("mark", ["\0", "\x08", "\x1b", "\x7f", "\x92", "\ufffd", "\ufeff", "\u200b", "\xad", "\u202b"])
 def test_control_characters_in_a_text_are_noted(build, save, json_lines, tmp_path, notes, mark):
     build(json_lines(tmp_path / "m.jsonl", [{"audio_filepath": str(save("a.wav")), "text": f"a{mark}b\n\tc"}]))
     assert notes() == ["control characters"]
+
+
+@pytest.mark.parametrize("text", ["\ud559\uad50", "Vi\u1ec7t"])
+def test_a_text_of_decomposed_letters_is_noted(build, save, json_lines, tmp_path, notes, text):
+    """As macOS writes them; to a tokenizer they are other words."""
+    texts = {"a": text, "b": unicodedata.normalize("NFD", text)}
+    rows = [{"audio_filepath": str(save(f"{name}.wav")), "text": words} for name, words in texts.items()]
+    build(json_lines(tmp_path / "m.jsonl", rows))
+    assert notes() == ["letters not in NFC"]
 
 
 def test_two_texts_of_one_sample_in_a_tar_are_refused(build, write_shard, flac, tmp_path, reasons):
@@ -454,6 +456,37 @@ def test_the_task_of_the_command_decides_what_a_text_is(
     assert notes() == ["text may be a translation"] * is_noted
 
 
+@pytest.mark.parametrize(
+    ("row", "options", "named"),
+    [
+        ({"target_lang": "de", "task": "ast"}, [], ["German"]),
+        ({"tgt_lang": "de-AT"}, ["--task", "ast"], ["German"]),
+        ({"to_lang": "de"}, ["--task", "ast", "--target-language", "French"], ["German"]),
+        ({"target_language": "de", "task": "ast"}, [], ["German"]),
+        ({"target_language": "German", "target_lang": "de", "task": "ast"}, [], ["German"]),
+        ({"target_language": "Swiss German", "target_lang": "de", "task": "ast"}, [], ["Swiss German"]),
+        ({"target_language": "Twi", "task": "ast"}, [], ["Twi"]),
+        ({}, ["--task", "ast", "--target-language", "de"], ["German"]),
+        ({"target_lang": "de"}, [], [None]),  # a transcript that has its translation beside it
+        ({"target_lang": "deu", "task": "ast"}, [], []),
+        ({"target_language": "French", "target_lang": "de", "task": "ast"}, [], []),
+    ],
+    ids=str,
+)
+def test_a_translation_names_its_language_as_prompts_do(
+    build, save, json_lines, tmp_path, reasons, row, options, named
+):
+    row = {"audio_filepath": str(save("a.wav")), "text": "one", "translation": "eins", "source_lang": "en", **row}
+    samples = build(json_lines(tmp_path / "m.jsonl", [row]), *options, status=0 if named else 2)
+    assert [sample.fields.get("target_language") for sample in samples.values()] == named
+    assert reasons() == ({} if named else {"unusable fields": 1})
+
+
+def test_a_language_to_translate_into_of_an_unknown_code_is_refused(build, manifest, capsys):
+    build(manifest(1), "--task", "ast", "--target-language", "zz", status=2)
+    assert "--target-language is 'zz'" in capsys.readouterr().err
+
+
 def test_a_translation_of_an_unnamed_language_is_refused_with_the_option_that_names_it(
     build, save, json_lines, tmp_path, reasons
 ):
@@ -475,14 +508,24 @@ def test_a_stretch_of_a_file_that_is_no_longer_than_it_is_taken_whole_and_noted(
     build, save, json_lines, tmp_path, notes
 ):
     """As corpora are that were cut, and kept the times of where they were cut."""
-    files = [str(save(f"{name}.wav", 2.0)) for name in "ab"]
+    files = [str(save(f"{name}.wav", 2.0)) for name in "abcd"]
     rows = [
         {"audio_filepath": file, "offset": at, "duration": 2.0, "text": "one"}
-        for file, at in zip(files, (9, 20), strict=True)
+        for file, at in zip(files, (0.1, 1.2, 9, 20), strict=True)
     ]
     samples = build(json_lines(tmp_path / "m.jsonl", rows))
-    assert [sample.seconds for sample in samples.values()] == [2.0, 2.0]
-    assert notes() == ["cut out already"] * 2
+    assert [sample.seconds for sample in samples.values()] == [2.0] * 4
+    assert notes() == ["cut out already"] * 4
+
+
+@pytest.mark.parametrize(("begin", "seconds"), [(0.1, 1.9), (0.15, 1.8), (0.19, 1.9)])
+def test_a_stretch_up_to_the_end_of_its_file_begins_where_it_is_said_to(
+    build, save, json_lines, tmp_path, notes, begin, seconds
+):
+    row = {"audio_filepath": str(save("a.wav", 2.0)), "offset": begin, "duration": seconds, "text": "one"}
+    (sample,) = build(json_lines(tmp_path / "m.jsonl", [row])).values()
+    assert sample.seconds == pytest.approx(min(seconds, 2.0 - begin))
+    assert notes() == []
 
 
 def test_a_file_that_lost_its_rest_is_not_taken_whole_for_a_later_stretch(build, save, json_lines, tmp_path, reasons):
@@ -539,6 +582,17 @@ def test_rows_that_say_when_they_begin_and_not_when_they_end_are_refused_but_the
     built = build(tmp_path / name, "--max-broken-share", 1)
     assert [sample.fields["text"] for sample in built.values()] == ["word 2"]
     assert reasons() == {"stretch without an end": 2}
+
+
+@pytest.mark.parametrize("begin", [{}, {"start": None}, {"start": ""}])
+def test_rows_that_say_when_they_end_and_not_when_they_begin_are_refused(
+    build, save, json_lines, tmp_path, reasons, begin
+):
+    path = str(save("a.wav", 3.0))
+    rows = [{"audio_filepath": path, "text": f"word {end}", "end": end, **begin} for end in (1.0, 2.0, 3.0)]
+    build(json_lines(tmp_path / "m.jsonl", rows), status=2)
+    assert reasons() == {"unusable fields": 3}
+    assert "--column offset=NAME" in (tmp_path / "out/broken.jsonl").read_text()
 
 
 @pytest.mark.parametrize(

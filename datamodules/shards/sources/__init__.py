@@ -103,7 +103,8 @@ def read(paths: Sequence[str], forced: str | None, options: SourceOptions) -> It
         ConfigError: the command line does not fit a source.
         DataError: a source is missing, of no known format, or cannot be read at all.
     """
-    paths = [source_in(path) for path in expand_paths(paths)]
+    given = [(number, source_in(path)) for number, name in enumerate(paths) for path in expand_paths([name])]
+    paths = [path for _, path in given]
     spellings: dict[str, str] = {}
     for path in paths:
         if spellings.setdefault(os.path.realpath(path), path) != path or paths.count(path) > 1:
@@ -111,5 +112,8 @@ def read(paths: Sequence[str], forced: str | None, options: SourceOptions) -> It
             raise DataError(f"{path}: is given twice (first as {first}), and every sample would be, too.")
     formats = [format_of(path, forced) for path in paths]  # all before the first line: a slip is seen at once
     yield from mixed(paths)
-    for path, name in zip(paths, formats, strict=True):
-        yield from told_apart(path, FORMATS[name].read(path, options))
+    for (number, path), name in zip(given, formats, strict=True):
+        for item in told_apart(path, FORMATS[name].read(path, options)):
+            if isinstance(item, Utterance):
+                item.source = number
+            yield item
