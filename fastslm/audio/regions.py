@@ -61,6 +61,10 @@ class Region(io.RawIOBase):
         self._position += len(data)
         return len(data)
 
+    def readall(self) -> bytes:
+        """Return what is left, got at once; Python's own would ask for 8 KB after 8 KB, each a request to a server."""
+        return b"".join(iter(lambda: self.read(max(0, self._size - self._position)), b""))
+
 
 @contextmanager
 def reading(file: Any) -> Iterator[None]:

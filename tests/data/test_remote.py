@@ -232,6 +232,14 @@ def test_a_region_of_a_served_file_behaves_like_the_bytes(server):
     assert store.read(f"{server.url}/a.tar", 99_990, 10) == data[-10:]
 
 
+def test_a_sample_comes_in_one_request(server):
+    (server.folder / "a.tar").write_bytes(bytes(range(256)) * 4000)
+    store, url = Store(), f"{server.url}/a.tar"
+    data, _ = store.fetch(url, 100, 1_000_000)
+    assert data.read() == (bytes(range(256)) * 4000)[100:1_000_100]
+    assert [count for command, _, count in server.requests if command == "GET"] == [1_000_000]
+
+
 def test_every_failure_is_retried_but_a_missing_file(monkeypatch):
     monkeypatch.setattr(_store, "_FIRST_PAUSE_SECONDS", 0.001)
     calls = []
