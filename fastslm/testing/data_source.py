@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loops.progress import _BatchProgress, _OptimizationProgress, _Progress, _SchedulerProgress
 
 from fastslm.errors import DataError
 from fastslm.path.batch import Batch
@@ -146,6 +147,11 @@ class DataSourceContract:
         resumed.load_state_dict(_stored(self._state(tmp_path, 0, 1, 0, len(whole[0]))))
         loader = resumed.train_dataloader()
         assert resumed.batches_done >= len(loader), "the trainer does not see that the epoch is over: call go_on_after"
+        closed = self._started(tmp_path)
+        _place(closed, epoch=1, done=len(whole[0]), is_begun=False)
+        closed.load_state_dict(_stored(self._state(tmp_path, 0, 1, 0, len(whole[0]))))
+        closed.train_dataloader()
+        assert closed.batches_done == 0, "the trainer takes the next epoch for done: call go_on_after"
         _place(resumed, epoch=1, done=0)
         _tell_epoch(loader, 1)
         assert _content(list(loader)) == _content(whole[1])
@@ -262,11 +268,13 @@ def _start(
 ) -> DataSource:
     """Bring a source to where Lightning asks for its loaders."""
     facts = _facts()
-    epochs = [SimpleNamespace(processed=epoch, completed=epoch) for _ in range(2)]
-    counts = SimpleNamespace(ready=done, started=done, processed=done, completed=done)
     loop = SimpleNamespace(
-        epoch_progress=SimpleNamespace(current=epochs[0], total=epochs[1]),
-        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=counts)),
+        epoch_progress=_Progress(),
+        epoch_loop=SimpleNamespace(
+            batch_progress=_BatchProgress(),
+            scheduler_progress=_SchedulerProgress(),
+            automatic_optimization=SimpleNamespace(optim_progress=_OptimizationProgress()),
+        ),
     )
     trainer: Any = _Trainer(
         lightning_module=SimpleNamespace(facts=lambda: facts),
@@ -279,15 +287,19 @@ def _start(
         fit_loop=loop,
     )
     source.trainer = trainer
+    _place(source, epoch, done)
     source.prepare_data()
     source.setup("fit")
     return source
 
 
-def _place(source: DataSource, epoch: int, done: int) -> None:
-    """Let the stand-in for a trainer be some batches into an epoch."""
+def _place(source: DataSource, epoch: int, done: int, *, is_begun: bool = True) -> None:
+    """Let the stand-in for a trainer be some batches into an epoch, or before it, with the counts of the last one."""
     trainer: Any = source.trainer
-    trainer.fit_loop.epoch_progress.current.processed = epoch
+    epochs = trainer.fit_loop.epoch_progress
+    for counts in (epochs.current, epochs.total):
+        counts.ready = counts.started = epoch + is_begun
+        counts.processed = counts.completed = epoch
     counts = trainer.fit_loop.epoch_loop.batch_progress.current
     counts.ready = counts.started = counts.processed = counts.completed = done
 

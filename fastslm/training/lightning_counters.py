@@ -68,13 +68,20 @@ def end_epoch(trainer: L.Trainer, num_steps: int) -> None:
     """Let the trainer see that its epoch is over.
 
     A checkpoint made after the last step of an epoch goes on with the loader of the next one. Lightning takes that for
-    the rest of the old epoch unless as many steps are done as the new loader has.
+    the rest of the old epoch unless as many steps are done as the new loader has. Where training ended with the epoch,
+    Lightning has closed it, and would take the counts of its batches for those of the next one.
 
     Args:
         trainer: the trainer, its counters restored from a checkpoint.
         num_steps: the length of the loader that it is about to be given.
     """
-    done = trainer.fit_loop.epoch_loop.batch_progress.current
+    loop = trainer.fit_loop.epoch_loop
+    epochs = trainer.fit_loop.epoch_progress.current
+    if epochs.completed == epochs.ready:
+        for progress in (loop.batch_progress, loop.scheduler_progress, loop.automatic_optimization.optim_progress):
+            progress.reset_on_run()
+        return
+    done = loop.batch_progress.current
     missing = max(0, num_steps - done.ready)
     for name in _BATCH:
         setattr(done, name, getattr(done, name, 0) + missing)

@@ -178,6 +178,11 @@ class Listener(SpeechLMModule):
     def on_train_batch_start(self, batch, batch_idx):
         pass
 
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    on_validation_epoch_start = on_validation_epoch_end = lambda self: None
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
 
@@ -189,7 +194,7 @@ class Listener(SpeechLMModule):
 
 
 class SaveEach(L.Callback):
-    """Saves after each batch, and once more when training has ended."""
+    """Saves after each batch, after each epoch, and once more when training has ended."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -197,6 +202,10 @@ class SaveEach(L.Callback):
     def on_train_end(self, trainer, *_):
         if self.folder is not None:
             trainer.save_checkpoint(self.folder / "end.ckpt")
+
+    def on_train_epoch_end(self, trainer, *_):
+        if self.folder is not None:
+            trainer.save_checkpoint(self.folder / f"epoch-{trainer.current_epoch}.ckpt")
 
     def on_train_batch_end(self, trainer, *_):
         if self.folder is not None:
@@ -210,13 +219,13 @@ def lightning_run(tmp_path, tiny_encoder, tiny_llm):
     from fastslm.modules.encoders.whisper import WhisperEncoder
     from fastslm.modules.llms.causal_lm import CausalLM
 
-    def run(settings, save_to=None, checkpoint=None, max_steps=-1):
+    def run(settings, save_to=None, checkpoint=None, max_steps=-1, max_epochs=3, limit_val_batches=0):
         encoder, llm = WhisperEncoder(str(tiny_encoder)), CausalLM(str(tiny_llm))
         model = Listener(encoder, AvgPool, llm, window_seconds=2.0, tokens_per_window=4)
         trainer = L.Trainer(
-            accelerator="cpu", max_epochs=3, max_steps=max_steps, limit_val_batches=0, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            use_distributed_sampler=False,
+            accelerator="cpu", max_epochs=max_epochs, max_steps=max_steps, limit_val_batches=limit_val_batches,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, logger=False,
+            use_distributed_sampler=False, num_sanity_val_steps=0,
             callbacks=[SaveEach(save_to)], default_root_dir=tmp_path,
         )  # fmt: skip
         trainer.fit(model, datamodule=WebDatasetModule(**settings, num_workers=0), ckpt_path=checkpoint)
@@ -240,6 +249,21 @@ def test_a_run_that_ended_in_order_goes_on_with_what_was_left_of_its_epoch(tmp_p
     for step in (1, first - 1, first, first + 1, len(seen) - 1):
         assert lightning_run(uneven, save_to=tmp_path / "saved", max_steps=step) == seen[:step]
         assert lightning_run(uneven, checkpoint=str(tmp_path / "saved" / "end.ckpt")) == seen[step:], step
+
+
+@pytest.mark.parametrize("by", ["max_epochs", "max_steps"])
+def test_a_run_that_ended_with_an_epoch_goes_on_with_all_of_the_next(tmp_path, uneven, lightning_run, by):
+    """Lightning has closed the epoch, and validated at its end."""
+    seen = lightning_run(uneven, limit_val_batches=1)
+    ends = [sum(epoch <= number for epoch, _ in seen) for number in range(3)]
+    checkpoint, done = None, 0
+    for number, end in enumerate(ends, 1):
+        limits = {"max_epochs": number} if by == "max_epochs" else {"max_steps": end}
+        part = lightning_run(uneven, tmp_path / "saved", checkpoint, limit_val_batches=1, **limits)
+        assert part == seen[done:end]
+        checkpoint, done = str(tmp_path / "saved" / "end.ckpt"), end
+    resumed = lightning_run(uneven, checkpoint=str(tmp_path / "saved" / "epoch-1.ckpt"), limit_val_batches=1)
+    assert resumed == seen[ends[1] :]
 
 
 @pytest.mark.slow
