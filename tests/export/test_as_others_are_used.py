@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, GenerationConfig
 
 import fastslm
 from fastslm.export.folder import export_model
@@ -49,6 +49,26 @@ def test_samples_cast_to_the_type_of_the_model_are_refused_and_moved_ones_stay_a
     for use in (model, model.generate, model.prompt_embeds):
         with pytest.raises(ValueError, match=rf"input_features is {dtype}, .* int16 as the processor makes them"):
             use(**cast)
+
+
+def test_prompt_and_answer_keep_within_the_context_of_the_llm(folder, processor):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    audio = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) / 9
+    inputs = processor([audio, audio[:16_000]])
+    longest = model.prompt_embeds(**inputs)[0].shape[0]
+    model.config.context_length = longest + 3
+    settings = GenerationConfig(max_new_tokens=9, min_new_tokens=9)
+    for options in ({"max_new_tokens": 9, "min_new_tokens": 3}, {"generation_config": settings}, {"min_new_tokens": 3}):
+        assert model.generate(**inputs, **options).shape[1] == 3
+    assert model.generate(**inputs, max_new_tokens=2, min_new_tokens=2).shape[1] == 2
+    model.config.context_length = longest
+    assert model(**inputs).logits.shape[1] == longest
+    for options in ({}, {"max_length": 3}):
+        with pytest.raises(ValueError, match=f"The prompt makes {longest} positions, .* the LLM has {longest}"):
+            model.generate(**inputs, **options)
+    model.config.context_length = longest - 1
+    with pytest.raises(ValueError, match=f"The prompt makes {longest} positions, .* the LLM has {longest - 1}"):
+        model(**inputs)
 
 
 def test_tokens_are_added_to_a_model_that_goes_on_answers_trains_and_is_saved(folder, processor, tmp_path):

@@ -267,6 +267,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
             inputs_embeds, attention_mask, labels, _ = self._splice(
                 input_ids, attention_mask, input_features, audio_feature_lens, labels
             )
+            self._room(inputs_embeds, attention_mask)
         causal_lm: Any = self.path.llm.causal_lm
         return causal_lm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **others)
 
@@ -280,21 +281,28 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         generation_config: Any = None,
         **others: Any,
     ) -> Any:
-        """Return the answers' ids ``[B, L]``, without the prompt; all options of transformers' ``generate`` work.
+        """Return the answers' ids ``[B, L]``, without the prompt; options are those of transformers' ``generate``.
 
-        Without ``max_new_tokens`` the limit follows the longest audio of a row.
+        Without ``max_new_tokens`` the limit follows the longest audio of a row. It is never more than the LLM's context
+        has room for.
+
+        Raises:
+            ValueError: there are no ids, or they and the audio leave no room in the LLM's context.
         """
         if input_ids is None:
             raise ValueError("Give input_ids, and input_features with audio_feature_lens, as the processor makes them.")
         embeddings, mask, _, seconds = self._splice(input_ids, attention_mask, input_features, audio_feature_lens, None)
+        room = self._room(embeddings, mask, least=1)
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device)
         causal_lm: Any = self.path.llm.causal_lm
         causal_lm.generation_config = copy.deepcopy(self.generation_config)  # fills in what the caller leaves open
         settings = copy.deepcopy(generation_config) or causal_lm.generation_config
-        given = [others.get(name) or getattr(settings, name) for name in ("max_new_tokens", "max_length")]
-        if not any(given):
-            settings.max_new_tokens = int(32 + self.config.new_tokens_per_second * seconds)
+        most = others.pop("max_new_tokens", None) or settings.max_new_tokens
+        if not (most or others.get("max_length") or settings.max_length):
+            most = int(32 + self.config.new_tokens_per_second * seconds)
+        if most:
+            settings.max_new_tokens = min(most, room)
         if generation_config is not None:  # transformers takes either a whole configuration or single settings
             others["generation_config"] = settings
         return causal_lm.generate(inputs_embeds=embeddings, attention_mask=mask, **others)
@@ -345,6 +353,26 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         spread = torch.full((embeddings.shape[0] * embeddings.shape[1],), -100, device=device)
         spread[layout.predicting.to(device) + 1] = layout.labels.to(device)
         return embeddings, mask, spread.reshape(embeddings.shape[:2]), max(seconds)
+
+    def _room(self, embeddings: Tensor, mask: Tensor | None, least: int = 0) -> int:
+        """Return how many positions the LLM's context has behind the longest of these rows.
+
+        Args:
+            embeddings: ``[B, S, D_llm]``.
+            mask: ``[B, S]``, 0 at padding; None where there is none.
+            least: that there must be.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        longest = embeddings.shape[1] if mask is None else int(mask.sum(1).max())
+        context = int(self.config.audio_config.max_source_positions)
+        if context - longest < least:
+            raise ValueError(
+                f"The prompt makes {longest} positions, those of its audio among them, and the LLM has {context}. Give"
+                " shorter recordings, or transcribe section by section (section_minutes of fastslm)."
+            )
+        return context - longest
 
     def _kept(self, input_ids: Tensor, attention_mask: Tensor | None, counts: list[int]) -> Tensor:
         """Return which ids to read ``[B, L]``: no padding, and of as many marks as a recording has tokens the first.
