@@ -1,12 +1,15 @@
 """What encoder and LLM are told before they load: the device, which decides a dtype of auto, and what trains."""
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fastslm.checkpoint import stored_names
 from fastslm.contracts import Encoder
+from fastslm.errors import ConfigError
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
 from fastslm.path.pretrained import dtype_on
@@ -134,6 +137,29 @@ def test_adapters_are_made_where_they_train(module_with):
         module = module_with(train_parts)
         module.configure_model()
         assert bool(adapters(module)) == made
+
+
+def test_an_encoder_of_an_earlier_stage_is_there_though_it_does_not_train(module_with):
+    first = module_with(("projector", "encoder"))
+    first.configure_model()
+    for parameter in first.path.encoder.parameters():
+        parameter.data += 0.5
+    stored = {name: tensor for name, tensor in first.state_dict().items() if "llm" not in name}
+    earlier = SimpleNamespace(
+        names=lambda: list(stored), tensors=lambda: dict(stored), config={}, manifest={}, path="first"
+    )
+    second = module_with(("projector",), (earlier, "initialize"))
+    second.configure_model()
+    values = second.state_dict()
+    assert all(torch.equal(values[name], tensor) for name, tensor in stored.items())
+    assert set(stored) <= set(stored_names(second))
+    encoder = second.path.encoder
+    assert not any(module.training for module in encoder.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    third = module_with(("projector",), (earlier, "initialize"))
+    third.settings = replace(third.settings, frame_cache=True)
+    with pytest.raises(ConfigError, match=r"model\.frame_cache: an earlier stage has trained the encoder"):
+        third.configure_model()
 
 
 def test_adapters_of_an_earlier_stage_are_there_though_they_do_not_train(module_with):

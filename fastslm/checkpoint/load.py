@@ -12,6 +12,7 @@ from fastslm.checkpoint.state import (
     Purpose,
     check_state,
     part_of_tensor,
+    shape_of,
     storable_tensors,
     stored_names,
     trainable_names,
@@ -36,11 +37,10 @@ def load_weights(module: Any, checkpoint: Checkpoint, purpose: Purpose, report: 
     found = compare(checkpoint, module, module.run_config, purpose)
     tensors = checkpoint.tensors()
     adopt_shapes(module, tensors)
-    check_state(module, tensors, f"the checkpoint {checkpoint.path}", purpose, found.refused)
     if purpose == "initialize":
+        tensors = _for_next_stage(module, tensors)
         found.told += _fresh(module, tensors)
-        known = storable_tensors(module)
-        tensors = {name: tensor for name, tensor in tensors.items() if name in known}  # an alignment head may be off
+    check_state(module, tensors, f"the checkpoint {checkpoint.path}", purpose, found.refused)
     assign(module, tensors)
     module.carried = carried_names(module, tensors)
     if report:
@@ -59,6 +59,22 @@ def adopt_shapes(module: Any, tensors: dict[str, Tensor]) -> None:
     prefix = "path.abstractor."
     own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     module.path.abstractor.adopt_shapes(own)
+
+
+def _for_next_stage(module: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of an earlier stage by their names here, without the head of another alignment loss.
+
+    PEFT calls the weights of a layer ``base_layer`` once it has adapters.
+    """
+    known = storable_tensors(module)
+    names = {name.replace(".base_layer.", "."): name for name in known}
+    tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
+    ours, theirs = (
+        {name: shape_of(tensor) for name, tensor in side.items() if part_of_tensor(module, name) == "alignment"}
+        for side in (known, tensors)
+    )
+    left_out = theirs if ours != theirs else {}
+    return {name: tensor for name, tensor in tensors.items() if name not in left_out}
 
 
 def _fresh(module: Any, tensors: dict[str, Tensor]) -> list[str]:

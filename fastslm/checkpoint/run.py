@@ -201,7 +201,7 @@ def build_path(settings: Mapping[str, Any], device: torch.device | str = "cpu", 
     prompter = Prompter(llm.tokenizer, bool(settings.get("enable_thinking", False)))  # adds tokens, which need rows
     encoder.load()
     llm.load()
-    return build(encoder, abstractor, llm, prompter, speech_settings(settings), train_parts=train_parts)
+    return build(encoder, abstractor, llm, prompter, speech_settings(settings), train_parts=train_parts, stored=stored)
 
 
 def speech_settings(settings: Mapping[str, Any]) -> SpeechSettings:

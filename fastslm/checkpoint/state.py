@@ -105,8 +105,6 @@ def check_state(
     whole = present if purpose == "initialize" else present & set(_BASE_PARTS)
     required |= {name for name in known if part_of_tensor(module, name) in whole - {""}}
     unexpected = [name for name in state if name not in known]
-    if purpose == "initialize":
-        unexpected = [name for name in unexpected if not name.startswith(f"{_PATH}alignment.")]
     shapes = [
         f"{name} {tuple(state[name].shape)} in the checkpoint, {shape} in the model"
         for name, shape in known.items()

@@ -1,9 +1,10 @@
 """Puts a path together: for training, for use, for planning and in an exported folder alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from fastslm.contracts import Abstractor, Encoder, LanguageModel, TokenBudget
+from fastslm.errors import ConfigError
 from fastslm.path.additions import NOTHING, Additions
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import select_trainable
@@ -25,6 +26,7 @@ def build(
     additions: Callable[[], Additions] = lambda: NOTHING,
     frame_cache: Path | None = None,
     recompute: bool = False,
+    stored: Iterable[str] = (),
 ) -> SpeechLM:
     """Return the path of parts that are loaded, at the first of its token rates.
 
@@ -38,6 +40,7 @@ def build(
         additions: makes what training adds, behind the compressor.
         frame_cache: see ``SpeechLM``.
         recompute: see ``SpeechLM``.
+        stored: names of the tensors of the checkpoint whose weights come next.
 
     Raises:
         ConfigError: the parts do not fit each other, or cannot do what is asked.
@@ -45,6 +48,12 @@ def build(
     settings.check(encoder)
     budgets = settings.budgets(encoder)
     compressor = abstractor(encoder.width, llm.width, max(budgets, key=lambda budget: budget.tokens_per_window))
+    holds_encoder = any(name.startswith("path.encoder.") for name in stored)
+    if holds_encoder and frame_cache:
+        raise ConfigError(
+            "model.frame_cache: an earlier stage has trained the encoder, and frames are kept by the weights of its"
+            " base model. Set model.frame_cache to false."
+        )
     path = SpeechLM(
         encoder,
         compressor,
@@ -53,6 +62,7 @@ def build(
         settings,
         additions=additions(),
         train_encoder=train_parts is None or "encoder" in train_parts,
+        holds_encoder=holds_encoder,
         frame_cache=frame_cache,
         recompute=recompute,
     )

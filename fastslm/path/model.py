@@ -62,6 +62,7 @@ class SpeechLM(nn.Module):
         settings: windows and tokens.
         additions: what training adds between the stations.
         train_encoder: gradients reach the encoder.
+        holds_encoder: the encoder is frozen and not the base model's: an earlier stage has trained it.
         frame_cache: folder where the frozen encoder's frames are kept, so that each window is encoded once; None
             encodes every time.
         recompute: see ``Listener``.
@@ -79,21 +80,23 @@ class SpeechLM(nn.Module):
         *,
         additions: Additions = NOTHING,
         train_encoder: bool = False,
+        holds_encoder: bool = False,
         frame_cache: Path | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        if train_encoder:
+        self.train_encoder, self.holds_encoder = train_encoder, train_encoder or holds_encoder
+        if self.holds_encoder:
             self.encoder = encoder
         else:
-            # Outside the module tree: a frozen encoder is no business of optimizer, checkpoint or ZeRO. `_apply`
-            # below moves it along.
+            # Outside the module tree: the base model's encoder is no business of optimizer, checkpoint or ZeRO.
+            # `_apply` below moves it along.
             object.__setattr__(self, "encoder", encoder.requires_grad_(False).eval())
         self.layer_mix = LayerMix(len(encoder.layers)) if encoder.layers else None
         self.abstractor = abstractor
         self.llm = llm
         self.alignment = additions.alignment
-        self.prompter, self.additions, self.train_encoder = prompter, additions, train_encoder
+        self.prompter, self.additions = prompter, additions
         self.listener = Listener(
             encoder,
             abstractor,
@@ -176,6 +179,6 @@ class SpeechLM(nn.Module):
 
     def _apply(self, fn, recurse: bool = True) -> "SpeechLM":  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if not self.train_encoder:
+        if not self.holds_encoder:
             self.encoder._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

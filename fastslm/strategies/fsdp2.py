@@ -50,7 +50,7 @@ class FSDP2(ModelParallelStrategy):
         path.to(self.root_device)
         units: list[nn.Module] = [*_layers(path.llm), path.llm, path.abstractor]
         units += [module for module in (path.alignment,) if module is not None]
-        units += [path.encoder] if path.train_encoder else []
+        units += [path.encoder] if path.holds_encoder else []
         for unit in units:
             fully_shard(unit, **settings)
             if self.root_device.type == "cpu":

@@ -1,6 +1,7 @@
 """Callbacks that a run cannot do with, and callbacks that wait for what nothing logs: refused before the first step."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def check_callbacks(trainer: L.Trainer, run_folder: Path | None = None) -> None:
         run_folder: to which they must save; None where the trainer is not made by the command.
 
     Raises:
-        ConfigError: one changes what the run relies on, cannot save where it is to, or waits for a name that nothing
-            logs.
+        ConfigError: one changes what the run relies on, cannot save where it is to, saves under the name of another,
+            or waits for a name that nothing logs.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
@@ -68,6 +69,7 @@ def check_callbacks(trainer: L.Trainer, run_folder: Path | None = None) -> None:
             _check_folder(callback)
             if run_folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 _check_place(callback, Path(os.path.realpath(run_folder)))
+    _check_names(trainer.checkpoint_callbacks)
     if not all(type(callback).__module__.startswith(_OURS) for callback in callbacks):
         return  # another package's may log what it likes
     scores = {f"val/{name}" for task in tasks().values() for name in task.metrics} | {"val/error", "val/loss"}
@@ -103,3 +105,19 @@ def _check_place(callback: ModelCheckpoint, run_folder: Path) -> None:
             f"trainer.callbacks: {name}.dirpath: {redacted(place)} is not {checkpoints}, where --ckpt_path looks and no"
             " other run writes. Leave it out; --run_folder may lie on another disk."
         )
+
+
+def _check_names(callbacks: Iterable[Any]) -> None:
+    """Refuse two that save under one name: each removes what is no longer its best, whose else it may be."""
+    taken = set()
+    for callback in callbacks:
+        if not isinstance(callback, ModelCheckpoint) or not callback.save_top_k:
+            continue
+        name = callback.format_checkpoint_name({})  # with 0 for each figure in it
+        if name in taken and not callback._enable_version_counter:
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__}.filename: another one saves as"
+                f" {callback.filename or '{epoch}-{step}'} as well, and each would remove what is still the best of the"
+                " other. Give it a name of its own, such as best-loss-{step}."
+            )
+        taken.add(name)

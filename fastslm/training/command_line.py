@@ -240,6 +240,7 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists.*")
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")  # what does not train
         # Values that are the same on every rank when they are logged, and names that torch gives new ones.
         warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
         warnings.filterwarnings("ignore", message="`?torch.distributed.*deprecated.*")

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -184,7 +184,8 @@ class SpeechLMModule(L.LightningModule):
         with contextlib.nullcontext() if self.settings.trains_encoder else replicated(strategy):
             encoder.load()
         llm.load()
-        self.path = self.build().train()  # transformers loads in evaluation mode, and Lightning takes modes as they are
+        self.path = self.build(stored=stored)
+        self.path.train()  # transformers loads in evaluation mode, and Lightning takes modes as they are
         if strategy is not None:
             self.path.abstractor.in_step = llm.in_step = shards_parameters(strategy)
             cast_trainable(self.path, strategy)
@@ -198,11 +199,12 @@ class SpeechLMModule(L.LightningModule):
         for part in self.settings.compile_parts if missing is None else ():
             (compile_whole if part == "abstractor" else compile_layers)(getattr(self.path, part))
 
-    def build(self, *, frame_cache: bool = True) -> SpeechLM:
+    def build(self, *, frame_cache: bool = True, stored: Iterable[str] = ()) -> SpeechLM:
         """Return the path of parts that are loaded, with what training adds to it.
 
         Args:
             frame_cache: honour ``model.frame_cache``; otherwise every window is encoded.
+            stored: names of the tensors of the checkpoint whose weights come next.
         """
         encoder, abstractor, llm = self.parts
         seed = run_seed()
@@ -216,6 +218,7 @@ class SpeechLMModule(L.LightningModule):
             additions=lambda: TrainingAdditions(self.settings, self.prompter, llm.width, seed),
             frame_cache=self.settings.frame_folder if frame_cache else None,
             recompute=self.settings.recompute,
+            stored=stored,
         )
 
     def audio_costs(self, num_samples: Sequence[Sequence[int]]) -> tuple[Int64Array, Int64Array]:

@@ -26,7 +26,7 @@ def table_of(path: SpeechLM) -> str:
     """Return the table: part, class, parameters, and how many of them train."""
     classes: dict[str, Any] = {"encoder": path.encoder, "abstractor": path.abstractor, "llm": path.llm}
     parts = {part: [p for _, p in named] for part, named in parameters_by_part(path).items()}
-    if not path.train_encoder:  # it lies outside the module tree
+    if not path.holds_encoder:  # it lies outside the module tree
         parts["encoder"] = list(path.encoder.parameters())
     lines = [f"  {'part':<12}{'class':<20}{'parameters':>12}{'trained':>12}"]
     for part in ("encoder", "abstractor", "projector", "llm", "lora"):

@@ -75,7 +75,7 @@ def check_model(trainer: L.Trainer, path: SpeechLM, train_parts: Sequence[str]) 
     check_frequencies(path)
     _check_recomputing(path)
     _check_trainable(path, train_parts)
-    if trainer.world_size > 1 and not path.train_encoder:
+    if trainer.world_size > 1 and not path.holds_encoder:
         facts = {"weights of the frozen encoder": weights_digest(path.encoder)}
         check_agreement(facts, "Bring the same files to every node: model.encoder.pretrained names what is loaded.")
 

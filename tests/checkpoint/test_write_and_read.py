@@ -388,6 +388,29 @@ def test_what_an_earlier_stage_changed_in_the_llm_stays_in_the_checkpoints_of_la
     assert_same(weights_of(third), weights_of(first))
 
 
+def test_a_stage_with_adapters_starts_from_one_that_trained_the_llm_itself(built, with_lora, save):
+    first = built(train_parts=("projector", "llm"))
+    disturb(first)
+    second = with_lora()
+    load_weights(second, open_checkpoint(save(first)), "initialize", report=False)
+    here = {name.replace(".base_layer.", "."): tensor for name, tensor in second.state_dict().items()}
+    assert_same({name: here[name] for name in weights_of(first)}, weights_of(first))
+    third = with_lora()
+    load_weights(third, open_checkpoint(save(second, 2)), "resume", report=False)
+    assert_same(weights_of(third), weights_of(second))
+
+
+@pytest.mark.parametrize(("before", "letters"), [(0, 4), (4, 2), (4, 0), (4, 4)])
+def test_a_head_that_spells_goes_on_in_the_next_stage_if_it_is_of_the_same_loss(built, save, capsys, before, letters):
+    first, second = (built(alignment_weight=1.0, letters_per_token=n) for n in (before, letters))
+    disturb(first)
+    load_weights(second, open_checkpoint(save(first)), "initialize")
+    heads = [{n: t for n, t in weights_of(m).items() if ".alignment." in n} for m in (first, second)]
+    assert ("before: alignment\n" in capsys.readouterr().err) is (before != letters)
+    if before == letters:
+        assert_same(*heads)
+
+
 def test_lora_that_is_configured_and_not_made_is_no_difference(built, with_lora, save):
     """Checkpoints from before say null where ``base.yaml`` now describes LoRA for those who train it."""
     described = {"lora": {"rank": 16, "alpha": 64, "dropout": 0.01, "targets": "all-linear"}}
