@@ -105,6 +105,13 @@ class ParquetTable:
                     yield group, row, values, audio in binary
                     row += 1
 
+    def largest_group_bytes(self, column: str) -> int:
+        """Return how many bytes the largest row group of a column holds, unpacked."""
+        groups = map(self.file.metadata.row_group, range(self.file.num_row_groups))
+        chunks = ([group.column(i) for i in range(group.num_columns)] for group in groups)
+        sizes = ([c.total_uncompressed_size for c in row if c.path_in_schema.split(".")[0] == column] for row in chunks)
+        return max(map(sum, sizes), default=0)
+
     def cell(self, column: str, group: int, row: int) -> Any:
         """Return one value."""
         if (column, group) not in self._groups:

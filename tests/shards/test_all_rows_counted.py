@@ -314,6 +314,39 @@ def test_ljspeech_has_no_header_and_loses_no_row(build, save, tmp_path):
     assert list(samples) == ["LJ0", "LJ1", "LJ2"]
 
 
+def test_a_speaker_in_the_third_column_of_a_table_like_ljspeechs_can_be_named(build, save, tmp_path):
+    """As Coqui and StyleTTS write them."""
+    (tmp_path / "metadata.csv").write_text(f"{save('wavs/a.wav').stem}|one|anna\n")
+    build(tmp_path / "metadata.csv", out="plain")
+    hint = "--column speaker=normalized_text"
+    assert hint in (tmp_path / "plain/notes.jsonl").read_text()
+    (sample,) = build(tmp_path / "metadata.csv", *hint.split()).values()
+    assert sample.fields == {"text": "one", "speaker": "anna", "duration": 1.0}
+
+
+def test_audio_as_an_object_with_its_path_is_found(build, save, json_lines, tmp_path):
+    """As to_json of Hugging Face's library writes it."""
+    row = {"audio": {"path": str(save("a.wav")), "bytes": None}, "text": "one"}
+    assert list(build(json_lines(tmp_path / "m.jsonl", [row]))) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "audio", ["UklGRiQ/" * 600, "data:audio/wav;base64," + "A" * 300, "{'bytes': b'RIFF" + "\\x00" * 900]
+)
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_encoded_audio_in_place_of_a_path_is_one_short_sentence(
+    build, json_lines, tmp_path, reasons, capsys, audio, kind
+):
+    source = json_lines(tmp_path / "m.jsonl", [{"audio": audio, "text": "one"}])
+    if kind == "csv":
+        source = tmp_path / "m.csv"
+        source.write_text(f'audio,text\n"{audio}",one\n')
+    build(source, status=2)
+    assert reasons() == {"unusable path": 1}
+    assert "parquet" in (said := capsys.readouterr().err)
+    assert max(map(len, said.splitlines())) < 600
+
+
 def test_ljspeech_counts_rows_without_a_recording_and_recordings_without_a_row(build, save, tmp_path, reasons, notes):
     for i in range(4):
         save(f"wavs/LJ{i}.wav", 0.2)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from fastslm.datamodules.shards.sources import huggingface
+
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -70,6 +72,16 @@ def test_parquet_files_of_several_row_groups(build, rows, tone, tmp_path):
     pq.write_table(rows(2, 5), tmp_path / "data/train-00001-of-00002.parquet")
     check(build(tmp_path / "data" / "train-*.parquet"), 7, tone)
     check(build(tmp_path, out="whole folder"), 7, tone)
+
+
+@pytest.mark.parametrize(("rows_of_a_group", "is_told"), [(6, True), (2, False)])
+def test_a_row_group_that_may_not_fit_into_memory_is_told(
+    build, rows, tmp_path, monkeypatch, capsys, rows_of_a_group, is_told
+):
+    monkeypatch.setattr(huggingface, "_LARGE_GROUP_BYTES", 150_000)
+    pq.write_table(rows(6), tmp_path / "x.parquet", row_group_size=rows_of_a_group)
+    build(tmp_path / "x.parquet")
+    assert ("row_group_size=100" in capsys.readouterr().err) == is_told
 
 
 def test_keep_audio_keeps_the_bytes_of_the_cells(build, rows, tmp_path):

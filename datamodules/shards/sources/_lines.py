@@ -27,6 +27,7 @@ _FIRST_LINES = 100
 #: What no name of a file holds: zero bytes, and halves of characters that do not stand for a byte.
 _NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 _LONGEST_LINE = 1 << 26
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # of Linux
 _MOST_NAMED = 3  # in a message
 JSON_LINES = (".jsonl", ".json", ".manifest", ".ndjson")
 
@@ -162,6 +163,11 @@ def located(path: str, roots: list[str]) -> str:
     path = os.path.expanduser(path)
     if _NO_NAME.search(path):
         raise DataError(f"unusable path: {path!r:.200} is no name of a file")
+    if len(path) > _LONGEST_PATH or any(len(name) > _LONGEST_NAME for name in path.split("/")):
+        raise DataError(
+            f"unusable path: {path!r:.60}... is too long for one; audio itself is read from parquet and save_to_disk,"
+            " and not from text"
+        )
     if "://" in path:
         protocol = path.partition("://")[0]
         raise DataError(

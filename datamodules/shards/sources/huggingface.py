@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from fastslm.errors import ConfigError, DataError
 from fastslm.files import walk
 
 from ..naming import check_columns, renamed, resolve_columns
-from ..table_cells import describe, open_table
+from ..table_cells import ParquetTable, describe, open_table
 from ..times import loose_length, take_times
 from ..utterance import Audio, Noted, Refused, Utterance, stem
 from ._doubts import doubts
@@ -22,6 +23,7 @@ from .options import SourceOptions
 _DECODED = re.compile(r"(large_|fixed_size_)?list<|struct<(.*, )?array: ")  # types of Arrow
 _NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{8,})?(?P<rest>\..*)?")
 _TABLES = (".arrow", ".parquet")
+_LARGE_GROUP_BYTES = 1 << 30
 
 
 def detect(path: str) -> bool:
@@ -158,6 +160,13 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
         raise DataError(
             f"{path}: column {resolved['audio']!r} holds decoded samples, and encoded audio (bytes or paths) is read."
             " Write it with an Audio column, such as by dataset.cast_column('audio', datasets.Audio())."
+        )
+    size = table.largest_group_bytes(described.audio or "") if isinstance(table, ParquetTable) else 0
+    if size > _LARGE_GROUP_BYTES:  # said before the kernel ends a worker without a word
+        print(
+            f"Note: {path} has {size / 1e9:.1f} GB of audio in one row group, and each worker takes several times that"
+            " memory. Write it anew with row_group_size=100, or take fewer --workers.",
+            file=sys.stderr,
         )
     folder = os.path.dirname(os.path.abspath(path))
     roots, column = [options.audio_root or folder, os.path.dirname(folder)], resolved.get("audio", "")

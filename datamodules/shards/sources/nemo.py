@@ -54,6 +54,8 @@ def from_row(fields: dict[str, Any], where: str, roots: list[str], stated: float
         DataError: it names no audio, or its times are no numbers.
     """
     path = fields.pop("audio", None)
+    if isinstance(path, dict):  # as Hugging Face's to_json writes a column of audio
+        path = path.get("path")
     start, seconds = take_times(fields)
     key, group = fields.pop("id", None), fields.get("group")
     if fields.get("messages") is not None and path is None:

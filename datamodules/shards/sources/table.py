@@ -53,7 +53,9 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     delimiter, names = header_of(header, "|" if ljspeech else separator[1] if separator else _DELIMITERS)
     if ljspeech:
         numbered = itertools.chain([(number, header)], numbered)
-        yield Noted(f"{path} line {number}", names[0], "no header", "read as LJSpeech: id, text, normalized text")
+        detail = "read as LJSpeech: id, text, normalized text"
+        detail += " (where that is the speaker: --column speaker=normalized_text)" * (len(names) > 2)
+        yield Noted(f"{path} line {number}", names[0], "no header", detail)
         names = _LJSPEECH[: len(names)]
     else:
         _check_header(names, path, roots)
