@@ -27,6 +27,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.requests, self.cut, self.ranges = folder, [], 0, True
+        self.refused = ""  # what addresses end with that are not given out
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -48,7 +49,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body):
-        path = os.path.join(self.server.folder, self.path.lstrip("/"))
+        address = self.path.partition("?")[0]
+        if self.server.refused and address.endswith(self.server.refused):
+            self.server.requests.append((self.command, self.path, 0))
+            self.send_error(403)
+            return
+        path = os.path.join(self.server.folder, address.lstrip("/"))
         if not os.path.isfile(path):
             self.send_error(404)
             return
@@ -133,6 +139,46 @@ def test_without_an_index_a_shard_is_fetched_once_and_its_index_is_kept(remote, 
     assert all(sizes[path] <= count < 1.5 * sizes[path] for path, count in fetched.items())
     (batch,) = data.val_dataloader()
     assert len(batch) == 6
+
+
+def test_an_index_that_may_not_be_read_is_made_anew_with_a_message(remote, server, capsys):
+    server.refused = ".index.npz"  # stores say so of a file that is not there, too
+    data = remote()
+    data.setup("validate")
+    assert "train-000001.tar: there is no index of it to read" in capsys.readouterr().err
+    (batch,) = data.val_dataloader()
+    assert len(batch) == 6
+    asked = [path for _, path, _ in server.requests if path.endswith(".index.npz")]
+    assert len(asked) == len(set(asked))
+
+
+def test_a_shard_that_may_not_be_read_is_asked_for_once(server):
+    (server.folder / "a.tar").write_bytes(b"0123456789")
+    server.refused = ".tar"
+    with pytest.raises(DataError, match=r"unreadable shard: .*a\.tar: 403.*Forbidden"):
+        Store().read(f"{server.url}/a.tar", 0, 10)
+    assert len(server.requests) == 1
+    with pytest.raises(DataError, match=r"unreadable shard: .*a\.tar: 403.*Forbidden"):
+        Store().state(f"{server.url}/a.tar")
+
+
+def test_the_index_of_an_address_with_a_query_is_found(remote, server, data_of):
+    remote()
+    data = data_of(val_shards=f"{server.url}/train-000000.tar?download=true")
+    data.setup("validate")
+    got = [(path, count) for _, path, count in server.requests]
+    assert [path for path, _ in got if "index" in path] == ["/train-000000.tar.index.npz?download=true"]
+    assert max(count for _, count in got) < (server.folder / "train-000000.tar").stat().st_size / 2
+
+
+def test_of_what_lies_in_place_of_an_index_a_bounded_part_is_read(remote, server, monkeypatch, capsys):
+    monkeypatch.setattr(_store, "_MOST_INDEX_BYTES", 1000)
+    data = remote(index=False)
+    for path in server.folder.glob("*.tar"):
+        (server.folder / f"{path.name}.index.npz").write_bytes(path.read_bytes())
+    data.setup("validate")
+    assert max(count for _, path, count in server.requests if path.endswith(".index.npz")) == 1000
+    assert "train-000000.tar.index.npz: damaged index" in capsys.readouterr().err
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(remote, server):
@@ -294,3 +340,5 @@ def test_an_unknown_protocol_is_an_error_in_words():
 
 def test_the_index_of_a_url_lies_beside_it():
     assert sidecar_path("s3://bucket/a.tar") == "s3://bucket/a.tar.index.npz"
+    assert sidecar_path("https://host/a.tar?X-Sig=a%2F/b") == "https://host/a.tar.index.npz?X-Sig=a%2F/b"
+    assert sidecar_path("talks/who?.tar") == "talks/who?.tar.index.npz"
