@@ -305,6 +305,16 @@ def test_urls_take_braces_and_keep_their_query():
     assert expand("https://host/a-{0..1}.tar?token=x", "k") == [f"https://host/a-{i}.tar?token=x" for i in range(2)]
 
 
+@pytest.mark.parametrize("cause", ["403, message='Forbidden'", "Cannot connect to host"])
+def test_a_folder_that_cannot_be_listed_is_told_with_the_way_out(server, cause):
+    server.refused = "/"
+    if cause.startswith("Cannot"):
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(DataError, match=rf"data\.train_shards: .*/train-\*\.tar.*{cause}.*by braces"):
+        expand(f"{server.url}/train-*.tar", "data.train_shards")
+
+
 def test_an_object_store_is_listed_and_read_through_fsspec(tmp_path, make_shards, data_of):
     import fsspec
 
