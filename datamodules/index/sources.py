@@ -79,7 +79,7 @@ def expand(patterns: str | Sequence[str], key: str) -> list[str]:
     """
     paths: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        pattern = pattern if is_stream(pattern) else os.path.expanduser(pattern)
+        pattern = pattern if is_stream(pattern) else os.path.expanduser(pattern).removeprefix("file://")
         literal = os.path.exists(pattern)  # a file may be called 'talk [2020].tar'
         for name in [pattern] if literal else with_braces(pattern):
             found = [name] if literal else _matches(name, key)
@@ -108,7 +108,11 @@ def with_braces(pattern: str) -> Iterator[str]:
 
 
 def _matches(name: str, key: str) -> list[str]:
-    if is_stream(name) or not glob.has_magic(name.partition("?")[0] if name.startswith("http") else name):
+    if is_stream(name):
+        return [name]
+    if is_remote(name) and name.endswith("/"):
+        name += "*.tar"
+    if not glob.has_magic(name.partition("?")[0] if name.startswith("http") else name):
         return [name]
     if is_remote(name):
         system = filesystem(name)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, cast
 
 from fastslm.audio.regions import Region, reading
-from fastslm.errors import DataError, MissingExtraError
+from fastslm.errors import DataError, FastSLMError, MissingExtraError
 
 from .audio import crc32_of_file, open_region
 
@@ -90,7 +90,7 @@ def retried(action: Callable[[], T], shard: str) -> T:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return action()
-        except DataError:
+        except FastSLMError:  # what people can mend, time does not
             raise
         except Exception as failure:  # each store's client has exceptions of its own
             error = _reason(failure)

@@ -305,6 +305,13 @@ def test_urls_take_braces_and_keep_their_query():
     assert expand("https://host/a-{0..1}.tar?token=x", "k") == [f"https://host/a-{i}.tar?token=x" for i in range(2)]
 
 
+def test_an_address_of_a_file_is_its_path(tmp_path):
+    (tmp_path / "a.tar").touch()
+    for pattern in (tmp_path / "a.tar", tmp_path / "*.tar", tmp_path):
+        assert expand(f"file://{pattern}", "k") == [str(tmp_path / "a.tar")]
+    assert expand("pipe:curl https://host/?dir=a/", "k") == ["pipe:curl https://host/?dir=a/"]
+
+
 @pytest.mark.parametrize("cause", ["403, message='Forbidden'", "Cannot connect to host"])
 def test_a_folder_that_cannot_be_listed_is_told_with_the_way_out(server, cause):
     server.refused = "/"
@@ -323,7 +330,8 @@ def test_an_object_store_is_listed_and_read_through_fsspec(tmp_path, make_shards
     for path in tmp_path.glob("*.tar"):
         memory.pipe(f"/bucket/{path.name}", path.read_bytes())
     try:
-        assert expand("memory://bucket/train-*.tar", "k") == [f"memory:///bucket/train-00000{i}.tar" for i in range(2)]
+        for pattern in ("memory://bucket/train-*.tar", "memory://bucket/"):
+            assert expand(pattern, "k") == [f"memory:///bucket/train-00000{i}.tar" for i in range(2)]
         data = data_of(val_shards="memory://bucket/train-*.tar")
         data.setup("validate")
         (batch,) = data.val_dataloader()
@@ -341,6 +349,8 @@ def test_a_protocol_whose_package_is_missing_names_the_extra(monkeypatch):
     monkeypatch.setattr(fsspec, "filesystem", missing)
     with pytest.raises(MissingExtraError, match=r"'s3fs'.*pip install 'fastslm\[remote\]'"):
         Store().read("s3://bucket/a.tar", 0, 10)
+    with pytest.raises(MissingExtraError, match="'s3fs'"):
+        Store().state("s3://bucket/a.tar")
 
 
 def test_an_unknown_protocol_is_an_error_in_words():
