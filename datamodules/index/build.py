@@ -114,17 +114,23 @@ class IndexBuilder:
         return self.cache / "index" / f"{hashlib.sha256(place.encode()).hexdigest()[:24]}.npz"
 
     def _read(self, target: str) -> ShardRows | None:
-        data = self.store.read_whole(target)
+        data = self.store.read_index(target)
         if data is None:
             return None
         try:
             return parse_sidecar(data)
         except DataError as error:
-            print(f"index {target}: {error}; the shard is indexed anew.", file=sys.stderr)
+            print(f"index {target}: {error}; it is left aside.", file=sys.stderr)
             return None
 
     def _renewed(self, shard: str, state: TarState, stale: Sequence[ShardRows]) -> ShardRows:
         """Return rows of a tar that has no index, or one of another size or time."""
+        if is_remote(shard):
+            print(
+                f"shard {shard}: there is no index of it to read, so its {state.size:,} bytes are fetched to make one,"
+                f" which is kept in {self.cache}.",
+                file=sys.stderr,
+            )
         with self.store.local(shard) as path:
             for old in stale:  # a copy has another time and the same bytes
                 if old.tar.size == state.size and not any(verify(path, old)):

@@ -17,7 +17,7 @@ from fastslm.errors import DataError
 from fastslm.path.broken import Broken
 from fastslm.redaction import redacted
 
-from ..reading.store import TarState, tar_state
+from ..reading.store import TarState, is_remote, tar_state
 from ..reading.tar import Members, read_groups
 from .columns import (
     FORMAT,
@@ -34,8 +34,9 @@ SUFFIX = ".index.npz"
 
 
 def sidecar_path(shard: str) -> str:
-    """Return where the index of a shard lies: beside it, path or URL."""
-    return shard + SUFFIX
+    """Return where the index of a shard lies: beside it, path or URL, of which the query stays at the end."""
+    place, mark, query = shard.partition("?") if is_remote(shard) else (shard, "", "")
+    return f"{place}{SUFFIX}{mark}{query}"
 
 
 # -- rows to file and back --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import braceexpand
 
 from fastslm.errors import ConfigError, DataError
 
-from ..reading.store import filesystem, is_remote
+from ..reading.store import filesystem, is_remote, retried
 from .sidecar import SUFFIX
 
 _MOST_NAMES = 10_000_000
@@ -74,15 +74,15 @@ def expand(patterns: str | Sequence[str], key: str) -> list[str]:
     """Return the shards that patterns name, braces, globs and folders expanded, sorted within each pattern.
 
     Raises:
-        DataError: a pattern matches nothing.
+        DataError: a pattern matches nothing, or a store does not list the folder of one.
         MissingExtraError: a URL's protocol needs another package.
     """
     paths: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        pattern = pattern if is_stream(pattern) else os.path.expanduser(pattern)
+        pattern = pattern if is_stream(pattern) else os.path.expanduser(pattern).removeprefix("file://")
         literal = os.path.exists(pattern)  # a file may be called 'talk [2020].tar'
         for name in [pattern] if literal else with_braces(pattern):
-            found = [name] if literal else _matches(name)
+            found = [name] if literal else _matches(name, key)
             if len(found) == 1 and os.path.isdir(name):
                 found = sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
             if not found:
@@ -107,12 +107,22 @@ def with_braces(pattern: str) -> Iterator[str]:
         raise DataError(f"{pattern}: a brace in it has no other half. To mean the brace itself, write \\{{.") from error
 
 
-def _matches(name: str) -> list[str]:
-    if is_stream(name) or not glob.has_magic(name.partition("?")[0] if name.startswith("http") else name):
+def _matches(name: str, key: str) -> list[str]:
+    if is_stream(name):
+        return [name]
+    if is_remote(name) and name.endswith("/"):
+        name += "*.tar"
+    if not glob.has_magic(name.partition("?")[0] if name.startswith("http") else name):
         return [name]
     if is_remote(name):
         system = filesystem(name)
-        found = [str(system.unstrip_protocol(path)) for path in system.glob(name)]
+        try:
+            found = [str(system.unstrip_protocol(path)) for path in retried(lambda: system.glob(name), name)]
+        except DataError as error:
+            raise DataError(
+                f"{key}: the folder of {name!r} cannot be listed ({error.__cause__}). Name its files by braces, as in"
+                " train-{000000..000127}.tar."
+            ) from error
     else:
         found = glob.glob(name)
     return sorted(path for path in found if not path.endswith(SUFFIX))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, cast
 
 from fastslm.audio.regions import Region, reading
-from fastslm.errors import DataError, MissingExtraError
+from fastslm.errors import DataError, FastSLMError, MissingExtraError
 
 from .audio import crc32_of_file, open_region
 
@@ -23,6 +23,7 @@ _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.25
 _REMOTE_BUFFER_BYTES = 4 << 20
 _MAX_MEMORY_BYTES = 8 << 20
+_MOST_INDEX_BYTES = 1 << 28  # millions of samples; in place of an index a server may give anything, even the tar
 _TIMEOUT_SECONDS = 60
 _EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
@@ -81,7 +82,7 @@ def filesystem(url: str) -> Any:
 
 
 def retried(action: Callable[[], T], shard: str) -> T:
-    """Return what ``action`` gives, tried a few times with growing pauses; a missing file is not tried again.
+    """Return what ``action`` gives, tried a few times with growing pauses; a file that is missing or forbidden is not.
 
     Raises:
         DataError: it failed every time.
@@ -89,23 +90,31 @@ def retried(action: Callable[[], T], shard: str) -> T:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return action()
-        except DataError:
+        except FastSLMError:  # what people can mend, time does not
             raise
-        except Exception as error:  # each store's client has exceptions of its own
-            if _is_gone(error):
+        except Exception as failure:  # each store's client has exceptions of its own
+            error = _reason(failure)
+            if isinstance(error, FileNotFoundError):
                 raise DataError(f"vanished shard: {shard} is not there") from error
-            if attempt == _ATTEMPTS:
-                told = error.__cause__ if isinstance(error, FileNotFoundError) else error
-                what = " ".join(str(told).split()) or type(told).__name__
-                raise DataError(f"unreadable shard: {shard}: {what} ({_ATTEMPTS} attempts)") from error
+            if attempt == _ATTEMPTS or _is_forbidden(error):
+                what = " ".join(str(error).split()) or type(error).__name__
+                tried = f" ({attempt} attempts)" if attempt > 1 else ""
+                raise DataError(f"unreadable shard: {shard}: {what}{tried}") from error
             time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
     raise AssertionError
 
 
-def _is_gone(error: Exception) -> bool:
-    """Say whether a file is not there; HTTP's client says so of a server that it does not reach, too."""
-    unreached = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError)
-    return isinstance(error, FileNotFoundError) and not unreached
+def _reason(error: BaseException) -> BaseException:
+    """Return what is wrong; HTTP's client says of any file that it cannot look up that it is not there."""
+    cause = error.__cause__
+    hidden = isinstance(error, FileNotFoundError) and (isinstance(cause, OSError) or hasattr(cause, "status"))
+    return cause if cause is not None and hidden else error
+
+
+def _is_forbidden(error: BaseException | None) -> bool:
+    """Say whether a store refuses a file, as the clients of S3, HTTP and Google's store tell it."""
+    status = getattr(error, "status", None)
+    return isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden")
 
 
 class RemoteRegion(Region):
@@ -209,18 +218,23 @@ class Store:
             raise DataError("the server does not tell its size, so that it cannot be read by offset")
         return TarState(int(info["size"]), etag=tag)
 
-    def read_whole(self, path: str) -> bytes | None:
-        """Return a small file, local or remote; None where there is none."""
+    def read_index(self, path: str) -> bytes | None:
+        """Return the bytes of an index, local or remote; None where there is none.
+
+        Raises:
+            DataError: the store fails.
+        """
         try:
             if is_remote(path):
-                data: bytes = retried(lambda: self._system(path).cat_file(path), path)
+                data: bytes = retried(lambda: self._system(path).cat_file(path, start=0, end=_MOST_INDEX_BYTES), path)
                 return data
             with open(path, "rb") as file:
                 return file.read()
         except FileNotFoundError:
             return None
         except DataError as error:
-            if str(error).startswith("vanished"):
+            # S3 forbids what is not there to readers who may not list the bucket.
+            if isinstance(error.__cause__, FileNotFoundError) or _is_forbidden(error.__cause__):
                 return None
             raise
 

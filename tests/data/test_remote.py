@@ -27,6 +27,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.requests, self.cut, self.ranges = folder, [], 0, True
+        self.refused = ""  # what addresses end with that are not given out
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -48,7 +49,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body):
-        path = os.path.join(self.server.folder, self.path.lstrip("/"))
+        address = self.path.partition("?")[0]
+        if self.server.refused and address.endswith(self.server.refused):
+            self.server.requests.append((self.command, self.path, 0))
+            self.send_error(403)
+            return
+        path = os.path.join(self.server.folder, address.lstrip("/"))
         if not os.path.isfile(path):
             self.send_error(404)
             return
@@ -133,6 +139,46 @@ def test_without_an_index_a_shard_is_fetched_once_and_its_index_is_kept(remote, 
     assert all(sizes[path] <= count < 1.5 * sizes[path] for path, count in fetched.items())
     (batch,) = data.val_dataloader()
     assert len(batch) == 6
+
+
+def test_an_index_that_may_not_be_read_is_made_anew_with_a_message(remote, server, capsys):
+    server.refused = ".index.npz"  # stores say so of a file that is not there, too
+    data = remote()
+    data.setup("validate")
+    assert "train-000001.tar: there is no index of it to read" in capsys.readouterr().err
+    (batch,) = data.val_dataloader()
+    assert len(batch) == 6
+    asked = [path for _, path, _ in server.requests if path.endswith(".index.npz")]
+    assert len(asked) == len(set(asked))
+
+
+def test_a_shard_that_may_not_be_read_is_asked_for_once(server):
+    (server.folder / "a.tar").write_bytes(b"0123456789")
+    server.refused = ".tar"
+    with pytest.raises(DataError, match=r"unreadable shard: .*a\.tar: 403.*Forbidden"):
+        Store().read(f"{server.url}/a.tar", 0, 10)
+    assert len(server.requests) == 1
+    with pytest.raises(DataError, match=r"unreadable shard: .*a\.tar: 403.*Forbidden"):
+        Store().state(f"{server.url}/a.tar")
+
+
+def test_the_index_of_an_address_with_a_query_is_found(remote, server, data_of):
+    remote()
+    data = data_of(val_shards=f"{server.url}/train-000000.tar?download=true")
+    data.setup("validate")
+    got = [(path, count) for _, path, count in server.requests]
+    assert [path for path, _ in got if "index" in path] == ["/train-000000.tar.index.npz?download=true"]
+    assert max(count for _, count in got) < (server.folder / "train-000000.tar").stat().st_size / 2
+
+
+def test_of_what_lies_in_place_of_an_index_a_bounded_part_is_read(remote, server, monkeypatch, capsys):
+    monkeypatch.setattr(_store, "_MOST_INDEX_BYTES", 1000)
+    data = remote(index=False)
+    for path in server.folder.glob("*.tar"):
+        (server.folder / f"{path.name}.index.npz").write_bytes(path.read_bytes())
+    data.setup("validate")
+    assert max(count for _, path, count in server.requests if path.endswith(".index.npz")) == 1000
+    assert "train-000000.tar.index.npz: damaged index" in capsys.readouterr().err
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(remote, server):
@@ -259,6 +305,23 @@ def test_urls_take_braces_and_keep_their_query():
     assert expand("https://host/a-{0..1}.tar?token=x", "k") == [f"https://host/a-{i}.tar?token=x" for i in range(2)]
 
 
+def test_an_address_of_a_file_is_its_path(tmp_path):
+    (tmp_path / "a.tar").touch()
+    for pattern in (tmp_path / "a.tar", tmp_path / "*.tar", tmp_path):
+        assert expand(f"file://{pattern}", "k") == [str(tmp_path / "a.tar")]
+    assert expand("pipe:curl https://host/?dir=a/", "k") == ["pipe:curl https://host/?dir=a/"]
+
+
+@pytest.mark.parametrize("cause", ["403, message='Forbidden'", "Cannot connect to host"])
+def test_a_folder_that_cannot_be_listed_is_told_with_the_way_out(server, cause):
+    server.refused = "/"
+    if cause.startswith("Cannot"):
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(DataError, match=rf"data\.train_shards: .*/train-\*\.tar.*{cause}.*by braces"):
+        expand(f"{server.url}/train-*.tar", "data.train_shards")
+
+
 def test_an_object_store_is_listed_and_read_through_fsspec(tmp_path, make_shards, data_of):
     import fsspec
 
@@ -267,7 +330,8 @@ def test_an_object_store_is_listed_and_read_through_fsspec(tmp_path, make_shards
     for path in tmp_path.glob("*.tar"):
         memory.pipe(f"/bucket/{path.name}", path.read_bytes())
     try:
-        assert expand("memory://bucket/train-*.tar", "k") == [f"memory:///bucket/train-00000{i}.tar" for i in range(2)]
+        for pattern in ("memory://bucket/train-*.tar", "memory://bucket/"):
+            assert expand(pattern, "k") == [f"memory:///bucket/train-00000{i}.tar" for i in range(2)]
         data = data_of(val_shards="memory://bucket/train-*.tar")
         data.setup("validate")
         (batch,) = data.val_dataloader()
@@ -285,6 +349,8 @@ def test_a_protocol_whose_package_is_missing_names_the_extra(monkeypatch):
     monkeypatch.setattr(fsspec, "filesystem", missing)
     with pytest.raises(MissingExtraError, match=r"'s3fs'.*pip install 'fastslm\[remote\]'"):
         Store().read("s3://bucket/a.tar", 0, 10)
+    with pytest.raises(MissingExtraError, match="'s3fs'"):
+        Store().state("s3://bucket/a.tar")
 
 
 def test_an_unknown_protocol_is_an_error_in_words():
@@ -294,3 +360,5 @@ def test_an_unknown_protocol_is_an_error_in_words():
 
 def test_the_index_of_a_url_lies_beside_it():
     assert sidecar_path("s3://bucket/a.tar") == "s3://bucket/a.tar.index.npz"
+    assert sidecar_path("https://host/a.tar?X-Sig=a%2F/b") == "https://host/a.tar.index.npz?X-Sig=a%2F/b"
+    assert sidecar_path("talks/who?.tar") == "talks/who?.tar.index.npz"
