@@ -15,7 +15,8 @@ from fastslm.errors import ConfigError, DataError
 
 from . import sources
 from .join import can_join, group_runs
-from .listing import Listing, ListingOptions, draw, list_corpus, voice_of
+from .listing import Listing, ListingOptions, list_corpus
+from .part import draw
 from .processes import Progress, Report, run_all
 from .recipe import BuildFolder, ShardRecord, fingerprint
 from .shard_file import index_shard, is_as_indexed, is_indexed, writing
@@ -23,6 +24,7 @@ from .sources import SourceOptions
 from .survey import Survey, survey
 from .transcode import AudioOptions, Job, measured_bytes_per_second, render, size_of
 from .utterance import Finding, Noted, Refused, Utterance
+from .voices import voice_of
 
 Item = TypeVar("Item")
 _MEASURED_RECORDINGS = 16

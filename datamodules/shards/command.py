@@ -99,8 +99,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def _run_build(options: argparse.Namespace) -> int:
     from .build import BuildOptions, ShardSize, build, summary
-    from .listing import ListingOptions, Part
+    from .listing import ListingOptions
     from .naming import parse_columns
+    from .part import Part
     from .sources import SourceOptions
     from .transcode import AudioOptions
     from .translations import language_name

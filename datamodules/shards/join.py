@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 
-from .listing import draw, unit_of
+from .listing import unit_of
+from .part import draw
 from .segments import shifted, spell
 from .utterance import Utterance, answer_field, is_timed, task_of
 

@@ -1,73 +1,21 @@
 """All that the sources hold, in one pass: unique keys, this part's share, the dev split and a fingerprint of it all."""
 
 import hashlib
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 from unicodedata import category
 
 from fastslm.errors import DataError
 
 from ..reading.tar import readable
+from .part import Part, draw
 from .translations import take_translation
-from .utterance import (
-    NO_TEXT,
-    Audio,
-    Noted,
-    Refused,
-    Utterance,
-    answer_field,
-    check_fields,
-    is_timed,
-    letters_of,
-    real_path,
-)
+from .utterance import Audio, Noted, Refused, Utterance, check_fields, is_timed
+from .voices import Voices
+from .words import check_words, doubts, said_otherwise
 
-_BYTES = re.compile("[\udc80-\udcff]")  # what was no UTF-8, as surrogateescape keeps it
-_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of characters, as JSON can spell them
-_PATH = re.compile(r"\S+\.(txt|lab|trn|json|srt|vtt|TextGrid)", re.IGNORECASE)
-#: And what stands for bytes that were no text, before a text of its own, or is seen by tokenizers alone.
-_CONTROL = re.compile(
-    "[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufffd\ufeff]"
-)
-_TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")  # as corpora write noises, and what nobody understood
-_ASIDE = re.compile(r"\([^()]*\)")  # the same where speech is written down; (B) answers a question
 _LONGEST_KEY = 120  # the rest of a longer one is replaced by a digest
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of several builds that share a corpus: ``number`` of ``of``, counted from 1."""
-
-    number: int = 1
-    of: int = 1
-
-    @staticmethod
-    def parse(text: str) -> "Part":
-        """Return the part that ``3/10`` names.
-
-        Raises:
-            DataError: it is none.
-        """
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
-        if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise DataError(
-                f"--part {text}: write i/n with i from 1 to n, such as --part 3/10. In an array job that counts from 0:"
-                " --part $((SLURM_ARRAY_TASK_ID + 1))/$SLURM_ARRAY_TASK_COUNT"
-            )
-        return Part(int(match[1]), int(match[2]))
-
-    def has(self, number: int) -> bool:
-        """Say whether what has a number, counted from 0, is of this part."""
-        return number % self.of == self.number - 1
-
-    @property
-    def suffix(self) -> str:
-        """What stands in the names of this part's files; nothing where there is one part alone."""
-        width = len(str(self.of))
-        return "" if self.of == 1 else f"-p{self.number:0{width}d}of{self.of}"
 
 
 @dataclass
@@ -109,7 +57,7 @@ class ListingOptions:
     joins: str | None = None
     dev_share: float = 0.0
     seed: int = 0
-    part: Part = Part()
+    part: Part = field(default_factory=Part)
 
 
 def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOptions) -> Listing:
@@ -118,7 +66,7 @@ def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOp
     Raises:
         DataError: a dev split is wanted, and all speech is of one speaker.
     """
-    listing, digest, units, voices, stretches = Listing(), hashlib.sha256(), _Units(), _Voices(), _Stretches()
+    listing, digest, units, voices, stretches = Listing(), hashlib.sha256(), _Units(), Voices(), _Stretches()
     names = _JoinedNames()
     for item in _with_unique_keys(items, options.defaults):
         if isinstance(item, Noted):  # has no number: that of a sample must not change with what is noted before it
@@ -155,11 +103,6 @@ def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOp
     return listing
 
 
-def draw(seed: int, name: str) -> bytes:
-    """Return bytes that follow from seed and name alone: sorted by them, names are shuffled."""
-    return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
-
-
 def unit_of(utterance: Utterance, joins: str | None) -> tuple[int, str]:
     """Return source and name of what an utterance must not be separated from: corpora number their speakers alike."""
     if joins == "chapter" and utterance.group is not None:
@@ -167,18 +110,6 @@ def unit_of(utterance: Utterance, joins: str | None) -> tuple[int, str]:
     if joins is not None and utterance.speaker is not None:
         return utterance.source, f"speaker {utterance.speaker}"
     return utterance.source, f"utterance {utterance.key}"
-
-
-def voice_of(utterance: Utterance) -> str:
-    """Return who speaks, as far as is known: the speaker, or else the group, or else the recording itself."""
-    if utterance.speaker is not None:
-        return f"speaker {utterance.speaker}"
-    if utterance.group is not None:
-        return f"group {utterance.group}"
-    audio = utterance.audio[0] if utterance.audio else None
-    if audio is None or audio.region or audio.cell:
-        return f"utterance {utterance.key}"
-    return f"file {real_path(audio.path)}"
 
 
 def _with_unique_keys(
@@ -196,7 +127,7 @@ def _with_unique_keys(
                     free = name == "task" and item.fields.get("messages") is not None
                     if item.fields.get(name) in (None, "") and not free:
                         item.fields[name] = value
-                _check_words(item.key, item.fields)
+                check_words(item.key, item.fields)
                 check_fields(item.fields, len(item.audio))
             except DataError as error:
                 yield Refused.of(item, error)
@@ -208,54 +139,10 @@ def _with_unique_keys(
                 yield Noted(item.where, name, "key is taken", f"called {item.key}, for {taken_by} has the same key")
             elif first.setdefault(item.key, item.where) and item.key != unicodedata.normalize("NFC", name):
                 yield Noted(item.where, name, "key spelt anew", f"called {item.key}")
-            yield from _said_otherwise(item, texts)
+            yield from said_otherwise(item, texts)
             yield from Noted.of(item, remarks)
-            yield from _doubts(item)
+            yield from doubts(item)
         yield item
-
-
-def _check_words(key: str, fields: dict[str, Any]) -> None:
-    """Raise DataError where key or fields hold half characters or bytes of no text, or the answer names a file."""
-    for name, value in (("id", key), *fields.items()):
-        if isinstance(value, str) and _HALVES.search(value):
-            raise DataError(f"unusable fields: {name} holds half a character: {value!r:.80}")
-    for name, value in fields.items():
-        if isinstance(value, str) and not value.isascii() and _BYTES.search(value):
-            raw = value.encode("utf-8", "surrogateescape")
-            raise DataError(
-                f"not UTF-8: {name} is {raw!r:.80}; save the source as UTF-8, such as by iconv -f WINDOWS-1252 -t UTF-8"
-            )
-    answer = fields.get(answer_field(fields) or "")
-    if isinstance(answer, str) and _PATH.fullmatch(answer.strip()):
-        raise DataError(f"text is a path: {answer.strip()!r:.80}; put the words themselves there")
-
-
-def _said_otherwise(item: Utterance, texts: dict[int, tuple[int, str]]) -> Iterator[Noted]:
-    """Note that an utterance gives other words to the very audio of one before it, as for the same task."""
-    if not item.audio or item.fields.get("messages") is not None:
-        return
-    asked = [item.fields.get(name) for name in ("task", "question", "target_language")]
-    words = letters_of(str(item.fields.get(answer_field(item.fields) or "")))
-    audio = [(*a.recording, a.start_seconds, a.seconds, a.channel) for a in item.audio]
-    before, where = texts.setdefault(hash(repr((asked, audio))), (hash(words), item.where))
-    if before != hash(words):
-        yield Noted(
-            item.where, item.key, "same audio, other text", f"{where} has the same stretch of {item.audio[0].path}"
-        )
-
-
-def _doubts(item: Utterance) -> Iterator[Noted]:
-    """Note where the words may be none."""
-    answer = item.fields.get(answer_field(item.fields) or "")
-    if isinstance(answer, str):
-        words = _TAG.sub("", _ASIDE.sub("", answer) if is_timed(item.fields) else answer)
-        if answer.strip().casefold() in NO_TEXT or not any(map(str.isalnum, words)):
-            yield Noted(item.where, item.key, "text may be missing", f"it is {answer.strip()!r:.80}")
-        if _CONTROL.search(answer):
-            yield Noted(item.where, item.key, "control characters", f"in its text: {answer!r:.80}")
-        if not unicodedata.is_normalized("NFC", answer):
-            hint = "tokenizers read another spelling of them; to have one alone: uconv -x nfc"
-            yield Noted(item.where, item.key, "letters not in NFC", f"in its text: {answer!r:.80}; {hint}")
 
 
 def _spell(utterance: Utterance) -> None:
@@ -346,51 +233,3 @@ class _Stretches:
                     f"stretch without an end: it begins at {audio.start_seconds:g} s of {audio.path}, and to the end of"
                     f" that others begin, the last at {last:g} s; give ends or durations"
                 )
-
-
-class _Voices:
-    """Who speaks how often; voices that share a recording, of the source or a joined one, count as one."""
-
-    def __init__(self) -> None:
-        self._parent: dict[str, str] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, utterance: Utterance, joins: str | None) -> None:
-        voice = voice_of(utterance)
-        self._counts[voice] = self._counts.get(voice, 0) + 1
-        self._parent.setdefault(voice, voice)
-        stretches = [audio for audio in utterance.audio if audio.start_seconds is not None]
-        ties = [
-            f"~{(*audio.recording, audio.channel)}" for audio in stretches
-        ]  # sorted behind the voices that are drawn
-        if joins == "chapter" and utterance.group is not None:
-            ties.append(f"joined {utterance.group}")
-        for tie in ties:
-            root, other = self._root(voice), self._root(tie)
-            self._parent[max(root, other)] = min(root, other)
-
-    def _root(self, name: str) -> str:
-        self._parent.setdefault(name, name)
-        while (parent := self._parent[name]) != name:
-            self._parent[name] = self._parent[parent]  # halves the way for the next
-            name = parent
-        return name
-
-    def dev(self, share: float, seed: int) -> set[str]:
-        """Return voices that speak about ``share`` of all utterances, drawn by ``seed``."""
-        sizes: dict[str, int] = {}
-        for voice, count in self._counts.items():
-            sizes[self._root(voice)] = sizes.get(self._root(voice), 0) + count
-        if len(sizes) < 2:
-            raise DataError(
-                f"--dev-share {share:g}: all utterances are of one speaker, or tied by speakers and recordings that"
-                " they share, so that no split without shared ones exists. Name the speakers, or for labels that begin"
-                " anew in each file the files (--column speaker=COLUMN), or leave --dev-share away."
-            )
-        wanted, chosen, total = share * sum(sizes.values()), set[str](), 0
-        for root in sorted(sizes, key=lambda name: draw(seed, name)):
-            if abs(total + sizes[root] - wanted) < abs(total - wanted):
-                chosen.add(root)
-                total += sizes[root]
-        chosen = chosen or {min(sizes, key=lambda name: (sizes[name], name))}
-        return {voice for voice in self._counts if self._root(voice) in chosen}

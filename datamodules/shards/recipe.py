@@ -18,7 +18,7 @@ from fastslm.errors import DataError
 from fastslm.files import PARTIAL, write_atomically
 from fastslm.redaction import redacted
 
-from .listing import Part
+from .part import Part
 from .shard_file import guarded, remove_partials, remove_shard
 from .utterance import Finding, Noted, Refused
 

@@ -17,8 +17,8 @@ from ..reading.audio import open_region
 from ..reading.store import TarState, tar_state
 from ..reading.tar import read_groups, split_dotted
 from .build import ShardSize, divide
-from .listing import draw
 from .opening import SourceChangedError
+from .part import draw
 from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .recipe import BuildFolder, ShardRecord, fingerprint
