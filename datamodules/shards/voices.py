@@ -31,9 +31,7 @@ class Voices:
         self._counts[voice] = self._counts.get(voice, 0) + 1
         self._parent.setdefault(voice, voice)
         stretches = [audio for audio in utterance.audio if audio.start_seconds is not None]
-        ties = [
-            f"~{(*audio.recording, audio.channel)}" for audio in stretches
-        ]  # sorted behind the voices that are drawn
+        ties = [f"~{(*audio.recording, audio.channel)}" for audio in stretches]  # sorted behind what is drawn
         if joins == "chapter" and utterance.group is not None:
             ties.append(f"joined {utterance.group}")
         for tie in ties:
