@@ -109,7 +109,7 @@ def _run(options: argparse.Namespace) -> int:
         for each in data:
             transcripts, failed = transcribe_set(answering, each, options.out / "answers" / f"{each.name}.jsonl")
             num_failed += failed
-            results.append(SetResult(name, each.name, each.normalisers, [*map(compare, transcripts)]))
+            results.append(_result(name, each, transcripts))
     results += given
     for unscored in write(results, options.out, card):
         print(f"{unscored}: nothing is said in this set, so --hub-dataset {unscored} writes nothing.", file=sys.stderr)
@@ -148,13 +148,31 @@ def _hub_task(value: str) -> tuple[str, str]:
 
 def _scored(system: str, data: EvaluationSet, texts: Mapping[str, str], place: str) -> SetResult:
     found = matched(texts, [recording.key for recording in data.recordings], f"{place}, set {data.name}")
-    counts = [
-        compare(Transcript(r.key, r.reference, found[r.key], r.seconds, None, r.normaliser)) for r in data.recordings
-    ]
-    if not any(count.errors for count in counts):
+    result = _result(
+        system,
+        data,
+        [Transcript(r.key, r.reference, found[r.key], r.seconds, None, r.normaliser) for r in data.recordings],
+    )
+    if not any(count.errors for count in result.counts):
         print(
             f"{place}: all transcripts of set {data.name} are the references, word for word; if the system wrote"
             " others, call them 'pred_text' in its rows.",
             file=sys.stderr,
         )
-    return SetResult(system, data.name, data.normalisers, counts)
+    return result
+
+
+def _result(system: str, data: EvaluationSet, transcripts: Sequence[Transcript]) -> SetResult:
+    mixed = sum(each.normaliser == "english" and _apostrophes_differ(each) for each in transcripts)
+    if mixed:
+        print(
+            f"{system}: in {mixed} recordings of set {data.name} one text has \u2019 for an apostrophe and the other ',"
+            " which count as errors, as on the leaderboard. Write ' in both.",
+            file=sys.stderr,
+        )
+    return SetResult(system, data.name, data.normalisers, [*map(compare, transcripts)])
+
+
+def _apostrophes_differ(transcript: Transcript) -> bool:
+    texts = transcript.reference, transcript.hypothesis
+    return any("\u2019" in one and "'" in other for one, other in (texts, texts[::-1]))

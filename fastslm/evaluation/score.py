@@ -1,9 +1,10 @@
 """Word errors of transcripts, recording by recording and over a set: counts, rates and bootstrap intervals."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from fastslm.errors import MissingExtraError
 from fastslm.inference.guards import repeated_phrase
@@ -22,6 +23,8 @@ _FEWEST_LOST = 10
 #: Words that a phrase over and over covers at least: a refrain is none.
 _FEWEST_REPEATED = 12
 _NUM_DRAWS = 2000
+#: Most pairs of words that are compared at once, 20 bytes each in kaldialign, and about the words of a piece beyond.
+_MOST_PAIRS, _PIECE = 4_000_000, 1000
 
 
 @dataclass(frozen=True)
@@ -143,27 +146,49 @@ def compare(transcript: Transcript) -> Counts:
         raise MissingExtraError("kaldialign", extra="evaluate", purpose="scores of transcripts") from error
 
     reference, hypothesis = (words(t, transcript.normaliser) for t in (transcript.reference, transcript.hypothesis))
-    found = edit_distance(reference, hypothesis, merge_compounds=True)
+    pieces = list(_pieces(reference, hypothesis))
+    found = [edit_distance(*piece, merge_compounds=True) for piece in pieces]
+    num_words, wrong, lost, extra = (sum(int(each[k]) for each in found) for k in ("ref_len", "sub", "del", "ins"))
     names = {word: place for place, word in enumerate(dict.fromkeys(hypothesis))}
     return Counts(
         transcript.key,
         transcript.seconds,
-        int(found["ref_len"]),
-        int(found["sub"]),
-        int(found["del"]),
-        int(found["ins"]),
+        num_words,
+        wrong,
+        lost,
+        extra,
         len(hypothesis),
         repeated_phrase([names[word] for word in hypothesis], fewest_tokens=_FEWEST_REPEATED) is not None,
-        _ends_early(reference, hypothesis),
+        lost >= _FEWEST_LOST and _ends_early(*pieces[-1]),
         transcript.work_seconds,
     )
+
+
+def _pieces(reference: Sequence[str], hypothesis: Sequence[str]) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
+    """Yield two texts in pieces that have the errors of the whole, where the whole is too long to be compared at once.
+
+    A shortest way from one text to the other is that of its pieces wherever it is cut. It is cut in the longest stretch
+    of equal words of every ``_PIECE``, where the leaderboard's way, which counts no error for a compound, passes, too.
+    """
+    first, second = 0, 0  # of the piece, in either text
+    longest = 0, 0, 0  # stretch of equal words in it: size and places
+    is_long = len(reference) * len(hypothesis) > _MOST_PAIRS
+    for block in Levenshtein.editops(reference, hypothesis).as_matching_blocks() if is_long else ():
+        for skip in range(0, max(block.size, 1), _PIECE):
+            here = min(block.size - skip, _PIECE), block.a + skip, block.b + skip
+            longest = max(longest, here)
+            size, *cut = longest
+            if size and max(here[1] - first, here[2] - second) >= _PIECE:
+                ends = cut[0] + size // 2, cut[1] + size // 2
+                yield reference[first : ends[0]], hypothesis[second : ends[1]]
+                first, second = ends
+                longest = 0, 0, 0
+    yield reference[first:], hypothesis[second:]
 
 
 def _ends_early(reference: Sequence[str], hypothesis: Sequence[str]) -> bool:
     from kaldialign import align
 
-    if len(reference) - len(hypothesis) < _FEWEST_LOST:
-        return False
     lost = 0
     for _, transcribed in reversed(align(reference, hypothesis, "", merge_compounds=True)):
         if transcribed:

@@ -82,6 +82,16 @@ def test_transcripts_that_are_the_references_word_for_word_are_told(capsys, tmp_
         assert ("all transcripts of set clean are the references, word for word" in shown.err) is told
 
 
+def test_apostrophes_that_the_leaderboard_tells_apart_are_told(capsys, tmp_path, write_shard, flac):
+    said = {"a": "I don\u2019t know", "b": "it\u2019s late", "c": "we'll go", "d": "so be it"}
+    rows = [(key, {"flac": flac(1.0), "json": {"text": text}}) for key, text in said.items()]
+    write_shard(tmp_path / "s" / "x.tar", rows)
+    system = texts(tmp_path / "t", **{**said, "a": "I don't know", "c": "we\u2019ll go", "d": "that\u2019s it"})
+    for more, told in (([], True), (["--normaliser", "basic"], False)):
+        shown = run(capsys, system, tmp_path / "s", "--out", tmp_path / "out", *more)[1].err
+        assert ("t: in 2 recordings of set s one text has \u2019 for an apostrophe and the other '," in shown) is told
+
+
 def test_a_name_with_bars_and_lines_is_one_cell(capsys, tmp_path, shards):
     good = texts(tmp_path / "good", **GOOD)
     words = [good, f"clean={shards}/clean-*.tar", "--out", tmp_path / "out", "--name", "a|b\nc"]

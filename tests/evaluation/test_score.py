@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kaldialign import batch_error_rate
+from kaldialign import edit_distance as distance
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+import fastslm.evaluation.score as score_module
 from fastslm.evaluation.normalise import normaliser_of, words
 from fastslm.evaluation.score import Counts, Transcript, by_length, compare, score
 from fastslm.metrics.languages import code_of
@@ -93,6 +95,42 @@ def test_scripts_that_write_vowels_as_letters_go_through_whispers_own_normaliser
 def test_a_phrase_over_and_over_is_told_and_a_refrain_is_not():
     assert counts_of("he left", "he left " + "thank you " * 8).repeats
     assert not counts_of("no no no", "no no no").repeats
+
+
+def heard(said, generator, share):
+    """Yield words with a share of errors, and if there are any some words in two parts."""
+    for word in said:
+        kind = generator.random()
+        if kind < share:
+            yield from [] if kind < share / 3 else [word, "so"] if kind < share * 2 / 3 else ["other"]
+        elif share and generator.random() < 0.05:
+            yield from (word[:2], word[2:])
+        else:
+            yield word
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.6])
+def test_long_texts_are_compared_in_pieces_that_have_the_errors_of_the_whole(monkeypatch, share):
+    generator, sizes = random.Random(0), []
+    said = ["".join(generator.choices("abcd", k=4)) for _ in range(1500)]
+    texts = " ".join(said), " ".join(heard(said, generator, share))
+    whole = compare(Transcript("a", *texts, 1.0, normaliser="basic"))
+    monkeypatch.setattr(score_module, "_MOST_PAIRS", 10_000)
+    monkeypatch.setattr(score_module, "_PIECE", 100)
+    monkeypatch.setattr(
+        "kaldialign.edit_distance", lambda *texts, **how: sizes.append(max(map(len, texts))) or distance(*texts, **how)
+    )
+    assert compare(Transcript("a", *texts, 1.0, normaliser="basic")) == whole
+    assert 100 < max(sizes) < 300
+    assert whole.errors >= 1000 * share
+
+
+def test_a_transcript_that_ends_early_is_told_whatever_stands_in_it_beyond_what_was_said():
+    said = [f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(60)]
+    filled = [f"{word} so" for word in said[:15]] + said[15:]
+    assert counts_of(" ".join(said), " ".join(filled[:48])).ends_early
+    assert not counts_of(" ".join(said), " ".join(filled)).ends_early
+    assert not counts_of(" ".join(said), " ".join(filled[12:])).ends_early
 
 
 def test_a_transcript_that_ends_early_is_told_from_one_with_gaps():
