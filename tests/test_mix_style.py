@@ -96,3 +96,8 @@ def test_training_hears_it_repeatably_and_evaluation_never(make_module):
 def test_a_share_out_of_range_is_named(make_module, share):
     with pytest.raises(ConfigError, match=r"model\.mix_style: .* is outside 0 to 1"):
         make_module(mix_style=share)
+
+
+def test_windows_that_are_encoded_one_by_one_have_none_to_be_mixed_with(make_module):
+    with pytest.raises(ConfigError, match=r"model\.mix_style: .* model\.encoder_batch_windows is 1"):
+        make_module(mix_style=0.5, encoder_batch_windows=1)

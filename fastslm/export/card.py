@@ -98,7 +98,7 @@ def _summary(run: Run, *, merged: bool, llm_only: bool) -> str:
         else "The LLM of a speech language model trained with fastslm, adapters merged.",
         "",
         f"- speech encoder: `{_arguments(model['encoder']).get('pretrained')}`"
-        + (" (trained along)" if "encoder" in train_parts else " (frozen)"),
+        + (" (trained along)" if path.holds_encoder else " (frozen)"),
         f"- compressor: {type(path.abstractor).__name__}, {tokens} tokens for {seconds:g} s of audio"
         f" ({tokens / seconds:.2f} tokens/s)",
         f"- LLM: `{_arguments(model['llm']).get('pretrained')}`"

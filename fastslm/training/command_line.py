@@ -53,16 +53,16 @@ from fastslm.training.watchdog import Watchdog
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` of the run without passwords and signatures: run folders are passed on."""
+    """Writes ``config.yaml`` of the run without passwords and signatures: run folders are passed on.
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    Lightning would write it where the first of the loggers does, which may be a folder of many runs.
+    """
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write it; an evaluation writes one of its own, and leaves what the run was trained with."""
-        if stage != "fit":
-            self.config_filename = f"config-{TrainerFn(stage).value}.yaml"
-        super().setup(trainer, pl_module, stage)
-        file = Path(str(trainer.log_dir)) / self.config_filename
-        if trainer.is_global_zero and file.is_file():
-            write_atomically(file, redacted(file.read_text(encoding="utf-8")))
+        name = "config.yaml" if stage == "fit" else f"config-{TrainerFn(stage).value}.yaml"
+        text = self.parser.dump(self.config, skip_none=False)
+        write_atomically(Path(trainer.default_root_dir) / name, redacted(text))
 
 
 class TrainingCLI(LightningCLI):
@@ -319,7 +319,7 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=_SaveConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             parser_class=Parser,
             parser_kwargs={"parser_mode": options["parser_mode"], arguments[0]: options},
             seed_everything_default=0,

@@ -41,8 +41,9 @@ class TrainingSettings:
             shows everything. Not together with ``frame_cache``.
         answer_noise: in training show the LLM this share of its answer's past as other words of the answer, 0..0.5: it
             then keeps its place in long audio when it misreads a word.
-        mix_style: in training give this share of windows a voice between two, by the statistics of their frames, 0..1;
-            works with ``frame_cache``, which other augmentation does not.
+        mix_style: in training give this share of windows a voice between theirs and that of another window in the
+            encoder at the same time (``encoder_batch_windows``), by the statistics of their frames, 0..1; works with
+            ``frame_cache``, which other augmentation does not.
         token_noise: in training show the LLM speech tokens with noise of up to this size relative to their own, 0..1:
             it gets used to tokens of voices that the compressor has not seen. The alignment loss sees them without.
             Source: Jain et al., "NEFTune" (ICLR 2024).
@@ -164,3 +165,8 @@ class ModelSettings(SpeechSettings, TrainingSettings, AnswerSettings):
         SpeechSettings.__post_init__(self)
         TrainingSettings.__post_init__(self)
         AnswerSettings.__post_init__(self)
+        if self.mix_style and self.encoder_batch_windows == 1:
+            raise ConfigError(
+                "model.mix_style: windows are mixed with others in the encoder at the same time, and"
+                " model.encoder_batch_windows is 1. Set that higher, or model.mix_style to 0."
+            )

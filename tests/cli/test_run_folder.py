@@ -1,6 +1,7 @@
 """A run's folder: one training at a time, and an earlier run is moved aside only for one that begins."""
 
 import errno
+import json
 import os
 import shutil
 import threading
@@ -118,6 +119,16 @@ def test_the_metrics_that_a_logger_of_the_users_would_delete_are_moved_aside(fit
     evaluated = ["validate", "--config", str(tmp_path / "run" / "config.yaml")]
     command_line(TrainingCLI, evaluated)
     assert (place / "metrics.csv.before-2").read_text() == first
+
+
+def test_the_configuration_of_a_run_lies_in_its_folder_whatever_logs_first(fit, tmp_path):
+    loggers = [
+        {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "logs")}},
+        {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path / "run"), "name": "", "version": ""}},
+    ]
+    fit(*ONE_STEP, "--trainer.logger", json.dumps(loggers))
+    assert (tmp_path / "run" / "config.yaml").exists()
+    assert not list(tmp_path.glob("logs/**/config.yaml"))
 
 
 def test_metrics_are_put_back_where_nothing_was_trained(tmp_path):
