@@ -37,6 +37,10 @@ class DataError(FastSLMError):
     """Shards or samples cannot be used; the text names the shard and the sample."""
 
 
+class StoreError(FastSLMError):
+    """A store of shards cannot be reached, or is too busy; that says nothing of its samples."""
+
+
 class CheckpointError(FastSLMError):
     """A checkpoint does not fit the model, the data or this version."""
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from fastslm.errors import DataError
 from fastslm.path.prompt import Prompter
 from fastslm.processes.children import ProcessPool, shielded_context
+from fastslm.redaction import redacted
 from fastslm.tasks import tasks
 
 from ..reading.store import Store, TarState, is_remote
@@ -120,16 +121,15 @@ class IndexBuilder:
         try:
             return parse_sidecar(data)
         except DataError as error:
-            print(f"index {target}: {error}; it is left aside.", file=sys.stderr)
+            _tell(f"index {target}: {error}; it is left aside.")
             return None
 
     def _renewed(self, shard: str, state: TarState, stale: Sequence[ShardRows]) -> ShardRows:
         """Return rows of a tar that has no index, or one of another size or time."""
         if is_remote(shard):
-            print(
+            _tell(
                 f"shard {shard}: there is no index of it to read, so its {state.size:,} bytes are fetched to make one,"
-                f" which is kept in {self.cache}.",
-                file=sys.stderr,
+                f" which is kept in {self.cache}."
             )
         with self.store.local(shard) as path:
             for old in stale:  # a copy has another time and the same bytes
@@ -147,7 +147,7 @@ class IndexBuilder:
                 self._keep(shard, rows, beside=False)  # the index beside it says what the tar should hold
             else:
                 if stale:
-                    print(f"shard {shard}: was replaced after it was indexed; it is indexed anew.", file=sys.stderr)
+                    _tell(f"shard {shard}: was replaced after it was indexed; it is indexed anew.")
                 self._keep(shard, rows)
         return rows
 
@@ -165,6 +165,10 @@ class IndexBuilder:
                 f"cannot keep the index of {shard}, neither beside it nor in {target.parent}: {error.strerror}."
                 " Set data.cache_dir to a folder that can be written."
             ) from error
+
+
+def _tell(text: str) -> None:
+    print(redacted(text), file=sys.stderr)  # the output of a pool's process goes past the command's
 
 
 def _counted(index: ShardIndex, bar: "tqdm[None]") -> ShardIndex:

@@ -2,9 +2,11 @@
 
 import errno
 import io
+import itertools
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import time
 import zlib
@@ -14,13 +16,16 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, cast
 
 from fastslm.audio.regions import Region, reading
-from fastslm.errors import DataError, FastSLMError, MissingExtraError
+from fastslm.errors import DataError, FastSLMError, MissingExtraError, StoreError
+from fastslm.redaction import redacted
 
 from .audio import crc32_of_file, open_region
 
 _MAX_OPEN_SHARDS = 64  # of a process; systems often allow it 1024 files
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.25
+_LONGEST_PAUSE_SECONDS = 8.0
+_PATIENCE_SECONDS = 120.0  # with a store that was there before; a signal to save waits as long
 _REMOTE_BUFFER_BYTES = 4 << 20
 _MAX_MEMORY_BYTES = 8 << 20
 _MOST_INDEX_BYTES = 1 << 28  # millions of samples; in place of an index a server may give anything, even the tar
@@ -81,13 +86,20 @@ def filesystem(url: str) -> Any:
         raise DataError(f"shard {url}: the protocol {protocol!r} is unknown to fsspec.") from error
 
 
-def retried(action: Callable[[], T], shard: str) -> T:
+def retried(action: Callable[[], T], shard: str, patience: float = 0.0) -> T:
     """Return what ``action`` gives, tried a few times with growing pauses; a file that is missing or forbidden is not.
+
+    Args:
+        action: asks the store.
+        shard: for messages.
+        patience: seconds in which a store that cannot be reached, or is too busy, is asked again.
 
     Raises:
         DataError: it failed every time.
+        StoreError: the store cannot be reached, or is too busy, for longer than ``patience``.
     """
-    for attempt in range(1, _ATTEMPTS + 1):
+    begin = time.monotonic()
+    for attempt in itertools.count(1):
         try:
             return action()
         except FastSLMError:  # what people can mend, time does not
@@ -96,11 +108,21 @@ def retried(action: Callable[[], T], shard: str) -> T:
             error = _reason(failure)
             if isinstance(error, FileNotFoundError):
                 raise DataError(f"vanished shard: {shard} is not there") from error
-            if attempt == _ATTEMPTS or _is_forbidden(error):
-                what = " ".join(str(error).split()) or type(error).__name__
+            what = " ".join(str(error).split()) or type(error).__name__
+            waited = time.monotonic() - begin
+            is_last, is_outage = attempt >= _ATTEMPTS or _is_forbidden(error), patience > 0 and _is_outage(error)
+            if is_last and not is_outage:
                 tried = f" ({attempt} attempts)" if attempt > 1 else ""
                 raise DataError(f"unreadable shard: {shard}: {what}{tried}") from error
-            time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
+            if is_last and waited > patience:
+                raise StoreError(
+                    f"shard {shard}: its store has given nothing for {waited:.0f} s: {what}. Give the same command"
+                    " again when it does; fit continues with --ckpt_path last."
+                ) from error
+            if attempt == _ATTEMPTS:
+                told = f"shard {shard}: {what}; its store is waited for, up to {patience:g} s."
+                print(redacted(told), file=sys.stderr)  # a worker's output goes past the command's
+            time.sleep(min(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), _LONGEST_PAUSE_SECONDS))
     raise AssertionError
 
 
@@ -115,6 +137,13 @@ def _is_forbidden(error: BaseException | None) -> bool:
     """Say whether a store refuses a file, as the clients of S3, HTTP and Google's store tell it."""
     status = getattr(error, "status", None)
     return isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden")
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Say whether a store cannot be reached or is too busy, rather than fails at this one file."""
+    is_busy = getattr(error, "status", None) in (429, 502, 503, 504) or getattr(error, "errno", None) == errno.EBUSY
+    beneath = error.__cause__ or error.__context__  # what the system says of a connection
+    return is_busy or isinstance(error, ConnectionError | TimeoutError) or isinstance(beneath, OSError)
 
 
 class RemoteRegion(Region):
@@ -138,7 +167,7 @@ class RemoteRegion(Region):
                 raise OSError(f"{len(data)} of {count} bytes came")
             return bytes(data)
 
-        return retried(fetch, self._url)
+        return retried(fetch, self._url, _PATIENCE_SECONDS)
 
 
 class Store:
@@ -170,6 +199,7 @@ class Store:
 
         Raises:
             DataError: it cannot be read.
+            StoreError: its store cannot be reached.
         """
         if size <= _MAX_MEMORY_BYTES:
             data = self.read(shard, offset, size)
@@ -187,6 +217,7 @@ class Store:
 
         Raises:
             DataError: the shard cannot be read, or ends before the region does.
+            StoreError: its store cannot be reached.
         """
         if is_remote(shard):
             file = self.open(shard, offset, size)
@@ -244,6 +275,7 @@ class Store:
 
         Raises:
             DataError: it cannot be fetched, or there is no room for it.
+            StoreError: its store cannot be reached.
         """
         if not is_remote(shard):
             yield shard

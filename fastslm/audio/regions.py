@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastslm.errors import DataError
+from fastslm.errors import DataError, FastSLMError
 
 
 class Region(io.RawIOBase):
@@ -55,7 +55,7 @@ class Region(io.RawIOBase):
         wanted = min(len(buffer), max(0, self._size - self._position))
         try:
             data = self._read_at(self._position, wanted) if wanted and self.error is None else b""
-        except (OSError, DataError) as error:
+        except (OSError, FastSLMError) as error:
             self.error, data = error, b""
         buffer[: len(data)] = data
         self._position += len(data)
@@ -72,13 +72,14 @@ def reading(file: Any) -> Iterator[None]:
 
     Raises:
         DataError: bytes could not be read.
+        StoreError: their store cannot be reached.
     """
     region = getattr(file, "raw", file)
     try:
         yield
     finally:
         error = getattr(region, "error", None)
-        if isinstance(error, DataError):
+        if isinstance(error, FastSLMError):
             raise error
         if error is not None:
             raise DataError(f"unreadable shard: {getattr(error, 'strerror', None) or error}") from error

@@ -14,7 +14,7 @@ from fastslm.datamodules.index.sidecar import sidecar_path, write_sidecar
 from fastslm.datamodules.index.sources import expand
 from fastslm.datamodules.reading import store as _store
 from fastslm.datamodules.reading.store import Store, retried
-from fastslm.errors import DataError, MissingExtraError
+from fastslm.errors import DataError, MissingExtraError, StoreError
 
 pytest.importorskip("aiohttp")
 
@@ -27,6 +27,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.requests, self.cut, self.ranges = folder, [], 0, True
+        self.busy = 0  # answers with status 503
         self.refused = ""  # what addresses end with that are not given out
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -53,6 +54,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.refused and address.endswith(self.server.refused):
             self.server.requests.append((self.command, self.path, 0))
             self.send_error(403)
+            return
+        if self.server.busy:
+            self.server.busy -= 1
+            self.send_error(503)
             return
         path = os.path.join(self.server.folder, address.lstrip("/"))
         if not os.path.isfile(path):
@@ -201,6 +206,30 @@ def test_a_server_that_always_breaks_off_is_given_up_on_and_counted(remote, serv
     assert [item["reason"] for item in batch.broken] == ["unreadable shard"]
     assert "4 attempts" in batch.broken[0]["detail"]
     assert len(batch) == 5
+
+
+def test_an_outage_is_waited_for_and_breaks_no_sample(remote, server, capsys, data_of):
+    remote()
+    data = data_of(val_shards=f"{server.url}/train-{{000000..000001}}.tar?signature=letmein")
+    data.setup("validate")
+    server.busy = 7
+    (batch,) = data.val_dataloader()
+    assert len(batch) == 6
+    assert not batch.broken
+    assert "503" in (told := capsys.readouterr().err)
+    assert "its store is waited for, up to 120 s" in told
+    assert "letmein" not in told
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_outage_without_end_ends_the_run_and_breaks_no_sample(remote, server, monkeypatch, num_workers):
+    monkeypatch.setattr(_store, "_PATIENCE_SECONDS", 0.1)
+    data = remote(max_broken_share=1.0, num_workers=num_workers)
+    data.setup("validate")
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(StoreError, match=r"\.tar: its store has given nothing for .* Cannot connect.*ckpt_path last"):
+        list(data.val_dataloader())
 
 
 def test_a_shard_that_vanishes_from_the_server_is_reported_at_once(remote, server):
