@@ -65,7 +65,8 @@ def _open(file: BinaryIO) -> tuple[Any, Any]:
         if needs_av(file) and b"moov" not in (boxes := [name for _, name in mp4_boxes(file)]) and b"mdat" in boxes:
             why = "its index (the box moov) is missing: it is cut off, or its recording was not finished"
             raise DataError(f"unreadable audio: {why}") from error
-        raise DataError(f"unreadable audio: {_short(error)}") from error
+        bare = "; raw samples need a header, such as WAV's" * isinstance(error, av.error.InvalidDataError)
+        raise DataError(f"unreadable audio: {_short(error)}{bare}") from error
     if not container.streams.audio:
         container.close()
         raise DataError("unreadable audio: it holds no audio stream")

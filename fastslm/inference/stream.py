@@ -20,7 +20,7 @@ from .audio import AudioSource
 from .engine import Decoding, Memory
 from .listening import Chunk, Cutter, SpeechPart, encode, encode_chunks
 from .results import Answer, Timings
-from .samples import MOST_CHANNELS, checked_rate, samples_of
+from .samples import MOST_CHANNELS, checked_rate, is_encoded, samples_of
 from .text import TextChunks
 
 
@@ -114,9 +114,16 @@ class AudioStream:
                 " recording), and a stream does not know it before its end. Collect the audio and transcribe it whole."
             )
         with self._mine("audio cannot be pushed"):
+            if is_encoded(chunk):
+                raise DataError(
+                    "a stream takes samples, not bytes. If they are those of int16, give np.frombuffer(chunk, np.int16)"
+                )
             given = samples_of(chunk, channels_first=self._channels_first)
             if given.array.dtype.kind in "iu" and given.array.dtype.itemsize > 2:
-                raise DataError(f"a stream takes floats, int16 or uint8; a chunk of {given.array.dtype} has no scale")
+                raise DataError(
+                    f"a stream takes floats, int16 or uint8; a chunk of {given.array.dtype} has no scale."
+                    " If its values are those of int16, give np.asarray(chunk, np.int16)"
+                )
             if len(given) > MOST_CHANNELS:  # a shorter chunk does not tell
                 self._channels_first = given.channels_first
             samples = self._resampler.push(given.block(0, len(given)))

@@ -234,8 +234,14 @@ def test_a_stream_keeps_the_axes_that_it_has_seen(model):
     stream.finish()
     assert stream.seconds == 1.0
     assert stream.transcribe(max_new_tokens=4).tokens == expected
-    for wrong in (SPEECH.astype(np.int32), None, "a.wav", b"abc", FLOATS * 32768):
+    for wrong in (None, "a.wav", FLOATS * 32768):
         with pytest.raises(DataError):
+            model.stream().push(wrong)
+    for wrong in (SPEECH.astype(np.int32), SPEECH.tolist()):
+        with pytest.raises(DataError, match=r"has no scale\. If .* int16, give np\.asarray\(chunk, np\.int16\)"):
+            model.stream().push(wrong)
+    for wrong in (SPEECH.tobytes(), memoryview(SPEECH.tobytes())):
+        with pytest.raises(DataError, match=r"not bytes\. If .* int16, give np\.frombuffer\(chunk, np\.int16\)"):
             model.stream().push(wrong)
     with pytest.raises(DataError, match="sample_rate_hz"):
         model.stream(sample_rate_hz=0)
