@@ -23,6 +23,7 @@ class Parser(LightningArgumentParser):
 
     def validate(self, namespace: Namespace, **named: Any) -> None:
         """Check the values, then null as one of them: jsonargparse takes it as no value, which fits every type."""
+        named.pop("_prefix", None)  # with it the parser of a subcommand leaves to the outer one what has no value
         super().validate(namespace, **named)
         super().validate(namespace, **{**named, "skip_unset": False})
 
