@@ -15,6 +15,7 @@ from tiny_run import settings_of, write_run
 import fastslm
 from fastslm.cli import main
 from fastslm.errors import CheckpointError, ConfigError, HubError
+from fastslm.export.checksum import ROOM, write_checksum
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,22 @@ def test_one_whose_weights_are_in_several_files_says_the_same(sharded, model, no
         assert file.stat().st_mode & 0o044 == 0o044
     assert "model.safetensors.index.json" in json.loads((sharded / "checksums.json").read_text())
     assert fastslm.load(sharded, device="cpu").transcribe(noise(7)).tokens == model.transcribe(noise(7)).tokens
+
+
+def test_weights_of_two_exports_in_one_folder_are_refused(exported, sharded, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    shutil.copytree(sharded, folder, dirs_exist_ok=True)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors and model\.safetensors\.index\.json are of two"):
+        fastslm.load(folder, device="cpu")
+
+
+def test_so_is_one_file_of_another_export_among_several(sharded, tmp_path):
+    folder = shutil.copytree(sharded, tmp_path / "model")
+    weights = sorted(folder.glob("*.safetensors"))[-1]
+    save_file({n: w + 1 for n, w in load_file(weights).items()}, weights, {"format": "pt", **ROOM})
+    write_checksum(weights)
+    with pytest.raises(CheckpointError, match=rf"{weights.name} holds other bytes than were"):
+        fastslm.load(folder, device="cpu")
 
 
 def test_a_sound_folder_is_loaded_without_a_word(exported, caplog, capfd, monkeypatch):
