@@ -59,7 +59,7 @@ def compare(checkpoint: Checkpoint, module: Any, config: Mapping[str, Any], purp
         has_adapters = any(".lora_" in name for name in checkpoint.names())
         stored, present = (_meant(renamed(given), has_adapters) for given in (checkpoint.config, config))
         _compare_configs(stored, present, Changes.of(module), purpose, found)
-    if checkpoint.manifest:
+    if "base_models" in checkpoint.manifest:
         _compare_bases(checkpoint.manifest.get("base_models", {}), facts.base_models(module), found)
         _compare_vocabularies(checkpoint.manifest.get("vocabulary", {}), facts.vocabulary(module), found)
         _compare_versions(checkpoint.manifest.get("versions", {}), facts.package_versions(), found)

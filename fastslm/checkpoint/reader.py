@@ -34,7 +34,7 @@ class Checkpoint:
 
     Attributes:
         path: its folder, or the file of a plain one.
-        manifest: what ``checkpoint.json`` says; empty for a plain one.
+        manifest: what ``checkpoint.json`` says; of a plain one, what is known of that.
         config: the resolved configuration it was trained with; empty where it is not known.
         trained_on: what it was trained on, as ``TrainedOn.plain`` gives it; None where it is not known.
     """
@@ -45,16 +45,21 @@ class Checkpoint:
     trained_on: Any = None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is what Lightning or DeepSpeed alone wrote, or a single file, and no folder of ``writer``."""
+        return "files" not in self.manifest
+
+    @property
     def trainer_state(self) -> Path | None:
         """The strategy's own state, a file or a folder; None where only weights are stored."""
-        if not self.manifest:
+        if self.is_plain:
             return self.path
         state = self.path / TRAINER_STATE
         return state if state.exists() else None
 
     def names(self) -> list[str]:
         """Return the names of the weights, without reading them where a manifest lists them."""
-        return list(self.manifest["tensors"] if self.manifest else _plain_tensors(self.path))
+        return list(_plain_tensors(self.path) if self.is_plain else self.manifest["tensors"])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights by name, on the CPU.
@@ -62,7 +67,7 @@ class Checkpoint:
         Raises:
             CheckpointError: they are damaged, or not those that the manifest lists.
         """
-        if not self.manifest:
+        if self.is_plain:
             return _plain_tensors(self.path)
         tensors = _read_weights(self.path / WEIGHTS)
         table: Mapping[str, Any] = self.manifest["tensors"]
@@ -293,15 +298,20 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 def _open_plain(path: Path) -> Checkpoint:
     if path.is_dir():
-        opened = Checkpoint(path, {}, _deepspeed_config(path))
-        for file in sorted(path.rglob("*.pt")):
-            _verify_archive(file, file)
-        return opened
-    state = read_tensors(path)
-    if zipfile.is_zipfile(path):  # what torch wrote before it had archives holds no checksums
-        _verify_archive(path, path)
-    config = state.get("fastslm_config")
-    return Checkpoint(path, {}, config if isinstance(config, dict) else {}, state.get("fastslm_trained_on"))
+        with deepspeed_objects():
+            state = read_tensors(sorted(path.glob("*/*model_states.pt"))[0])
+        archives = sorted(path.rglob("*.pt"))
+    else:
+        state = read_tensors(path)
+        archives = [path] if zipfile.is_zipfile(path) else []  # what torch wrote before it had any holds no checksums
+    for file in archives:
+        _verify_archive(file, file)
+    config, manifest = state.get("fastslm_config"), state.get("fastslm_manifest")
+    if not isinstance(manifest, dict):
+        counts = {"step": state.get("global_step"), "epoch": state.get("epoch")}
+        manifest = {name: count for name, count in counts.items() if isinstance(count, int)}
+    told = manifest.get("trained_on", state.get("fastslm_trained_on"))
+    return Checkpoint(path, manifest, config if isinstance(config, dict) else {}, told)
 
 
 def _plain_tensors(path: Path) -> dict[str, Tensor]:
@@ -311,13 +321,6 @@ def _plain_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is no checkpoint of fastslm: it holds no state_dict.")
     return state
-
-
-def _deepspeed_config(path: Path) -> dict[str, Any]:
-    state = sorted(path.glob("*/*model_states.pt"))[0]
-    with deepspeed_objects():
-        config = read_tensors(state).get("fastslm_config")
-    return config if isinstance(config, dict) else {}
 
 
 def _deepspeed_tensors(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ def prepare_resume(trainer: L.Trainer, checkpoint: Checkpoint) -> Path:
     """
     state = checkpoint.trainer_state
     assert state is not None
-    if not checkpoint.manifest:
+    if checkpoint.is_plain:
         return state
     stored, present = str(checkpoint.manifest["strategy"]), facts.strategy_kind(trainer.strategy)
     if stored != present:

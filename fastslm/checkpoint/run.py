@@ -16,7 +16,6 @@ from fastslm.checkpoint import Checkpoint, adopt_shapes, check_state, find_folde
 from fastslm.checkpoint.facts import base_fingerprints
 from fastslm.checkpoint.reader import folder_of_checkpoints
 from fastslm.checkpoint.trained_on import TrainedOn
-from fastslm.checkpoint.unpickled import read_tensors
 from fastslm.configuration.instantiate import instantiated
 from fastslm.configuration.renamed import renamed
 from fastslm.contracts import Encoder, LanguageModel
@@ -102,16 +101,14 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     model = build_path(_as_before(settings), device, tensors)
     _load(model, tensors, str(checkpoint.path))
     _warn_of_other_bases(checkpoint, settings)
-    step = checkpoint.manifest.get("step")
-    if step is None:
-        step = read_tensors(checkpoint.path).get("global_step", 0) if checkpoint.path.is_file() else 0
+    step = int(checkpoint.manifest.get("step", 0))
     metrics = dict(checkpoint.manifest.get("metrics", {}))
     told = checkpoint.trained_on
     trained_on = TrainedOn.of([told]) if told else TrainedOn.of_configuration(config)
     letters = _letters(settings, model.llm.width, tensors, str(checkpoint.path))
     reads = bool(settings.get("answer_weight", 1.0))
     model.requires_grad_(False).eval()
-    return Run(model, config, checkpoint.path, int(step), metrics, trained_on, letters, reads)
+    return Run(model, config, checkpoint.path, step, metrics, trained_on, letters, reads)
 
 
 def bases_of(path: Path) -> dict[str, str]:

@@ -58,7 +58,7 @@ def _inspect(path: Path, which: str, tensors: bool, as_json: bool) -> str:
     from fastslm.checkpoint.reader import open_checkpoint
 
     checkpoint = open_checkpoint(path, which)
-    manifest = checkpoint.manifest or _manifest_of_plain(checkpoint)
+    manifest = _whole_manifest(checkpoint)
     if as_json:
         facts = {"path": str(checkpoint.path), **manifest, "config": checkpoint.config}
         return json.dumps(facts, ensure_ascii=False, indent=1)
@@ -69,12 +69,14 @@ def _inspect(path: Path, which: str, tensors: bool, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def _manifest_of_plain(checkpoint: Any) -> dict[str, Any]:
-    """Return what can be said of a checkpoint that Lightning or DeepSpeed wrote alone."""
-    from fastslm.checkpoint.writer import tensor_table
+def _whole_manifest(checkpoint: Any) -> dict[str, Any]:
+    """Return the manifest; of a checkpoint that Lightning or DeepSpeed wrote alone, what can be said of it."""
+    from fastslm.checkpoint.writer import FORMAT, tensor_table
 
+    if "tensors" in checkpoint.manifest:
+        return dict(checkpoint.manifest)
     told = {} if checkpoint.trained_on is None else {"trained_on": checkpoint.trained_on}
-    return {"tensors": tensor_table(checkpoint.tensors(), _part), **told}
+    return {"format": FORMAT, **checkpoint.manifest, "tensors": tensor_table(checkpoint.tensors(), _part), **told}
 
 
 def _part(name: str) -> str:
@@ -87,7 +89,9 @@ def _table(path: str, manifest: Mapping[str, Any], config: Mapping[str, Any]) ->
 
     yield path
     if "step" in manifest:
-        yield row("step", f"{manifest['step']} (epoch {manifest['epoch']}), saved {manifest['created']}")
+        saved = f", saved {manifest['created']}" if "created" in manifest else ""
+        yield row("step", f"{manifest['step']} (epoch {manifest.get('epoch', 0)}){saved}")
+    if "strategy" in manifest:
         yield row("saved by", f"{manifest['strategy']} on {manifest['world_size']} processes, {manifest['precision']}")
     else:
         yield row("kind", "plain: written by Lightning or DeepSpeed alone, without a manifest")
@@ -187,10 +191,10 @@ def convert(path: Path, out: Path, which: str = "last", to: str = "weights") -> 
 
 
 def _write_folder(checkpoint: Any, tensors: dict[str, Any], out: Path) -> None:
-    from fastslm.checkpoint.writer import FORMAT, write_weights
+    from fastslm.checkpoint.writer import write_weights
     from fastslm.files import whole_folder
 
-    manifest = dict(checkpoint.manifest) or {"format": FORMAT, **_manifest_of_plain(checkpoint)}
+    manifest = _whole_manifest(checkpoint)
     manifest.pop("files", None)
     whole = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
     with whole_folder(out, alone=True, sync=True) as partial:
@@ -206,7 +210,7 @@ def _write_file(checkpoint: Any, tensors: dict[str, Any], out: Path) -> None:
     state = {
         "state_dict": tensors,
         "fastslm_config": checkpoint.config,
-        "fastslm_trained_on": checkpoint.trained_on,
+        "fastslm_manifest": {name: value for name, value in _whole_manifest(checkpoint).items() if name != "files"},
         "epoch": checkpoint.manifest.get("epoch", 0),
         "global_step": checkpoint.manifest.get("step", 0),
         "pytorch-lightning_version": lightning.__version__,

@@ -2,19 +2,22 @@
 
 That of weights is one of the metadata in a safetensors file's header, which other readers leave alone, and which
 transformers drops when it writes weights anew: what has none was not written here, and is taken as it is. Those of
-tokenizer and settings are in ``checksums.json``, and hold as long as the weights are those that were exported.
+tokenizer, settings and code are in ``checksums.json``, which lists the weights, too, and holds while all have theirs.
 """
 
 import json
 import zlib
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from fastslm.errors import CheckpointError
 
 _NAME = "fastslm_crc32"
 _LIST = "checksums.json"
-#: Weights, which have theirs inside; code, which is not run here; and the card, which is for people.
-_NOT_LISTED = (".safetensors", ".py", ".pyc", ".md")
+#: The card is for people.
+_NOT_LISTED = (".pyc", ".md")
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DIGITS = 8
 _BLOCK = 1 << 22
 #: Longest header that safetensors reads.
@@ -34,19 +37,28 @@ def write_checksum(file: Path) -> None:
 
 
 def write_list(folder: Path) -> None:
-    """Write the checksums of the files that a model is read from besides its weights."""
+    """Write the checksums of all files that a model is read from."""
     read = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix not in _NOT_LISTED]
-    sums = {file.relative_to(folder).as_posix(): f"{zlib.crc32(file.read_bytes()):08x}" for file in read}
+    sums = {file.relative_to(folder).as_posix(): _listed(file) for file in read}
     (folder / _LIST).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 
-def verify_list(folder: Path) -> None:
-    """Compare the files besides the weights with their checksums, where the folder is as it was exported.
+def verify_list(folder: Path, *, code: bool = False) -> None:
+    """Compare the files with the list, of weights their stored checksum, where the folder is as it was exported.
+
+    Args:
+        folder: of an exported model.
+        code: the Python files, too, which are not run here.
 
     Raises:
-        CheckpointError: one is missing, or holds other bytes than were written.
+        CheckpointError: one is missing, or holds other bytes than were written; or there are weights of two exports.
     """
-    if not (folder / _LIST).exists() or any(_place(file) is None for file in folder.glob("*.safetensors")):
+    if (folder / _WEIGHTS).exists() and (folder / _INDEX).exists():
+        raise CheckpointError(
+            f"model {folder}: {_WEIGHTS} and {_INDEX} are of two exports, and only the first would be read. Delete the"
+            " weights of the older one, or export to a new folder."
+        )
+    if not (folder / _LIST).exists() or any(_stored(file) is None for file in folder.glob("*.safetensors")):
         return
     try:
         sums = dict(json.loads((folder / _LIST).read_bytes()))
@@ -54,9 +66,11 @@ def verify_list(folder: Path) -> None:
         raise CheckpointError(f"model {folder}: {_LIST} is damaged. Copy or download it anew.") from error
     for name, stored in sums.items():
         file = folder / name
+        if file.suffix == ".py" and not code:
+            continue
         if not file.is_file():
             raise CheckpointError(f"model {folder}: {name} is missing. Copy or download the folder anew.")
-        if f"{zlib.crc32(file.read_bytes()):08x}" != stored:
+        if _listed(file) != stored:
             raise CheckpointError(
                 f"model {folder}: {name} holds other bytes than were written (its checksum differs). Copy or download"
                 f" it anew; if you have changed it yourself, delete {_LIST}."
@@ -67,16 +81,18 @@ def verify_checksums(folder: Path) -> None:
     """Read the weights of a folder once and compare them with their checksums, where they have one.
 
     Raises:
-        CheckpointError: a file holds other bytes than were written.
+        CheckpointError: a file is cut, or holds other bytes than were written.
     """
     for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass  # its header says how long it is
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"model {folder}: {file.name} is damaged ({error}). Copy or download it anew."
+            ) from error
         place = _place(file)
-        if place is None:
-            continue
-        with file.open("rb") as opened:
-            opened.seek(place)
-            stored = opened.read(_DIGITS)
-        if stored != b"%08x" % _crc32(file, place):
+        if place is not None and _stored(file) != f"{_crc32(file, place):08x}":
             raise CheckpointError(
                 f"model {folder}: {file.name} holds other bytes than were written (its checksum differs). Copy or"
                 " download it anew."
@@ -97,6 +113,20 @@ def _place(file: Path) -> int | None:
     entry = f'"{_NAME}":"'.encode()
     found = header.find(entry)
     return 8 + found + len(entry) if found >= 0 and len(str(value)) == _DIGITS else None
+
+
+def _stored(file: Path) -> str | None:
+    """Return the checksum in the header of weights; None where there is none."""
+    place = _place(file)
+    if place is None:
+        return None
+    with file.open("rb") as opened:
+        opened.seek(place)
+        return opened.read(_DIGITS).decode(errors="replace")
+
+
+def _listed(file: Path) -> str | None:
+    return _stored(file) if file.suffix == ".safetensors" else f"{zlib.crc32(file.read_bytes()):08x}"
 
 
 def _crc32(file: Path, place: int) -> int:

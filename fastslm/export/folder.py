@@ -27,6 +27,8 @@ from fastslm.path.model import SpeechLM
 from fastslm.path.template import keep_switches
 from fastslm.tasks import tasks
 
+#: Of a file of weights; what is more becomes several. That of transformers and the hub.
+_SHARD_SIZE = "5GB"
 _MODEL_CLASS = "FastSLMForConditionalGeneration"
 _AUTO_MAP = {
     "AutoConfig": "configuration_fastslm.FastSLMConfig",
@@ -174,13 +176,25 @@ def _renamed(name: str, beginnings: dict[str, str]) -> str:
 
 
 def _save_weights(state: dict[str, Tensor], folder: Path) -> None:
-    from huggingface_hub import save_torch_state_dict
+    from huggingface_hub import save_torch_state_dict, split_torch_state_dict_into_shards
 
-    metadata = {"format": "pt", **ROOM}
-    save_torch_state_dict(state, folder, filename_pattern="model{suffix}.safetensors", metadata=metadata)
-    for file in folder.glob("*.safetensors"):
-        write_checksum(file)
-        file.chmod(0o644)  # it makes them readable for their owner alone
+    split = split_torch_state_dict_into_shards(
+        state, filename_pattern="model{suffix}.safetensors", max_shard_size=_SHARD_SIZE
+    )
+    for name, weights in split.filename_to_tensors.items():
+        # One call for each file: of several, it writes the metadata into their index alone.
+        save_torch_state_dict(
+            {weight: state[weight] for weight in weights},
+            folder,
+            filename_pattern=name.replace(".safetensors", "{suffix}.safetensors"),
+            max_shard_size=_SHARD_SIZE,
+            metadata={"format": "pt", **ROOM},
+        )
+        write_checksum(folder / name)
+        (folder / name).chmod(0o644)  # it makes them readable for their owner alone
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _generation_config(path: SpeechLM, max_new_tokens: int | None = None) -> Any:

@@ -4,6 +4,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+#: What would be read beside the new files: those of an earlier push that the folder lacks are deleted.
+_OF_EXPORTS = [
+    "model.safetensors",
+    "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json",
+    "checksums.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "added_tokens.json",
+    "special_tokens_map.json",
+]
 _EXAMPLE = """\
 example:
   hf auth login
@@ -16,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         "fastslm push",
         description="Upload a folder that `fastslm export` wrote to a model repository, which is made when it is not"
-        " there. What is there already and equal is not sent again.",
+        " there. What is there already and equal is not sent again; weights and templates of an earlier export that the"
+        " folder lacks are deleted there.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,13 +59,14 @@ def push(
     """Upload a folder and return the address of the commit or pull request.
 
     Raises:
-        CheckpointError: the folder is no exported model.
+        CheckpointError: the folder is no exported model, or damaged.
         HubError: the hub cannot be reached, or refuses; or ``private`` is wanted, and the repository is public.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
     from fastslm.errors import CheckpointError, HubError
+    from fastslm.export.checksum import verify_checksums, verify_list
 
     missing = [name for name in ("config.json", "tokenizer.json", "README.md") if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
@@ -61,6 +74,8 @@ def push(
             f"{folder} is no exported model: it lacks {', '.join(missing) or 'safetensors'}. 'fastslm export' writes"
             " one."
         )
+    verify_list(folder, code=True)
+    verify_checksums(folder)
     api = HfApi()
     try:
         made = api.create_repo(repo, private=private, exist_ok=True, repo_type="model")
@@ -76,6 +91,7 @@ def push(
             commit_message=message,
             revision=revision,
             create_pr=create_pr,
+            delete_patterns=_OF_EXPORTS,
             ignore_patterns=["__pycache__/*", ".*"],
         )
     except HubError:

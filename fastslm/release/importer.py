@@ -24,6 +24,7 @@ from fastslm.training.lightning_module import SpeechLMModule
 KEY_LIST = "released_keys.tsv"
 _CHANGED = "differs from the base model: taken over"
 _SHOWN = 8
+_KINDS = ("float16", "bfloat16", "float32", "float64")
 _TABLE_TOLERANCE = 1e-2  # the position tables may have been rounded to bfloat16
 
 
@@ -122,13 +123,26 @@ def _import(
 
 def _read(checkpoint: Path) -> dict[str, Tensor]:
     state = read_tensors(checkpoint)
-    strange = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    strange = [str(n) for n, value in state.items() if not (isinstance(n, str) and isinstance(value, Tensor))]
     if strange:
         raise CheckpointError(
-            f"{checkpoint} is no plain state dict: {_some(strange)} are no tensors. The release is one file of tensors,"
-            " Stage3_FastSLM.pt."
+            f"{checkpoint} is no plain state dict: {_some(strange)} are no tensors, or have no text as their name. The"
+            " release is one file of tensors, Stage3_FastSLM.pt."
+        )
+    other = [f"{name} {_kind(value)}" for name, value in state.items() if _kind(value) not in _KINDS]
+    if other:
+        raise CheckpointError(
+            f"{checkpoint} holds other kinds of tensors than the release, which has floats of 16 or 32 bits:"
+            f" {_some(other)}. Give the file as it was released, not quantised or converted."
         )
     return state
+
+
+def _kind(value: Tensor) -> str:
+    """Return a tensor's dtype, and where it is not an ordinary one in memory, of what kind it is."""
+    plain = value.layout == torch.strided and not value.is_meta
+    dtype = str(value.dtype).removeprefix("torch.")
+    return dtype if plain else f"{dtype}, {'meta' if value.is_meta else str(value.layout).removeprefix('torch.')}"
 
 
 def _settings(
@@ -142,6 +156,10 @@ def _settings(
         sizes = geometry(state)
     except KeyError as missing:
         raise CheckpointError(f"1 missing: {missing.args[0]}. This is no released FastSLM checkpoint.") from missing
+    except IndexError as error:
+        raise CheckpointError(
+            "a query, position table or adapter has too few dimensions. This is no released FastSLM checkpoint."
+        ) from error
     preset["encoder"]["init_args"] |= {"pretrained": encoder, "dtype": dtype}
     preset["llm"]["init_args"] |= {"pretrained": llm, "dtype": dtype}
     preset["llm"]["init_args"]["lora"] |= {
@@ -202,20 +220,24 @@ def _fill(path: SpeechLM, state: Mapping[str, Tensor], targets: Mapping[str, Slo
         slot = targets[name]
         shaped = _shaped(value, slot.tensor)
         assert shaped is not None
-        if not shaped.isfinite().all():
-            raise CheckpointError(f"{name} holds values that are not finite: the checkpoint is damaged.")
+        ours = shaped.to(slot.tensor.dtype)
+        if not ours.isfinite().all():
+            raise CheckpointError(
+                f"{name} holds values that are not finite as {_kind(ours)}: the checkpoint is damaged, or needs another"
+                " --dtype."
+            )
         if slot.use == "computed":
-            error = float((shaped.float() - slot.tensor.float()).abs().max())
+            error = float((ours.float() - slot.tensor.float()).abs().max())
             if error > _TABLE_TOLERANCE:
                 raise CheckpointError(
                     f"{name} differs by {error:.3g} from Whisper's sinusoids, which the model computes: this is"
                     " another version of the method."
                 )
         elif slot.use == "trained":
-            slot.tensor.copy_(shaped)
-        elif not torch.equal(slot.tensor, shaped.to(slot.tensor.dtype)):
+            slot.tensor.copy_(ours)
+        elif not torch.equal(slot.tensor, ours):
             changed[slot.part] = True
-            slot.tensor.copy_(shaped)
+            slot.tensor.copy_(ours)
     _refuse_loose_head(path, state)
     done = {"trained": "taken over", "computed": "equal to the computed ones"}
     return {

@@ -1,6 +1,7 @@
 """Any Hugging Face causal LM, with LoRA: reads embeddings, predicts at label positions only, writes greedily."""
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
@@ -59,6 +60,8 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"model.llm.lora.rank: {self.rank} must be at least 1.")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"model.llm.lora.alpha: {self.alpha:g} must be a number above 0.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.llm.lora.dropout: {self.dropout:g} must be 0 or more, and below 1.")
 

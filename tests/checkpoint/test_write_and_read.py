@@ -17,6 +17,7 @@ from fastslm.checkpoint import check_state, load_weights, open_checkpoint, store
 from fastslm.checkpoint.compare import compare
 from fastslm.checkpoint.facts import fingerprint
 from fastslm.checkpoint.run import bases_of, open_run
+from fastslm.cli import main
 from fastslm.commands.checkpoint import convert
 from fastslm.errors import CheckpointError
 from fastslm.modules.llms.causal_lm import LoRA
@@ -291,11 +292,14 @@ def test_a_model_in_use_warns_where_the_llm_has_changed_under_it(built, save, ti
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_run(folder)
+    convert(folder, tmp_path / "one.ckpt")
+    convert(tmp_path / "one.ckpt", tmp_path / "again")
     before = bases_of(folder)
     save_file({n: w + 1 for n, w in load_file(llm / "model.safetensors").items()}, llm / "model.safetensors")
     fingerprint.cache_clear()  # within a process a folder is looked at once
-    with pytest.warns(UserWarning, match=r"model\.llm\.pretrained: the files of .* have changed since"):
-        open_run(folder)
+    for path in (folder, tmp_path / "one.ckpt", tmp_path / "again"):
+        with pytest.warns(UserWarning, match=r"model\.llm\.pretrained: the files of .* have changed since"):
+            open_run(path)
     assert bases_of(folder)["llm"] != before["llm"]
     assert bases_of(folder)["encoder"] == before["encoder"]
 
@@ -449,6 +453,27 @@ def test_a_plain_file_of_lightning_is_read_too(built, tmp_path):
     truncate(tmp_path / "plain.ckpt")
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
         open_checkpoint(tmp_path / "plain.ckpt")
+
+
+def test_what_was_converted_to_one_file_says_what_the_folder_says(built, save, tmp_path, capsys):
+    folder = save(built(), 7, wer=0.25)
+    plain = {"state_dict": weights_of(built()), "fastslm_config": built().run_config, "global_step": 7, "epoch": 1}
+    torch.save(plain, tmp_path / "plain.ckpt")
+    convert(folder, tmp_path / "one.ckpt")
+    convert(tmp_path / "one.ckpt", tmp_path / "again")
+    convert(tmp_path / "plain.ckpt", tmp_path / "from-plain")
+    convert(tmp_path / "plain.ckpt", tmp_path / "one-from-plain.ckpt")
+    told = [open_checkpoint(tmp_path / name).manifest for name in ("one.ckpt", "again")]
+    for manifest in told:
+        manifest.pop("files", None)
+    whole = open_checkpoint(folder).manifest
+    assert [{**whole, "files": None, "sha256": None}] * 2 == [{**m, "files": None, "sha256": None} for m in told]
+    for name in ("plain.ckpt", "from-plain", "one-from-plain.ckpt"):
+        assert open_checkpoint(tmp_path / name).manifest["step"] == 7
+        assert main(["checkpoint", "inspect", str(tmp_path / name)]) == 0
+        assert "7 (epoch 1)\n  kind               plain" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"holds weights only, no state of an optimizer: .* --init_from"):
+        verify_trainer_state(open_checkpoint(tmp_path / "one.ckpt"))
 
 
 def test_a_checkpoint_of_weights_only_is_no_place_to_go_on_from_and_a_place_to_start_from(built, save, tmp_path):

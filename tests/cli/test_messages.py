@@ -82,6 +82,7 @@ def mistake(run_config, capsys):
         ),
         (["--model.llm.lora.rank", "x"], ["model.llm.lora.rank: x must be a whole number."]),
         (["--model.llm.lora.rank", "0"], ["model.llm.lora.rank: 0 must be at least 1."]),
+        (["--model.llm.lora.alpha", "0"], ["model.llm.lora.alpha: 0 must be a number above 0."]),
         (["--model.llm.lora.dropout", "1.0"], ["model.llm.lora.dropout: 1 must be 0 or more, and below 1."]),
         (["--model.llm.context_length", "0"], ["model.llm.context_length: 0 must be at least 1, or null."]),
         (["--model.optimizer.learning_rate", "-0.1"], ["model.optimizer.learning_rate: -0.1 must be 0 or more."]),

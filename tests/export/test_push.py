@@ -3,13 +3,15 @@
 import base64
 import hashlib
 import json
-import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
 from fastslm.cli import main
+from fastslm.export.checksum import write_list
+from fastslm.export.folder import _save_weights
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -57,6 +59,8 @@ class Hub(BaseHTTPRequestHandler):
                     hub.files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     hub.files[value["path"]] = hub.store[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del hub.files[value["path"]]
             url = f"{hub.address}/me/model/commit/1"
             self.answer({"commitUrl": url, "commitOid": "1", "pullRequestUrl": None, "success": True})
         else:
@@ -72,8 +76,11 @@ class Hub(BaseHTTPRequestHandler):
         self.server.calls.append(("GET", self.path))
         if self.path.partition("?")[0] == "/api/models/me/model":
             self.answer({"id": "me/model", "private": self.server.private, "siblings": []})
-            return
-        self.answer({"error": "not here"}, 404)
+        elif self.path.startswith("/api/models/me/model/tree/"):
+            names = sorted(self.server.files)
+            self.answer([{"type": "file", "path": name, "size": 1, "oid": "0"} for name in names])
+        else:
+            self.answer({"error": "not here"}, 404)
 
     def log_message(self, *_):
         pass
@@ -101,9 +108,10 @@ def exported(tmp_path):
     folder.mkdir()
     for name, content in {
         "config.json": b"{}", "tokenizer.json": b"{}", "README.md": b"# A model", "mel.py": b"x = 1\n",
-        "model.safetensors": os.urandom(3000),
     }.items():  # fmt: skip
         (folder / name).write_bytes(content)
+    _save_weights({"weight": torch.rand(1000)}, folder)
+    write_list(folder)
     return folder
 
 
@@ -187,4 +195,61 @@ def test_a_folder_that_is_no_export_is_refused_before_anything_is_sent(exported,
     status, _, err = push(hub.address)
     assert status == 2
     assert "is no exported model: it lacks safetensors" in err
+    assert hub.calls == []
+
+
+def test_weights_and_templates_of_an_earlier_push_are_not_left_beside_the_new_ones(exported, hub, push, monkeypatch):
+    (exported / "chat_template.jinja").write_text("{{ messages }}")
+    assert push(hub.address)[0] == 0
+    hub.files |= {"LICENSE": b"x", "samples/model.safetensors": b"x", "demo.py": b"x"}
+    for name in ("model.safetensors", "chat_template.jinja", "checksums.json"):
+        (exported / name).unlink()
+    monkeypatch.setattr("fastslm.export.folder._SHARD_SIZE", 2000)
+    _save_weights({"first": torch.rand(400), "second": torch.rand(400)}, exported)
+    assert push(hub.address)[0] == 0
+    assert hub.files.keys() - {file.name for file in exported.iterdir()} == {
+        "LICENSE", "samples/model.safetensors", "demo.py"
+    }  # fmt: skip
+    assert {name for name in hub.files if name.startswith("model")} == {
+        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_weights_that_are_cut_are_refused_before_anything_is_sent(exported, hub, push, listed):
+    weights = exported / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    if not listed:
+        (exported / "checksums.json").unlink()
+    status, _, err = push(hub.address)
+    assert status == 2
+    assert "model.safetensors is damaged" in err
+    assert hub.calls == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b"{ }", "holds other bytes than were written"),
+        ("mel.py", b"x = 2\n", "holds other bytes than were written"),
+        ("mel.py", None, "is missing"),
+    ],
+)
+def test_so_are_settings_and_code_that_are_changed_or_gone(exported, hub, push, name, content, message):
+    (exported / name).unlink()
+    if content is not None:
+        (exported / name).write_bytes(content)
+    status, _, err = push(hub.address)
+    assert status == 2
+    assert f"{name} {message}" in err
+    assert hub.calls == []
+
+
+def test_so_is_a_flipped_bit_of_the_weights(exported, hub, push):
+    content = bytearray((exported / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (exported / "model.safetensors").write_bytes(content)
+    status, _, err = push(hub.address)
+    assert status == 2
+    assert "model.safetensors holds other bytes than were written" in err
     assert hub.calls == []

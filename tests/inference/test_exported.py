@@ -15,6 +15,7 @@ from tiny_run import settings_of, write_run
 import fastslm
 from fastslm.cli import main
 from fastslm.errors import CheckpointError, ConfigError, HubError
+from fastslm.export.checksum import ROOM, write_checksum
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,16 @@ def exported(tmp_path_factory, run_folder):
     """Return what ``fastslm export`` makes of the tiny run."""
     folder = tmp_path_factory.mktemp("exported") / "model"
     assert main(["export", str(run_folder), str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory, run_folder):
+    """Return an export in several files of weights, as of a model above 5 GB."""
+    folder = tmp_path_factory.mktemp("sharded") / "model"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("fastslm.export.folder._SHARD_SIZE", 200_000)
+        assert main(["export", str(run_folder), str(folder)]) == 0
     return folder
 
 
@@ -42,6 +53,33 @@ def test_an_exported_folder_says_what_its_run_says(exported, model, noise):
     assert (loaded.path.llm.context_length, loaded.dtype) == (model.path.llm.context_length, model.dtype)
     assert not any(parameter.requires_grad for parameter in loaded.path.parameters())
     assert not any(module.training for module in loaded.path.modules())
+
+
+def test_one_whose_weights_are_in_several_files_says_the_same(sharded, model, noise):
+    files = sorted(sharded.glob("*.safetensors"))
+    assert len(files) > 1
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            assert opened.metadata()["fastslm_crc32"] != "00000000"
+        assert file.stat().st_mode & 0o044 == 0o044
+    assert "model.safetensors.index.json" in json.loads((sharded / "checksums.json").read_text())
+    assert fastslm.load(sharded, device="cpu").transcribe(noise(7)).tokens == model.transcribe(noise(7)).tokens
+
+
+def test_weights_of_two_exports_in_one_folder_are_refused(exported, sharded, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    shutil.copytree(sharded, folder, dirs_exist_ok=True)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors and model\.safetensors\.index\.json are of two"):
+        fastslm.load(folder, device="cpu")
+
+
+def test_so_is_one_file_of_another_export_among_several(sharded, tmp_path):
+    folder = shutil.copytree(sharded, tmp_path / "model")
+    weights = sorted(folder.glob("*.safetensors"))[-1]
+    save_file({n: w + 1 for n, w in load_file(weights).items()}, weights, {"format": "pt", **ROOM})
+    write_checksum(weights)
+    with pytest.raises(CheckpointError, match=rf"{weights.name} holds other bytes than were"):
+        fastslm.load(folder, device="cpu")
 
 
 def test_a_sound_folder_is_loaded_without_a_word(exported, caplog, capfd, monkeypatch):
@@ -262,6 +300,16 @@ def test_a_flipped_bit_of_the_weights_is_damage(exported, tmp_path, share):
     content[int(len(content) * share)] ^= 4
     weights.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"safetensors holds other bytes than were|not a readable exported"):
+        fastslm.load(folder, device="cpu")
+
+
+def test_so_is_one_in_the_last_of_several_files(sharded, tmp_path):
+    folder = shutil.copytree(sharded, tmp_path / "model")
+    weights = sorted(folder.glob("*.safetensors"))[-1]
+    content = bytearray(weights.read_bytes())
+    content[-1000] ^= 4
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{weights.name} holds other bytes than were"):
         fastslm.load(folder, device="cpu")
 
 

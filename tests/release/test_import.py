@@ -141,7 +141,8 @@ def refused(capsys, tmp_path, state, base_models, *flags):
     torch.save(state, tmp_path / "bad.pt")
     encoder, llm = base_models
     out = tmp_path / "out"
-    status = main(["import-release", str(tmp_path / "bad.pt"), "--llm", str(llm), "--encoder", str(encoder), str(out)])
+    given = ["import-release", str(tmp_path / "bad.pt"), "--llm", str(llm), "--encoder", str(encoder), str(out)]
+    status = main([*given, *flags])
     assert status == 2
     assert not out.exists()
     assert not list(tmp_path.glob(".out*"))
@@ -186,6 +187,48 @@ def test_values_that_are_not_finite_are_refused(capsys, tmp_path, released_state
     broken = released_state["encoder.llm_proj.bias"].clone()
     broken[3] = float("nan")
     assert "not finite" in refused(capsys, tmp_path, released_state | {"encoder.llm_proj.bias": broken}, base_models)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda weight: (weight * 20).to(torch.int8), "int8"),
+        (lambda weight: weight > 0, "bool"),
+        (lambda weight: weight.to(torch.complex64), "complex64"),
+        (lambda weight: weight.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (lambda weight: weight.to_sparse(), "float32, sparse_coo"),
+        (lambda weight: weight.to("meta"), "float32, meta"),
+    ],
+)
+def test_other_kinds_of_tensors_are_refused_by_name(capsys, tmp_path, released_state, base_models, change, kind):
+    name = "encoder.llm_proj.weight"
+    message = refused(capsys, tmp_path, released_state | {name: change(released_state[name])}, base_models)
+    assert f"{name} {kind}. Give the file as it was released" in message
+
+
+def test_a_name_that_is_no_text_is_refused(capsys, tmp_path, released_state, base_models):
+    assert "3 are no tensors, or have no text" in refused(
+        capsys, tmp_path, released_state | {3: torch.zeros(1)}, base_models
+    )
+
+
+@pytest.mark.parametrize("name", ["encoder.compressor1.query", "encoder.whisper.positional_embedding"])
+def test_weights_of_too_few_dimensions_are_refused(capsys, tmp_path, released_state, base_models, name):
+    state = released_state | {name: torch.tensor(1.0)}
+    assert "has too few dimensions" in refused(capsys, tmp_path, state, base_models)
+
+
+def test_weights_that_the_dtype_has_no_room_for_are_refused(capsys, tmp_path, released_state, base_models):
+    name = "llm.base_model.model.model.norm.weight"
+    state = released_state | {name: torch.full_like(released_state[name], 1e5)}
+    message = refused(capsys, tmp_path, state, base_models, "--dtype", "float16")
+    assert f"{name} holds values that are not finite as float16" in message
+
+
+@pytest.mark.parametrize("alpha", ["nan", "0", "-1", "inf"])
+def test_a_scale_of_the_adapters_that_is_none_is_refused(capsys, tmp_path, released_state, base_models, alpha):
+    message = refused(capsys, tmp_path, released_state, base_models, f"--lora-alpha={alpha}")
+    assert f"alpha: {alpha} must be a number above 0" in message
 
 
 def test_a_file_that_would_run_code_is_not_loaded(capsys, tmp_path, released_state, base_models):
