@@ -40,7 +40,7 @@ from fastslm.training.job_timer import JobTimer
 from fastslm.training.lightning_module import SpeechLMModule
 from fastslm.training.model_table import ModelTable
 from fastslm.training.moved_run import MovedRun
-from fastslm.training.parser import Parser, take_paths_as_they_are
+from fastslm.training.parser import HelpFormatter, Parser, describe, take_paths_as_they_are
 from fastslm.training.preemption import Preempted, Preemption
 from fastslm.training.run_folder import RunFolder, check_writable, csv_files, move_metrics
 from fastslm.training.shielded_loader import lost_worker
@@ -93,6 +93,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run rather than to model, data or trainer."""
+        describe(parser)
         name_refusals(parser)
         take_paths_as_they_are(parser)
         parser.add_argument(
@@ -321,7 +322,11 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
             save_config_callback=_SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             parser_class=Parser,
-            parser_kwargs={"parser_mode": options["parser_mode"], arguments[0]: options},
+            parser_kwargs={
+                "parser_mode": options["parser_mode"],
+                "formatter_class": HelpFormatter,
+                arguments[0]: options,
+            },
             seed_everything_default=0,
             args=arguments,
         )
@@ -339,7 +344,7 @@ def _preset(arguments: Sequence[str], told_as: str, shows_defaults: bool) -> Pre
         if shows_defaults:
             return Preset()
         raise
-    if preset.notice and told_as and is_first_process():
+    if preset.notice and told_as and not shows_defaults and is_first_process():
         print(preset.notice, file=sys.stderr)
     return preset
 

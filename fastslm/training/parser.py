@@ -1,15 +1,33 @@
 """The parser of the training commands: mistakes in one line, and no value that is read as the address of a file."""
 
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import DefaultHelpFormatter, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from fastslm.configuration.messages import shorten
 from fastslm.errors import ConfigError
 from fastslm.plugins import discover
 
+_USAGE = "fastslm fit|validate|test|predict [--config FILE]... [--KEY VALUE]..."
+_DESCRIPTION = """\
+Train a model (fit) in a run folder, or run one that was trained (validate, test, predict).
+
+  fastslm fit --config configs/hta.yaml                       the demo
+  fastslm fit --config configs/hta.yaml --config configs/encoder/whisper_base.yaml \\
+      --config configs/llm/smollm2_135m.yaml --data WebDatasetModule --run_folder runs/mine \\
+      --data.train_shards 'shards/train-*.tar' --data.val_shards 'shards/dev-*.tar'
+  fastslm fit ... --ckpt_path last                            go on after a kill
+  fastslm validate --config configs/hta.yaml                  the last checkpoint; or --ckpt_path best
+
+Configs stack from left to right on top of configs/base.yaml, and options of the command line win. Those that most runs
+set: --run_folder, --data.train_shards, --data.val_shards, --data.batch_samples, --trainer.max_steps,
+--trainer.val_check_interval, --model.abstractor, --model.optimizer.learning_rate. --print_config shows what a command
+comes to, --model.abstractor.help HTA the settings of a class (likewise encoder, llm and --data.help WebDatasetModule),
+and fastslm plugins the classes there are.
+"""
 # Lightning lets any value of a configuration be the address of a file that is fetched and read in its place.
 set_parsing_settings(
     config_read_mode_fsspec_enabled=False,
@@ -52,3 +70,12 @@ def take_paths_as_they_are(parser: LightningArgumentParser) -> None:
     for action in parser._actions:
         if action.dest == "data":
             action.sub_add_kwargs = {**action.sub_add_kwargs, "sub_configs": False}  # type: ignore[attr-defined]
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the description."""
+
+
+def describe(parser: LightningArgumentParser) -> None:
+    """Begin the help with examples and the settings that come first, in place of Lightning's words and all keys."""
+    parser.usage, parser.description = _USAGE, _DESCRIPTION

@@ -52,4 +52,4 @@ def test_a_compressor_without_attention_trains_on_and_says_so(fastslm, run_confi
 def test_the_help_teaches_with_an_example(capsys):
     with pytest.raises(SystemExit):
         main(["attention", "--help"])
-    assert "fastslm attention talk.flac --ckpt runs/hta" in capsys.readouterr().out
+    assert "fastslm attention talk.flac --model runs/hta" in capsys.readouterr().out
