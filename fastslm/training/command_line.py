@@ -344,7 +344,7 @@ def _preset(arguments: Sequence[str], told_as: str, shows_defaults: bool) -> Pre
         if shows_defaults:
             return Preset()
         raise
-    if preset.notice and told_as and not shows_defaults and is_first_process():
+    if preset.notice and told_as and is_first_process():
         print(preset.notice, file=sys.stderr)
     return preset
 

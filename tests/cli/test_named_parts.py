@@ -163,6 +163,7 @@ def test_the_help_shows_the_defaults_of_the_command_as_it_stands(capsys):
         assert stopped.value.code in (0, None)
         captured = capsys.readouterr()
         seen[len(flags)] = "default: 850" in captured.out
+        assert "\n  fastslm fit ... --ckpt_path last  " in captured.out
         assert (captured.err == TAKES_DEMO.format("training")) == (not flags)
     assert seen == {0: True, 2: False, 4: False}
 
