@@ -51,7 +51,9 @@ class Progress:
 
     def add(self, amount: float) -> None:
         """Count an amount as done."""
-        self.bar.update(min(amount / self._scale, self.bar.total - self.bar.n))  # lengths are told, not measured
+        # Lengths are told, not measured, and sums of fractions may pass their total by the last digit.
+        self.bar.n = min(self.bar.n + amount / self._scale, self.bar.total)
+        self.bar.update(0)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -75,7 +75,7 @@ def make_plan(
     plan: dict[str, Any] = {"seconds": seconds, "hardware": {}}
     overlays = sorted((shipped_configs() / "hardware").glob("*.yaml"))
     sketches: dict[str, Any] = {}
-    rows = tqdm([None, *overlays], "plan", leave=False, disable=None, unit="hardware")  # seconds each, for large models
+    rows = tqdm([None, *overlays], "plan", leave=False, unit="hardware")  # seconds each
     for path in rows:
         name = "this configuration" if path is None else path.stem
         rows.set_postfix_str(name)

@@ -2,10 +2,11 @@
 
 import atexit
 import contextlib
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressB
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
+from transformers.utils.logging import set_tqdm_hook
 
 from fastslm.checkpoint.resume import prepare_resume
 from fastslm.configuration.environment import interpolated
@@ -185,6 +187,9 @@ class TrainingCLI(LightningCLI):
         for kind, ours in ((ProgressBar, StepProgress), (ModelSummary, ModelTable), (Timer, timer)):
             if not any(path.endswith(kind.__name__) for path in given):
                 trainer.callbacks[:] = [ours() if isinstance(c, kind) else c for c in trainer.callbacks]  # type: ignore[attr-defined]
+        if trainer.max_steps > 0:  # a run of few steps is logged at its end, whatever the length of its epochs
+            trainer.log_every_n_steps = min(trainer.log_every_n_steps, trainer.max_steps)  # type: ignore[attr-defined]
+            warnings.filterwarnings("ignore", message=".*is smaller than the logging interval")
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -232,8 +237,24 @@ def _tell(text: str) -> None:
         print(f"fastslm: {text}", file=sys.stderr)
 
 
+#: How lines of Lightning's log begin that say nothing of a run: advertisements, a seed that is in its configuration.
+_NOISE = ("\N{ELECTRIC LIGHT BULB} Tip: ", "Seed set to ", "TPU available: False,")
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_NOISE)
+
+
+def _drawn_on_terminals(bar: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Make a bar of transformers', such as that of weights that are loaded; nothing is left of it at its end."""
+    return bar(*arguments, **{"leave": False, "disable": None, **named})
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    for name in ("lightning.fabric.utilities.seed", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_says_something)
+    set_tqdm_hook(_drawn_on_terminals)
     with warnings.catch_warnings():
         # Advice that is wrong here: the plan decides on workers, and the module logs with a batch size.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -28,7 +28,8 @@ class Preemption(L.Callback):
     """Turns a signal into a save after the step or batch of validation at hand, and an end.
 
     Clusters announce the end of an allocation by a signal, to one process or to all. Whichever rank gets it tells
-    the others at the next step or batch of validation, so all save and end after the same one. In place of Lightning's
+    the others at the next step or batch of validation, so all save and end after the same one; a process without others
+    needs no next step. In place of Lightning's
     handlers, which save or broadcast in the middle of whatever the process was doing. It must be the last callback, so
     that the others have counted the step that is saved.
     """
@@ -56,10 +57,8 @@ class Preemption(L.Callback):
             self._status = 128 + number if number == signal.SIGINT else EXIT_STATUS
             pl_module.stop_requested = True
             what = f"rank {trainer.global_rank} got {signal.Signals(number).name}"
-            print(
-                f"fastslm: {what}: saves and ends after this step or batch, a second one ends it at once.",
-                file=sys.stderr,
-            )
+            when = "this step or batch" if trainer.world_size == 1 else "this step or batch, or the next"
+            print(f"fastslm: {what}: saves and ends after {when}; a second one ends it at once.", file=sys.stderr)
 
         heeded = [number for number in _SAVING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
         self._before = {number: signal.signal(number, ask) for number in heeded}
@@ -74,7 +73,8 @@ class Preemption(L.Callback):
         """
         assert isinstance(pl_module, SpeechLMModule)
         self._whole_step = ends_step(batch.step)
-        if pl_module.stop_agreed and self._whole_step:
+        asked = pl_module.stop_agreed or (trainer.world_size == 1 and pl_module.stop_requested)
+        if asked and self._whole_step:
             _log_step(trainer)
             self._save_and_end(trainer)
 

@@ -150,11 +150,16 @@ class EndInStep(L.Callback):
 
     Args:
         step: steps that are done before.
+        late: behind the backward pass, where the next agreement of ranks is that of the next step.
     """
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, late: bool = False) -> None:
+        self.step, self.late = step, late
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and not self.late:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_after_backward(self, trainer, module):
+        if trainer.global_step == self.step and self.late:
             os.kill(os.getpid(), signal.SIGTERM)

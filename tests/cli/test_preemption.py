@@ -116,8 +116,10 @@ def test_a_signal_to_the_group_saves_and_ends_with_its_status(training, tmp_path
     assert gone(process)
 
 
-def test_the_step_that_a_signal_comes_in_is_in_metrics_csv(run_config, tmp_path):
-    asked = ["--trainer.callbacks+=tests.cli.killers.EndInStep", "--trainer.callbacks.step=2"]
+@pytest.mark.parametrize("late", ["false", "true"])
+def test_the_step_that_a_signal_comes_in_is_the_last_and_in_metrics_csv(run_config, tmp_path, late):
+    asked = ["--trainer.callbacks+=tests.cli.killers.EndInStep", "--trainer.callbacks.step=2",
+             f"--trainer.callbacks.late={late}"]  # fmt: skip
     assert main(["fit", "--config", str(run_config), *asked]) == EXIT_STATUS
     assert open_checkpoint(tmp_path / "run").manifest["step"] == 3
     with open(tmp_path / "run" / "metrics.csv") as file:

@@ -1,5 +1,6 @@
 """What a fit shows while it runs: the model's parts, and one bar over all steps."""
 
+import csv
 import re
 
 import pytest
@@ -61,3 +62,17 @@ def test_the_table_shows_each_part_with_the_frozen_encoder_and_what_trains(run_c
 def test_a_bar_that_the_config_names_is_left_alone(run_config, capsys):
     fit(run_config, "--trainer.max_steps", "2", "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar")
     assert "Epoch 0" in capsys.readouterr().out
+
+
+def test_a_fit_prints_no_advertisements_and_no_bars_of_weights_to_a_log(run_config, capsys, caplog):
+    fit(run_config, "--trainer.max_steps", "1", "--trainer.log_every_n_steps", "500")
+    shown = "".join(capsys.readouterr()) + caplog.text
+    assert "GPU available" in shown  # where a run computes
+    for noise in ("Tip:", "Seed set to", "TPU", "Loading weights", "logging interval"):
+        assert noise not in shown
+
+
+def test_a_run_of_fewer_steps_than_a_logging_interval_is_logged_at_its_end(run_config, tmp_path):
+    fit(run_config, "--trainer.max_steps", "2", "--trainer.log_every_n_steps", "500")
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["train/loss"]] == ["1"]

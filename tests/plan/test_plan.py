@@ -22,7 +22,7 @@ from fastslm.path.batch import Batch, Sample
 from fastslm.path.prompt import messages_of
 from fastslm.plan.hardware import Hardware, hardware_of
 from fastslm.plan.memory import Budget
-from fastslm.plan.sketch import Sketch
+from fastslm.plan.sketch import Peaks, Sketch
 from fastslm.training.lightning_module import SpeechLMModule
 
 CPU = Hardware(1, 0, None, False, False, False, True)
@@ -256,6 +256,15 @@ def test_the_longest_recording_fits_and_a_longer_one_does_not(make):
     assert ample.limit == "context"
     windows = round(ample.seconds / 2)
     assert budget.positions(windows) <= 4096 < budget.positions(windows + 1)
+
+
+def test_where_the_whole_context_fits_no_longer_recording_is_simulated(make, monkeypatch):
+    budget = Budget(Sketch(make()), CPU)
+    simulated = []
+    monkeypatch.setattr(budget.sketch, "inference_peaks", lambda n, _: simulated.append(n) or Peaks(n, n))
+    most = round(budget.longest("inference", 1 << 50, 4000).seconds / 2)
+    assert simulated == [most]
+    assert budget.positions(most) <= 4096 < budget.positions(most + 1)
 
 
 @pytest.fixture
