@@ -52,20 +52,23 @@ class Answering:
         from fastslm.inference.arguments import check_limits, whole_number
         from fastslm.inference.engine import Decoding
         from fastslm.inference.load import find_model, load
+        from fastslm.path.request import Request
 
         whole_number("--batch-size", options.batch_size, 1, 1 << 20)
         check_limits(options.max_new_tokens, options.section_minutes)
-        Decoding(options.beam)
+        decoding = Decoding(options.beam)
         settings = {"beams": options.beam, "max_new_tokens": options.max_new_tokens, "letters": options.letters}
         sections = {"section_minutes": options.section_minutes} if options.section_minutes is not None else {}
-        checkpoint = find_model(options.system)
+        checkpoint = find_model(options.system)  # once: a run that is being trained may have another one at any time
         made_with = {
             "model": str(checkpoint.resolve()),
             "identity": identity(checkpoint),
             "base_models": base_models(checkpoint),
         }
+        model = load(checkpoint, device=options.device)
+        model.spells(Request(), decoding, options.letters, options.max_new_tokens, options.section_minutes)
         return cls(
-            load(options.system, device=options.device),
+            model,
             settings | sections,
             {**made_with, **settings, **sections},
             1 if sections else options.batch_size,

@@ -134,8 +134,8 @@ def _run(options: argparse.Namespace) -> int:
 
     refused: list[str] = []
     notes, waiting, noted = None, jobs, settings
+    found = find_model(options.model)  # once: a run that is being trained may have another one at any time
     if folder is not None:
-        found = find_model(options.model)
         made_with = {"format": options.format, "model": identity(found), "base_models": base_models(found)}
         noted = {**settings, **made_with}
         notes = _notes_of(folder)
@@ -148,8 +148,8 @@ def _run(options: argparse.Namespace) -> int:
         print(f"fastslm: failed: {line}", file=sys.stderr)
     if not waiting:
         return 1 if refused else 0
-    model = load(options.model, device=options.device)
-    model.spells(request, decoding, options.letters)
+    model = load(found, device=options.device)
+    model.spells(request, decoding, options.letters, options.max_new_tokens, options.section_minutes)
     status = _Transcription(model, options, settings, notes, noted).run(waiting, len(jobs) > 1)
     return status or bool(refused)
 

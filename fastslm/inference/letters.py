@@ -266,14 +266,23 @@ class _Segments:
                 self._on_segment(self.all[-1])
 
 
-def check(decoding: Decoding) -> None:
+def check(decoding: Decoding, max_new_tokens: int | None, section_minutes: float | None) -> None:
     """Refuse what a search among letters does not do.
 
     Raises:
-        ConfigError: it is asked to draw.
+        ConfigError: it is asked to draw, to end early, or to go by sections.
     """
-    if decoding.temperature > 0:
-        raise ConfigError("temperature: a search among letters draws nothing. Leave it at 0.")
+    given = {
+        "temperature": decoding.temperature > 0,
+        "top_p": decoding.top_p < 1,
+        "max_new_tokens": max_new_tokens is not None,
+        "section_minutes": section_minutes is not None,
+    }
+    if names := ", ".join(name for name, is_given in given.items() if is_given):
+        raise ConfigError(
+            f"{names}: a search among letters draws nothing, goes window by window, and ends with the audio. Leave that"
+            " out."
+        )
 
 
 @torch.inference_mode()

@@ -68,7 +68,7 @@ def find_model(path: Any) -> Path:
         HubError: the hub does not give it.
     """
     if path is None:
-        if not any((DEFAULT_RUN / "checkpoints").glob("*.ckpt")):
+        if not any((DEFAULT_RUN / "checkpoints").glob("*")):
             raise ConfigError(
                 f"there is no trained model in {DEFAULT_RUN} of this directory. Train the embedded default with"
                 " 'fastslm fit --config configs/hta.yaml', or say which model to use: --model PATH, fastslm.load(PATH)."

@@ -97,7 +97,7 @@ class Model(AnsweringModel):
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         check_limits(max_new_tokens, section_minutes, on_progress=on_progress, on_text=on_text, on_segment=on_segment)
         source = _opened(audio, sample_rate_hz)
-        if self.spells(request, decoding, letters):
+        if self.spells(request, decoding, letters, max_new_tokens, section_minutes):
             answer = search.transcribe(self, source, request, decoding, on_progress, on_text, on_segment)
             answer = answer if segments else replace(answer, segments=())
         elif section_minutes is not None or segments:
@@ -139,17 +139,26 @@ class Model(AnsweringModel):
         request, decoding = self.request(task, prompt, language), Decoding(beams, temperature, top_p, seed)
         check_limits(max_new_tokens, on_progress=on_progress)
         audios = list_of_recordings(audios)
-        if self.spells(request, decoding, letters):
+        if self.spells(request, decoding, letters, max_new_tokens):
             return [self._or_error(audio, request, decoding, sample_rate_hz, on_progress) for audio in audios]
         return batch.transcribe(self, audios, request, decoding, max_new_tokens, sample_rate_hz, on_progress)
 
-    def spells(self, request: Request, decoding: Decoding, asked: bool = False) -> bool:
+    def spells(
+        self,
+        request: Request,
+        decoding: Decoding,
+        asked: bool = False,
+        max_new_tokens: int | None = None,
+        section_minutes: float | None = None,
+    ) -> bool:
         """Say whether letters give the answer to a request.
 
         Args:
             request: it.
             decoding: how it is to be generated.
             asked: whether letters are asked for; see ``transcribe``.
+            max_new_tokens: see ``transcribe``; letters take none.
+            section_minutes: see ``transcribe``; letters take none.
 
         Raises:
             ConfigError: the model has no letters, the task is no transcript, or the search does not decode so.
@@ -163,7 +172,7 @@ class Model(AnsweringModel):
             raise ConfigError(f"letters: task {request.task} gives no transcript, and letters spell what is said.")
         if self.letters is None or not request.definition.transcript or (self.llm_reads and not asked):
             return False
-        search.check(decoding)
+        search.check(decoding, max_new_tokens, section_minutes)
         return True
 
     def _or_error(

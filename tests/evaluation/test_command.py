@@ -8,7 +8,9 @@ import yaml
 
 from fastslm.cli import main
 from fastslm.datamodules.evaluation.recordings import RegionSource
+from fastslm.errors import ConfigError
 from fastslm.evaluation.transcripts import read_transcripts
+from fastslm.inference import load as load_module
 from tests.inference.tiny_run import settings_of, write_run
 
 RATE = 16_000
@@ -149,6 +151,18 @@ def test_a_model_is_scored_on_what_it_transcribes_and_a_second_run_goes_on(capsy
     assert status == 2
     assert "made with other settings (max_new_tokens 5, now 6)" in third.err
     assert run(capsys, *words[:-1], "6", "--overwrite")[0] == 0
+
+
+def test_the_model_is_looked_up_once(capsys, tmp_path, shards, model, monkeypatch):
+    loaded = []
+
+    def load(path, device):
+        loaded.append(path)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(load_module, "load", load)
+    assert run(capsys, model, f"clean={shards}/clean-*.tar", "--out", tmp_path / "out")[0] == 2
+    assert loaded == [load_module.find_model(model)]
 
 
 ROW = {"key": "utt0", "text": "a", "work_seconds": 1, "error": ""}

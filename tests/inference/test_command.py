@@ -58,6 +58,14 @@ def test_a_file_is_printed(run, model, talks):
     assert "cut off at 6 tokens" in err
 
 
+def test_the_model_is_looked_up_once(run_folder, model, talks, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(load_module, "load", lambda path, device=None: loaded.append(path) or model)
+    command = ["transcribe", str(talks / "a.wav"), "--model", str(run_folder), *LIMIT]
+    assert cli.main(command) == cli.main([*command, "--output", str(tmp_path / "out")]) == 0
+    assert loaded == [load_module.find_model(run_folder)] * 2
+
+
 def test_several_files_are_printed_under_their_names(run, talks):
     status, out, _ = run("transcribe", talks, *LIMIT)
     assert status == 0

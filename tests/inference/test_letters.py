@@ -307,9 +307,12 @@ def test_of_several_recordings_each_has_its_text_or_its_error(speller, noise, tm
     assert found[2].text == speller.transcribe(tmp_path / "good.wav").text
 
 
-def test_letters_are_not_drawn(speller, noise):
-    with pytest.raises(ConfigError, match="temperature: a search among letters"):
-        speller.transcribe(noise(2), temperature=0.5)
+@pytest.mark.parametrize(
+    "given", [{"temperature": 0.5}, {"top_p": 0.5}, {"max_new_tokens": 1}, {"section_minutes": 1.0}]
+)
+def test_letters_are_not_drawn_and_go_to_the_end_by_windows(speller, noise, given):
+    with pytest.raises(ConfigError, match=f"{next(iter(given))}: a search among letters"):
+        speller.transcribe(noise(2), **given)
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +368,8 @@ def test_the_command_refuses_them_once_and_not_for_each_file(run_folder, letters
     assert capsys.readouterr().err.count("spells none") == 1
     assert cli.main([*command, str(letters_run), "--temperature", "0.5"]) == 2
     assert capsys.readouterr().err.count("a search among letters") == 1
+    assert cli.main([*command, str(letters_run), "--max-new-tokens", "5"]) == 2
+    assert capsys.readouterr().err.count("max_new_tokens: a search among letters") == 1
     assert cli.main([*command, str(letters_run)]) == 0
 
 

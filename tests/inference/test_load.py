@@ -102,6 +102,11 @@ def test_without_a_path_it_is_the_embedded_default_run(run_folder, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"no trained model in runs/hta .*fastslm fit --config configs/hta\.yaml"):
         fastslm.load()
+    copied = tmp_path / "runs" / "hta" / "checkpoints" / "step-000004"
+    copied.mkdir(parents=True)
+    (copied / "checkpoint.json").touch()  # a copy without links
+    assert find_model(None).name == copied.name
+    shutil.rmtree(tmp_path / "runs")
     shutil.copytree(run_folder, tmp_path / "runs" / "hta")
     assert fastslm.load(device="cpu").source == "runs/hta/checkpoints/last.ckpt"
 

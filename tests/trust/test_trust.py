@@ -88,7 +88,7 @@ def test_damaged_deepspeed_files_are_one_error(tmp_path, mark):
 def test_the_state_of_a_trainer_is_looked_at_before_training_goes_on_from_it(tmp_path, mark):
     torch.save({"callbacks": Payload(mark)}, tmp_path / "trainer.ckpt")
     with pytest.raises(CheckpointError, match="could run code"):
-        verify_trainer_state(Checkpoint(tmp_path, {"step": 1}, {}))
+        verify_trainer_state(Checkpoint(tmp_path, {"step": 1, "files": {}}, {}))
 
 
 def test_the_table_of_a_sharded_checkpoint_runs_nothing_and_a_whole_one_is_read(tmp_path, mark):
