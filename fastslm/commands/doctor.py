@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"fastslm {fastslm.__version__}, Python {platform.python_version()}, {platform.platform()}")
     spec = importlib.util.find_spec("fastslm.modules")
     rooms = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else "missing"
-    print(f"  {sys.executable}\n  rooms: {rooms}")
+    print(f"  {sys.executable}\n  plug-ins from: {rooms}")
     names = dict.fromkeys([*_PACKAGES, *(package for package, _, _ in KNOWN_BAD)])
     versions = {package: installed(package) for package in names}
     for package in _PACKAGES:

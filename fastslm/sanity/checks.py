@@ -139,9 +139,8 @@ def token_rate(subject: Subject) -> Check:
     return Check(
         "token rate",
         bool(passed),
-        f"{found / seconds:.2f} tokens a second: {found} for {seconds:.0f} s",
-        f"{'at most ' if follows else ''}{planned.sum()}, as batches are planned;"
-        f" {nominal:.2f} a second in a recording of many windows",
+        f"{found} speech tokens for {seconds:.0f} s ({found / seconds:.2f} per second)",
+        f"{'at most ' if follows else ''}{planned.sum()}, as planned; {nominal:.2f} per second of long recordings",
         "The compressor breaks its contract: run fastslm.testing.AbstractorContract on it.",
     )
 

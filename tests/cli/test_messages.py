@@ -257,7 +257,7 @@ def test_the_doctor_reports_versions_and_finds_bad_ones(capsys):
 
     doctor(["doctor"])
     shown = capsys.readouterr().out
-    for word in ("torch", "lightning", "deepspeed", "CPU cores", "rooms:"):
+    for word in ("torch", "lightning", "deepspeed", "CPU cores", "plug-ins from:"):
         assert word in shown
     found = list(problems({"lightning": "2.6.3", "torch": None}))
     assert any("lightning 2.6.3 is a malicious release" in line for line in found)
