@@ -27,11 +27,10 @@ class Preempted(Terminated):
 class Preemption(L.Callback):
     """Turns a signal into a save after the step or batch of validation at hand, and an end.
 
-    Clusters announce the end of an allocation by a signal, to one process or to all. Whichever rank gets it tells
-    the others at the next step or batch of validation, so all save and end after the same one; a process without others
-    needs no next step. In place of Lightning's
-    handlers, which save or broadcast in the middle of whatever the process was doing. It must be the last callback, so
-    that the others have counted the step that is saved.
+    Clusters announce the end of an allocation by a signal, to one process or to all. Whichever rank gets it tells the
+    others at the next step or batch of validation, so all save and end after the same one; a process without others
+    needs no next step. Lightning's handlers, in whose place it is, save or broadcast in the middle of whatever the
+    process was doing. It must be the last callback, so that the others have counted the step that is saved.
     """
 
     def __init__(self) -> None:
