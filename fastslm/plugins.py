@@ -1,9 +1,12 @@
 """Installed parts by short name: entry points in the groups ``fastslm.*``, which the built-in parts use too."""
 
 import argparse
+import contextlib
 import importlib
+import io
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -116,10 +119,30 @@ def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
 
 
+class _Aside:
+    """Standard output of a process of which one thread, this one, writes to standard error in its place."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._others, self._own = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))  # None is closed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own if threading.get_ident() == self._thread else self._others, name)
+
+
+@contextlib.contextmanager
+def output_aside() -> Iterator[None]:
+    """Within it, what this thread prints goes to standard error; other threads are left alone."""
+    aside: Any = _Aside()
+    with contextlib.redirect_stdout(aside):
+        yield
+
+
 def _load(kind: str, point: EntryPoint) -> Plugin:
     loaded, problem = None, ""
     try:
-        loaded = point.load()
+        with output_aside():
+            loaded = point.load()
     except (Exception, SystemExit) as error:  # whatever a third party's module does at import must not stop the command
         problem = f"{type(error).__name__}: {error}"
     else:
@@ -144,7 +167,7 @@ def class_of(kind: str, name: str) -> Any:
     if not module and name not in points:
         raise ConfigError(no_such_part(kind, name, points))
     try:
-        with installed_only():
+        with installed_only(), output_aside():
             found = getattr(importlib.import_module(module), attribute) if module else points[name].load()
     except Exception as error:  # whatever a third party's module does at import
         why = refusal(module) or f"{type(error).__name__}: {error}"

@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
     found = find_model(options.model)
     names = tuple(options.name or [_name_of(options.model)])
     settings = Settings(names, api_key, options.max_upload, options.section_minutes, options.allow_urls)
-    load = functools.partial(_load, found, options.device)
+    load = functools.partial(_load, found, options.device, options.section_minutes)
     with contextlib.ExitStack() as open_now:
         listener = open_now.enter_context(_listening(options.host, options.port))
         worker = Worker(load, options.queue, options.batch_size, options.cache)
@@ -136,13 +136,21 @@ def _run(options: argparse.Namespace) -> int:
         return int(worker.failed)
 
 
-def _load(model: Path, device: str | None) -> "Model":
-    """Return the model, in its own process, whose standard output and error are as those of the command."""
+def _load(model: Path, device: str | None, section_minutes: float | None) -> "Model":
+    """Return the model, in its own process, whose standard output and error are as those of the command.
+
+    Raises:
+        ConfigError: it takes no sections.
+    """
+    from fastslm.inference.engine import Decoding
     from fastslm.inference.load import load
+    from fastslm.path.request import Request
 
     if sys.stderr is not None:
         sys.stdout = sys.stderr = PrintedStream(sys.stderr)
-    return load(model, device=device)
+    loaded = load(model, device=device)
+    loaded.spells(Request(), Decoding(), section_minutes=section_minutes)
+    return loaded
 
 
 def _name_of(model: str | None) -> str:

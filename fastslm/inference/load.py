@@ -1,10 +1,8 @@
 """From a run, a checkpoint, an exported folder or a name on the hub to a model in use, without Lightning."""
 
 import contextlib
-import io
 import os
 import reprlib
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 
 from fastslm.checkpoint.run import find_checkpoint, open_run
 from fastslm.errors import CheckpointError, ConfigError
+from fastslm.plugins import output_aside
 
 from .exported import download, is_exported, looks_like_hub, open_exported, tasks_in
 from .model import Model
@@ -93,17 +92,6 @@ def find_model(path: Any) -> Path:
         raise CheckpointError(f"model {error}") from error
 
 
-class _Aside:
-    """Standard output of a process of which one thread, this one, writes to standard error in its place."""
-
-    def __init__(self) -> None:
-        self._thread = threading.get_ident()
-        self._others, self._own = (stream or io.StringIO() for stream in (sys.stdout, sys.stderr))  # None is closed
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._own if threading.get_ident() == self._thread else self._others, name)
-
-
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep transformers from drawing a bar for each part, and libraries from logging among the transcripts."""
@@ -112,8 +100,7 @@ def _quietly() -> Iterator[None]:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        aside: Any = _Aside()
-        with contextlib.redirect_stdout(aside):  # DeepSpeed, which adapters import, logs to standard output
+        with output_aside():  # DeepSpeed, which adapters import, logs to standard output
             yield
     finally:
         if shown:

@@ -373,6 +373,12 @@ def test_the_command_refuses_them_once_and_not_for_each_file(run_folder, letters
     assert cli.main([*command, str(letters_run)]) == 0
 
 
+@pytest.mark.slow
+def test_a_server_of_sections_refuses_them_before_it_begins(letters_run, capfd):
+    assert cli.main(["serve", str(letters_run), "--device", "cpu", "--port", "0", "--section-minutes", "5"]) == 2
+    assert "section_minutes: a search among letters" in capfd.readouterr().err
+
+
 def test_letters_that_do_not_fit_their_setting_are_a_damaged_checkpoint(model, letters_run, tmp_path):
     assert model.letters is None
     assert open_run(letters_run).letters is not None

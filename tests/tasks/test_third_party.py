@@ -1,6 +1,7 @@
 """Tasks of other packages: which corpora are read again for them, and what is said of those that cannot be used."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fastslm.errors import ConfigError
 from fastslm.inference.exported import tasks_in
 from fastslm.inference.model import Model
 from fastslm.path.prompt import Prompter
+from fastslm.plugins import class_of
 from fastslm.tasks import find_task, tasks
 
 SOURCE = """
@@ -154,6 +156,17 @@ def test_a_task_without_an_answer_field_is_refused_in_one_sentence(page, make_pa
         assert main(["transcribe", "x.wav", "--task", "topics"]) == 2
         said = capsys.readouterr().err.splitlines()[-1]
     assert "fastslm-torn 1.0 cannot be used: ConfigError: task 'topics': has no answer_field; name the field" in said
+
+
+def test_what_a_plug_in_prints_at_its_import_is_no_part_of_the_output(page, make_package, capsys):
+    source = "from fastslm.contracts import Task\nprint('ready')\ntopics = Task('topics', '{audio}', 'text')"
+    with page.on_path(make_package("fastslm_loud", source, topics="fastslm_loud:topics")):
+        assert "topics" in tasks()
+        assert capsys.readouterr() == ("", "ready\n")
+        del sys.modules["fastslm_loud"]
+        with pytest.raises(ConfigError, match="no part of a model"):
+            class_of("abstractors", "fastslm_loud.topics")
+        assert capsys.readouterr() == ("", "ready\n")
 
 
 def test_two_tasks_of_one_name_are_refused_in_one_sentence(page, package, make_package, capsys):
