@@ -88,7 +88,7 @@ class RunReport(L.Callback):
             print(f"  training    nothing was left to do at step {trainer.global_step}: {more}")
         elif trainer.enable_validation and self._validated_step < trainer.global_step and checkpoint:
             interval = getattr(trainer, "val_check_interval", "a time")  # Lightning keeps times under another name
-            print(f"  validation  none of its last weights (trainer.val_check_interval: {interval}):")
+            print(f"  validation  the last weights were not validated (val_check_interval is {interval}); to do it:")
             print(f"              fastslm validate --config {folder}/config.yaml --ckpt_path {checkpoint}")
         print(f"  logs        {folder}  (tensorboard --logdir {folder})")
         if plot := draw_history(read_history(folder), folder / "training.png"):

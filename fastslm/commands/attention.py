@@ -18,7 +18,7 @@ _DESCRIPTION = """\
 Plot what the tokens of a recording attend to: time in seconds on the x axis, one panel per scale, and below them the
 share of attention that each scale gets, against the duration of the audio.
 
-    fastslm attention talk.flac --ckpt runs/hta --out talk.png
+    fastslm attention talk.flac --model runs/hta --out talk.png
 
 Rows: the stage tokens of each scale; the final tokens through the stage tokens; the blocks of refinement. Weights are
 the mean over heads. Shares are measured on the first part of the recording, up to each duration.
@@ -32,7 +32,9 @@ def main(arguments: Sequence[str]) -> int:
         "fastslm attention", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", help="audio of any length, in any format that fastslm reads")
-    parser.add_argument("--ckpt", type=Path, required=True, metavar="PATH", help="a run folder, or a checkpoint in one")
+    parser.add_argument(
+        "--model", "--ckpt", type=Path, required=True, metavar="RUN", help="a run folder, or a checkpoint in one"
+    )
     parser.add_argument("--out", type=Path, metavar="PNG", help="default: the audio's name with -attention.png, here")
     parser.add_argument("--windows", type=int, default=4, metavar="N", help="first windows to draw (default: 4)")
     options = parser.parse_args(arguments[1:])
@@ -55,7 +57,7 @@ def _draw(options: argparse.Namespace) -> int:
         audio: Int16Array = np.concatenate(list(open_audio(options.file).blocks()))
     except DataError as error:
         raise DataError(f"{options.file}: {error}") from error
-    run = open_run(options.ckpt)
+    run = open_run(options.model)
     path = run.path
     maps = listen(path, [audio], options.windows)
     duration = len(audio) / SAMPLE_RATE_HZ
