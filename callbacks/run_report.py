@@ -130,9 +130,11 @@ class RunReport(L.Callback):
             print(f"    hypothesis  {_clip(row['hypothesis'])}")
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
         if f"{stage}/wer" in values:
+            transcribed = sum("wer" in tasks()[row["task"]].metrics for row in self._rows)
             print(
-                f"\n  WER {values[f'{stage}/wer']:.2%}  CER {values[f'{stage}/cer']:.2%}  loss"
-                f" {values[f'{stage}/loss']:.4f}  over {len(self._rows)} whole recordings of rank 0"
+                f"\n  WER {values[f'{stage}/wer']:.2%}  CER {values[f'{stage}/cer']:.2%}  over {transcribed} whole"
+                f" recordings  loss {values[f'{stage}/loss']:.4f}  over {len(self._rows)}"
+                f"{' (of rank 0)' if trainer.world_size > 1 else ''}"
             )
         if num_loops := sum("loop" in row for row in self._rows):
             print(f"  {num_loops} of them repeated a phrase to the end and are cut after its first round")
