@@ -88,7 +88,7 @@ class RunReport(L.Callback):
             print(f"  training    nothing was left to do at step {trainer.global_step}: {more}")
         elif trainer.enable_validation and self._validated_step < trainer.global_step and checkpoint:
             interval = getattr(trainer, "val_check_interval", "a time")  # Lightning keeps times under another name
-            print(f"  validation  none of its last weights (trainer.val_check_interval: {interval}):")
+            print(f"  validation  the last weights were not validated (val_check_interval is {interval}); to do it:")
             print(f"              fastslm validate --config {folder}/config.yaml --ckpt_path {checkpoint}")
         print(f"  logs        {folder}  (tensorboard --logdir {folder})")
         if plot := draw_history(read_history(folder), folder / "training.png"):
@@ -130,9 +130,11 @@ class RunReport(L.Callback):
             print(f"    hypothesis  {_clip(row['hypothesis'])}")
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
         if f"{stage}/wer" in values:
+            transcribed = sum("wer" in tasks()[row["task"]].metrics for row in self._rows)
             print(
-                f"\n  WER {values[f'{stage}/wer']:.2%}  CER {values[f'{stage}/cer']:.2%}  loss"
-                f" {values[f'{stage}/loss']:.4f}  over {len(self._rows)} whole recordings of rank 0"
+                f"\n  WER {values[f'{stage}/wer']:.2%}  CER {values[f'{stage}/cer']:.2%}  over {transcribed} whole"
+                f" recordings  loss {values[f'{stage}/loss']:.4f}  over {len(self._rows)}"
+                f"{' (of rank 0)' if trainer.world_size > 1 else ''}"
             )
         if num_loops := sum("loop" in row for row in self._rows):
             print(f"  {num_loops} of them repeated a phrase to the end and are cut after its first round")

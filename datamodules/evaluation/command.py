@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("system", metavar="SYSTEM", help="model, or transcripts of another system")
     add("data", nargs="+", metavar="DATA", help="NAME=SHARDS, such as clean='shards/test-*.tar', or a folder of tars")
-    add("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="where results go (evaluation)")
-    add("--name", metavar="NAME", help="name of SYSTEM in the tables (its last folder)")
+    add("--out", type=Path, default=Path("evaluation"), metavar="DIR", help="where results go (default: evaluation)")
+    add("--name", metavar="NAME", help="name of SYSTEM in the tables (default: its last folder)")
     add("--beside", action="append", default=[], metavar="NAME=PATH", help="also score transcripts of another system")
     add("--language", default="", metavar="NAME", help="language of recordings that do not name one (English)")
     add("--normaliser", choices=NORMALISERS, help="for all recordings (default: by language, as the leaderboard does;"

@@ -88,7 +88,7 @@ class Totals:
     """What a build came to."""
 
     num_shards: int
-    num_samples: int
+    num_samples: dict[str, int]  # by split
     hours: float
     num_listed: int
     refused: list[Refused]
@@ -155,8 +155,10 @@ def build(
         refused = listing.refused + [item for record in records for item in record.refused]
         noted = listing.noted + [item for record in records for item in record.noted] + output.others()
         made = [record for record in records if record.num_samples]
-        num_samples, seconds = sum(r.num_samples for r in made), sum(r.seconds for r in made)
-        counted = {"shards": len(made), "samples": num_samples, "hours": round(seconds / 3600, 4)}
+        num_samples, seconds = Counter[str](), sum(r.seconds for r in made)
+        for record in made:
+            num_samples[record.name.rpartition("-")[0].removesuffix(options.listing.part.suffix)] += record.num_samples
+        counted = {"shards": len(made), "samples": num_samples.total(), "hours": round(seconds / 3600, 4)}
         output.conclude({**counted, "listed": listing.num_listed, "broken": len(refused)})
         broken_file = output.write_findings("broken", refused)
         notes_file = output.write_findings("notes", noted)

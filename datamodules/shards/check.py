@@ -64,13 +64,18 @@ class _Checked:
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     """Add the options of the command."""
     parser = commands.add_parser(
-        "check", help="verify shards", epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "check",
+        help="compare shards with their index and decode their audio; status 1 when something is wrong",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
     parser.add_argument("--quick", action="store_true", help="do not decode the audio; checksums are compared anyway")
-    parser.add_argument("--tokenizer", metavar="NAME", help="read the texts as for this LLM (as for the embedded one)")
+    parser.add_argument(
+        "--tokenizer", metavar="NAME", help="read the texts as for this LLM (default: the embedded one)"
+    )
     parser.add_argument("--max-audio-seconds", type=float, default=900.0, metavar="S", help="say which recordings are"
-                        " longer, as data.max_audio_seconds would leave them out (900)")  # fmt: skip
+                        " longer, as data.max_audio_seconds would leave them out (default: 900)")  # fmt: skip
     parser.add_argument("--findings", type=Path, metavar="FILE", help="write all findings there, one JSON a line")
     parser.set_defaults(run=run)
     return parser

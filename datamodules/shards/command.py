@@ -16,13 +16,6 @@ from fastslm.processes.children import num_usable_cores
 _DESCRIPTION = """\
 Convert a corpus to tar shards, and manage shards.
 
-  build     convert a corpus to shards: NeMo manifest, Kaldi folder, LibriSpeech tree, CSV/TSV (Common Voice),
-            Hugging Face data set (save_to_disk or parquet), Lhotse cuts, other WebDataset tars
-  index     write the index of shards made by other programs
-  check     compare shards with their index and decode their audio; status 1 when something is wrong
-  stats     hours, durations and text lengths by task and language, printed and plotted
-  reshard   the same samples in other shards: another size or order
-
   fastslm shards build LibriSpeech/train-clean-100 --out shards --dev-share 0.02
   fastslm shards check 'shards/*.tar'
   fastslm fit --config configs/hta.yaml --data WebDatasetModule \\
@@ -47,7 +40,8 @@ that cannot be used are counted by reason and listed in OUT/broken.jsonl; a buil
 def _build_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "build",
-        help="any corpus to shards",
+        help="convert a corpus to shards: NeMo manifest, Kaldi folder, LibriSpeech tree, CSV/TSV (Common Voice),"
+        " Hugging Face data set (save_to_disk or parquet), Lhotse cuts, other WebDataset tars",
         epilog=_BUILD_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,15 +49,15 @@ def _build_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     add("sources", nargs="+", metavar="SOURCE", help="files or folders, braces and globs allowed")
     add("--out", required=True, type=Path, metavar="FOLDER", help="where the shards go")
     add("--format", help="kaldi, huggingface, librispeech, webdataset, table, lhotse or nemo; found from the path")
-    add("--audio-root", metavar="FOLDER", help="where relative audio paths start (the folder of the source)")
+    add("--audio-root", metavar="FOLDER", help="where relative audio paths start (default: the folder of the source)")
     add("--column", action="append", default=[], metavar="NAME=COLUMN", help="which column or field of the source is"
         " audio, text, speaker, language, id, group, offset, duration, task, target_language, messages, segments, or"
         " what a task asks with or is answered by; found by usual names")  # fmt: skip
 
     what = parser.add_argument_group("samples")
-    what.add_argument("--task", choices=names_of("tasks"), help="for samples that do not say (asr)")
-    what.add_argument("--language", help="for samples that do not say")
-    what.add_argument("--target-language", help="by name, such as German; for samples of task ast that do not say")
+    what.add_argument("--task", choices=names_of("tasks"), help="of samples that do not name one (default: asr)")
+    what.add_argument("--language", help="of samples that do not name one")
+    what.add_argument("--target-language", help="by name, such as German; of samples of task ast that do not name one")
     what.add_argument("--keep-audio", action="store_true", help="keep the bytes of recordings that are used whole,"
                       " instead of encoding to 16 kHz mono FLAC")  # fmt: skip
     what.add_argument("--split-seconds", type=float, metavar="S", help="cut recordings above this length in the pauses"
@@ -71,30 +65,36 @@ def _build_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     what.add_argument("--join", choices=("speaker", "chapter"), help="join consecutive utterances into long recordings"
                       " with segments (chapter: or long recording, session, column 'group')")  # fmt: skip
     what.add_argument("--join-seconds", type=float, nargs=2, default=(60.0, 3600.0), metavar=("MIN", "MAX"),
-                      help="lengths of joined recordings, drawn between these (60 3600)")  # fmt: skip
+                      help="lengths of joined recordings, drawn between these (default: 60 3600)")  # fmt: skip
     what.add_argument("--speed", type=float, default=1.0, metavar="S", help="speed of the copy, tempo and pitch"
-                      " (1); for more training data build copies at 0.9 and 1.1 in separate folders")  # fmt: skip
-    what.add_argument("--join-pause", type=float, default=0.3, metavar="S", help="silence between utterances (0.3)")
+                      " (default: 1); for more training data build copies at 0.9 and 1.1 in other folders")  # fmt: skip
+    what.add_argument(
+        "--join-pause", type=float, default=0.3, metavar="S", help="silence between utterances (default: 0.3)"
+    )
 
     shards = parser.add_argument_group("shards")
-    shards.add_argument("--shard-size", default="500MB", metavar="SIZE", help="such as 500MB, 2GB, 200samples (500MB)")
-    shards.add_argument("--name", default="train", help="what the names of the shards begin with (train)")
-    shards.add_argument("--shuffle", action="store_true", help="shuffle the samples by --seed (they keep their order)")
+    shards.add_argument(
+        "--shard-size", default="500MB", metavar="SIZE", help="such as 500MB, 2GB, 200samples (default: 500MB)"
+    )
+    shards.add_argument("--name", default="train", help="what the names of the shards begin with (default: train)")
+    shards.add_argument("--shuffle", action="store_true", help="shuffle the samples (default: the order of the source)")
     shards.add_argument("--dev-share", type=float, default=0.0, metavar="SHARE", help="about this share of the"
                         " utterances goes to dev-*.tar, by speakers who are then in no train shard")  # fmt: skip
-    shards.add_argument("--seed", type=int, default=0, help="of shuffling, the dev split and joined lengths (0)")
+    shards.add_argument(
+        "--seed", type=int, default=0, help="seed of shuffling, the dev split and joined lengths (default: 0)"
+    )
     shards.add_argument("--part", default="1/1", metavar="I/N", help="make part I of N, from 1; the parts are"
                         " independent jobs with the same --out")  # fmt: skip
     shards.add_argument("--tokenizer", metavar="NAME", help="count text lengths for the index with this tokenizer")
     _add_run_options(parser)
     add("--max-broken-share", type=float, default=0.05, metavar="SHARE", help="stop above this share of unusable"
-        " utterances, 0 to 1 (0.05)")  # fmt: skip
+        " utterances, 0 to 1 (default: 0.05)")  # fmt: skip
     add("--overwrite", action="store_true", help="remove the shards of another build in --out and begin anew")
     parser.set_defaults(run=_run_build)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (all usable cores)")
+    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (default: all usable cores)")
 
 
 def _run_build(options: argparse.Namespace) -> int:
@@ -136,8 +136,10 @@ def _run_build(options: argparse.Namespace) -> int:
         options.max_broken_share,
         options.overwrite,
     )
+    splits = totals.num_samples
+    of_each = f" ({', '.join(f'{count} {name}' for name, count in splits.items())})" if len(splits) > 1 else ""
     print(
-        f"{totals.num_samples} samples, {totals.hours:.2f} hours of audio, in {totals.num_shards} shards in"
+        f"{sum(splits.values())} samples{of_each}, {totals.hours:.2f} hours of audio, in {totals.num_shards} shards in"
         f" {options.out}"
     )
     if totals.refused:

@@ -45,7 +45,10 @@ class _Indexed:
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     """Add the options of the command."""
     parser = commands.add_parser(
-        "index", help="index foreign shards", epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "index",
+        help="write the index of shards made by other programs",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
     parser.add_argument("--tokenizer", metavar="NAME", help="count text lengths with this tokenizer")

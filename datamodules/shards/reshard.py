@@ -61,15 +61,18 @@ class _Work:
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     """Add the options of the command."""
     parser = commands.add_parser(
-        "reshard", help="another size or order", epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "reshard",
+        help="the same samples in other shards: another size or order",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
     add("--out", required=True, type=Path, metavar="FOLDER", help="where the new shards go")
-    add("--shard-size", default="500MB", metavar="SIZE", help="such as 500MB, 2GB, 200samples (500MB)")
-    add("--order", choices=_ORDERS, default="keep", help="of the samples (keep)")
-    add("--seed", type=int, default=0, help="of shuffling (0)")
-    add("--name", help="what the names of the new shards begin with (as the old ones)")
+    add("--shard-size", default="500MB", metavar="SIZE", help="such as 500MB, 2GB, 200samples (default: 500MB)")
+    add("--order", choices=_ORDERS, default="keep", help="order of the samples (default: keep)")
+    add("--seed", type=int, default=0, help="seed of shuffling (default: 0)")
+    add("--name", help="what the names of the new shards begin with (default: as the old ones)")
     add("--tokenizer", metavar="NAME", help="count text lengths for the index with this tokenizer")
     add("--overwrite", action="store_true", help="remove the shards of another build in --out and begin anew")
     parser.set_defaults(run=run)

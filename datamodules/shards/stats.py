@@ -1,4 +1,4 @@
-"""``fastslm shards stats``: hours, durations and text lengths of shards by task and language, printed and plotted."""
+"""``fastslm shards stats``: hours, durations and text lengths of shards by task and language, printed or plotted."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -65,17 +65,21 @@ class Numbered:
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     """Add the options of the command."""
     parser = commands.add_parser(
-        "stats", help="hours and lengths", epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "stats",
+        help="print hours, durations and text lengths by task and language",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
-    parser.add_argument("--plot", type=Path, default=Path("shards.png"), metavar="FILE", help="(shards.png)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the lengths to a PNG (default: no plot)")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the statistics and write the plot."""
-    check_figure(options.plot, "--plot")
+    """Print the statistics, and write the plot that is asked for."""
+    if options.plot is not None:
+        check_figure(options.plot, "--plot")
     paths = shard_paths(options.shards)
     progress = Progress("Reading indexes", len(paths), "shards")
     shards = run_in_order(_numbers, paths, options.workers if len(paths) > 64 else 1, progress)
@@ -84,8 +88,9 @@ def run(options: argparse.Namespace) -> int:
     kinds = by_kind(shards, in_tokens=unit != "characters")
     num_broken = sum(shard.num_broken for shard in shards)
     print_table(len(paths), kinds, unit, num_broken)
-    plot(kinds, unit, options.plot)
-    print(f"Plot: {options.plot}")
+    if options.plot is not None:
+        plot(kinds, unit, options.plot)
+        print(f"Plot: {options.plot}")
     return 0
 
 

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("file", help="audio of any length, in any format that fastslm reads")
     parser.add_argument(
-        "--model", "--ckpt", type=Path, required=True, metavar="PATH", help="a run folder, or a checkpoint in one"
+        "--model", "--ckpt", type=Path, required=True, metavar="RUN", help="a run folder, or a checkpoint in one"
     )
     parser.add_argument("--out", type=Path, metavar="PNG", help="default: the audio's name with -attention.png, here")
     parser.add_argument("--windows", type=int, default=4, metavar="N", help="first windows to draw (default: 4)")

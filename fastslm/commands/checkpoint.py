@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     convert_ = actions.add_parser("convert", help="write the weights as a folder or one file")
     for action in (inspect, convert_):
         action.add_argument("path", type=Path, metavar="PATH", help="a checkpoint, or a run folder")
-        action.add_argument("--which", choices=("last", "best"), default="last", help="in a run folder (last)")
+        action.add_argument("--which", choices=("last", "best"), default="last", help="in a run folder (default: last)")
     inspect.add_argument("--tensors", action="store_true", help="also list every tensor")
     inspect.add_argument("--json", action="store_true", help="print the manifest and the configuration as JSON")
     convert_.add_argument("out", type=Path, metavar="OUT", help="a folder to make, or a file that ends in .ckpt")
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "--to",
         choices=("weights", "universal"),
         default="weights",
-        help="weights, or DeepSpeed's universal format with the optimizer's state (weights)",
+        help="weights, or DeepSpeed's universal format with the optimizer's state (default: weights)",
     )
     return parser
 

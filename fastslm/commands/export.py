@@ -19,14 +19,16 @@ def main(arguments: Sequence[str]) -> int:
     """Export a run and say where it lies; the exit status is 2 when it cannot be exported."""
     parser = argparse.ArgumentParser(
         "fastslm export",
-        description="Write a trained model as one self-contained Hugging Face folder: configuration, processor,"
-        " tokenizer, safetensors, generation settings, model card, and the code that runs it.",
+        description="Write a trained model as one self-contained Hugging Face folder: configuration, processor,\n"
+        "tokenizer, safetensors, generation settings, model card, and the code that runs it.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder or checkpoint")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
-    parser.add_argument("--checkpoint", choices=("last", "best"), help="which of a run [best if there is one]")
+    parser.add_argument(
+        "--checkpoint", choices=("last", "best"), help="which of a run (default: best, if there is one)"
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--merge-lora", action="store_true", help="add the adapters to the LLM's weights")
     kind.add_argument("--llm-only", action="store_true", help="the LLM alone, merged, of its own architecture")

@@ -9,6 +9,7 @@ from typing import Any
 _DESCRIPTION = """\
 Estimate what a configuration costs, without loading weights: parameters by part, LLM tokens per hour of audio, and
 memory of training and inference on every shipped kind of hardware, with the longest recording that fits.
+About a minute.
 Configs and flags are those of 'fastslm fit'."""
 _EXAMPLES = """\
 examples:
@@ -33,12 +34,18 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--seconds", type=float, default=3600.0, help="length of the recording (3600)")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="length of the recording (default: 3600)")
     parser.add_argument(
-        "--memory_gib", type=float, default=80.0, help="memory of a GPU (80); of a CPU overlay that of this machine"
+        "--memory_gib",
+        type=float,
+        default=80.0,
+        help="memory of a GPU (default: 80); of a CPU overlay that of this machine",
     )
     parser.add_argument(
-        "--labels_per_second", type=float, default=4.0, help="ids of text for a second of speech (4, fast speech)"
+        "--labels_per_second",
+        type=float,
+        default=4.0,
+        help="ids of text for a second of speech (default: 4, fast speech)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON with all numbers in bytes")
     given, options = parser.parse_known_args(list(arguments[1:]))
@@ -75,7 +82,7 @@ def make_plan(
     plan: dict[str, Any] = {"seconds": seconds, "hardware": {}}
     overlays = sorted((shipped_configs() / "hardware").glob("*.yaml"))
     sketches: dict[str, Any] = {}
-    rows = tqdm([None, *overlays], "plan", leave=False, unit="hardware")  # seconds each
+    rows = tqdm([None, *overlays], "plan", leave=False, disable=None, unit="hardware")  # seconds each
     for path in rows:
         name = "this configuration" if path is None else path.stem
         rows.set_postfix_str(name)

@@ -94,9 +94,9 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
             return no_such_part(key, found[1], names)
         return f"{key}: there is no class {found[1]!r}. 'fastslm fit --help' lists those that it can be."
     if found := re.search(
-        r"the following arguments are required: (?:(?:fit|validate|test|predict)\.)?([\w.]+)", message
+        r"the following arguments are required: (?:(?:fit|validate|test|predict)\.)?([\w.]+)|, but got None\.", message
     ):
-        key = ".".join([*re.findall(r'[Pp]arser key "([^"]+)"', message)[:1], found[1]])
+        key = ".".join([*re.findall(r'[Pp]arser key "([^"]+)"', message)[:1], *filter(None, found.groups())])
         example = ", such as --config configs/hta.yaml" if key == "model.abstractor" else ""
         return f"{key}: it has no value, and needs one. Set it in a config{example}, or by --{key}."
     if mistyped := _mistyped(message):

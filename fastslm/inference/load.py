@@ -62,7 +62,7 @@ def find_model(path: Any) -> Path:
     """Return the checkpoint or exported folder that ``path`` means, downloaded if need be; see ``load``.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none; a name whose first part is a folder here is not looked for on the hub.
         ConfigError: ``path`` is None, and there is no default run here.
         HubError: the hub does not give it.
     """
@@ -83,6 +83,11 @@ def find_model(path: Any) -> Path:
     except OSError as error:  # a name that is too long
         raise ConfigError(f"model: {name}: {error.strerror}.") from error
     if not is_here and looks_like_hub(name):
+        if given.parent.is_dir():  # the name of a folder here is none of the hub's business
+            raise CheckpointError(
+                f"model {name}: there is no such folder, and {given.parent} is one here, so the hub is not asked. For a"
+                f" model of the hub: hf download {name} --local-dir {name}."
+            )
         return download(name)
     if is_exported(given):
         return given

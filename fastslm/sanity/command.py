@@ -31,9 +31,9 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--recordings", type=int, default=10, metavar="N", help="samples to look at (10)")
+    parser.add_argument("--recordings", type=int, default=10, metavar="N", help="samples to look at (default: 10)")
     parser.add_argument(
-        "--steps", type=int, default=40, metavar="N", help="most steps to overfit one batch within (40)"
+        "--steps", type=int, default=40, metavar="N", help="most steps to overfit one batch within (default: 40)"
     )
     given, options = parser.parse_known_args(list(arguments))
     checks: list[Check] = []

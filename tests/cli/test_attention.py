@@ -18,7 +18,7 @@ def test_a_run_draws_at_each_validation_and_the_command_draws_a_file(fastslm, ru
 
     audio, figure = tmp_path / "talk.flac", tmp_path / "maps" / "talk.png"
     audio.write_bytes(flac(5.0))
-    command = ["attention", str(audio), "--ckpt", str(tmp_path / "run"), "--out", str(figure)]
+    command = ["attention", str(audio), "--model", str(tmp_path / "run"), "--out", str(figure)]
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert str(figure) in shown

@@ -189,4 +189,7 @@ def test_a_value_that_a_part_needs_is_named_by_its_key(capsys):
         " --model.encoder.pretrained."
     )
     assert main(["fit"]) == 2
-    assert "model.abstractor: it has no value, and needs one" in capsys.readouterr().err
+    assert (
+        "model.abstractor: it has no value, and needs one. Set it in a config, such as --config configs/hta.yaml"
+        in capsys.readouterr().err
+    )

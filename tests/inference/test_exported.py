@@ -218,6 +218,9 @@ def test_what_the_hub_does_not_give_is_said_in_one_sentence(hub, tiny_llm, tmp_p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(HubError, match=r"model runs/mine: there is no such folder here, and the hub does not give it"):
         fastslm.load("runs/mine")
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(CheckpointError, match=r"model runs/mine: there is no such folder, and runs is one here"):
+        fastslm.load("runs/mine")
     hub("owner/base", tiny_llm)
     with pytest.raises(CheckpointError, match=r"owner/base: .*no model that 'fastslm export' wrote: .*'qwen3'"):
         fastslm.load("owner/base")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -385,3 +386,11 @@ def test_the_recipe_says_what_was_built(build, manifest, tmp_path):
     build(manifest(4))
     recipe = json.loads((tmp_path / "out/build.json").read_text())
     assert recipe["totals"] == {"shards": 1, "samples": 4, "hours": round(7.0 / 3600, 4), "listed": 4, "broken": 0}
+
+
+def test_the_build_says_how_many_samples_went_to_each_split(build, manifest, capsys):
+    build(manifest(6), "--dev-share", 0.34, "--part", "1/1")
+    out = capsys.readouterr().out
+    found = re.match(r"6 samples \((\d) train, (\d) dev\), ", out)
+    assert found, out
+    assert int(found[1]) + int(found[2]) == 6

@@ -40,11 +40,13 @@ def test_the_plot_is_a_picture_with_colours(mixed, shards, tmp_path):
     assert len(np.unique((pixels * 7).astype(int).reshape(-1, 3), axis=0)) > 5
 
 
-def test_shards_without_index_are_read(mixed, shards, tmp_path, capsys):
+def test_shards_without_index_are_read_and_nothing_is_written_unasked(mixed, shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     for path in mixed.glob("*.npz"):
         path.unlink()
-    assert shards("stats", mixed, "--plot", tmp_path / "plot.png") == 0
+    assert shards("stats", mixed) == 0
     assert "4 samples" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.png"))
     assert not list(mixed.glob("*.npz"))
 
 
