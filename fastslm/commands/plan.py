@@ -9,8 +9,7 @@ from typing import Any
 _DESCRIPTION = """\
 Estimate what a configuration costs, without loading weights: parameters by part, LLM tokens per hour of audio, and
 memory of training and inference on every shipped kind of hardware, with the longest recording that fits.
-About a minute.
-Configs and flags are those of 'fastslm fit'."""
+It takes about a minute. Configs and flags are those of 'fastslm fit'."""
 _EXAMPLES = """\
 examples:
   fastslm plan --config configs/hta.yaml
