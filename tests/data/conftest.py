@@ -9,6 +9,7 @@ from fastslm.datamodules.webdataset import WebDatasetModule
 
 def _fake_trainer(module, rank=0, world_size=1, epoch=0, steps_done=0):
     progress = SimpleNamespace(current=SimpleNamespace(ready=steps_done))
+    epochs = SimpleNamespace(current=SimpleNamespace(ready=epoch + 1, completed=epoch))
     return SimpleNamespace(
         lightning_module=module,
         global_rank=rank,
@@ -16,7 +17,7 @@ def _fake_trainer(module, rank=0, world_size=1, epoch=0, steps_done=0):
         current_epoch=epoch,
         accumulate_grad_batches=1,
         state=SimpleNamespace(fn=None),
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress), epoch_progress=epochs),
     )
 
 
