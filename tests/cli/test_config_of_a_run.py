@@ -29,6 +29,7 @@ def test_other_commands_by_it_leave_the_run_as_it_was(run_config, tmp_path):
     assert any(name.startswith("tensorboard/") for name in made)
 
 
+@pytest.mark.slow
 def test_validating_a_run_by_it_in_its_own_folder_keeps_its_metrics_and_configuration(run_config, tmp_path):
     command_line(TrainingCLI, ["fit", "--config", str(run_config), "--trainer.max_steps", "1"])
     files = [tmp_path / "run" / name for name in ("metrics.csv", "config.yaml")]

@@ -173,6 +173,7 @@ def idle_layer(monkeypatch):
     monkeypatch.setattr(HTA, "__init__", more)
 
 
+@pytest.mark.slow
 def test_a_layer_that_gets_no_gradient_is_named(run_config, capsys, idle_layer):
     assert main(["fit", "--config", str(run_config), "--trainer.max_steps", "2"]) == 0
     (note,) = [line for line in capsys.readouterr().err.splitlines() if "got no gradient" in line]

@@ -117,6 +117,7 @@ def test_a_signal_to_the_group_saves_and_ends_with_its_status(training, tmp_path
 
 
 @pytest.mark.parametrize("late", ["false", "true"])
+@pytest.mark.slow
 def test_the_step_that_a_signal_comes_in_is_the_last_and_in_metrics_csv(run_config, tmp_path, late):
     asked = ["--trainer.callbacks+=tests.cli.killers.EndInStep", "--trainer.callbacks.step=2",
              f"--trainer.callbacks.late={late}"]  # fmt: skip

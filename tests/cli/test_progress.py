@@ -59,6 +59,7 @@ def test_the_table_shows_each_part_with_the_frozen_encoder_and_what_trains(run_c
     assert "FLOPs" not in out
 
 
+@pytest.mark.slow
 def test_a_bar_that_the_config_names_is_left_alone(run_config, capsys):
     fit(run_config, "--trainer.max_steps", "2", "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar")
     assert "Epoch 0" in capsys.readouterr().out

@@ -108,6 +108,7 @@ def their_metrics(tmp_path):
     return place, ["--trainer.logger", "CSVLogger", *(f"--trainer.logger.{n}={v}" for n, v in arguments.items())]
 
 
+@pytest.mark.slow
 def test_the_metrics_that_a_logger_of_the_users_would_delete_are_moved_aside(fit, their_metrics, tmp_path):
     place, flags = their_metrics
     fit(*ONE_STEP, *flags)
@@ -238,6 +239,7 @@ def test_a_new_run_saves_in_its_folder_where_the_checkpoints_of_the_former_one_l
 
 
 @pytest.mark.parametrize("name", [".", pytest.param("run", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_working_directory_is_never_moved(fit, tmp_path, monkeypatch, name):
     fit(*ONE_STEP)
     monkeypatch.chdir(tmp_path / "run" if name == "." else tmp_path / "run" / "checkpoints")
@@ -245,6 +247,7 @@ def test_the_working_directory_is_never_moved(fit, tmp_path, monkeypatch, name):
         fit("--run_folder", "." if name == "." else tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_trainings_in_one_folder_are_refused(fit, tmp_path, monkeypatch):
     fit(*ONE_STEP)
     run, before = tmp_path / "run", files(tmp_path / "run")
@@ -275,6 +278,7 @@ def test_a_run_that_waits_for_another_goes_on_from_what_that_one_leaves(fit, tmp
     assert (folder / "last").resolve().name == "step-000002"
 
 
+@pytest.mark.slow
 def test_a_last_checkpoint_that_is_gone_or_damaged_is_not_replaced_by_another(fit, tmp_path):
     flags = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
     fit(*flags)

@@ -188,6 +188,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
     ],
     ids=lambda value: " ".join(value),
 )
+@pytest.mark.slow
 def test_a_setting_that_can_work_does(fit, tmp_path, flags, kept):
     status, said = fit(*flags)
     assert status == 0, said

@@ -29,7 +29,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.folder, self.requests, self.cut, self.ranges = folder, [], 0, True
         self.busy = 0  # answers with status 503
         self.refused = ""  # what addresses end with that are not given out
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self):

@@ -97,6 +97,7 @@ def said(request):
     return lambda name: request.getfixturevalue("results" if name in QUICK else "more_results")[name]
 
 
+@pytest.mark.slow
 def test_nothing_of_fastslm_was_imported_outside(results):
     assert results["modules"] == []
 

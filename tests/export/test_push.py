@@ -94,7 +94,7 @@ def hub():
     server.calls, server.files, server.store, server.repo = [], {}, {}, None
     server.private, server.exists = True, False
     server.mode = lambda path: "lfs" if path.endswith(".safetensors") else "regular"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()

@@ -226,7 +226,7 @@ def site(tmp_path, noise, write_audio):
         Site.content = write_audio(tmp_path / "served.flac", noise(1.0, seed)).read_bytes()
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/a.flac", Site.said, put
         server.shutdown()
         Site.said.clear()

@@ -60,6 +60,7 @@ def test_the_configuration_of_a_model_reads_nothing(run_config, tmp_path, monkey
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_stored_configurations_read_nothing(own_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     run = shutil.copytree(own_run, tmp_path / "downloaded", symlinks=True)
