@@ -118,7 +118,7 @@ def test_the_token_rates_of_a_run_that_goes_on_are_those_of_one_that_was_not_sto
     fit = ["fit", "--config", str(run_config), "--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "2"]
     fit += ["--data.batch_samples", "2", *flags]
     fastslm(*fit, "--trainer.max_steps", "4", "--run_folder", str(tmp_path / "whole"))
-    for steps in ("1", "4"):
+    for steps in ("3", "4"):  # the first ends between two steps that are logged
         fastslm(*fit, "--trainer.max_steps", steps, "--ckpt_path", "last")
     found = [
         {
