@@ -130,7 +130,8 @@ class RunReport(L.Callback):
             print(f"    hypothesis  {_clip(row['hypothesis'])}")
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
         if f"{stage}/wer" in values:
-            transcribed = sum("wer" in tasks()[row["task"]].metrics for row in self._rows)
+            scored = {name for name, task in tasks().items() if "wer" in task.metrics}
+            transcribed = sum(row["task"] in scored for row in self._rows)
             print(
                 f"\n  WER {values[f'{stage}/wer']:.2%}  CER {values[f'{stage}/cer']:.2%}  over {transcribed} whole"
                 f" recordings  loss {values[f'{stage}/loss']:.4f}  over {len(self._rows)}"

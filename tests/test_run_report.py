@@ -26,7 +26,7 @@ def test_predictions_of_another_number_of_ranks_do_not_stay_beside_the_new_ones(
 def test_the_report_counts_the_recordings_that_its_word_error_rate_covers(capsys):
     report = RunReport(num_pairs=0)
     row = {"key": "a", "audio_seconds": 1.0, "reference": "a", "hypothesis": "b"}
-    report._rows = [row | {"task": task} for task in ("asr", "ssum", "ssum")]
+    report._rows = [row | {"task": task} for task in ("asr", "ssum", "dialogue")]
     metrics = {"val/wer": 1.0, "val/cer": 1.0, "val/loss": 7.89}
     report._print(SimpleNamespace(is_global_zero=True, callback_metrics=metrics, world_size=1), "val")
     assert "WER 100.00%  CER 100.00%  over 1 whole recordings  loss 7.8900  over 3\n" in capsys.readouterr().out
