@@ -26,7 +26,7 @@ from .engine import Decoding
 from .generated import Generated
 from .listening import encode
 from .results import Answer, Segment, Timings
-from .text import TextChunks
+from .segments import Segments
 from .words import History, WordModel
 
 _SPACE = ord(" ")
@@ -231,26 +231,14 @@ class _WordModels:
         return self._memory.embed(ids, self._model.device)
 
 
-class _Segments:
-    """Text by time. The last word of a window is settled with the next one, and stands where its letters are.
+class _WordSegments(Segments):
+    """Text by window. The last word of a window is settled with the next one, and stands where its letters are."""
 
-    Args:
-        model: whose tokenizer it is.
-        on_segment: called with each.
-    """
-
-    def __init__(self, model: AnsweringModel, on_segment: Callable[[Segment], None] | None) -> None:
-        self._on_segment = on_segment
-        self._new: list[str] = []
-        self._chunks = TextChunks(model, self._new.append)  # some tokenizers leave out the space before a text
-        self._last = Segment(0.0, 0.0, "")
-        self.all: list[Segment] = []
+    _last = Segment(0.0, 0.0, "")
 
     def add(self, start: float, end: float, search: LetterSearch) -> str:
         """Take a window whose words have just been settled, and return their text."""
-        self._chunks.update(search.ids)
-        text = "".join(self._new)
-        self._new.clear()
+        text = self.text_of(search.ids)
         word = _FIRST_WORD.match(text) if search.first_is_earlier else None
         size = word.end() if word else 0
         self._last = replace(self._last, text=self._last.text + text[:size])
@@ -260,10 +248,7 @@ class _Segments:
 
     def end(self) -> None:
         """Show the last window."""
-        if text := self._last.text.strip():
-            self.all.append(replace(self._last, text=text))
-            if self._on_segment:
-                self._on_segment(self.all[-1])
+        self.show(self._last.start, self._last.end, self._last.text)
 
 
 def check(decoding: Decoding, max_new_tokens: int | None, section_minutes: float | None) -> None:
@@ -306,7 +291,7 @@ def transcribe(
     new_words = _WordModels(model, request)
     started = time.perf_counter()
     encoding, seconds, signal, num_tokens = 0.0, 0.0, 0, 0
-    segments = _Segments(model, on_segment)
+    segments = _WordSegments(model, on_segment)
 
     def told(start: float, end: float) -> None:
         text = segments.add(start, end, search)

@@ -22,7 +22,8 @@ from .engine import Decoding
 from .generated import Generated
 from .listening import SpeechPart, encode
 from .results import Answer, Segment, Timings
-from .text import BROKEN, TextChunks, gap
+from .segments import Segments
+from .text import BROKEN, gap
 
 Progress = Callable[[str, float], None]
 #: Audio that a window of its own is generated with as context, where text by window is wanted.
@@ -178,7 +179,7 @@ def transcribe(
     writer = _Writer(model, request, decoding, max(seconds, window_seconds), max_new_tokens, on_progress)
     began = time.perf_counter()
     spent = _Spent()
-    segments = _Segments(model, on_segment)
+    segments = _SectionSegments(model, on_segment)
     waiting: _Section | None = None
     num_tokens, end = 0, 0.0
     try:
@@ -249,38 +250,23 @@ def _sections(
         yield _Section(tokens, start, end)
 
 
-class _Segments:
-    """Text by time; what a section's ids say is what they add to the text before.
-
-    Args:
-        model: whose tokenizer it is.
-        on_segment: called with each.
-    """
+class _SectionSegments(Segments):
+    """Text by section."""
 
     def __init__(self, model: AnsweringModel, on_segment: Callable[[Segment], None] | None) -> None:
-        self._on_segment = on_segment
-        self._new: list[str] = []
-        self._chunks = TextChunks(model, self._new.append)
+        super().__init__(model, on_segment)
         self._ids: list[int] = []
         self._num_sections = 0
-        self.all: list[Segment] = []
 
     def add(self, done: Sequence[_Section], last: bool = False) -> None:
         """Take the sections that are finished, those of earlier calls among them.
 
         Args:
             done: they.
-            last: no others come: a letter that is not finished never will be.
+            last: no others come.
         """
         for section in done[self._num_sections :]:
             self._ids += section.ids
-            self._chunks.update(self._ids)
-            if last and section is done[-1]:
-                self._chunks.finish(self._ids)
-            text = "".join(self._new).strip()
-            self._new.clear()
-            if text:
-                self.all.append(Segment(round(section.start, 3), round(section.end, 3), text))
-                if self._on_segment:
-                    self._on_segment(self.all[-1])
+            text = self.text_of(self._ids, last=last and section is done[-1])
+            self.show(round(section.start, 3), round(section.end, 3), text)
             self._num_sections += 1
