@@ -1,5 +1,7 @@
 """Floating-point operations that training asks for, counted once on fake tensors, for batches of any shape."""
 
+import functools
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -83,13 +85,18 @@ def flops_of_step(settings: Mapping[str, Any] | None, device: torch.device) -> S
         return None
     state = torch.get_rng_state()
     try:
-        module, _ = build_module(settings)
-        return count_step(Sketch(module, device=device))
+        return _counted(json.dumps(settings), device)
     except Exception as error:  # whatever a part of somebody else raises at tensors without values
         warnings.warn(f"rate/model_flops_per_second is not logged: {type(error).__name__}: {error}", stacklevel=2)
         return None
     finally:
         torch.set_rng_state(state)
+
+
+@functools.lru_cache(maxsize=16)  # runs of one process, such as seeds, mostly train one model
+def _counted(settings: str, device: torch.device) -> StepFlops:
+    module, _ = build_module(json.loads(settings))
+    return count_step(Sketch(module, device=device))
 
 
 def _compressing(sketch: Sketch) -> Callable[[], Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -63,7 +64,7 @@ class _SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write it; an evaluation writes one of its own, and leaves what the run was trained with."""
         name = "config.yaml" if stage == "fit" else f"config-{TrainerFn(stage).value}.yaml"
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(self.config, skip_none=False, skip_validation=True)
         write_atomically(Path(trainer.default_root_dir) / name, redacted(text))
 
 
@@ -131,6 +132,13 @@ class TrainingCLI(LightningCLI):
             super().parse_arguments(parser, args)
         config = self.config.as_dict()
         check_commands(config[config["subcommand"]], args)
+
+    def _dump_config(self) -> None:
+        """Keep the resolved configuration, which was checked as it was parsed; Lightning would check it again."""
+        if hasattr(self, "config_dump"):
+            return
+        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, skip_validation=True)
+        self.config_dump = yaml.safe_load(text)[str(self.subcommand)]
 
     def _parse_ckpt_path(self) -> None:
         """Do not merge hyper-parameters of a checkpoint over the command line."""
