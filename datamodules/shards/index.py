@@ -16,7 +16,8 @@ from .paths import shard_paths
 from .processes import Progress, Report, run_in_order
 from .shard_file import index_shard
 
-_EXAMPLES = """\
+HELP = "write the index of shards made by other programs"
+EXAMPLES = """\
 examples:
   fastslm shards index 'foreign/*.tar' --tokenizer Qwen/Qwen3-4B
   fastslm shards index shards --force            accept shards as they are, whatever their old indexes say
@@ -42,19 +43,10 @@ class _Indexed:
     differences: dict[str, int] = field(default_factory=dict)
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser = commands.add_parser(
-        "index",
-        help="write the index of shards made by other programs",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
     parser.add_argument("--tokenizer", metavar="NAME", help="count text lengths with this tokenizer")
     parser.add_argument("--force", action="store_true", help="make every index anew, from the tars as they are")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:
