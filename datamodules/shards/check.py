@@ -171,7 +171,7 @@ def _as_training_reads(work: _Work, rows: ShardRows, checked: _Checked) -> Itera
     for index, key in enumerate(checked.keys if work.decode_audio else ()):
         doubts: list[str] = []
         try:
-            doubts = dataset.read(entries[index]).doubts
+            doubts = dataset.sample(index, dataset.dialogue(index), 1.0).doubts
         except DataError as error:
             yield Broken.of(work.shard, key, error)
         yield from (Broken.of(work.shard, key, DataError(doubt)) for doubt in doubts)
