@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fastslm.errors import DataError
@@ -28,13 +29,6 @@ whose bytes differ from the index that it has is left alone, for that may be dam
 
 
 @dataclass
-class _Work:
-    shard: str
-    tokenizer: str | None
-    force: bool
-
-
-@dataclass
 class _Indexed:
     """How many samples a shard has, how many cannot be used by reason, and in what it differs from its old index."""
 
@@ -52,9 +46,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Index the shards and say what was found in them; 1 when some differ from the index that they have."""
     paths = shard_paths(options.shards)
-    work = [_Work(path, options.tokenizer, options.force) for path in paths]
     progress = Progress("Indexing", sum(Path(path).stat().st_size for path in paths) / 1e6, "MB")
-    results = run_in_order(_index, work, options.workers, progress)
+    index = partial(_index, tokenizer=options.tokenizer, force=options.force)
+    results = run_in_order(index, paths, options.workers, progress)
     num_samples = sum(result.num_samples for result in results)
     print(f"{len(paths)} shards, {num_samples} samples.")
     _print_counts("Samples that cannot be used:", paths, [result.reasons for result in results])
@@ -76,24 +70,17 @@ def _print_counts(title: str, paths: list[str], counts: list[dict[str, int]]) ->
         print("\n".join([title, *lines]))
 
 
-def _index(work: _Work, report: Report) -> _Indexed:
-    path = Path(work.shard)
-    rows = _known(work.shard)
-    indexed = _Indexed()
-    if rows is None or work.force:
-        index_shard(path, work.tokenizer)
-    elif not is_current(rows, tar_state(work.shard)):
-        indexed.differences = dict(Counter(finding.reason for finding in verify(work.shard, rows)))
+def _index(shard: str, report: Report, tokenizer: str | None, force: bool) -> _Indexed:
+    path, rows, indexed = Path(shard), _known(shard), _Indexed()
+    if rows is None or force:
+        index_shard(path, tokenizer)
+    elif not is_current(rows, tar_state(shard)):
+        indexed.differences = dict(Counter(finding.reason for finding in verify(shard, rows)))
         if not indexed.differences:
-            index_shard(path, work.tokenizer or rows.tokenizer)
-    elif (
-        work.tokenizer not in (None, rows.tokenizer)
-        or is_outdated(rows.prompts, rows.broken)
-        or rows.has_stated_lengths
-    ):
-        index_shard(path, work.tokenizer or rows.tokenizer)
-    rows = read_sidecar(work.shard)
-    usable = answered(rows)
+            index_shard(path, tokenizer or rows.tokenizer)
+    elif tokenizer not in (None, rows.tokenizer) or is_outdated(rows.prompts, rows.broken) or rows.has_stated_lengths:
+        index_shard(path, tokenizer or rows.tokenizer)
+    usable = answered(read_sidecar(shard))
     indexed.num_samples, indexed.reasons = len(usable), dict(Counter(item["reason"] for item in usable.broken))
     report(path.stat().st_size / 1e6)
     return indexed
