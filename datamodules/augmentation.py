@@ -3,7 +3,8 @@
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,9 @@ import soxr
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import ConfigError
+from fastslm.path.batch import Int16Array
 
-Int16Array = npt.NDArray[np.int16]
+_BLOCK_SAMPLES = 30 * SAMPLE_RATE_HZ
 
 
 class Augmentation(ABC):
@@ -73,10 +75,9 @@ class Speed(Augmentation):
         draw, factor = rng.random(), rng.uniform(self.min_factor, self.max_factor)
         if draw >= self.probability or abs(factor - 1.0) < 1e-4:
             return audio
-        # Resampling int16 in blocks keeps an hour from becoming floats; a rate of whole Hz is near enough.
+        # A rate of whole Hz is near enough.
         stream = soxr.ResampleStream(round(SAMPLE_RATE_HZ * factor), SAMPLE_RATE_HZ, 1, dtype="int16")
-        block = 30 * SAMPLE_RATE_HZ
-        parts = [stream.resample_chunk(audio[a : a + block]) for a in range(0, len(audio), block)]
+        parts = [stream.resample_chunk(part) for part in _blocks(audio)]
         changed = np.concatenate([*parts, stream.resample_chunk(np.zeros(0, np.int16), last=True)])
         return changed[: int(len(audio) * self.max_stretch)] if len(changed) else audio
 
@@ -99,7 +100,8 @@ class Gain(Augmentation):
     def __call__(self, audio: Int16Array, rng: np.random.Generator) -> Int16Array:
         """Return the recording at another level."""
         draw, gain_db = rng.random(), rng.uniform(self.min_db, self.max_db)
-        return audio if draw >= self.probability else _scaled(audio, 10.0 ** (gain_db / 20.0))
+        factor = np.float32(10.0 ** (gain_db / 20.0))
+        return audio if draw >= self.probability else _changed(audio, lambda part: part * factor)
 
 
 class Noise(Augmentation):
@@ -120,27 +122,22 @@ class Noise(Augmentation):
     def __call__(self, audio: Int16Array, rng: np.random.Generator) -> Int16Array:
         """Return the recording with noise."""
         draw, snr_db = rng.random(), rng.uniform(self.min_snr_db, self.max_snr_db)
-        block = 30 * SAMPLE_RATE_HZ
-        energy = sum(
-            float(np.square(audio[a : a + block], dtype=np.float64).sum()) for a in range(0, len(audio), block)
-        )
+        energy = sum(float(np.square(part, dtype=np.float64).sum()) for part in _blocks(audio))
         if draw >= self.probability or not energy:
             return audio
         level = (energy / len(audio)) ** 0.5 * 10.0 ** (-snr_db / 20.0)
-        noisy = np.empty_like(audio)
-        for a in range(0, len(audio), block):
-            part = audio[a : a + block]
-            mixed = part + level * rng.standard_normal(len(part), dtype=np.float32)
-            noisy[a : a + block] = np.clip(np.rint(mixed), -32768, 32767)
-        return noisy
+        return _changed(audio, lambda part: part + level * rng.standard_normal(len(part), dtype=np.float32))
 
 
-def _scaled(audio: Int16Array, factor: float) -> Int16Array:
-    scaled = np.empty_like(audio)
-    block = 30 * SAMPLE_RATE_HZ
-    for a in range(0, len(audio), block):
-        scaled[a : a + block] = np.clip(np.rint(audio[a : a + block] * np.float32(factor)), -32768, 32767)
-    return scaled
+def _blocks(audio: Int16Array) -> Iterator[Int16Array]:
+    """Yield a recording part by part, so that an hour of it never becomes floats at once."""
+    return (audio[begin : begin + _BLOCK_SAMPLES] for begin in range(0, len(audio), _BLOCK_SAMPLES))
+
+
+def _changed(audio: Int16Array, change: Callable[[Int16Array], npt.NDArray[Any]]) -> Int16Array:
+    """Return a recording whose blocks are changed, rounded and clipped."""
+    changed = [np.clip(np.rint(change(part)), -32768, 32767).astype(np.int16) for part in _blocks(audio)]
+    return np.concatenate(changed or [audio])
 
 
 def _checked_probability(value: float, name: str) -> float:

@@ -124,8 +124,7 @@ class WebDatasetModule(PlannedSource):
     def prepare_data(self) -> None:
         """Index the shards that the run needs, once per node, before the ranks read what was found."""
         if self.trainer is not None and self.trainer.state.fn is not None:
-            stage = {"fit": "fit", "validate": "validate", "test": "test", "predict": "predict"}[self.trainer.state.fn]
-            for split in self.planned_splits(stage):
+            for split in self.planned_splits(self.trainer.state.fn):
                 self._indexes(split)
 
     def planned_splits(self, stage: str) -> list[Split]:

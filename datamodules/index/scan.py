@@ -124,18 +124,18 @@ def _in_columns(
 ) -> ShardRows:
     recordings = [recording for row in rows for recording in row.recordings]
     key_bytes, key_end = pack_keys([row.key for row in rows])
-    tasks, task_names = coded([row.task for row in rows])
-    languages, language_names = coded([row.language for row in rows])
-    extensions, extension_names = coded([extension for extension, *_ in recordings])
-    codecs, codec_names = coded([info.codec for *_, info in recordings])
+    labels = {
+        "task": coded([row.task for row in rows]),
+        "language": coded([row.language for row in rows]),
+        "extension": coded([extension for extension, *_ in recordings]),
+        "codec": coded([info.codec for *_, info in recordings]),
+    }
     values: dict[str, Any] = {
         "key_end": key_end,
         "recording_end": np.cumsum([len(row.recordings) for row in rows], dtype=np.int64),
         "json_offset": [row.json[0] for row in rows],
         "json_size": [row.json[1] for row in rows],
         "json_crc32": [row.json[2] for row in rows],
-        "task_code": tasks,
-        "language_code": languages,
         "text_characters": [row.text_characters for row in rows],
         "text_tokens": [row.text_tokens for row in rows],
         "audio_offset": [member.offset for _, member, _, _ in recordings],
@@ -144,10 +144,9 @@ def _in_columns(
         "num_frames": [info.num_frames for *_, info in recordings],
         "sample_rate_hz": [info.sample_rate_hz for *_, info in recordings],
         "num_channels": [info.num_channels for *_, info in recordings],
-        "extension_code": extensions,
-        "codec_code": codecs,
+        **{f"{name}_code": codes for name, (codes, _) in labels.items()},
     }
     columns = {name: np.asarray(values[name], kind) for name, kind in {**SAMPLE_COLUMNS, **RECORDING_COLUMNS}.items()}
-    names = {"task": task_names, "language": language_names, "extension": extension_names, "codec": codec_names}
-    prompts = prompts_of(task_names)
+    names = {name: known for name, (_, known) in labels.items()}
+    prompts = prompts_of(names["task"])
     return ShardRows(state, {"key_bytes": key_bytes, **columns}, names, broken, tokenizer, digest, prompts)

@@ -4,6 +4,7 @@
 compares them with the tar at the price of a look at its size and time, ``verify`` byte by byte.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -165,19 +166,23 @@ def is_current(rows: ShardRows, state: TarState) -> bool:
     return all(known is None or found is None or known == found for known, found in pairs)
 
 
+def indexed_rows(path: str | os.PathLike[str]) -> ShardRows | None:
+    """Return the index beside a tar; None where there is none, or it is damaged or not of this very file."""
+    with contextlib.suppress(FileNotFoundError, DataError):
+        rows = read_sidecar(path)
+        if is_current(rows, tar_state(os.fspath(path))):
+            return rows
+    return None
+
+
 def current_rows(path: str) -> ShardRows:
     """Return the rows of a shard: its index where there is one of this very tar, else the tar itself is read.
 
     Raises:
         DataError: the tar is missing or damaged.
     """
-    try:
-        rows = read_sidecar(path)
-        if is_current(rows, tar_state(path)):
-            return rows
-    except (FileNotFoundError, DataError):  # none, or damaged: read the tar, which says so if it is damaged too
-        pass
-    return scan_tar(path)
+    rows = indexed_rows(path)
+    return scan_tar(path) if rows is None else rows
 
 
 def verify(path: str | os.PathLike[str], rows: ShardRows) -> Iterator[Broken]:

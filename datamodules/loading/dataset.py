@@ -61,7 +61,12 @@ class ShardDataset(PlannedDataset):
         Raises:
             DataError: its JSON cannot be read or understood, or is not the one that was indexed.
         """
-        return self._dialogue(self.entries[index])
+        entry = self.entries[index]
+        offset, size, crc32 = entry.json_region
+        fields = fields_of(self._store.read(entry.shard, offset, size), crc32)
+        if entry.segments is not None:
+            fields = with_answer(fields, joined(fields, entry.segments))
+        return dialogue_of(fields, self.prompter, len(entry.audio_regions), self.needs_answers)
 
     def sample(self, index: int, dialogue: Dialogue, weight: float) -> Sample:
         """Return a sample with its audio decoded.
@@ -69,31 +74,12 @@ class ShardDataset(PlannedDataset):
         Raises:
             DataError: its audio cannot be read or decoded, or is not the one that was indexed.
         """
-        return self._sample(self.entries[index], dialogue, weight)
-
-    def read(self, entry: Entry, weight: float = 1.0) -> Sample:
-        """Return a sample with its audio decoded.
-
-        Raises:
-            DataError: its bytes cannot be read, decoded or understood, or are not those that were indexed.
-        """
-        return self._sample(entry, self._dialogue(entry), weight)
-
-    def _sample(self, entry: Entry, dialogue: Dialogue, weight: float) -> Sample:
-        doubts: list[str] = []
+        entry, doubts = self.entries[index], list[str]()
         regions = zip(entry.audio_regions, entry.num_samples, strict=True)
         audio = [self._recording(entry, *region, num_samples, doubts) for region, num_samples in regions]
         doubts += audio_doubts(audio)
         audio = augmented(audio, self._augmentations, self._seed, self.epoch, entry.key) if weight else audio
         return Sample(entry.key, dialogue, audio, weight, doubts)
-
-    def _dialogue(self, entry: Entry) -> Dialogue:
-        offset, size, crc32 = entry.json_region
-        data = self._store.read(entry.shard, offset, size)
-        fields = fields_of(data, crc32)
-        if entry.segments is not None:
-            fields = with_answer(fields, joined(fields, entry.segments))
-        return dialogue_of(fields, self.prompter, len(entry.audio_regions), self.needs_answers)
 
     def _recording(
         self, entry: Entry, offset: int, size: int, crc32: int, num_samples: int, doubts: list[str]

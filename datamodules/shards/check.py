@@ -34,7 +34,8 @@ from .shard_file import guarded
 from .tokenizers import prompter_of
 
 _MOST_SHOWN = 40
-_EXAMPLES = """\
+HELP = "compare shards with their index and decode their audio; status 1 when something is wrong"
+EXAMPLES = """\
 examples:
   fastslm shards check shards                    all tars of a folder: structure, checksums, and every recording decoded
   fastslm shards check 'train-*.tar' --quick     without decoding
@@ -61,15 +62,8 @@ class _Checked:
     notes: list[str] = field(default_factory=list)
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser = commands.add_parser(
-        "check",
-        help="compare shards with their index and decode their audio; status 1 when something is wrong",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
     parser.add_argument("--quick", action="store_true", help="do not decode the audio; checksums are compared anyway")
     parser.add_argument(
         "--tokenizer", metavar="NAME", help="read the texts as for this LLM (default: the embedded one)"
@@ -77,8 +71,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--max-audio-seconds", type=float, default=900.0, metavar="S", help="say which recordings are"
                         " longer, as data.max_audio_seconds would leave them out (default: 900)")  # fmt: skip
     parser.add_argument("--findings", type=Path, metavar="FILE", help="write all findings there, one JSON a line")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -179,7 +171,7 @@ def _as_training_reads(work: _Work, rows: ShardRows, checked: _Checked) -> Itera
     for index, key in enumerate(checked.keys if work.decode_audio else ()):
         doubts: list[str] = []
         try:
-            doubts = dataset.read(entries[index]).doubts
+            doubts = dataset.sample(index, dataset.dialogue(index), 1.0).doubts
         except DataError as error:
             yield Broken.of(work.shard, key, error)
         yield from (Broken.of(work.shard, key, DataError(doubt)) for doubt in doubts)

@@ -201,8 +201,14 @@ def main(arguments: Sequence[str]) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     try:
         _build_parser(commands)
-        for module in (index, check, stats, reshard):
-            subparser = module.add_parser(commands)
+        for name, module in {"index": index, "check": check, "stats": stats, "reshard": reshard}.items():
+            subparser = commands.add_parser(
+                name, help=module.HELP, epilog=module.EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+            subparser.set_defaults(run=module.run)
+            shards_help = "tars or folders of tars, braces and globs allowed"
+            subparser.add_argument("shards", nargs="+", metavar="SHARD", help=shards_help)
+            module.add_options(subparser)
             _add_run_options(subparser)
         options = parser.parse_args(arguments[1:])
     except SystemExit as done:  # argparse has said why

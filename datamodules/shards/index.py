@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fastslm.errors import DataError
@@ -16,7 +17,8 @@ from .paths import shard_paths
 from .processes import Progress, Report, run_in_order
 from .shard_file import index_shard
 
-_EXAMPLES = """\
+HELP = "write the index of shards made by other programs"
+EXAMPLES = """\
 examples:
   fastslm shards index 'foreign/*.tar' --tokenizer Qwen/Qwen3-4B
   fastslm shards index shards --force            accept shards as they are, whatever their old indexes say
@@ -24,13 +26,6 @@ examples:
 The index of shard.tar is shard.tar.index.npz beside it: places, lengths, checksums. docs/data.md specifies it. A shard
 whose bytes differ from the index that it has is left alone, for that may be damage; the exit status is then 1.
 """
-
-
-@dataclass
-class _Work:
-    shard: str
-    tokenizer: str | None
-    force: bool
 
 
 @dataclass
@@ -42,27 +37,18 @@ class _Indexed:
     differences: dict[str, int] = field(default_factory=dict)
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser = commands.add_parser(
-        "index",
-        help="write the index of shards made by other programs",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
     parser.add_argument("--tokenizer", metavar="NAME", help="count text lengths with this tokenizer")
     parser.add_argument("--force", action="store_true", help="make every index anew, from the tars as they are")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Index the shards and say what was found in them; 1 when some differ from the index that they have."""
     paths = shard_paths(options.shards)
-    work = [_Work(path, options.tokenizer, options.force) for path in paths]
     progress = Progress("Indexing", sum(Path(path).stat().st_size for path in paths) / 1e6, "MB")
-    results = run_in_order(_index, work, options.workers, progress)
+    index = partial(_index, tokenizer=options.tokenizer, force=options.force)
+    results = run_in_order(index, paths, options.workers, progress)
     num_samples = sum(result.num_samples for result in results)
     print(f"{len(paths)} shards, {num_samples} samples.")
     _print_counts("Samples that cannot be used:", paths, [result.reasons for result in results])
@@ -84,24 +70,17 @@ def _print_counts(title: str, paths: list[str], counts: list[dict[str, int]]) ->
         print("\n".join([title, *lines]))
 
 
-def _index(work: _Work, report: Report) -> _Indexed:
-    path = Path(work.shard)
-    rows = _known(work.shard)
-    indexed = _Indexed()
-    if rows is None or work.force:
-        index_shard(path, work.tokenizer)
-    elif not is_current(rows, tar_state(work.shard)):
-        indexed.differences = dict(Counter(finding.reason for finding in verify(work.shard, rows)))
+def _index(shard: str, report: Report, tokenizer: str | None, force: bool) -> _Indexed:
+    path, rows, indexed = Path(shard), _known(shard), _Indexed()
+    if rows is None or force:
+        index_shard(path, tokenizer)
+    elif not is_current(rows, tar_state(shard)):
+        indexed.differences = dict(Counter(finding.reason for finding in verify(shard, rows)))
         if not indexed.differences:
-            index_shard(path, work.tokenizer or rows.tokenizer)
-    elif (
-        work.tokenizer not in (None, rows.tokenizer)
-        or is_outdated(rows.prompts, rows.broken)
-        or rows.has_stated_lengths
-    ):
-        index_shard(path, work.tokenizer or rows.tokenizer)
-    rows = read_sidecar(work.shard)
-    usable = answered(rows)
+            index_shard(path, tokenizer or rows.tokenizer)
+    elif tokenizer not in (None, rows.tokenizer) or is_outdated(rows.prompts, rows.broken) or rows.has_stated_lengths:
+        index_shard(path, tokenizer or rows.tokenizer)
+    usable = answered(read_sidecar(shard))
     indexed.num_samples, indexed.reasons = len(usable), dict(Counter(item["reason"] for item in usable.broken))
     report(path.stat().st_size / 1e6)
     return indexed

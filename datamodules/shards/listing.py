@@ -66,15 +66,15 @@ def list_corpus(items: Iterable[Utterance | Refused | Noted], options: ListingOp
     Raises:
         DataError: a dev split is wanted, and all speech is of one speaker.
     """
-    listing, digest, units, voices, stretches = Listing(), hashlib.sha256(), _Units(), Voices(), _Stretches()
-    names = _JoinedNames()
+    listing, digest, voices, stretches, names = Listing(), hashlib.sha256(), Voices(), _Stretches(), _JoinedNames()
+    numbers: dict[tuple[int, str], int] = {}  # of what must stay together, by its first appearance
     for item in _with_unique_keys(items, options.defaults):
         if isinstance(item, Noted):  # has no number: that of a sample must not change with what is noted before it
             number = int.from_bytes(draw(0, item.key + item.where))
             listing.noted += [item] if options.part.has(number) else []
             continue
         unit = unit_of(item, options.joins) if isinstance(item, Utterance) else (0, item.key + item.where)
-        number = units.number(unit)
+        number = numbers.setdefault(unit, len(numbers))
         mine = options.part.has(number)
         listing.num_listed += mine
         digest.update(f"{number} {item!r}".encode("utf-8", "surrogatepass"))
@@ -165,16 +165,6 @@ def fit_key(name: str) -> str:
     if len(key) > _LONGEST_KEY:
         key = f"{key[: _LONGEST_KEY - 17]}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
     return key
-
-
-class _Units:
-    """Numbers what must stay together by its first appearance."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[tuple[int, str], int] = {}
-
-    def number(self, unit: tuple[int, str]) -> int:
-        return self._numbers.setdefault(unit, len(self._numbers))
 
 
 class _JoinedNames:

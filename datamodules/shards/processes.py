@@ -69,8 +69,8 @@ def run_all(
     of them, each after the chunk of work it is at.
 
     Args:
-        work: a function of a module, called with an item and a reporter of progress; it may raise ``Stopped``, which
-            the reporter does when it is time to stop.
+        work: a function of a module, or ``partial`` of one, called with an item and a reporter of progress; it may
+            raise ``Stopped``, which the reporter does when it is time to stop.
         items: what is handed to it; sent to the processes by pickle.
         num_workers: most processes.
         progress: counts what the reporter is given.
@@ -78,14 +78,12 @@ def run_all(
     Raises:
         DataError: a process was killed, or the work raised it.
     """
-    try:
+    with contextlib.closing(progress):
         if min(num_workers, len(items)) <= 1:
             for number, item in enumerate(items):
                 yield number, work(item, progress.add)
         else:
             yield from _spread(work, items, num_workers, progress)
-    finally:
-        progress.close()
 
 
 def run_in_order(
@@ -101,7 +99,7 @@ def _spread(
     work: Callable[[Item, Report], Result], items: Sequence[Item], num_workers: int, progress: Progress
 ) -> Generator[tuple[int, Result], None, None]:
     context = shielded_context("forkserver")
-    context.set_forkserver_preload([work.__module__])  # imports what the work needs once for all
+    context.set_forkserver_preload([getattr(work, "func", work).__module__])  # imports what it needs once for all
     done, stop = context.Value("d", 0.0), context.Event()
     workers = min(num_workers, len(items))
     with ProcessPool(workers, context, _begin, done, stop) as pool:

@@ -25,7 +25,8 @@ from .recipe import BuildFolder, ShardRecord, fingerprint
 from .shard_file import index_shard, is_indexed, writing
 
 _ORDERS = ("keep", "shuffle", "key", "duration")
-_EXAMPLES = """\
+HELP = "the same samples in other shards: another size or order"
+EXAMPLES = """\
 examples:
   fastslm shards reshard 'shards/train-*.tar' --out larger --shard-size 2GB
   fastslm shards reshard shards --out mixed --order shuffle --seed 1 --name train
@@ -58,16 +59,9 @@ class _Work:
         return fingerprint([(sample.key, sample.shard) for sample in self.samples])
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser = commands.add_parser(
-        "reshard",
-        help="the same samples in other shards: another size or order",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
     add = parser.add_argument
-    add("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
     add("--out", required=True, type=Path, metavar="FOLDER", help="where the new shards go")
     add("--shard-size", default="500MB", metavar="SIZE", help="such as 500MB, 2GB, 200samples (default: 500MB)")
     add("--order", choices=_ORDERS, default="keep", help="order of the samples (default: keep)")
@@ -75,8 +69,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--name", help="what the names of the new shards begin with (default: as the old ones)")
     add("--tokenizer", metavar="NAME", help="count text lengths for the index with this tokenizer")
     add("--overwrite", action="store_true", help="remove the shards of another build in --out and begin anew")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:

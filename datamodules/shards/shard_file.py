@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import tarfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -12,8 +11,7 @@ from fastslm.errors import DataError
 from fastslm.files import PARTIAL, sync_path, whole_file
 
 from ..index.scan import scan_tar
-from ..index.sidecar import is_current, read_sidecar, sidecar_path, verify, write_sidecar
-from ..reading.store import tar_state
+from ..index.sidecar import indexed_rows, read_sidecar, sidecar_path, verify, write_sidecar
 
 
 class ShardFile:
@@ -90,10 +88,7 @@ def guarded(path: Path) -> Iterator[None]:
 
 def is_indexed(path: Path) -> bool:
     """Say whether the index beside a shard is of this very file, by its size and time."""
-    try:
-        return is_current(read_sidecar(path), tar_state(os.fspath(path)))
-    except (FileNotFoundError, DataError):
-        return False
+    return indexed_rows(path) is not None
 
 
 def is_as_indexed(path: Path) -> bool:

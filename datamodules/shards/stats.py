@@ -16,7 +16,8 @@ from .paths import shard_paths
 from .processes import Progress, Report, run_in_order
 from .shard_file import guarded
 
-_EXAMPLES = """\
+HELP = "print hours, durations and text lengths by task and language"
+EXAMPLES = """\
 example:
   fastslm shards stats 'shards/train-*.tar' --plot train.png
 
@@ -62,18 +63,9 @@ class Numbered:
     text: Numbers
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser = commands.add_parser(
-        "stats",
-        help="print hours, durations and text lengths by task and language",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("shards", nargs="+", metavar="SHARD", help="tars or folders of tars, braces and globs allowed")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the lengths to a PNG (default: no plot)")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:

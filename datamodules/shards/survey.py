@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fastslm.errors import DataError
 
@@ -14,18 +15,6 @@ from .utterance import Audio, Refused, Utterance
 
 _CHUNK = 64
 _FEWEST_BYTES = 50  # a second of any codec for speech takes more; what is silent may take less, and is looked at
-
-
-@dataclass
-class _Chunk:
-    utterances: Sequence[Utterance]
-    split_seconds: float | None
-
-
-@dataclass
-class _Surveyed:
-    found: list[Utterance | Refused]
-    states: list[tuple[int, int]]
 
 
 @dataclass
@@ -45,35 +34,39 @@ def survey(utterances: Sequence[Utterance], split_seconds: float | None, num_wor
         split_seconds: recordings above this length are split; None keeps all whole.
         num_workers: most processes.
     """
-    chunks = [_Chunk(utterances[i : i + _CHUNK], split_seconds) for i in range(0, len(utterances), _CHUNK)]
+    chunks = [utterances[i : i + _CHUNK] for i in range(0, len(utterances), _CHUNK)]
     progress = Progress("Looking at audio files", len(utterances), "utterances")
     digest = hashlib.sha256()
     found: list[Utterance | Refused] = []
-    for result in run_in_order(_look, chunks, num_workers, progress):
-        found += result.found
-        digest.update(repr(result.states).encode())
+    look = partial(_look, split_seconds=split_seconds)
+    for of_chunk, states in run_in_order(look, chunks, num_workers, progress):
+        found += of_chunk
+        digest.update(repr(states).encode())
     kept = [item for item in found if isinstance(item, Utterance)]
     refused = [item for item in found if isinstance(item, Refused)]
     return Survey(kept, refused, digest.hexdigest()[:16])
 
 
-def _look(chunk: _Chunk, report: Report) -> _Surveyed:
-    surveyed = _Surveyed([], [])
-    for utterance in chunk.utterances:
+def _look(
+    chunk: Sequence[Utterance], report: Report, split_seconds: float | None
+) -> tuple[list[Utterance | Refused], list[tuple[int, int]]]:
+    """Return what became of some utterances, and size and time of the files that hold their recordings."""
+    found: list[Utterance | Refused] = []
+    states = []
+    for utterance in chunk:
         for audio in utterance.audio:
             state = state_of(audio)
-            surveyed.states.append(state)
+            states.append(state)
             if audio.container is None and any(state):
                 audio.container = TarState(*state)
         try:
             for audio in utterance.audio:
                 _measure(audio)
-            limit = chunk.split_seconds
-            surveyed.found += [utterance] if limit is None else split(utterance, limit)
+            found += [utterance] if split_seconds is None else split(utterance, split_seconds)
         except DataError as error:
-            surveyed.found.append(Refused.of(utterance, error))
+            found.append(Refused.of(utterance, error))
         report(1)
-    return surveyed
+    return found, states
 
 
 def _measure(audio: Audio) -> None:

@@ -3,14 +3,15 @@
 Light on purpose (no torch): the build's worker processes import this file alone.
 """
 
-import contextlib
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,34 +219,37 @@ def _write_shards(folder: Path, settings: CorpusSettings, num_processes: int) ->
     with ProcessPool(num_processes, shielded_context("spawn")) as pool:
         done = pool.map(_encoded, jobs, chunksize=4)
         done = tqdm(done, total=len(jobs), desc="Synthesising spoken numbers", unit="recording")
-        writer = None
-        for (_, split, index), (key, flac, fields) in zip(jobs, done, strict=True):
-            if index % settings.recordings_per_shard == 0:
-                if writer is not None:
-                    writer.close()
-                path = folder / f"{split}-{index // settings.recordings_per_shard:06d}.tar"
-                writer = webdataset.TarWriter(str(path), mtime=0, user="", group="")
-            assert writer is not None
-            writer.write({"__key__": key, "flac": flac, "json": json.dumps(fields).encode()})
-        if writer is not None:
-            writer.close()
+        names = (f"{split}-{index // settings.recordings_per_shard:06d}.tar" for _, split, index in jobs)
+        for name, recordings in itertools.groupby(zip(names, done, strict=True), key=lambda pair: pair[0]):
+            with webdataset.TarWriter(str(folder / name), mtime=0, user="", group="") as writer:
+                for _, (key, flac, fields) in recordings:
+                    writer.write({"__key__": key, "flac": flac, "json": json.dumps(fields).encode()})
     (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
 
 
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def build_once(folder: Path, write: Callable[[Path], None], what: str) -> Path:
+    """Have ``write`` fill a folder unless it is there, and return it; several processes may call this at once.
+
+    It is renamed when complete, so a kill never leaves half of it under the final name.
+
+    Raises:
+        DataError: it cannot be written; ``what`` says what.
+    """
     from filelock import FileLock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        yield
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                with whole_folder(folder, alone=True) as begun:
+                    write(begun)
+    except OSError as error:
+        raise DataError(f"cannot {what} {folder}: {error}") from error
+    return folder
 
 
 def build_corpus(cache_folder: Path, settings: CorpusSettings, num_processes: int | None = None) -> Path:
     """Build the corpus unless a whole one with these settings is there, and return its folder.
-
-    The shards are written to a folder beside it that is renamed when complete, so a kill never leaves half a
-    corpus under the final name; several processes may call this at once.
 
     Args:
         cache_folder: where corpora are kept.
@@ -265,11 +269,6 @@ def build_corpus(cache_folder: Path, settings: CorpusSettings, num_processes: in
             f" {MIN_SECONDS:g} <= min_seconds <= max_seconds"
         )
     folder = cache_folder / f"spoken-numbers-{settings.fingerprint}"
-    try:
-        with _exclusive(folder):
-            if not folder.exists():
-                with whole_folder(folder, alone=True) as partial:
-                    _write_shards(partial, settings, num_processes or len(os.sched_getaffinity(0)))
-    except OSError as error:
-        raise DataError(f"cannot build the corpus of spoken numbers in {folder}: {error}") from error
-    return folder
+    workers = num_processes or len(os.sched_getaffinity(0))
+    write = partial(_write_shards, settings=settings, num_processes=workers)
+    return build_once(folder, write, "build the corpus of spoken numbers in")

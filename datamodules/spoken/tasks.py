@@ -1,19 +1,20 @@
 """What can be asked of a recording of spoken numbers: its translation, a summary, questions, and a dialogue."""
 
+import contextlib
 import json
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastslm.errors import ConfigError, DataError, nearest
-from fastslm.files import whole_folder
+from fastslm.errors import ConfigError, nearest
 from fastslm.path.prompt import AUDIO, AUDIO_BEGIN, AUDIO_END
 
-from .numbers import _exclusive, number_words
+from .numbers import build_once, number_words
 
 #: Raised when the same recordings would give other tasks.
 _FORMAT_VERSION = 1
@@ -118,30 +119,21 @@ def build_tasks(corpus: Path, tasks: Sequence[str]) -> Path:
     Raises:
         DataError: it cannot be written.
     """
-    folder = tasks_folder(corpus, tasks)
-    try:
-        with _exclusive(folder):
-            if not folder.exists():
-                with whole_folder(folder, alone=True) as partial:
-                    for split in ("train", "dev"):
-                        _write(sorted(corpus.glob(f"{split}-*.tar")), partial, split, tasks)
-    except OSError as error:
-        raise DataError(f"cannot write the tasks of the spoken numbers to {folder}: {error}") from error
-    return folder
+    write = partial(_write, corpus=corpus, tasks=tasks)
+    return build_once(tasks_folder(corpus, tasks), write, "write the tasks of the spoken numbers to")
 
 
-def _write(shards: Sequence[Path], folder: Path, split: str, tasks: Sequence[str]) -> None:
+def _write(folder: Path, corpus: Path, tasks: Sequence[str]) -> None:
     import webdataset
 
-    writers = [webdataset.TarWriter(str(folder / f"{split}-{task}.tar"), mtime=0, user="", group="") for task in tasks]
-    try:
-        for number, (key, flac, fields) in enumerate(_recordings(shards)):
-            place = number % len(tasks)
-            data = json.dumps(fields_for(tasks[place], key, fields), ensure_ascii=False).encode()
-            writers[place].write({"__key__": key, "flac": flac, "json": data})
-    finally:
-        for writer in writers:
-            writer.close()
+    for split in ("train", "dev"):
+        paths = [str(folder / f"{split}-{task}.tar") for task in tasks]
+        with contextlib.ExitStack() as tars:
+            writers = [tars.enter_context(webdataset.TarWriter(path, mtime=0, user="", group="")) for path in paths]
+            for number, (key, flac, fields) in enumerate(_recordings(sorted(corpus.glob(f"{split}-*.tar")))):
+                place = number % len(tasks)
+                data = json.dumps(fields_for(tasks[place], key, fields), ensure_ascii=False).encode()
+                writers[place].write({"__key__": key, "flac": flac, "json": data})
 
 
 def _recordings(shards: Sequence[Path]) -> Iterator[tuple[str, bytes, dict[str, Any]]]:

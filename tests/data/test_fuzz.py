@@ -88,7 +88,7 @@ def load(path, prompter, cache):
     read = []
     for i in range(len(entries)):
         try:
-            sample = dataset.read(entries[i])
+            sample = dataset.sample(i, dataset.dialogue(i), 1.0)
             read.append((sample.key, sample.audio[0]))
         except DataError as error:
             broken.append(Broken.of(str(path), entries.key(i), error))

@@ -128,8 +128,8 @@ def test_with_an_index_beside_it_a_shard_is_read_by_ranges_only(remote, server, 
     data.setup("validate")
     size = (tmp_path / "served" / "train-000000.tar").stat().st_size
     server.requests.clear()
-    entries = data._entries["val"]
-    data.val_dataloader().dataset.read(entries[1])
+    dataset = data.val_dataloader().dataset
+    dataset.sample(1, dataset.dialogue(1), 1.0)
     read = sum(count for command, path, count in server.requests if command == "GET")
     assert 0 < read < size / 2
 
@@ -257,7 +257,7 @@ def test_a_server_without_ranges_is_told(remote, server):
     data.setup("validate")
     server.ranges = False
     with pytest.raises(DataError, match="knows no byte ranges"):
-        data.val_dataloader().dataset.read(data._entries["val"][1])
+        data.val_dataloader().dataset.dialogue(1)
 
 
 def test_a_data_set_of_which_nothing_can_be_read_says_why(remote, server):
