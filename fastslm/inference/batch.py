@@ -173,7 +173,7 @@ def _answer(
     def attempt(how: Decoding, start: list[int]) -> Generated:
         return first if how is decoding else model.new_memory().answer(prompt, recording.limit, how, start)
 
-    generated, attempts, temperature = model.guarded(attempt, decoding)
+    generated = model.guarded(attempt, decoding)
     encode, prefill, read_at = times
     answer = model.result(
         generated,
@@ -183,7 +183,5 @@ def _answer(
         speech_tokens=sum(len(tokens) for tokens in recording.tokens),
         timings=Timings(encode, prefill, time.perf_counter() - read_at),
         source=recording.name,
-        attempts=attempts,
-        temperature=temperature,
     )
     return replace(answer, remarks=tuple(recording.source.remarks) if recording.source else ())

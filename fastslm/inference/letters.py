@@ -333,7 +333,5 @@ def transcribe(
         speech_tokens=num_tokens,
         timings=Timings(encoding, 0.0, time.perf_counter() - started - encoding),
         source=source.name,
-        attempts=1,
-        temperature=0.0,
         segments=segments.all,
     )

@@ -262,9 +262,7 @@ class AudioStream:
             if shown:
                 shown.update(ids)
 
-        generated, attempts, temperature = model.guarded(
-            lambda how, start: memory.answer(rest, limit, how, start, on_ids), decoding
-        )
+        generated = model.guarded(lambda how, start: memory.answer(rest, limit, how, start, on_ids), decoding)
         if shown:
             shown.finish(generated.ids)
         spent = Timings(encode=encode, decode=time.perf_counter() - begin - encode)
@@ -276,8 +274,6 @@ class AudioStream:
             speech_tokens=self._num_tokens + (len(tail.tokens) if tail else 0),
             timings=self.timings + spent,
             source=source,
-            attempts=attempts,
-            temperature=temperature,
         )
 
     def _tail(self) -> SpeechPart | None:
