@@ -91,8 +91,9 @@ def _bytes(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        from fastslm.serving.app import Settings, build_app
+        from fastslm.serving.app import build_app
         from fastslm.serving.server import Server
+        from fastslm.serving.service import Settings
         from fastslm.serving.worker import Ended, Worker
     except ImportError as error:
         raise MissingExtraError(str(error.name), extra="serve", purpose="fastslm serve") from error
