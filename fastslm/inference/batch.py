@@ -1,7 +1,7 @@
 """Many recordings at once: they share passes of the encoder, and the LLM writes all answers side by side."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,9 +17,8 @@ from .audio import AudioSource, name_of, open_audio
 from .engine import Decoding, read, write
 from .generated import Generated
 from .listening import encode
-from .results import Answer, Timings
+from .results import Answer, Progress, Timings
 
-Progress = Callable[[str, float], None]
 Item = TypeVar("Item")
 
 #: Recordings of a batch wait in memory together, so long ones must not: seconds of the longest, times their number.

@@ -1,11 +1,15 @@
 """What a model gives back: text, and how it came about."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from fastslm.redaction import redacted
+
+#: Called with what has happened (``encoded`` or ``generated``) and how much: seconds of audio, or tokens so far.
+Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

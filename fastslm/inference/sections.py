@@ -21,11 +21,10 @@ from .audio import AudioSource
 from .engine import Decoding
 from .generated import Generated
 from .listening import SpeechPart, encode
-from .results import Answer, Segment, Timings
+from .results import Answer, Progress, Segment, Timings
 from .segments import Segments
 from .text import BROKEN, gap
 
-Progress = Callable[[str, float], None]
 #: Audio that a window of its own is generated with as context, where text by window is wanted.
 _CONTEXT_SECONDS = 60.0
 _LONGEST_WORD = 12  # tokens

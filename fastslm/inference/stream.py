@@ -19,7 +19,7 @@ from .arguments import check_limits
 from .audio import AudioSource
 from .engine import Decoding, Memory
 from .listening import Chunk, Cutter, SpeechPart, encode, encode_chunks
-from .results import Answer, Timings
+from .results import Answer, Progress, Timings
 from .samples import MOST_CHANNELS, checked_rate, is_encoded, samples_of
 from .text import TextChunks
 
@@ -139,7 +139,7 @@ class AudioStream:
                 self._listen([*self._cutter.push(samples), *self._cutter.finish()])
             self._finished = True
 
-    def add(self, source: AudioSource, on_progress: Callable[[str, float], None] | None = None) -> None:
+    def add(self, source: AudioSource, on_progress: Progress | None = None) -> None:
         """Take a whole recording, which may be of any length.
 
         Raises:
@@ -194,7 +194,7 @@ class AudioStream:
         decoding: Decoding | None = None,
         max_new_tokens: int | None = None,
         source: str = "stream",
-        on_progress: Callable[[str, float], None] | None = None,
+        on_progress: Progress | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """Return the answer about everything pushed so far; listening can go on afterwards.
@@ -238,7 +238,7 @@ class AudioStream:
         decoding: Decoding,
         max_new_tokens: int | None,
         source: str,
-        on_progress: Callable[[str, float], None] | None,
+        on_progress: Progress | None,
         on_text: Callable[[str], None] | None,
     ) -> Answer:
         model = self._model
