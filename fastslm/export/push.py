@@ -63,7 +63,6 @@ def push(
         HubError: the hub cannot be reached, or refuses; or ``private`` is wanted, and the repository is public.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
 
     from fastslm.errors import CheckpointError, HubError
     from fastslm.export.checksum import verify_checksums, verify_list
@@ -96,10 +95,9 @@ def push(
         )
     except HubError:
         raise
-    except (OSError, HFValidationError, ValueError) as error:
-        raise HubError(_explained(error, repo, api.endpoint)) from error
     except Exception as error:  # huggingface_hub lets errors of its HTTP library through, which is another every year
-        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+        of_http = type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
+        if not of_http and not isinstance(error, (OSError, ValueError)):
             raise
         raise HubError(_explained(error, repo, api.endpoint)) from error
     return str(commit.pr_url or commit.commit_url)
