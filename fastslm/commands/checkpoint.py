@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastslm.commands.parser import command_parser
+
 _EXAMPLES = """\
 examples:
   fastslm checkpoint inspect runs/hta                     the run's last checkpoint
@@ -27,12 +29,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fastslm checkpoint",
-        description="Inspect a checkpoint, or extract its weights, whatever strategy wrote it.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Inspect a checkpoint, or extract its weights, whatever strategy wrote it."
+    parser = command_parser("checkpoint", description, _EXAMPLES)
     actions = parser.add_subparsers(dest="action", required=True, metavar="{inspect,convert}")
     inspect = actions.add_parser("inspect", help="print step, parts, parameters, versions, configuration and metrics")
     convert_ = actions.add_parser("convert", help="write the weights as a folder or one file")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastslm.commands.parser import command_parser
 from fastslm.commands.streams import PrintedStream
 from fastslm.errors import ConfigError, FastSLMError, MissingExtraError
 from fastslm.processes.signals import Terminated
@@ -44,10 +45,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        "fastslm serve", description="Serve a trained model with OpenAI's audio and chat API, and a web page at /.",
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    description = "Serve a trained model with OpenAI's audio and chat API, and a web page at /."
+    made = command_parser("serve", description, _EPILOG, allow_abbrev=False)
     made.add_argument(
         "model", metavar="MODEL", nargs="?",
         help="run folder, checkpoint, exported folder, or OWNER/NAME of the hub (default: the run in runs/hta)",

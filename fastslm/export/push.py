@@ -1,9 +1,15 @@
 """``fastslm push``: upload an exported folder to the Hugging Face hub."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastslm.commands.parser import command_parser
+
+_DESCRIPTION = (
+    "Upload a folder that `fastslm export` wrote to a model repository, which is made when it is not there. What is"
+    " there already and equal is not sent again; weights and templates of an earlier export that the folder lacks are"
+    " deleted there."
+)
 #: What would be read beside the new files: those of an earlier push that the folder lacks are deleted.
 _OF_EXPORTS = [
     "model.safetensors",
@@ -24,14 +30,7 @@ example:
 
 def main(arguments: Sequence[str]) -> int:
     """Upload a folder and print its address."""
-    parser = argparse.ArgumentParser(
-        "fastslm push",
-        description="Upload a folder that `fastslm export` wrote to a model repository, which is made when it is not"
-        " there. What is there already and equal is not sent again; weights and templates of an earlier export that the"
-        " folder lacks are deleted there.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("push", _DESCRIPTION, _EXAMPLE)
     parser.add_argument("folder", type=Path, metavar="OUT", help="exported folder")
     parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub")
     parser.add_argument(
