@@ -55,15 +55,14 @@ class ArraySource(AudioSource):
     Args:
         samples: see ``samples_of``.
         sample_rate_hz: samples per second; None means 16 kHz.
-        name: what to call it.
 
     Attributes:
         samples: what was given, and what its values mean.
     """
 
-    def __init__(self, samples: Any, sample_rate_hz: Any = None, name: str = "audio") -> None:
+    def __init__(self, samples: Any, sample_rate_hz: Any = None) -> None:
         self.samples = samples_of(samples, sample_rate_hz)
-        self.name, self.seconds = name, len(self.samples) / self.samples.rate_hz
+        self.seconds = len(self.samples) / self.samples.rate_hz
 
     def blocks(self) -> Iterator[Int16Array]:
         """Return its samples in blocks."""

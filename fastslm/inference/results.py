@@ -1,7 +1,7 @@
 """What a model gives back: text, and how it came about."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -95,7 +95,7 @@ class Answer:
     loop: Loop | None = None
     attempts: int = 1
     temperature: float = 0.0
-    segments: tuple[Segment, ...] = field(default=())
+    segments: tuple[Segment, ...] = ()
     doubts: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
