@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fastslm.commands.parser import command_parser
 from fastslm.commands.streams import PrintedStream
-from fastslm.errors import ConfigError, FastSLMError, MissingExtraError
+from fastslm.errors import ConfigError, MissingExtraError
 from fastslm.processes.signals import Terminated
 
 if TYPE_CHECKING:
@@ -36,12 +36,7 @@ exit status: 0 shut down; 1 the model's process kept crashing; 2 could not start
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to end; return the exit status."""
-    options = _parser().parse_args(list(arguments[1:]))
-    try:
-        return _run(options)
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
+    return _run(_parser().parse_args(list(arguments[1:])))
 
 
 def _parser() -> argparse.ArgumentParser:
