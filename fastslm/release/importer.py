@@ -99,27 +99,20 @@ def import_release(
         ConfigError: a base model cannot be found.
     """
     with whole_folder(folder) as partial:
-        return _import(checkpoint, folder, partial, encoder=encoder, llm=llm, dtype=dtype, lora_alpha=lora_alpha)
-
-
-def _import(
-    checkpoint: Path, folder: Path, partial: Path, *, encoder: str, llm: str, dtype: str, lora_alpha: float
-) -> Imported:
-    state = _read(checkpoint)
-    settings = _settings(state, encoder=encoder, llm=llm, dtype=dtype, lora_alpha=lora_alpha)
-    module, settings = build_module(settings)
-    module.configure_model()
-    assert module.path is not None
-    targets = slots(module.path)
-    _check(state, targets, checkpoint, tied=_tied_head(module.path))
-    uses = _fill(module.path, state, targets)
-
-    for part, key in (("speech encoder", "encoder"), ("LLM", "llm")):
-        if any(use.done == _CHANGED for use in uses.values() if use.part == part):
-            settings[key]["init_args"]["pretrained"] = str(folder.absolute() / key)
-            _save_base(module.path, key, partial / key)
-    _write(module, settings, partial, folder, uses)
-    return Imported(folder, uses, _vocabulary(module))
+        state = _read(checkpoint)
+        settings = _settings(state, encoder=encoder, llm=llm, dtype=dtype, lora_alpha=lora_alpha)
+        module, settings = build_module(settings)
+        module.configure_model()
+        assert module.path is not None
+        targets = slots(module.path)
+        _check(state, targets, checkpoint, tied=_tied_head(module.path))
+        uses = _fill(module.path, state, targets)
+        for part, key in (("speech encoder", "encoder"), ("LLM", "llm")):
+            if any(use.done == _CHANGED for use in uses.values() if use.part == part):
+                settings[key]["init_args"]["pretrained"] = str(folder.absolute() / key)
+                _save_base(module.path, key, partial / key)
+        _write(module, settings, partial, folder, uses)
+        return Imported(folder, uses, _vocabulary(module))
 
 
 def _read(checkpoint: Path) -> dict[str, Tensor]:
