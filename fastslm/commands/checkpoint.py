@@ -120,12 +120,13 @@ def _table(path: str, manifest: Mapping[str, Any], config: Mapping[str, Any]) ->
 def _parts(tensors: Mapping[str, Any]) -> dict[str, tuple[int, int, str]]:
     import math
 
-    found: dict[str, tuple[int, int, str]] = {}
+    parts: dict[str, list[Any]] = {}
     for tensor in tensors.values():
-        count, parameters, dtypes = found.get(tensor["part"], (0, 0, ""))
-        dtypes = dtypes if tensor["dtype"] in dtypes.split(", ") else ", ".join(filter(None, [dtypes, tensor["dtype"]]))
-        found[tensor["part"]] = (count + 1, parameters + math.prod(tensor["shape"]), dtypes)
-    return found
+        parts.setdefault(tensor["part"], []).append(tensor)
+    return {
+        part: (len(own), sum(math.prod(t["shape"]) for t in own), ", ".join(dict.fromkeys(t["dtype"] for t in own)))
+        for part, own in parts.items()
+    }
 
 
 def _highlights(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
