@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -137,8 +137,7 @@ class Answer:
         return {**values, "seconds": round(self.seconds, 3), "timings": rounded, **extra}
 
 
-@dataclass(frozen=True)
-class Embedding:
+class Embedding(NamedTuple):
     """Audio as LLM tokens; unpacks as ``tokens, times``.
 
     Attributes:
@@ -148,6 +147,3 @@ class Embedding:
 
     tokens: Tensor
     times: Tensor
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter((self.tokens, self.times))
