@@ -1,6 +1,7 @@
 """A model without memory: its parts counted, and its steps run with tensors that have shapes only."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,8 @@ class Sketch:
         with torch.device("meta"):
             self.path = module.build(frame_cache=False).train()
         self.parts = self._count()
-        self._peaks: dict[tuple[str, int, int], Peaks] = {}
+        self.training_peaks = functools.cache(self._training_peaks)  # kinds of hardware ask for the same ones
+        self.inference_peaks = functools.cache(self._inference_peaks)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)  # shapes, dtypes and a device, and no memory
         for root in (self.path, encoder):
             _give_fake_memory(root, self._mode, trainable_dtype)
@@ -140,14 +142,8 @@ class Sketch:
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
-    def training_peaks(self, num_windows: int, num_labels: int) -> Peaks:
-        """Simulate a training step on one recording, and return what it needs beyond weights and optimizer states."""
-        key = ("training", num_windows, num_labels)
-        if key not in self._peaks:
-            self._peaks[key] = self._training_peaks(num_windows, num_labels)
-        return self._peaks[key]
-
     def _training_peaks(self, num_windows: int, num_labels: int) -> Peaks:
+        """Simulate a training step on one recording, and return what it needs beyond weights and optimizer states."""
         trainable = [p for p in self.path.parameters() if p.requires_grad]
         with self._watched() as live:
             for parameter in trainable:
@@ -169,14 +165,8 @@ class Sketch:
         alignment = self._alignment_bytes(num_windows, num_labels)
         return Peaks(listening, reading + alignment)
 
-    def inference_peaks(self, num_windows: int, chunk: int) -> Peaks:
-        """Simulate encoding a recording and reading ``chunk`` positions; the KV cache comes on top."""
-        key = ("inference", num_windows, chunk)
-        if key not in self._peaks:
-            self._peaks[key] = self._inference_peaks(num_windows, chunk)
-        return self._peaks[key]
-
     def _inference_peaks(self, num_windows: int, chunk: int) -> Peaks:
+        """Simulate encoding a recording and reading ``chunk`` positions; the KV cache comes on top."""
         training = self.path.training
         self.path.eval()
         with self._watched() as live, torch.no_grad():
