@@ -16,7 +16,6 @@ machine look at the ratios only.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import soundfile
 import torch
 from transformers import DynamicCache
 
-from benchmarks.train_step import RATE, build, noise, peak_mib
+from benchmarks.train_step import RATE, Clock, build, noise, peak_mib
 from fastslm.inference.audio import FileSource
 from fastslm.inference.engine import read
 from fastslm.inference.listening import encode
@@ -36,21 +35,7 @@ from fastslm.path.request import Request
 STAGES = ("read", "encode", "prefill", "decode")
 
 
-class Stages:
-    """Seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def run(self, stage: str, action: Callable[[], Any]) -> Any:
-        """Do one stage, timed."""
-        begin = time.perf_counter()
-        result = action()
-        self.seconds[stage] = time.perf_counter() - begin
-        return result
-
-
-def ours(model: Model, path: Path, num_new: int, stages: Stages) -> None:
+def ours(model: Model, path: Path, num_new: int, stages: Clock) -> None:
     """Blocks, groups of windows, chunks, a cache with room; the stages apart, so that each can be timed."""
     memory = model.new_memory()
     before, after = model.ids_of(Request())
@@ -70,7 +55,7 @@ def decode(model: Model, cache: Any, logits: torch.Tensor, num_new: int) -> None
 
 
 @torch.no_grad()
-def plain(model: Model, path: Path, num_new: int, stages: Stages) -> None:
+def plain(model: Model, path: Path, num_new: int, stages: Clock) -> None:
     """The whole file, all windows at once, logits of every position, a cache that is copied for each token."""
     listener, llm = model.path.listener, model.path.llm
     samples, _ = stages.run("read", lambda: soundfile.read(path, dtype="float32"))
@@ -105,12 +90,12 @@ def one_recording(model: Model, minutes: float, num_new: int, folder: Path) -> N
     """Print the stages of one long recording."""
     path = folder / "long.flac"
     soundfile.write(path, noise(60 * minutes), RATE)
-    measured = {"ours": Stages(), "plain": Stages()}
+    measured = {"ours": Clock(STAGES), "plain": Clock(STAGES)}
     memory = {}
     for name, action in (("ours", ours), ("plain", plain)):
-        action(model, path, 2, Stages())  # the first pass warms up
+        action(model, path, 2, Clock(STAGES))  # the first pass warms up
         action(model, path, num_new, measured[name])
-        memory[name] = peak_mib(lambda action=action: action(model, path, 2, Stages()))  # type: ignore[misc]
+        memory[name] = peak_mib(lambda action=action: action(model, path, 2, Clock(STAGES)))  # type: ignore[misc]
     print(f"one recording of {minutes:g} minutes, {num_new} new tokens:")
     print(f"  {'':8} {'ours':>9} {'plain':>9}   ours / plain")
     for stage in STAGES:

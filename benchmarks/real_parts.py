@@ -25,7 +25,6 @@ from benchmarks.inference import decode
 from benchmarks.train_step import RATE, batch_of, measure_step, print_step
 from fastslm.inference.audio import FileSource
 from fastslm.inference.engine import read
-from fastslm.inference.listening import encode
 from fastslm.inference.model import Model
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
@@ -33,7 +32,6 @@ from fastslm.modules.llms.causal_lm import CausalLM, LoRA
 from fastslm.path.build import build as build_path
 from fastslm.path.model import SpeechLM
 from fastslm.path.prompt import Prompter
-from fastslm.path.request import Request
 from fastslm.path.settings import SpeechSettings
 
 START = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
@@ -79,12 +77,10 @@ def whispered(whisper: WhisperForConditionalGeneration, processor: Any, audio: n
 
 def generate(model: Model, path: Path, num_new: int) -> None:
     """Encode a recording, read it and generate exactly ``num_new`` tokens."""
-    memory = model.new_memory()
-    before, after = model.ids_of(Request())
-    tokens = torch.cat([speech.tokens for speech in encode(model.path, [FileSource(path)])])
-    embeddings = torch.cat([memory.embed(before, model.device), tokens, memory.embed(after, model.device)])
+    cache = model.new_memory().cache
+    embeddings = model.prompt_embeds(path)
     with torch.inference_mode():
-        decode(model, memory.cache, read(model.path.llm, embeddings[None], memory.cache), num_new)
+        decode(model, cache, read(model.path.llm, embeddings[None], cache), num_new)
 
 
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:

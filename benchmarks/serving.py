@@ -174,7 +174,12 @@ def load(port: int, recordings: Sequence[tuple[bytes, float]], clients: int, sec
             if status == 429:
                 time.sleep(0.5)
 
-    _together([threading.Thread(target=client, args=(i,)) for i in range(clients)], outcome)
+    began, threads = time.monotonic(), [threading.Thread(target=client, args=(i,)) for i in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    outcome.seconds = time.monotonic() - began
     return outcome
 
 
@@ -185,15 +190,6 @@ def marked(recording: bytes, number: int) -> bytes:
     for i in range(32):
         changed[begin + 2 * i] ^= number >> i & 1
     return bytes(changed)
-
-
-def _together(threads: list[threading.Thread], outcome: Outcome) -> None:
-    began = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    outcome.seconds = time.monotonic() - began
 
 
 def attack(port: int, recording: bytes, malformed: int, broken_off: int) -> Outcome:

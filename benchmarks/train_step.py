@@ -10,7 +10,7 @@ to tokens at 1, 10 and 60 minutes of audio, relative to 1 minute: it must be fla
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -67,10 +67,10 @@ def batch_of(path: SpeechLM, seconds: list[float]) -> Batch:
 
 
 class Clock:
-    """Sums the time spent in each station by wrapping its module's call."""
+    """Sums the time spent in each of some stations."""
 
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STATIONS, 0.0)
+    def __init__(self, stations: Sequence[str] = STATIONS) -> None:
+        self.seconds = dict.fromkeys(stations, 0.0)
 
     def wrap(self, module: torch.nn.Module, station: str) -> None:
         """Time every forward of ``module``."""

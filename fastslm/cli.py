@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from fastslm.commands.streams import OutputError, PrintedStream, give_up_output
@@ -88,12 +88,6 @@ _COMMANDS: dict[str, str] = {
 }
 
 _OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-def _load(target: str) -> Callable[[Sequence[str]], int]:
-    module, _, function = target.partition(":")
-    command: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), function)
-    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -192,7 +186,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     try:
         check_ranks()
-        return _load(command)(arguments)
+        module, _, function = command.partition(":")
+        return int(getattr(importlib.import_module(module), function)(arguments))
     except OutputError:
         raise
     except FastSLMError as error:  # a user's mistake, whatever the command

@@ -154,6 +154,12 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         raise FileNotFoundError(errno.ENOENT, "no file system has such a name") from error
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def no_file_in(folder: Path) -> str:
     """Return what a folder holds right in it that would be waited for, for libraries that open all they find there."""
     odd = (path for path in sorted(folder.iterdir()) if path.exists() and not path.is_file() and not path.is_dir())

@@ -23,9 +23,6 @@ _SMOOTHED = 0.1  # share of the steps that a point of a loss curve is the mean o
 
 def draw_plots(out: Path, summaries: Sequence[Summary]) -> list[tuple[str, Path]]:
     """Draw what there are figures for and return titles and paths."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     lines = lines_of(out, summaries)
     plots = [
         _against(out, lines, "tokens_per_second", "LLM tokens per second of audio", "wer_tokens.png", "tokens/s", 1.0),
@@ -159,16 +156,14 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def _figure(num_axes: int = 1) -> Any:
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    return plt.subplots(1, num_axes, figsize=(5.5 * num_axes + 2, 4.5), layout="constrained")
+    figure = Figure(figsize=(5.5 * num_axes + 2, 4.5), layout="constrained")
+    return figure, figure.subplots(1, num_axes)
 
 
 def _save(figure: Any, path: Path) -> Path:
-    import matplotlib.pyplot as plt
-
     figure.legend(loc="outside right upper", frameon=False)
     with whole_file(path) as partial:
         figure.savefig(partial.file, dpi=120, format="png")
-    plt.close(figure)
     return path

@@ -175,7 +175,8 @@ def _fastslm(arguments: Sequence[str], log: Path, lock: int, watch: Callable[[st
                 try:
                     return child.wait(_POLL_SECONDS)
                 except subprocess.TimeoutExpired:
-                    watch(_last_line(log))
+                    lines = (line.strip() for line in reversed(_tail(log).replace("\r", "\n").splitlines()))
+                    watch(next((line for line in lines if line), ""))
         except BaseException:
             child.terminate()
             try:
@@ -190,11 +191,6 @@ def _tail(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         return file.read().decode(errors="replace")
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in _tail(log).replace("\r", "\n").splitlines()]
-    return next((line for line in reversed(lines) if line), "")
 
 
 def _read_record(path: Path) -> dict[str, Any]:

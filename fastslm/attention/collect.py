@@ -13,7 +13,7 @@ from torch import Tensor
 from fastslm.contracts import Abstractor
 from fastslm.errors import ConfigError
 
-from .record import AttentionAxes, ShowsAttention, recording
+from .record import ShowsAttention, recording
 
 Map = npt.NDArray[np.float32]
 #: Share of each scale, by scale, in each row of the figure that tells scales apart.
@@ -35,20 +35,6 @@ class Panel:
     stop: float
 
 
-def axes_of(abstractor: Abstractor) -> dict[str, AttentionAxes]:
-    """Return what a compressor's attentions read.
-
-    Raises:
-        ConfigError: it has none that could be drawn.
-    """
-    if not isinstance(abstractor, ShowsAttention):
-        raise ConfigError(
-            f"{type(abstractor).__name__} has no attention to draw: it has no method attention_axes (HTA has one; see"
-            " fastslm/attention/record.py)."
-        )
-    return abstractor.attention_axes()
-
-
 class AttentionMaps:
     """What an abstractor looked at, collected window by window while it ran.
 
@@ -61,7 +47,12 @@ class AttentionMaps:
     """
 
     def __init__(self, abstractor: Abstractor, max_maps: int) -> None:
-        self.axes = axes_of(abstractor)
+        if not isinstance(abstractor, ShowsAttention):
+            raise ConfigError(
+                f"{type(abstractor).__name__} has no attention to draw: it has no method attention_axes (HTA has one;"
+                " see fastslm/attention/record.py)."
+            )
+        self.axes = abstractor.attention_axes()
         self.abstractor = abstractor
         self.max_maps = max_maps
         self.num_frames: list[int] = []

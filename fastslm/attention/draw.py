@@ -30,16 +30,13 @@ def draw_attention(
         title: what the figure shows.
         path: the file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = list(dict.fromkeys(axes.row for axes in maps.axes.values()))
     scales = list(dict.fromkeys(scale for axes in maps.axes.values() for scale in axes.keys))
     telling = list(shares[0][1]) if shares else []  # rows that have several scales
     size = (4.2 * max(len(scales), len(telling)) + 1, 2.6 * (len(rows) + bool(telling)) + 0.5)
-    figure = plt.figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     upper, *lower = figure.subfigures(
         1 + bool(telling), 1, height_ratios=[len(rows), 1][: 1 + bool(telling)], squeeze=False
     )[:, 0]
@@ -65,7 +62,6 @@ def draw_attention(
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return path
 
 

@@ -131,7 +131,8 @@ def _compare_configs(
     swapped = tuple(f"{key.removesuffix('class_path')}init_args" for key in classes)
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
-        if old == new or _matches(key, _SILENT) or _says_nothing(key, old, new, swapped):
+        silent = any(fnmatchcase(key, pattern) for pattern in _SILENT)
+        if old == new or silent or _says_nothing(key, old, new, swapped):
             continue
         then, here = _shown_beside(old, new)
         line = f"{key.replace('.init_args', '')}: {then} in the checkpoint, {here} here"
@@ -177,10 +178,6 @@ def _says_nothing(key: str, old: Any, new: Any, swapped: tuple[str, ...]) -> boo
     if key.startswith(swapped) and (_ABSENT in (old, new) or key.startswith("model.abstractor.")):
         return True
     return _ABSENT in (old, new) and any(value in (None, {}, []) for value in (old, new))
-
-
-def _matches(key: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def _shown_beside(old: Any, new: Any) -> tuple[str, str]:

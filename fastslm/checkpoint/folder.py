@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fastslm.errors import CheckpointError
-from fastslm.files import PARTIAL, partial_of, sync_path, sync_tree
+from fastslm.files import PARTIAL, partial_of, sha256_of, sync_path, sync_tree
 
 MANIFEST = "checkpoint.json"
 TRAINER_STATE = "trainer.ckpt"
@@ -108,7 +108,7 @@ def inventory(folder: Path) -> dict[str, dict[str, object]]:
             name = path.relative_to(folder).as_posix()
             files[name] = {"bytes": path.stat().st_size}
             is_large = name.startswith(TRAINER_STATE) and path.suffix in _CHECKED
-            files[name] |= {"excerpts": _excerpts(path)} if is_large else {"sha256": _sha256(path)}
+            files[name] |= {"excerpts": _excerpts(path)} if is_large else {"sha256": sha256_of(path)}
     return files
 
 
@@ -120,14 +120,9 @@ def has_content(path: Path, listed: Mapping[str, object]) -> bool:
     """
     return all(
         checksum(path) == listed[name]
-        for name, checksum in (("sha256", _sha256), ("excerpts", _excerpts))
+        for name, checksum in (("sha256", sha256_of), ("excerpts", _excerpts))
         if name in listed
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _excerpts(path: Path) -> str:

@@ -72,14 +72,11 @@ class Checkpoint:
         tensors = _read_weights(self.path / WEIGHTS)
         table: Mapping[str, Any] = self.manifest["tensors"]
         wrong = sorted(set(table) ^ set(tensors))
-        wrong += [name for name, tensor in tensors.items() if name in table and not _agrees(tensor, table[name])]
+        listed = ((name, tensor) for name, tensor in tensors.items() if name in table)
+        wrong += [name for name, t in listed if not t.numel() or list(t.shape) != table[name]["shape"]]
         if wrong:
             raise CheckpointError(f"{self.path / WEIGHTS} does not hold what {MANIFEST} lists: {some(wrong)}.")
         return tensors
-
-
-def _agrees(tensor: Tensor, listed: Mapping[str, Any]) -> bool:
-    return tensor.numel() > 0 and list(tensor.shape) == listed["shape"]
 
 
 def open_checkpoint(path: Path, which: str = "last") -> Checkpoint:

@@ -164,18 +164,10 @@ def _letters(settings: Mapping[str, Any], width: int, stored: Mapping[str, Tenso
     return head.requires_grad_(False).eval()
 
 
-class _Named(nn.Module):
-    """Gives a path's tensors the names they have in a checkpoint, which are those of the module that trains."""
-
-    def __init__(self, path: SpeechLM) -> None:
-        super().__init__()
-        self.path = path
-
-
 def _load(model: SpeechLM, stored: Mapping[str, Tensor], source: str) -> None:
     """Put stored weights in, strictly; those of the alignment loss, which only training needs, are left out."""
     tensors = {name: value for name, value in stored.items() if not name.startswith("path.alignment.")}
-    named = _Named(model)
+    named = nn.ModuleDict({"path": model})  # with the names of a checkpoint, those of the module that trains
     adopt_shapes(named, tensors)
     check_state(named, tensors, source, "evaluate")
     named.load_state_dict(tensors, strict=False)

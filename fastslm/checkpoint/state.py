@@ -17,7 +17,6 @@ Purpose = Literal["resume", "evaluate", "initialize"]
 
 _BASE_PARTS = ("encoder", "llm")
 _PATH = "path."
-_SHOWN = 5
 
 
 def part_of_tensor(module: nn.Module, name: str) -> str:
@@ -126,8 +125,8 @@ def check_state(
         )
 
 
-def some(names: Iterable[str]) -> str:
+def some(names: Iterable[str], most: int = 5) -> str:
     """Return the first few names, and how many more there are."""
     names = sorted(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

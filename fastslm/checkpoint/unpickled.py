@@ -32,17 +32,13 @@ _KINDS = {
 @contextlib.contextmanager
 def deepspeed_objects() -> Iterator[None]:
     """Within it, a checkpoint of DeepSpeed can be read, the few objects in it among them, and nothing else."""
-    with tensors_only(), torch.serialization.safe_globals(deepspeed_kinds()):
-        yield
-
-
-def deepspeed_kinds() -> list[Any]:
-    """Return the classes that DeepSpeed puts into its checkpoints; they hold numbers, and making them does nothing."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+    kinds = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]  # of numbers; making them does nothing
+    with tensors_only(), torch.serialization.safe_globals(kinds):
+        yield
 
 
 def read_tensors(file: Path) -> dict[str, Any]:

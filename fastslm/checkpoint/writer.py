@@ -92,7 +92,12 @@ def write_checkpoint(
         )
     if zero and problem is None:
         manifest = _manifest(trainer, module, tensors, data, trained_on)
-        problem = _problem(lambda: _finish(partial, final, link, module, tensors, manifest), partial)
+
+        def finish() -> None:
+            write_weights(partial, tensors, module.run_config, manifest)
+            publish(final, link)
+
+        problem = _problem(finish, partial)
     _agree(trainer, problem)
 
 
@@ -119,13 +124,6 @@ def _prepare(partial: Path, tensors: Mapping[str, Tensor]) -> None:
     if free < needed:
         raise OSError(errno.ENOSPC, f"about {_mebibytes(needed)} are needed, {_mebibytes(free)} are free")
     partial.mkdir()
-
-
-def _finish(
-    partial: Path, final: Path, link: Path, module: Any, tensors: dict[str, Tensor], manifest: dict[str, Any]
-) -> None:
-    write_weights(partial, tensors, module.run_config, manifest)
-    publish(final, link)
 
 
 def write_weights(

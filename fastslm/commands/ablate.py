@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastslm.ablation.runs import Run, read_object
+from fastslm.commands.parser import command_parser
 from fastslm.errors import ConfigError, DataError
 from fastslm.files import write_atomically
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     options, common = _parse(arguments[1:])
     try:
         if options.report_only:
-            return _report(options.out, _known_runs(options.out), _command_of(options.out))
+            return _report(options.out, _known_runs(options.out), str(_memory(options.out)["command"]))
         return _ablate(options, common, shlex.join(["fastslm", *arguments]))
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
@@ -63,12 +64,7 @@ def _interrupt(number: int, _frame: Any) -> None:
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of this command, and the flags that are those of ``fastslm fit``."""
-    parser = argparse.ArgumentParser(
-        "fastslm ablate",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("ablate", _DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--variants", type=Path, metavar="FILE.yaml", help="names with lists of flags or config files")
     parser.add_argument(
         "--variant",
@@ -247,10 +243,6 @@ def _remember(out: Path, runs: Sequence[Run], command: str) -> list[Run]:
 
 def _known_runs(out: Path) -> list[Run]:
     return [Run(variant, seed, out) for variant, seed in _memory(out)["runs"]]
-
-
-def _command_of(out: Path) -> str:
-    return str(_memory(out)["command"])
 
 
 def _memory(out: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fastslm.errors import ConfigError, DataError
 
+from .parser import command_parser
 from .progress import AudioBar
 from .streams import needs_output
 from .transcribe import add_decoding_options, add_model_options, decoding_of
@@ -23,10 +24,7 @@ exit status: 0 answered; 2 the audio, the model or an option cannot be used; 130
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
-        "fastslm ask", description="Ask questions about a recording of any length.", epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    parser = command_parser("ask", "Ask questions about a recording of any length.", _EPILOG, allow_abbrev=False)
     parser.add_argument("file", metavar="FILE", help="audio or video file, URL, or - for standard input")
     parser.add_argument("questions", nargs="+", metavar="QUESTION")
     add_model_options(parser)

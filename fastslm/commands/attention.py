@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastslm.commands.parser import command_parser
 from fastslm.configuration.figures import check_figure
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ _DURATIONS = 12
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit status is 2 for a mistake."""
-    parser = argparse.ArgumentParser(
-        "fastslm attention", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("attention", _DESCRIPTION)
     parser.add_argument("file", help="audio of any length, in any format that fastslm reads")
     parser.add_argument(
         "--model", "--ckpt", type=Path, required=True, metavar="RUN", help="a run folder, or a checkpoint in one"

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastslm.commands.parser import command_parser
+
 _EXAMPLES = """\
 examples:
   fastslm checkpoint inspect runs/hta                     the run's last checkpoint
@@ -27,12 +29,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fastslm checkpoint",
-        description="Inspect a checkpoint, or extract its weights, whatever strategy wrote it.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Inspect a checkpoint, or extract its weights, whatever strategy wrote it."
+    parser = command_parser("checkpoint", description, _EXAMPLES)
     actions = parser.add_subparsers(dest="action", required=True, metavar="{inspect,convert}")
     inspect = actions.add_parser("inspect", help="print step, parts, parameters, versions, configuration and metrics")
     convert_ = actions.add_parser("convert", help="write the weights as a folder or one file")
@@ -122,12 +120,13 @@ def _table(path: str, manifest: Mapping[str, Any], config: Mapping[str, Any]) ->
 def _parts(tensors: Mapping[str, Any]) -> dict[str, tuple[int, int, str]]:
     import math
 
-    found: dict[str, tuple[int, int, str]] = {}
+    parts: dict[str, list[Any]] = {}
     for tensor in tensors.values():
-        count, parameters, dtypes = found.get(tensor["part"], (0, 0, ""))
-        dtypes = dtypes if tensor["dtype"] in dtypes.split(", ") else ", ".join(filter(None, [dtypes, tensor["dtype"]]))
-        found[tensor["part"]] = (count + 1, parameters + math.prod(tensor["shape"]), dtypes)
-    return found
+        parts.setdefault(tensor["part"], []).append(tensor)
+    return {
+        part: (len(own), sum(math.prod(t["shape"]) for t in own), ", ".join(dict.fromkeys(t["dtype"] for t in own)))
+        for part, own in parts.items()
+    }
 
 
 def _highlights(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,13 @@
 """``fastslm export``: the command line of the exporter."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastslm.commands.parser import command_parser
+
+_DESCRIPTION = """\
+Write a trained model as one self-contained Hugging Face folder: configuration, processor,
+tokenizer, safetensors, generation settings, model card, and the code that runs it."""
 _EXAMPLE = """\
 examples:
   fastslm export runs/hta my-model                 separate adapters, bit-identical; loading needs peft
@@ -17,13 +21,7 @@ The folder needs no fastslm:
 
 def main(arguments: Sequence[str]) -> int:
     """Export a run and say where it lies; the exit status is 2 when it cannot be exported."""
-    parser = argparse.ArgumentParser(
-        "fastslm export",
-        description="Write a trained model as one self-contained Hugging Face folder: configuration, processor,\n"
-        "tokenizer, safetensors, generation settings, model card, and the code that runs it.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("export", _DESCRIPTION, _EXAMPLE)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder or checkpoint")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
     parser.add_argument(

@@ -1,8 +1,9 @@
 """``fastslm import-release``: the command line of the importer."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+
+from fastslm.commands.parser import command_parser
 
 _EXAMPLE = """\
 example:
@@ -16,12 +17,8 @@ Encoder and LLM are compared with their base models: equal ones are named in the
 
 def main(arguments: Sequence[str]) -> int:
     """Import a released checkpoint and print what became of its keys; the exit status is 2 when it is refused."""
-    parser = argparse.ArgumentParser(
-        "fastslm import-release",
-        description="Turn the authors' checkpoint into a run folder that every other command takes.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "Turn the authors' checkpoint into a run folder that every other command takes."
+    parser = command_parser("import-release", description, _EXAMPLE)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="Stage3_FastSLM.pt, a plain state dict")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the run, new or empty")
     parser.add_argument("--llm", default="Qwen/Qwen3-4B", metavar="NAME", help="hub name or folder [%(default)s]")

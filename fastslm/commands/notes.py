@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastslm.errors import DataError
+from fastslm.files import sha256_of
 from fastslm.inference.audio import version_of
 
 #: In the output folder: one JSON line for each transcript that was written.
@@ -52,7 +53,7 @@ class Recording:
             return cls(shown, 0, (), _sha256_of_address(audio), version_of(audio))
         try:
             before = os.stat(audio)
-            return cls(os.path.realpath(audio), before.st_size, _times(before), _sha256(Path(audio)))
+            return cls(os.path.realpath(audio), before.st_size, _times(before), sha256_of(Path(audio)))
         except OSError as error:
             raise DataError(f"{audio}: cannot be read: {error.strerror}") from error
 
@@ -153,7 +154,7 @@ class Notes:
         """
         if not os.path.lexists(output):
             return "nothing", None
-        note = self._notes.get((self._name(output), _sha256(output))) if output.is_file() else None
+        note = self._notes.get((self._name(output), sha256_of(output))) if output.is_file() else None
         if note is None:
             return "else", None
         if note.recording.is_now(audio):
@@ -177,8 +178,3 @@ def _times(stat: os.stat_result) -> tuple[int, int]:
 
 def _sha256_of_address(url: str) -> str:
     return hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,10 +1,11 @@
 """``fastslm plan``: parameters, tokens and memory of a configuration on every shipped kind of hardware."""
 
-import argparse
 import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from fastslm.commands.parser import command_parser
 
 _DESCRIPTION = """\
 Estimate what a configuration costs, without loading weights: parameters by part, LLM tokens per hour of audio, and
@@ -25,14 +26,8 @@ _NO_MEMORY = ("max_generated", "max_new_tokens", "optimizer", "watchdog_seconds"
 
 def main(arguments: Sequence[str]) -> int:
     """Print the plan and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="fastslm plan",
-        usage="fastslm plan --config CONFIG [--config CONFIG ...] [options of fit]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "fastslm plan --config CONFIG [--config CONFIG ...] [options of fit]"
+    parser = command_parser("plan", _DESCRIPTION, _EXAMPLES, usage=usage, allow_abbrev=False)
     parser.add_argument("--seconds", type=float, default=3600.0, help="length of the recording (default: 3600)")
     parser.add_argument(
         "--memory_gib",
@@ -137,9 +132,9 @@ def _model_facts(budget: Any, seconds: float) -> dict[str, Any]:
 
 def _on(budget: Any, seconds: float, memory_gib: float) -> dict[str, Any]:
     hardware, windows = budget.hardware, budget.num_windows(seconds)
-    capacity = _host_bytes() if hardware.on_cpu else round(memory_gib * _GIB)
+    capacity = round(memory_gib * _GIB)
     if hardware.on_cpu:
-        capacity //= hardware.num_processes
+        capacity = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // hardware.num_processes
     found: dict[str, Any] = {
         "processes": hardware.num_processes,
         "device": "cpu" if hardware.on_cpu else "gpu",
@@ -155,10 +150,6 @@ def _on(budget: Any, seconds: float, memory_gib: float) -> dict[str, Any]:
             "limit": longest.limit,
         }
     return found
-
-
-def _host_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 # -- printing ------------------------------------------------------------------------------------------------------

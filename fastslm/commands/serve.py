@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastslm.commands.parser import command_parser
 from fastslm.commands.streams import PrintedStream
-from fastslm.errors import ConfigError, FastSLMError, MissingExtraError
+from fastslm.errors import ConfigError, MissingExtraError
 from fastslm.processes.signals import Terminated
 
 if TYPE_CHECKING:
@@ -35,19 +36,12 @@ exit status: 0 shut down; 1 the model's process kept crashing; 2 could not start
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to end; return the exit status."""
-    options = _parser().parse_args(list(arguments[1:]))
-    try:
-        return _run(options)
-    except FastSLMError as error:
-        print(f"fastslm: error: {error}", file=sys.stderr)
-        return 2
+    return _run(_parser().parse_args(list(arguments[1:])))
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        "fastslm serve", description="Serve a trained model with OpenAI's audio and chat API, and a web page at /.",
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    description = "Serve a trained model with OpenAI's audio and chat API, and a web page at /."
+    made = command_parser("serve", description, _EPILOG, allow_abbrev=False)
     made.add_argument(
         "model", metavar="MODEL", nargs="?",
         help="run folder, checkpoint, exported folder, or OWNER/NAME of the hub (default: the run in runs/hta)",
@@ -91,8 +85,9 @@ def _bytes(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        from fastslm.serving.app import Settings, build_app
+        from fastslm.serving.app import build_app
         from fastslm.serving.server import Server
+        from fastslm.serving.service import Settings
         from fastslm.serving.worker import Ended, Worker
     except ImportError as error:
         raise MissingExtraError(str(error.name), extra="serve", purpose="fastslm serve") from error

@@ -16,6 +16,7 @@ from fastslm.plugins import names_of
 
 from .notes import Notes, Recording
 from .outputs import Job, base_models, find_jobs, identity, save, unfinished
+from .parser import command_parser
 from .progress import AudioBar
 from .streams import give_up_output, needs_output
 
@@ -49,10 +50,7 @@ _SETTINGS = (
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's options."""
-    made = argparse.ArgumentParser(
-        "fastslm transcribe", description=_DESCRIPTION, epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    made = command_parser("transcribe", _DESCRIPTION, _EPILOG, allow_abbrev=False)
     made.add_argument("files", nargs="+", metavar="FILES")
     add_model_options(made)
     made.add_argument("--output", metavar="DIR", help="write one file for each recording; - or nothing: print")

@@ -1,7 +1,7 @@
 """Word errors of transcripts, recording by recording and over a set: counts, rates and bootstrap intervals."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
@@ -114,7 +114,7 @@ class Score:
     num_silent: int
     num_hallucinated: int
     words_in_silence: int
-    real_time_factor: float | None = field(default=None)
+    real_time_factor: float | None = None
 
     @property
     def wer(self) -> float | None:

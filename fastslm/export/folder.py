@@ -112,11 +112,7 @@ def _config(run: Run, merged: bool) -> FastSLMConfig:
         class_paths={name: f"{kind.__module__}.{kind.__qualname__}" for name, kind in kinds.items()},
         encoder=path.encoder.export_arguments(),
         abstractor=dict(arguments),
-        budget={
-            "frames_per_window": budget.frames_per_window,
-            "tokens_per_window": budget.tokens_per_window,
-            "full_tail": budget.full_tail,
-        },
+        budget=asdict(budget),
         tokens_per_window=path.abstractor.budget.tokens_per_window,
         path=spoken,
         path_names=sorted(spoken),

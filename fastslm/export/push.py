@@ -1,9 +1,15 @@
 """``fastslm push``: upload an exported folder to the Hugging Face hub."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastslm.commands.parser import command_parser
+
+_DESCRIPTION = (
+    "Upload a folder that `fastslm export` wrote to a model repository, which is made when it is not there. What is"
+    " there already and equal is not sent again; weights and templates of an earlier export that the folder lacks are"
+    " deleted there."
+)
 #: What would be read beside the new files: those of an earlier push that the folder lacks are deleted.
 _OF_EXPORTS = [
     "model.safetensors",
@@ -24,14 +30,7 @@ example:
 
 def main(arguments: Sequence[str]) -> int:
     """Upload a folder and print its address."""
-    parser = argparse.ArgumentParser(
-        "fastslm push",
-        description="Upload a folder that `fastslm export` wrote to a model repository, which is made when it is not"
-        " there. What is there already and equal is not sent again; weights and templates of an earlier export that the"
-        " folder lacks are deleted there.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("push", _DESCRIPTION, _EXAMPLE)
     parser.add_argument("folder", type=Path, metavar="OUT", help="exported folder")
     parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub")
     parser.add_argument(
@@ -63,7 +62,6 @@ def push(
         HubError: the hub cannot be reached, or refuses; or ``private`` is wanted, and the repository is public.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
 
     from fastslm.errors import CheckpointError, HubError
     from fastslm.export.checksum import verify_checksums, verify_list
@@ -96,10 +94,9 @@ def push(
         )
     except HubError:
         raise
-    except (OSError, HFValidationError, ValueError) as error:
-        raise HubError(_explained(error, repo, api.endpoint)) from error
     except Exception as error:  # huggingface_hub lets errors of its HTTP library through, which is another every year
-        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+        of_http = type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
+        if not of_http and not isinstance(error, (OSError, ValueError)):
             raise
         raise HubError(_explained(error, repo, api.endpoint)) from error
     return str(commit.pr_url or commit.commit_url)

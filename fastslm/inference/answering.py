@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -156,10 +157,8 @@ class AnsweringModel:
         wanted = given or self.max_new_tokens or int(32 + self.new_tokens_per_second * seconds)
         return min(wanted, room)
 
-    def guarded(
-        self, attempt: Callable[[Decoding, list[int]], Generated], decoding: Decoding
-    ) -> tuple[Generated, int, float]:
-        """Return an answer that does not run in circles if there is a way, the attempts made, and its temperature.
+    def guarded(self, attempt: Callable[[Decoding, list[int]], Generated], decoding: Decoding) -> Generated:
+        """Return an answer that does not run in circles if there is a way, with its attempts and its temperature.
 
         The first attempt is as asked; each further one keeps the text up to the loop and draws from there, at a
         rising temperature.
@@ -168,18 +167,17 @@ class AnsweringModel:
             attempt: writes an answer that begins with given ids.
             decoding: as asked.
         """
-        best = attempt(decoding, [])
+        best = replace(attempt(decoding, []), temperature=decoding.temperature)
         loop = self.loop_of(best)
-        temperature, attempts = decoding.temperature, 1
         if loop is None:
-            return best, attempts, temperature
+            return best
         kept = best.ids[: loop.start + loop.period] if loop.period else []
         for hotter in (t for t in _FALLBACK_TEMPERATURES if t > decoding.temperature):
-            attempts += 1
+            best.attempts += 1
             again = attempt(decoding.at(hotter), kept)
             if self.loop_of(again) is None:
-                return again, attempts, hotter
-        return best, attempts, temperature
+                return replace(again, attempts=best.attempts, temperature=hotter)
+        return best
 
     def loop_of(self, generated: Generated) -> Any:
         """Return the loop in an answer, or None."""
@@ -195,23 +193,19 @@ class AnsweringModel:
         speech_tokens: int,
         timings: Timings,
         source: str,
-        attempts: int,
-        temperature: float,
         segments: Sequence[Segment] = (),
         longest_pass: float | None = None,
     ) -> Answer:
         """Put an answer together, with what is doubtful about it.
 
         Args:
-            generated: its ids.
+            generated: its ids, and how they came about.
             request: what was asked.
             seconds: of audio.
             signal_seconds: those that hold more than silence.
             speech_tokens: of the audio.
             timings: where time went.
             source: name of the audio.
-            attempts: decodings.
-            temperature: of the last one.
             segments: text by time.
             longest_pass: seconds of audio that were read together; None is all.
         """
@@ -228,8 +222,8 @@ class AnsweringModel:
             source=source,
             truncated=generated.end == "limit",
             loop=guards.find_loop(generated.ids, text),
-            attempts=attempts,
-            temperature=temperature,
+            attempts=generated.attempts,
+            temperature=generated.temperature,
             segments=tuple(segments),
             doubts=tuple(guards.doubts(text, request, audio, self.trained_on)),
         )

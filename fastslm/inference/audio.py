@@ -55,15 +55,14 @@ class ArraySource(AudioSource):
     Args:
         samples: see ``samples_of``.
         sample_rate_hz: samples per second; None means 16 kHz.
-        name: what to call it.
 
     Attributes:
         samples: what was given, and what its values mean.
     """
 
-    def __init__(self, samples: Any, sample_rate_hz: Any = None, name: str = "audio") -> None:
+    def __init__(self, samples: Any, sample_rate_hz: Any = None) -> None:
         self.samples = samples_of(samples, sample_rate_hz)
-        self.name, self.seconds = name, len(self.samples) / self.samples.rate_hz
+        self.seconds = len(self.samples) / self.samples.rate_hz
 
     def blocks(self) -> Iterator[Int16Array]:
         """Return its samples in blocks."""
@@ -161,7 +160,10 @@ def open_audio(audio: Any, sample_rate_hz: Any = None) -> AudioSource:
         return _read_whole(audio)
     if not isinstance(audio, (str, os.PathLike)):
         return ArraySource(audio, sample_rate_hz)
-    name = _path_of(audio)
+    try:
+        name = os.fsdecode(audio)
+    except TypeError as error:  # of an object that says that it is a path
+        raise DataError(f"audio of type {type(audio).__name__} gives no path: {error}") from error
     if not name:
         raise DataError("the name of the recording is empty")
     if "\0" in name:
@@ -176,13 +178,6 @@ def open_audio(audio: Any, sample_rate_hz: Any = None) -> AudioSource:
     return FileSource(Path(name))
 
 
-def _path_of(audio: Any) -> str:
-    try:
-        return os.fsdecode(audio)
-    except TypeError as error:  # of an object that says that it is a path
-        raise DataError(f"audio of type {type(audio).__name__} gives no path: {error}") from error
-
-
 def _read_whole(audio: Any) -> DownloadedSource:
     """Return a file in memory, or an open one, which stays where its owner has read it to."""
     try:
@@ -192,10 +187,8 @@ def _read_whole(audio: Any) -> DownloadedSource:
         finally:
             if place is not None:
                 audio.seek(place)
-    except OSError as error:
-        raise DataError(f"an open file cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # it is closed
-        raise DataError(f"an open file cannot be read: {error}") from error
+    except (OSError, ValueError) as error:  # a ValueError where it is closed
+        raise DataError(f"an open file cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 @contextlib.contextmanager

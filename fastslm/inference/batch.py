@@ -1,7 +1,7 @@
 """Many recordings at once: they share passes of the encoder, and the LLM writes all answers side by side."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,9 +17,8 @@ from .audio import AudioSource, name_of, open_audio
 from .engine import Decoding, read, write
 from .generated import Generated
 from .listening import encode
-from .results import Answer, Timings
+from .results import Answer, Progress, Timings
 
-Progress = Callable[[str, float], None]
 Item = TypeVar("Item")
 
 #: Recordings of a batch wait in memory together, so long ones must not: seconds of the longest, times their number.
@@ -173,7 +172,7 @@ def _answer(
     def attempt(how: Decoding, start: list[int]) -> Generated:
         return first if how is decoding else model.new_memory().answer(prompt, recording.limit, how, start)
 
-    generated, attempts, temperature = model.guarded(attempt, decoding)
+    generated = model.guarded(attempt, decoding)
     encode, prefill, read_at = times
     answer = model.result(
         generated,
@@ -183,7 +182,5 @@ def _answer(
         speech_tokens=sum(len(tokens) for tokens in recording.tokens),
         timings=Timings(encode, prefill, time.perf_counter() - read_at),
         source=recording.name,
-        attempts=attempts,
-        temperature=temperature,
     )
     return replace(answer, remarks=tuple(recording.source.remarks) if recording.source else ())

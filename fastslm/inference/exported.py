@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,13 @@ from fastslm.path.request import Request
 from fastslm.path.template import check_template, switches
 from fastslm.plugins import class_of
 
+from .model import Model
 from .template_trial import try_template
 
 _CONFIG, _PROCESSOR = "config.json", "processor_config.json"
 _TYPE, _OLD_TYPE = EXPORTED_TYPES
 #: Of a repository, what loading it here needs: everything but the code that it brings for others, and its card.
 _NOT_NEEDED = ["*.py", "*.md", ".*"]
-
-
-@dataclass
-class Exported:
-    """An exported model, opened.
-
-    Attributes:
-        path: with weights, in evaluation mode.
-        max_new_tokens: most tokens of an answer; None follows the audio's length.
-        new_tokens_per_second: see ``Model``.
-        trained_on: see ``Model``.
-    """
-
-    path: SpeechLM
-    max_new_tokens: int | None
-    new_tokens_per_second: float
-    trained_on: TrainedOn
 
 
 def is_exported(folder: Path) -> bool:
@@ -116,8 +99,8 @@ def tasks_in(folder: Path) -> dict[str, Task]:
         raise CheckpointError(f"model {folder}: no task can be read from {_PROCESSOR}: {reason(error)}") from error
 
 
-def open_exported(folder: Path) -> Exported:
-    """Build an exported model and load its weights; the Python files in the folder are not run.
+def open_exported(folder: Path) -> Model:
+    """Return an exported model with its weights, on the CPU; the Python files in the folder are not run.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
@@ -162,8 +145,8 @@ def open_exported(folder: Path) -> Exported:
     path.prompter = Prompter(tokenizer, enable_thinking)
     path.requires_grad_(False).eval()
     _check_numbers(folder, path, config.new_tokens_per_second)
-    trained_on = TrainedOn.of([config.trained_on])
-    return Exported(path, model.generation_config.max_new_tokens, config.new_tokens_per_second, trained_on)
+    limit, trained_on = model.generation_config.max_new_tokens, TrainedOn.of([config.trained_on])
+    return Model(path, str(folder), limit, config.new_tokens_per_second, tasks_in(folder), trained_on)
 
 
 def _check_numbers(folder: Path, path: SpeechLM, new_tokens_per_second: Any) -> None:

@@ -25,7 +25,7 @@ from .audio import AudioSource
 from .engine import Decoding
 from .generated import Generated
 from .listening import encode
-from .results import Answer, Segment, Timings
+from .results import Answer, Progress, Segment, Timings
 from .segments import Segments
 from .words import History, WordModel
 
@@ -276,7 +276,7 @@ def transcribe(
     source: AudioSource,
     request: Request,
     decoding: Decoding,
-    on_progress: Callable[[str, float], None] | None = None,
+    on_progress: Progress | None = None,
     on_text: Callable[[str], None] | None = None,
     on_segment: Callable[[Segment], None] | None = None,
 ) -> Answer:
@@ -333,7 +333,5 @@ def transcribe(
         speech_tokens=num_tokens,
         timings=Timings(encoding, 0.0, time.perf_counter() - started - encoding),
         source=source.name,
-        attempts=1,
-        temperature=0.0,
         segments=segments.all,
     )

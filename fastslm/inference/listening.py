@@ -158,6 +158,7 @@ class EncodedAudio(AudioSource):
         return EncodedAudio(name, self.parts, self.remarks)
 
 
+@torch.inference_mode()
 def encode_chunks(path: SpeechLM, chunks: Sequence[tuple[int, Chunk, Tensor | None]]) -> list[SpeechPart]:
     """Return the tokens of chunks of recordings, all in one pass.
 
@@ -250,7 +251,7 @@ def encode(
             for chunk in _chunks(path, source):
                 held = sum(p.num_windows(path.listener.window_samples) for _, p, _ in waiting)
                 if held + chunk.num_windows(path.listener.window_samples) > size:
-                    yield from _listened(path, waiting)
+                    yield from encode_chunks(path, waiting)
                     waiting = []
                 waiting.append((i, chunk, summary))
         except FastSLMError as error:
@@ -258,9 +259,4 @@ def encode(
                 raise
             on_failure(i, error)
     if waiting:
-        yield from _listened(path, waiting)
-
-
-def _listened(path: SpeechLM, chunks: Sequence[tuple[int, Chunk, Tensor | None]]) -> list[SpeechPart]:
-    with torch.inference_mode():
-        return encode_chunks(path, chunks)
+        yield from encode_chunks(path, waiting)

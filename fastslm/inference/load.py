@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from fastslm.checkpoint.run import find_checkpoint, open_run
+from fastslm.checkpoint.run import Run, find_checkpoint, open_run
 from fastslm.errors import CheckpointError, ConfigError
 from fastslm.plugins import output_aside
 
-from .exported import download, is_exported, looks_like_hub, open_exported, tasks_in
+from .exported import download, is_exported, looks_like_hub, open_exported
 from .model import Model
 
 #: The run folder of ``configs/hta.yaml``, the embedded default run.
@@ -40,22 +40,19 @@ def load(path: Any = None, *, device: str | torch.device | None = None) -> Model
     found = find_model(path)
     target = usable_device(device)
     with _BUILDING, _quietly():
-        if is_exported(found):
-            opened = open_exported(found)
-            model, limit, per_second = opened.path, opened.max_new_tokens, opened.new_tokens_per_second
-            trained_on, letters, reads = opened.trained_on, None, True
-        else:
-            run = open_run(found, device=target)
-            model, limit = run.path, run.settings.get("max_new_tokens")
-            per_second = run.settings.get("new_tokens_per_second", 4.0)
-            trained_on, letters, reads = run.trained_on, run.letters, run.llm_reads
-    tasks = tasks_in(found)
+        model = open_exported(found) if is_exported(found) else _of_run(open_run(found, device=target), str(found))
     try:
-        model.to(target)
-        letters = None if letters is None else letters.to(target)
+        model.path.to(target)
+        if model.letters is not None:
+            model.letters.to(target)
     except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without CUDA
         raise ConfigError(f"device: {device}: {str(error).splitlines()[0]}") from error
-    return Model(model, str(found), limit, per_second, tasks, trained_on, letters, reads)
+    return model
+
+
+def _of_run(run: Run, source: str) -> Model:
+    limit, per_second = run.settings.get("max_new_tokens"), run.settings.get("new_tokens_per_second", 4.0)
+    return Model(run.path, source, limit, per_second, None, run.trained_on, run.letters, run.llm_reads)
 
 
 def find_model(path: Any) -> Path:

@@ -20,26 +20,12 @@ from .arguments import check_limits, list_of_questions, list_of_recordings
 from .audio import AudioSource, name_of, open_audio
 from .engine import Decoding
 from .listening import EncodedAudio, SpeechPart, encode
-from .results import Answer, Embedding, Segment, Timings
+from .results import Answer, Embedding, Progress, Segment, Timings
 from .stream import AudioStream
-
-#: Called with what has happened (``encoded`` or ``generated``) and how much: seconds of audio, or tokens so far.
-Progress = Callable[[str, float], None]
 
 
 class Model(AnsweringModel):
-    """A trained model; made by ``fastslm.load``.
-
-    Args:
-        path: the model, in evaluation mode.
-        source: where it came from, for people.
-        max_new_tokens: most tokens of an answer; None takes 32 and ``new_tokens_per_second`` for each second of audio.
-        new_tokens_per_second: see ``max_new_tokens``.
-        tasks: what it brings itself, by name; for others the installed ones are taken.
-        trained_on: what it was trained on, as far as that is known.
-        letters: reads the letters that speech tokens spell, where training kept what does.
-        llm_reads: whether the LLM has learned to read speech tokens; transcripts are those of ``letters`` where not.
-    """
+    """A trained model; made by ``fastslm.load``."""
 
     def __repr__(self) -> str:
         return f"<fastslm model of {self.source} on {self.device}>"
@@ -157,8 +143,8 @@ class Model(AnsweringModel):
             request: it.
             decoding: how it is to be generated.
             asked: whether letters are asked for; see ``transcribe``.
-            max_new_tokens: see ``transcribe``; letters take none.
-            section_minutes: see ``transcribe``; letters take none.
+            max_new_tokens: letters take none.
+            section_minutes: letters take none.
 
         Raises:
             ConfigError: the model has no letters, the task is no transcript, or the search does not decode so.
@@ -226,20 +212,9 @@ class Model(AnsweringModel):
     ) -> list[Answer]:
         """Return the answers to questions about a recording.
 
-        The audio is encoded, and read by the LLM, once, however many questions there are.
-
-        Args:
-            audio: as in ``transcribe``.
-            questions: what to ask.
-            beams: see ``transcribe``.
-            temperature: see ``transcribe``.
-            top_p: see ``transcribe``.
-            seed: see ``transcribe``.
-            max_new_tokens: see ``transcribe``.
-            sample_rate_hz: see ``transcribe``.
-            on_progress: see ``transcribe``.
-            on_text: called with each chunk of an answer as it is generated. Where an answer runs in circles and is
-                generated anew, that is not shown again: what is returned counts.
+        The audio is encoded, and read by the LLM, once, however many questions there are. Settings are those of
+        ``transcribe``. Where an answer runs in circles and is generated anew, ``on_text`` is not shown that again: what
+        is returned counts.
         """
         decoding = Decoding(beams, temperature, top_p, seed)
         check_limits(max_new_tokens, on_progress=on_progress, on_text=on_text)
@@ -269,10 +244,7 @@ class Model(AnsweringModel):
         """Return recordings with their speech tokens made, or the error in the place of one.
 
         Each can be given in place of its audio to ``transcribe``, ``ask`` and the others, which then do not encode it.
-
-        Args:
-            audios: see ``transcribe``; they share passes of the encoder.
-            on_progress: see ``transcribe``.
+        All share passes of the encoder.
         """
         made: list[EncodedAudio | FastSLMError | None] = []
         sources: dict[int, AudioSource] = {}

@@ -1,11 +1,15 @@
 """What a model gives back: text, and how it came about."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from fastslm.redaction import redacted
+
+#: Called with what has happened (``encoded`` or ``generated``) and how much: seconds of audio, or tokens so far.
+Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Answer:
     loop: Loop | None = None
     attempts: int = 1
     temperature: float = 0.0
-    segments: tuple[Segment, ...] = field(default=())
+    segments: tuple[Segment, ...] = ()
     doubts: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -133,8 +137,7 @@ class Answer:
         return {**values, "seconds": round(self.seconds, 3), "timings": rounded, **extra}
 
 
-@dataclass(frozen=True)
-class Embedding:
+class Embedding(NamedTuple):
     """Audio as LLM tokens; unpacks as ``tokens, times``.
 
     Attributes:
@@ -144,6 +147,3 @@ class Embedding:
 
     tokens: Tensor
     times: Tensor
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter((self.tokens, self.times))

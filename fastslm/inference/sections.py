@@ -21,11 +21,10 @@ from .audio import AudioSource
 from .engine import Decoding
 from .generated import Generated
 from .listening import SpeechPart, encode
-from .results import Answer, Segment, Timings
+from .results import Answer, Progress, Segment, Timings
 from .segments import Segments
 from .text import BROKEN, gap
 
-Progress = Callable[[str, float], None]
 #: Audio that a window of its own is generated with as context, where text by window is wanted.
 _CONTEXT_SECONDS = 60.0
 _LONGEST_WORD = 12  # tokens
@@ -85,10 +84,9 @@ class _Writer:
         """Write a section; all but the last one leave their last word to the next."""
         start = [token for earlier in self.context for token in earlier.ids]
         start = start[self.context[0].num_rewritten :] if self.context else []
-        generated, attempts, temperature = self.model.guarded(
-            lambda how, more: self._attempt(section, start, how, more), self.decoding
-        )
-        self.attempts, self.temperature = max(self.attempts, attempts), max(self.temperature, temperature)
+        generated = self.model.guarded(lambda how, more: self._attempt(section, start, how, more), self.decoding)
+        self.attempts = max(self.attempts, generated.attempts)
+        self.temperature = max(self.temperature, generated.temperature)
         self.truncated |= generated.end == "limit"
         if not generated.ids and self.done:  # it did not write the word that was left to it
             self.done[-1].ids += self.left
@@ -198,7 +196,7 @@ def transcribe(
     for section in writer.done:
         ids += _behind(model, ids, section.ids) if section.begins else section.ids
     return model.result(
-        Generated(ids, "limit" if writer.truncated else "stop"),
+        Generated(ids, "limit" if writer.truncated else "stop", writer.attempts, writer.temperature),
         request,
         seconds=end,
         signal_seconds=spent.num_signal_samples / SAMPLE_RATE_HZ,
@@ -206,8 +204,6 @@ def transcribe(
         speech_tokens=num_tokens,
         timings=Timings(encode=spent.listening, decode=time.perf_counter() - began - spent.listening),
         source=source.name,
-        attempts=writer.attempts,
-        temperature=writer.temperature,
         segments=segments.all,
     )
 

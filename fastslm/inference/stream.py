@@ -19,7 +19,7 @@ from .arguments import check_limits
 from .audio import AudioSource
 from .engine import Decoding, Memory
 from .listening import Chunk, Cutter, SpeechPart, encode, encode_chunks
-from .results import Answer, Timings
+from .results import Answer, Progress, Timings
 from .samples import MOST_CHANNELS, checked_rate, is_encoded, samples_of
 from .text import TextChunks
 
@@ -78,7 +78,7 @@ class AudioStream:
         return self._num_tokens
 
     @contextlib.contextmanager
-    def _mine(self, refused: str) -> Iterator[None]:
+    def _mine(self, refused: str, *, answering: bool = False) -> Iterator[None]:
         """Keep other threads out; this one may come in again, from a function that an answer tells of itself.
 
         Raises:
@@ -87,7 +87,11 @@ class AudioStream:
         with self._lock:
             if self._answering:
                 raise DataError(f"{refused} from within on_text or on_progress; wait until the answer is there")
-            yield
+            self._answering = answering
+            try:
+                yield
+            finally:
+                self._answering = False
 
     # -- audio in --------------------------------------------------------------------------------------------------
 
@@ -139,7 +143,7 @@ class AudioStream:
                 self._listen([*self._cutter.push(samples), *self._cutter.finish()])
             self._finished = True
 
-    def add(self, source: AudioSource, on_progress: Callable[[str, float], None] | None = None) -> None:
+    def add(self, source: AudioSource, on_progress: Progress | None = None) -> None:
         """Take a whole recording, which may be of any length.
 
         Raises:
@@ -179,8 +183,7 @@ class AudioStream:
         for begin in range(0, len(chunks), size):
             started = time.perf_counter()
             group = [(i, chunk, None) for i, chunk in enumerate(chunks[begin : begin + size])]
-            with torch.inference_mode():
-                parts = encode_chunks(self._model.path, group)
+            parts = encode_chunks(self._model.path, group)
             self.timings += Timings(encode=time.perf_counter() - started)
             for part in parts:
                 self.take(part)
@@ -194,7 +197,7 @@ class AudioStream:
         decoding: Decoding | None = None,
         max_new_tokens: int | None = None,
         source: str = "stream",
-        on_progress: Callable[[str, float], None] | None = None,
+        on_progress: Progress | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
         """Return the answer about everything pushed so far; listening can go on afterwards.
@@ -215,14 +218,41 @@ class AudioStream:
         check_limits(max_new_tokens, on_progress=on_progress, on_text=on_text)
         if not isinstance(decoding, Decoding | None):
             raise ConfigError(f"decoding: {decoding!r} must be a fastslm.inference.engine.Decoding, or None.")
-        with self._mine("another question cannot be asked"):
-            self._answering = True
-            try:
-                return self._answer(
-                    request or self._request, decoding or Decoding(), max_new_tokens, str(source), on_progress, on_text
-                )
-            finally:
-                self._answering = False
+        model, request, decoding = self._model, request or self._request, decoding or Decoding()
+        with self._mine("another question cannot be asked", answering=True):
+            begin = time.perf_counter()
+            before, after = model.ids_of(request)
+            memory = self._memory if before == self._before else self._anew(before)
+            tail = self._tail()
+            if not self._num_samples and tail is None:
+                raise DataError(f"{source}: no audio has come yet")
+            encode = time.perf_counter() - begin
+            rest = memory.embed(after, model.device)
+            if tail is not None:
+                rest = torch.cat([tail.tokens.to(rest.dtype), rest])
+            seconds = self._num_samples / SAMPLE_RATE_HZ + (tail.seconds if tail else 0.0)
+            limit = model.limit(seconds, max_new_tokens, memory.cache.num_positions + len(rest))
+            shown = TextChunks(model, on_text) if on_text else None
+
+            def on_ids(ids: list[int]) -> None:
+                if on_progress:
+                    on_progress("generated", len(ids))
+                if shown:
+                    shown.update(ids)
+
+            generated = model.guarded(lambda how, start: memory.answer(rest, limit, how, start, on_ids), decoding)
+            if shown:
+                shown.finish(generated.ids)
+            spent = Timings(encode=encode, decode=time.perf_counter() - begin - encode)
+            return model.result(
+                generated,
+                request,
+                seconds=seconds,
+                signal_seconds=(self._num_signal + (tail.num_signal_samples if tail else 0)) / SAMPLE_RATE_HZ,
+                speech_tokens=self._num_tokens + (len(tail.tokens) if tail else 0),
+                timings=self.timings + spent,
+                source=str(source),
+            )
 
     def transcribe(self, **settings: Any) -> Answer:
         """Return the transcript so far; see ``answer``."""
@@ -232,61 +262,10 @@ class AudioStream:
         """Return the answer to a question about what was said so far; see ``answer``."""
         return self.answer(self._model.request("sqqa", question), **settings)
 
-    def _answer(
-        self,
-        request: Request,
-        decoding: Decoding,
-        max_new_tokens: int | None,
-        source: str,
-        on_progress: Callable[[str, float], None] | None,
-        on_text: Callable[[str], None] | None,
-    ) -> Answer:
-        model = self._model
-        begin = time.perf_counter()
-        before, after = model.ids_of(request)
-        memory = self._memory if before == self._before else self._anew(before)
-        tail = self._tail()
-        if not self._num_samples and tail is None:
-            raise DataError(f"{source}: no audio has come yet")
-        encode = time.perf_counter() - begin
-        rest = memory.embed(after, model.device)
-        if tail is not None:
-            rest = torch.cat([tail.tokens.to(rest.dtype), rest])
-        seconds = self._num_samples / SAMPLE_RATE_HZ + (tail.seconds if tail else 0.0)
-        limit = model.limit(seconds, max_new_tokens, memory.cache.num_positions + len(rest))
-        shown = TextChunks(model, on_text) if on_text else None
-
-        def on_ids(ids: list[int]) -> None:
-            if on_progress:
-                on_progress("generated", len(ids))
-            if shown:
-                shown.update(ids)
-
-        generated, attempts, temperature = model.guarded(
-            lambda how, start: memory.answer(rest, limit, how, start, on_ids), decoding
-        )
-        if shown:
-            shown.finish(generated.ids)
-        spent = Timings(encode=encode, decode=time.perf_counter() - begin - encode)
-        return model.result(
-            generated,
-            request,
-            seconds=seconds,
-            signal_seconds=(self._num_signal + (tail.num_signal_samples if tail else 0)) / SAMPLE_RATE_HZ,
-            speech_tokens=self._num_tokens + (len(tail.tokens) if tail else 0),
-            timings=self.timings + spent,
-            source=source,
-            attempts=attempts,
-            temperature=temperature,
-        )
-
     def _tail(self) -> SpeechPart | None:
         """Return the tokens of the window that is not full yet, which will be made anew when it is."""
         chunk = self._cutter.tail()
-        if chunk is None:
-            return None
-        with torch.inference_mode():
-            return encode_chunks(self._model.path, [(0, chunk, None)])[0]
+        return None if chunk is None else encode_chunks(self._model.path, [(0, chunk, None)])[0]
 
     def _opened(self, before: Sequence[int]) -> Memory:
         memory = self._model.new_memory()

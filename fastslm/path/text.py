@@ -35,15 +35,7 @@ class TextSide:
         prompt_only: bool = False,
         packed: bool = False,
     ) -> Layout:
-        """Return where each LLM position comes from, on the host.
-
-        Args:
-            dialogues: of a batch.
-            rows: those of ``Speech``.
-            weights: 0.0 for dialogues whose labels count nowhere; None means 1.0 for all.
-            prompt_only: leave out the final answers and pad at the left.
-            packed: put dialogues end to end in one row, without padding.
-        """
+        """Return where each LLM position comes from, on the host; see ``lay_out``. ``rows`` are those of ``Speech``."""
         return lay_out(dialogues, rows, self.audio_id, prompt_only=prompt_only, packed=packed, weights=weights)
 
     def prompts(self, dialogues: Sequence[Dialogue], rows: Sequence[Int64Array], chosen: Sequence[int]) -> Layout:

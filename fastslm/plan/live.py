@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -82,10 +81,3 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of tensors, storage that several share once."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
-
-
-def nearly_fake(device: torch.device | str = "cpu") -> Any:
-    """Return a mode in which tensors have shapes, dtypes and a device, and no memory."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    return FakeTensorMode(allow_non_fake_inputs=True)

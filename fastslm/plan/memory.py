@@ -167,7 +167,8 @@ class Budget:
             capacity: bytes of the device.
             around: windows of the longest length that is simulated; beyond, the measured curve is continued.
         """
-        most = self._most_windows()
+        context = self.sketch.module.context_length
+        most = bisect.bisect_right(range(1, context + 1), context, key=self.positions)
         if 0 < most <= around and getattr(self, task)(most).total <= capacity:
             return Longest(most * self.window_seconds, "context")  # one simulation in place of the curve's three
         low, high = 0, most
@@ -178,10 +179,6 @@ class Budget:
             else:
                 high = middle - 1
         return Longest(low * self.window_seconds, "context" if low == most else "memory")
-
-    def _most_windows(self) -> int:
-        context = self.sketch.module.context_length
-        return bisect.bisect_right(range(1, context + 1), context, key=self.positions)
 
     def _estimated(self, task: str, num_windows: int, around: int) -> Memory:
         listening, reading = self._curve(task, around)

@@ -1,6 +1,7 @@
 """A model without memory: its parts counted, and its steps run with tensors that have shapes only."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from fastslm.path.device_type import simulated_on
@@ -16,7 +18,7 @@ from fastslm.path.one_sequence import one_sequence
 from fastslm.path.parts import parameters_by_part, settle_parts
 from fastslm.path.prompt import messages_of
 from fastslm.path.splice import splice
-from fastslm.plan.live import LiveBytes, nearly_fake, tensor_bytes
+from fastslm.plan.live import LiveBytes, tensor_bytes
 from fastslm.training.lightning_module import SpeechLMModule
 
 #: NF4 with double quantisation: 4 bits, and the scales of blocks of 64 in 8 bits (Dettmers et al., 2023, section 3).
@@ -89,8 +91,9 @@ class Sketch:
         with torch.device("meta"):
             self.path = module.build(frame_cache=False).train()
         self.parts = self._count()
-        self._peaks: dict[tuple[str, int, int], Peaks] = {}
-        self._mode = nearly_fake()
+        self.training_peaks = functools.cache(self._training_peaks)  # kinds of hardware ask for the same ones
+        self.inference_peaks = functools.cache(self._inference_peaks)
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)  # shapes, dtypes and a device, and no memory
         for root in (self.path, encoder):
             _give_fake_memory(root, self._mode, trainable_dtype)
 
@@ -139,19 +142,10 @@ class Sketch:
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
-    def training_peaks(self, num_windows: int, num_labels: int) -> Peaks:
-        """Simulate a training step on one recording, and return what it needs beyond weights and optimizer states."""
-        key = ("training", num_windows, num_labels)
-        if key not in self._peaks:
-            self._peaks[key] = self._training_peaks(num_windows, num_labels)
-        return self._peaks[key]
-
     def _training_peaks(self, num_windows: int, num_labels: int) -> Peaks:
-        live = LiveBytes()
+        """Simulate a training step on one recording, and return what it needs beyond weights and optimizer states."""
         trainable = [p for p in self.path.parameters() if p.requires_grad]
-        weights = {*self.path.parameters(), *self.path.encoder.parameters(), *self.path.buffers()}
-        with self._mode, live, self._autocast(), one_sequence(), simulated_on(self.device.type):
-            live.adopt(weights, "weights")
+        with self._watched() as live:
             for parameter in trainable:
                 parameter.grad = torch.empty_like(parameter)
             live.reset_peak()
@@ -171,20 +165,11 @@ class Sketch:
         alignment = self._alignment_bytes(num_windows, num_labels)
         return Peaks(listening, reading + alignment)
 
-    def inference_peaks(self, num_windows: int, chunk: int) -> Peaks:
-        """Simulate encoding a recording and reading ``chunk`` positions; the KV cache comes on top."""
-        key = ("inference", num_windows, chunk)
-        if key not in self._peaks:
-            self._peaks[key] = self._inference_peaks(num_windows, chunk)
-        return self._peaks[key]
-
     def _inference_peaks(self, num_windows: int, chunk: int) -> Peaks:
-        live = LiveBytes()
-        weights = {*self.path.parameters(), *self.path.encoder.parameters(), *self.path.buffers()}
+        """Simulate encoding a recording and reading ``chunk`` positions; the KV cache comes on top."""
         training = self.path.training
         self.path.eval()
-        with self._mode, live, self._autocast(), one_sequence(), simulated_on(self.device.type), torch.no_grad():
-            live.adopt(weights, "weights")
+        with self._watched() as live, torch.no_grad():
             audio = torch.empty(num_windows * self.path.listener.window_samples, dtype=torch.int16)
             tokens, _ = self.listen(num_windows, live)
             listening = live.peak - live.now["weights"]
@@ -195,6 +180,14 @@ class Sketch:
             del audio
         self.path.train(training)
         return Peaks(listening, reading)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[LiveBytes]:
+        """Simulate within it; gives the count of what is alive, the weights among it."""
+        live = LiveBytes()
+        with self._mode, live, self._autocast(), one_sequence(), simulated_on(self.device.type):
+            live.adopt({*self.path.parameters(), *self.path.encoder.parameters(), *self.path.buffers()}, "weights")
+            yield live
 
     @contextlib.contextmanager
     def simulated(self) -> Iterator[None]:
@@ -281,7 +274,7 @@ def _give_fake_memory(root: nn.Module, mode: Any, trainable_dtype: torch.dtype) 
     made: dict[int, tuple[Tensor, Tensor]] = {}
     for module in root.modules():
         for tensors in (module._parameters, module._buffers):
-            for name, tensor in _present(tensors):
+            for name, tensor in [(name, tensor) for name, tensor in tensors.items() if tensor is not None]:
                 if id(tensor) not in made:
                     dtype = trainable_dtype if tensor.requires_grad else tensor.dtype
                     with mode:
@@ -290,10 +283,6 @@ def _give_fake_memory(root: nn.Module, mode: Any, trainable_dtype: torch.dtype) 
                         fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
                     made[id(tensor)] = (tensor, fake)
                 tensors[name] = made[id(tensor)][1]  # type: ignore[assignment]
-
-
-def _present(tensors: Any) -> Iterator[tuple[str, Tensor]]:
-    yield from [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
 
 
 def quadratic(points: dict[int, int]) -> np.poly1d:

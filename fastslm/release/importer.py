@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.checkpoint import trainable_state
+from fastslm.checkpoint.state import some
 from fastslm.checkpoint.unpickled import read_tensors
 from fastslm.errors import CheckpointError
 from fastslm.export.stock import hf_model, save_stock_llm
@@ -98,27 +99,20 @@ def import_release(
         ConfigError: a base model cannot be found.
     """
     with whole_folder(folder) as partial:
-        return _import(checkpoint, folder, partial, encoder=encoder, llm=llm, dtype=dtype, lora_alpha=lora_alpha)
-
-
-def _import(
-    checkpoint: Path, folder: Path, partial: Path, *, encoder: str, llm: str, dtype: str, lora_alpha: float
-) -> Imported:
-    state = _read(checkpoint)
-    settings = _settings(state, encoder=encoder, llm=llm, dtype=dtype, lora_alpha=lora_alpha)
-    module, settings = build_module(settings)
-    module.configure_model()
-    assert module.path is not None
-    targets = slots(module.path)
-    _check(state, targets, checkpoint, tied=_tied_head(module.path))
-    uses = _fill(module.path, state, targets)
-
-    for part, key in (("speech encoder", "encoder"), ("LLM", "llm")):
-        if any(use.done == _CHANGED for use in uses.values() if use.part == part):
-            settings[key]["init_args"]["pretrained"] = str(folder.absolute() / key)
-            _save_base(module.path, key, partial / key)
-    _write(module, settings, partial, folder, uses)
-    return Imported(folder, uses, _vocabulary(module))
+        state = _read(checkpoint)
+        settings = _settings(state, encoder=encoder, llm=llm, dtype=dtype, lora_alpha=lora_alpha)
+        module, settings = build_module(settings)
+        module.configure_model()
+        assert module.path is not None
+        targets = slots(module.path)
+        _check(state, targets, checkpoint, tied=_tied_head(module.path))
+        uses = _fill(module.path, state, targets)
+        for part, key in (("speech encoder", "encoder"), ("LLM", "llm")):
+            if any(use.done == _CHANGED for use in uses.values() if use.part == part):
+                settings[key]["init_args"]["pretrained"] = str(folder.absolute() / key)
+                _save_base(module.path, key, partial / key)
+        _write(module, settings, partial, folder, uses)
+        return Imported(folder, uses, _vocabulary(module))
 
 
 def _read(checkpoint: Path) -> dict[str, Tensor]:
@@ -126,14 +120,14 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
     strange = [str(n) for n, value in state.items() if not (isinstance(n, str) and isinstance(value, Tensor))]
     if strange:
         raise CheckpointError(
-            f"{checkpoint} is no plain state dict: {_some(strange)} are no tensors, or have no text as their name. The"
-            " release is one file of tensors, Stage3_FastSLM.pt."
+            f"{checkpoint} is no plain state dict: {some(strange, _SHOWN)} are no tensors, or have no text as their"
+            " name. The release is one file of tensors, Stage3_FastSLM.pt."
         )
     other = [f"{name} {_kind(value)}" for name, value in state.items() if _kind(value) not in _KINDS]
     if other:
         raise CheckpointError(
             f"{checkpoint} holds other kinds of tensors than the release, which has floats of 16 or 32 bits:"
-            f" {_some(other)}. Give the file as it was released, not quantised or converted."
+            f" {some(other, _SHOWN)}. Give the file as it was released, not quantised or converted."
         )
     return state
 
@@ -192,7 +186,7 @@ def _check(state: Mapping[str, Tensor], targets: Mapping[str, Slot], checkpoint:
         if name in state and _shaped(state[name], slot.tensor) is None
     ]
     problems = [
-        f"{len(names)} {what}: {_some(names)}"
+        f"{len(names)} {what}: {some(names, _SHOWN)}"
         for what, names in (("missing", missing), ("left over", leftover), ("of another shape", shapes))
         if names
     ]
@@ -299,8 +293,3 @@ def _vocabulary(module: SpeechLMModule) -> tuple[int, dict[str, int]]:
     table = hf_model(module.path.llm).get_input_embeddings()
     ids = module.prompter.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
     return table.num_embeddings, dict(zip(SPECIAL_TOKENS, ids, strict=True))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(sorted(names)[:_SHOWN]) + more

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastslm.errors import ConfigError
 from fastslm.path.model import SpeechLM
@@ -61,8 +61,14 @@ def slots(path: SpeechLM) -> dict[str, Slot]:
     for name, tensor in path.encoder.state_dict().items():
         released = _SPEECH_ENCODER + openai_name(name.removeprefix("whisper."))
         found[released] = Slot(f"encoder.{name}", "speech encoder", tensor, "base")
-    for name, tensor in _abstractor_tensors(path.abstractor).items():
-        released = _naming(path.abstractor)(name)
+    naming: Callable[[str], str] | None = getattr(path.abstractor, "released_name", None)
+    if naming is None:
+        kind = type(path.abstractor).__name__
+        raise ConfigError(f"model.abstractor: the release holds an HTA, and this is a {kind}.")
+    buffers = path.abstractor.named_buffers()
+    tables = {name: table for name, table in buffers if name.endswith(("query_positions", "key_positions"))}
+    for name, tensor in (path.abstractor.state_dict() | tables).items():
+        released = naming(name)
         computed = released.endswith("_pos_embeds")
         part = "projection" if name.startswith("projector.") else "position tables" if computed else "HTA"
         found[released] = Slot(f"abstractor.{name}", part, tensor, "computed" if computed else "trained")
@@ -71,18 +77,6 @@ def slots(path: SpeechLM) -> dict[str, Slot]:
         part, use = ("LoRA", "trained") if adapter else ("LLM", "base")
         found[_LLM + name.removeprefix("causal_lm.")] = Slot(f"llm.{name}", part, tensor, use)
     return found
-
-
-def _abstractor_tensors(abstractor: nn.Module) -> dict[str, Tensor]:
-    tables = {n: b for n, b in abstractor.named_buffers() if n.endswith(("query_positions", "key_positions"))}
-    return abstractor.state_dict() | tables
-
-
-def _naming(abstractor: nn.Module) -> Callable[[str], str]:
-    naming: Callable[[str], str] | None = getattr(abstractor, "released_name", None)
-    if naming is None:
-        raise ConfigError(f"model.abstractor: the release holds an HTA, and this is a {type(abstractor).__name__}.")
-    return naming
 
 
 def geometry(state: Mapping[str, Tensor]) -> dict[str, Any]:

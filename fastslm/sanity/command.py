@@ -1,6 +1,5 @@
 """``fastslm doctor --config``: builds what fit would train, takes ten recordings, and runs the checks."""
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+from fastslm.commands.parser import command_parser
 from fastslm.errors import ConfigError, DataError
 from fastslm.path.batch import Batch, Sample
 from fastslm.sanity.checks import Check, Subject, every_check, sample_as_text
@@ -24,13 +24,8 @@ Configs and flags are those of 'fastslm fit'. Exit status 1: a check failed."""
 
 def main(arguments: Sequence[str]) -> int:
     """Run the checks and return the exit status."""
-    parser = argparse.ArgumentParser(
-        "fastslm doctor",
-        usage="fastslm doctor --config CONFIG [--config CONFIG ...] [options of fit]",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "fastslm doctor --config CONFIG [--config CONFIG ...] [options of fit]"
+    parser = command_parser("doctor", _DESCRIPTION, usage=usage, allow_abbrev=False)
     parser.add_argument("--recordings", type=int, default=10, metavar="N", help="samples to look at (default: 10)")
     parser.add_argument(
         "--steps", type=int, default=40, metavar="N", help="most steps to overfit one batch within (default: 40)"

@@ -1,7 +1,6 @@
 """The server's routes in one application."""
 
 import time
-from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -14,37 +13,14 @@ from . import chat, page, transcriptions
 from .gate import Gate
 from .metrics import Metrics
 from .problems import Problem, failed
-from .service import Service
+from .service import Service, Settings
 from .worker import Worker
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a server is told.
-
-    Attributes:
-        names: by which clients may ask for the model.
-        api_key: what they must send; None lets anybody in.
-        most_upload_bytes: of a request.
-        section_minutes: transcripts are made section by section.
-        allow_urls: recordings may be fetched from URLs, public ones only.
-    """
-
-    names: tuple[str, ...]
-    api_key: str | None = None
-    most_upload_bytes: int = 1 << 30
-    section_minutes: float | None = None
-    allow_urls: bool = False
 
 
 def build_app(worker: Worker, settings: Settings) -> FastAPI:
     """Return the application of a model that a worker has."""
     metrics = Metrics(worker)
-    service = Service(
-        worker, metrics, settings.names, settings.section_minutes, int(time.time()), settings.allow_urls,
-        settings.most_upload_bytes,
-    )  # fmt: skip
-
+    service = Service(worker, metrics, settings, int(time.time()))
     forms = transcriptions.router(service)
     gate = Middleware(
         Gate, worker=worker, metrics=metrics, api_key=settings.api_key, most_upload_bytes=settings.most_upload_bytes,
@@ -61,7 +37,7 @@ def build_app(worker: Worker, settings: Settings) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [_card(service, name) for name in service.names]})
+        return JSONResponse({"object": "list", "data": [_card(service, name) for name in settings.names]})
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> JSONResponse:
@@ -75,7 +51,7 @@ def build_app(worker: Worker, settings: Settings) -> FastAPI:
             "status": status,
             "waiting": worker.num_waiting,
             "running": worker.num_running,
-            "model": service.names[0],
+            "model": settings.names[0],
         }
         return JSONResponse(facts, 200 if status == "ok" else 503)
 

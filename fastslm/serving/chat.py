@@ -119,11 +119,12 @@ async def _complete(service: Service, request: Request) -> Response:
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=body.seed or 0,
             max_new_tokens=_most_tokens(body),
-            section_minutes=service.section_minutes,
+            section_minutes=service.settings.section_minutes,
         )
     )
     upload = await _received(service, request, audio)
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model or service.names[0]}
+    name = body.model or service.settings.names[0]
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         return await _stream(service, request, upload, asked, head, with_usage)
@@ -209,14 +210,14 @@ async def _received(service: Service, request: Request, part: _InputAudio | _Aud
     if url.startswith("data:"):
         file = await run_in_threadpool(_decoded, url.partition(",")[2], "audio_url")
         return await run_in_threadpool(Upload, file, "audio")
-    if not service.allow_urls:
+    if not service.settings.allow_urls:
         raise Problem(
             400, "audio_url: this server fetches no URLs (--allow-urls). Send the recording itself.", "audio_url"
         )
     waits = threading.Event()
     waits.set()
     try:
-        fetched = run_in_threadpool(fetch, url, service.most_upload_bytes, waits.is_set)
+        fetched = run_in_threadpool(fetch, url, service.settings.most_upload_bytes, waits.is_set)
         file = await unless_gone(request, asyncio.ensure_future(fetched))
     finally:
         waits.clear()

@@ -79,7 +79,7 @@ class Gate:
             if scope["method"] == "POST" and self.worker.is_full:
                 raise busy(self.worker)
             if scope["method"] == "POST" and self._num_uploads >= _MOST_UPLOADS:
-                raise _too_many(self._num_uploads, self.worker.retry_seconds)
+                raise _wait(f"{self._num_uploads} uploads are under way", "too_many_uploads", self.worker)
         except Problem as problem:
             await problem.response()(scope, receive, send)
             return
@@ -136,21 +136,14 @@ def _too_large(most: int) -> Problem:
     return Problem(413, f"The request is larger than the {size(most)} that this server takes.", "file", "too_large")
 
 
-def _too_many(num_uploads: int, seconds: int) -> Problem:
-    said = f"{num_uploads} uploads are under way already. Come again in {seconds} s."
-    return Problem(429, said, None, "too_many_uploads", seconds)
-
-
 def busy(worker: Worker) -> Problem:
     """Return what is said to a client that has to wait."""
+    return _wait(f"{worker.num_waiting} requests wait", "queue_full", worker)
+
+
+def _wait(why: str, code: str, worker: Worker) -> Problem:
     seconds = worker.retry_seconds
-    return Problem(
-        429,
-        f"{worker.num_waiting} requests wait already. Come again in {seconds} s.",
-        None,
-        "queue_full",
-        seconds,
-    )
+    return Problem(429, f"{why} already. Come again in {seconds} s.", None, code, seconds)
 
 
 def size(num_bytes: int) -> str:

@@ -27,6 +27,25 @@ from .worker import Ended, Job, ModelDied, QueueFull, Worker
 _Result = TypeVar("_Result")
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a server is told.
+
+    Attributes:
+        names: by which clients may ask for the model; the first is listed as its own.
+        api_key: what they must send; None lets anybody in.
+        most_upload_bytes: of a request.
+        section_minutes: transcripts are made section by section.
+        allow_urls: recordings may be fetched from URLs, public ones only.
+    """
+
+    names: tuple[str, ...]
+    api_key: str | None = None
+    most_upload_bytes: int = 1 << 30
+    section_minutes: float | None = None
+    allow_urls: bool = False
+
+
 @dataclass
 class Service:
     """What the routes share.
@@ -34,20 +53,14 @@ class Service:
     Attributes:
         worker: the queue before the model.
         metrics: told of answers.
-        names: by which clients may ask for the model; the first is listed as its own.
-        section_minutes: transcripts are made section by section.
+        settings: of the server.
         created: when the server began, in seconds since 1970.
-        allow_urls: whether a recording may be fetched from a URL.
-        most_upload_bytes: of a recording.
     """
 
     worker: Worker
     metrics: Metrics
-    names: tuple[str, ...]
-    section_minutes: float | None = None
-    created: int = 0
-    allow_urls: bool = False
-    most_upload_bytes: int = 1 << 30
+    settings: Settings
+    created: int
 
     def check_model(self, name: str | None) -> None:
         """Refuse a model that is not here.
@@ -55,11 +68,12 @@ class Service:
         Raises:
             Problem: it is another one.
         """
-        if name is not None and name not in self.names:
+        names = self.settings.names
+        if name is not None and name not in names:
             raise Problem(
                 404,
-                f"model: there is no {name!r} here; this server has {' or '.join(map(repr, self.names))}."
-                f"{nearest(name, self.names)}",
+                f"model: there is no {name!r} here; this server has {' or '.join(map(repr, names))}."
+                f"{nearest(name, names)}",
                 "model",
                 "model_not_found",
             )

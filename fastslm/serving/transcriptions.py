@@ -1,7 +1,8 @@
 """``/v1/audio/transcriptions`` and ``/v1/audio/translations``: a recording in a form, text or subtitles back."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.datastructures import FormData
@@ -34,6 +35,7 @@ _FIELDS = frozenset(
         "timestamp_granularities[]",
     ]
 )
+_Number = TypeVar("_Number", int, float)
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 _MEDIA_TYPES = {"text": "text/plain", "srt": "application/x-subrip", "vtt": "text/vtt"}
 
@@ -83,10 +85,10 @@ async def _speech_to_text(service: Service, request: Request, task: str | None) 
                 task,
                 _text(form, "prompt"),
                 language if task == "ast" else None,  # of the audio it is but a hint, which the model does without
-                _number(form, "temperature", 0.0),
-                seed=_whole_number(form, "seed") or 0,
-                max_new_tokens=_whole_number(form, "max_completion_tokens"),
-                section_minutes=service.section_minutes,
+                _number(form, "temperature", float, "a number") or 0.0,
+                seed=_number(form, "seed", int, "a whole number") or 0,
+                max_new_tokens=_number(form, "max_completion_tokens", int, "a whole number"),
+                section_minutes=service.settings.section_minutes,
                 segments=by_time,
             )
         )
@@ -160,20 +162,12 @@ def _text(form: FormData, name: str) -> str | None:
     return value.strip() or None if value else None
 
 
-def _number(form: FormData, name: str, default: float) -> float:
+def _number(form: FormData, name: str, kind: Callable[[str], _Number], what: str) -> _Number | None:
     given = _text(form, name)
     try:
-        return default if given is None else float(given)
+        return None if given is None else kind(given)
     except ValueError:
-        raise Problem(400, f"{name}: {given!r} must be a number.", name) from None
-
-
-def _whole_number(form: FormData, name: str) -> int | None:
-    given = _text(form, name)
-    try:
-        return None if given is None else int(given)
-    except ValueError:
-        raise Problem(400, f"{name}: {given!r} must be a whole number.", name) from None
+        raise Problem(400, f"{name}: {given!r} must be {what}.", name) from None
 
 
 def _check_granularities(form: FormData, by_time: bool) -> None:

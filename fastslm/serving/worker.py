@@ -282,16 +282,9 @@ class Worker:
             self._running = jobs = self._next()
             self._running_since = time.perf_counter()
             self._begun = self._given_up = False
-        uploads = [job.upload for job in jobs]
-        watched = [job.on_added is not None for job in jobs]
-        connection.send(
-            [
-                Sent(upload.source.name, upload.content, job.asked, is_watched)
-                for job, upload, is_watched in zip(jobs, uploads, watched, strict=True)
-            ]
-        )
-        for upload in uploads:  # one by one: the kernel takes a limited number at once
-            socket.send_fds(carrier, [b"."], [upload.fileno()])
+        connection.send([Sent(j.upload.source.name, j.upload.content, j.asked, j.on_added is not None) for j in jobs])
+        for job in jobs:  # one by one: the kernel takes a limited number at once
+            socket.send_fds(carrier, [b"."], [job.upload.fileno()])
 
     def _next(self) -> list[Job]:
         """Take the oldest job from the queue, and those like it."""

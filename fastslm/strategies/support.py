@@ -113,10 +113,6 @@ def _refuse_by_name(name: str) -> None:
         )
 
 
-def _is_quantized(module: Any) -> bool:
-    return any(getattr(part, "quantize", None) is not None for part in getattr(module, "parts", ()))
-
-
 def refuse_unsupported(trainer: Any) -> None:
     """Refuse a strategy that a speech LLM cannot be trained with, and settings that it cannot honour.
 
@@ -127,7 +123,8 @@ def refuse_unsupported(trainer: Any) -> None:
     if not getattr(strategy, "is_of_fastslm", False):
         _refuse_by_name(type(strategy).__name__)
         return
-    if shards_parameters(strategy) and _is_quantized(trainer.lightning_module):
+    parts = getattr(trainer.lightning_module, "parts", ())
+    if shards_parameters(strategy) and any(getattr(part, "quantize", None) is not None for part in parts):
         name = "FSDP2" if not hasattr(strategy, "zero_stage_3") else "ZeRO-3"
         raise ConfigError(
             f"model.llm.quantize: 4-bit weights are packed, and {name} cannot cut them up. Use"

@@ -183,15 +183,15 @@ def test_a_loop_is_written_anew_from_where_it_began_and_what_helped_is_told(mode
         rest = [11, 12, 13] if decoding.temperature == 0.4 else [8, 9] * 40
         return Generated([*start, *rest], "stop") if start else Generated(looping, "loop")
 
-    written, attempts, temperature = model.guarded(attempt, Decoding())
+    written = model.guarded(attempt, Decoding())
     assert tried == [(0.0, []), (0.2, [5, 6, 7, 8, 9]), (0.4, [5, 6, 7, 8, 9])]
-    assert (written.ids, attempts, temperature) == ([5, 6, 7, 8, 9, 11, 12, 13], 3, 0.4)
+    assert (written.ids, written.attempts, written.temperature) == ([5, 6, 7, 8, 9, 11, 12, 13], 3, 0.4)
 
 
 def test_a_loop_that_nothing_helps_against_is_reported(model):
-    written, attempts, temperature = model.guarded(lambda how, start: Generated([8, 9] * 40, "loop"), Decoding())
-    assert (attempts, temperature) == (6, 0.0)
-    answer = Answer("", tuple(written.ids), 1.0, 1, None, loop=model.loop_of(written), attempts=attempts)
+    written = model.guarded(lambda how, start: Generated([8, 9] * 40, "loop"), Decoding())
+    assert (written.attempts, written.temperature) == (6, 0.0)
+    answer = Answer("", tuple(written.ids), 1.0, 1, None, loop=model.loop_of(written), attempts=written.attempts)
     assert "repeats a phrase 40 times over from token 0 on, after 6 attempts" in answer.warnings[0]
 
 

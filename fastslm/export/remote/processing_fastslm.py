@@ -191,12 +191,9 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
     def prompts(
         self, texts: Sequence[str | None] = (None,), task: str = "asr", language: str | None = None
     ) -> dict[str, Tensor]:
-        """Return ``input_ids`` and ``attention_mask`` ``[B, L]`` of prompts about one recording each.
+        """Return ``input_ids`` and ``attention_mask`` ``[B, L]`` of B prompts about one recording each.
 
-        Args:
-            texts: see ``__call__``, B of them.
-            task: see ``__call__``.
-            language: see ``__call__``.
+        Arguments are those of ``__call__``.
         """
         around = [self._request(words, task, language).ids(self._prompter) for words in texts]
         return self._padded([[*before, self._prompter.audio_id, *after] for before, after in around])
@@ -204,10 +201,7 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
     def prompt_text(self, text: str | None = None, task: str = "asr", language: str | None = None) -> str:
         """Return a whole prompt about one recording, which ``audio_token`` marks, as SGLang takes it.
 
-        Args:
-            text: see ``__call__``.
-            task: see ``__call__``.
-            language: see ``__call__``.
+        Arguments are those of ``__call__``.
 
         Raises:
             ValueError: words spell a control token, which they would be in a text.
