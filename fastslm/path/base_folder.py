@@ -13,6 +13,7 @@ EXPORTED_TYPES = ("fastslm_speech", "fastslm")
 _CONFIG = "config.json"
 _WANTED = "Give the Hugging Face folder (config.json and safetensors)"
 _GGUF = f"is a model of llama.cpp (GGUF), whose weights are not trained on. {_WANTED} that it was made from."
+_ADAPTER = "holds an adapter of PEFT. Merge it into its base model first (merge_and_unload), and give what that makes."
 
 
 def base_folder(name: str, key: str) -> str:
@@ -48,8 +49,8 @@ def _what_else(folder: Path) -> str:
         return f"is a model of CTranslate2 (faster-whisper). {_WANTED} of transformers that it was converted from."
     if ".gguf" in kinds and ".safetensors" not in kinds:
         return _GGUF
-    if "adapter_config.json" in names and _CONFIG not in names:
-        return "is an adapter of PEFT alone. Merge it into its base model first (merge_and_unload), and give that."
+    if "adapter_config.json" in names:
+        return _ADAPTER
     if "checkpoints" in names or "checkpoint.json" in names:
         return f"is a run of fastslm. To train on from it: --init_from {folder}; here, give the base model it names."
     if _CONFIG not in names:
@@ -78,10 +79,56 @@ def _read(file: Path) -> Any:
     return found if isinstance(found, dict) else "it holds no names and values"
 
 
+def read_config(name: str, key: str) -> Any:
+    """Return transformers' configuration of a base model.
+
+    Args:
+        name: see ``resolve``.
+        key: the configuration key the name came from, for the error.
+
+    Raises:
+        ConfigError: there is none, or something else.
+    """
+    from transformers import AutoConfig
+
+    folder = base_folder(name, key)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a value of the file makes transformers stumble over
+        raise no_configuration(name, key, error) from error
+
+
+def read_model(kind: Any, name: str, key: str, config: Any, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a base model with its weights, and what transformers says about them.
+
+    Args:
+        kind: class of transformers.
+        name: see ``resolve``.
+        key: the configuration key the name came from, for the error.
+        config: what ``read_config`` gave, or a part of it.
+        settings: of ``from_pretrained``.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is more than a base model.
+    """
+    try:
+        model, info = kind.from_pretrained(
+            resolve(name, key), config=config, output_loading_info=True, trust_remote_code=False, **settings
+        )
+    except Exception as error:  # whatever a value or a file makes transformers stumble over
+        why = reason(error)
+        if isinstance(error, ImportError) and getattr(config, "quantization_config", None):
+            why = "its weights are quantized (quantization_config). Give the model that it was made from."
+        raise ConfigError(f"{key}: cannot load {name!r}: {why}") from error
+    if getattr(model, "_hf_peft_config_loaded", False):  # a folder says so before; a name of the hub does not
+        raise ConfigError(f"{key}: {name!r} {_ADAPTER}")
+    return model, info
+
+
 def no_configuration(name: str, key: str, error: BaseException) -> ConfigError:
     """Return what to say where no configuration of a base model was found."""
     if Path(name).is_dir() or name.startswith("fastslm:"):
-        return ConfigError(f"{key}: no model configuration at {name!r}: {reason(error)}")
+        return ConfigError(f"{key}: no model configuration that can be read at {name!r}: {reason(error)}")
     return ConfigError(
         f"{key}: {name!r} is no folder here, and the hub does not give it: {reason(error)} Give the path of a folder,"
         f" or fetch it where there is a network: hf download {name} (a gated one after hf auth login)."

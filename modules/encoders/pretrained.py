@@ -4,7 +4,6 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError, nearest
-from fastslm.path.base_folder import base_folder, no_configuration
-from fastslm.path.pretrained import dtype_on, reason, resolve
+from fastslm.path.base_folder import read_config, read_model
+from fastslm.path.pretrained import choose_kernels, dtype_on, reason, resolve
 from fastslm.settings import Change
 
 KEY = "model.encoder.pretrained"
@@ -158,6 +157,7 @@ class PretrainedEncoder(Encoder):
         """Bring the weights; those of heads and decoders in the checkpoint are not read into memory."""
         if self.inner is not None:
             return
+        choose_kernels(self.config, self._attention)
         model = self._built().to(self.dtype) if self.initialize == "random" else self._loaded()
         setattr(self, self.inner_name, self._fitted(model))
 
@@ -172,12 +172,7 @@ class PretrainedEncoder(Encoder):
     def _read(self, overrides: dict[str, Any] | None) -> Any:
         from huggingface_hub.errors import StrictDataclassError
 
-        try:
-            whole = self._whole_config()
-        except ConfigError:
-            raise
-        except (OSError, ValueError, StrictDataclassError) as error:
-            raise no_configuration(self.pretrained, KEY, error) from error
+        whole = self._source.config if isinstance(self._source, _Known) else read_config(self.pretrained, KEY)
         config = copy.deepcopy(self._encoder_config(whole))
         if config is None:
             from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -198,13 +193,6 @@ class PretrainedEncoder(Encoder):
                 raise ConfigError(f"model.encoder.overrides: {name} cannot be {value!r}: {reason(error)}") from error
         return config
 
-    def _whole_config(self) -> Any:
-        from transformers import AutoConfig
-
-        if isinstance(self._source, _Known):
-            return self._source.config
-        return AutoConfig.from_pretrained(base_folder(self.pretrained, KEY), trust_remote_code=False)
-
     def _preprocessor(self) -> dict[str, Any]:
         """Return what the folder's preprocessor_config.json says, empty when there is none."""
         from transformers import FeatureExtractionMixin
@@ -224,17 +212,8 @@ class PretrainedEncoder(Encoder):
         architecture = self._architecture(self.config)
         # Of a whole model, all other weights are expected and left in the file, without a report on the screen.
         silent = type(architecture.__name__, (architecture,), {"_keys_to_ignore_on_load_unexpected": [r"."]})
-        settings = {"key_mapping": self._key_mapping, "attn_implementation": self._attention}
-        try:
-            model, info = silent.from_pretrained(  # type: ignore[attr-defined]
-                resolve(self.pretrained, KEY),
-                config=self.config,
-                dtype=self.dtype,
-                output_loading_info=True,
-                **{name: value for name, value in settings.items() if value is not None},
-            )
-        except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-            raise ConfigError(f"{KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
+        mapping = {} if self._key_mapping is None else {"key_mapping": self._key_mapping}
+        model, info = read_model(silent, self.pretrained, KEY, self.config, dtype=self.dtype, **mapping)
         missing = sorted(name for name in info["missing_keys"] if not self._is_unused(name))
         if missing:
             raise ConfigError(

@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
-from fastslm.path.base_folder import base_folder, no_configuration
+from fastslm.path.base_folder import read_config, read_model
 from fastslm.path.loss import label_loss
 from fastslm.path.one_sequence import one_sequence
-from fastslm.path.pretrained import dtype_on, reason, resolve
+from fastslm.path.pretrained import choose_kernels, dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
 from ._lean_norm import make_norms_lean
@@ -126,7 +125,7 @@ class CausalLM(LanguageModel):
         liger: bool = False,
     ) -> None:
         super().__init__()
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer
 
         self.pretrained = pretrained
         self.initialize = initialize
@@ -145,18 +144,14 @@ class CausalLM(LanguageModel):
                 "model.llm.quantize: 4-bit weights are pretrained ones that stay frozen, trained through adapters. Set"
                 " initialize: pretrained and lora, or leave quantize out."
             )
-        folder = base_folder(pretrained, _KEY)
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise no_configuration(pretrained, _KEY, error) from error
+        config = read_config(pretrained, _KEY)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
             raise ConfigError(
                 f"{_KEY}: {pretrained!r} is a {config.model_type!r} model, which is no LLM that continues a text. If it"
                 " is the speech encoder, it belongs to model.encoder.pretrained."
             )
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(resolve(pretrained, _KEY), trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{_KEY}: no tokenizer at {pretrained!r}{_NO_TOKENIZER} ({reason(error)})") from error
         if self.tokenizer.vocab_size <= len(self.tokenizer.all_special_ids):  # what transformers makes of no file
@@ -227,23 +222,14 @@ class CausalLM(LanguageModel):
             return
         from transformers import AutoModelForCausalLM
 
+        choose_kernels(self.config, self.attention)
         if self.initialize == "random":
-            model = AutoModelForCausalLM.from_config(
-                self.config, dtype=self.dtype, attn_implementation=self.attention, trust_remote_code=False
-            )
+            model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=False)
         else:
             quantized = {} if self.quantize is None else {"quantization_config": self._quantization()}
-            try:
-                model, info = AutoModelForCausalLM.from_pretrained(
-                    resolve(self.pretrained, _KEY),
-                    dtype=self.dtype,
-                    attn_implementation=self.attention,
-                    output_loading_info=True,
-                    trust_remote_code=False,
-                    **quantized,
-                )
-            except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-                raise ConfigError(f"{_KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
+            model, info = read_model(
+                AutoModelForCausalLM, self.pretrained, _KEY, self.config, dtype=self.dtype, **quantized
+            )
             if info["missing_keys"]:
                 missing = ", ".join(sorted(info["missing_keys"])[:3])
                 raise ConfigError(f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights: {missing}")

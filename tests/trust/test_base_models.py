@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +105,52 @@ def test_an_llm_without_its_tokenizer_is_named(tiny_llm, tmp_path, kept):
 def test_a_name_of_the_hub_without_a_network_says_how_to_get_it(part, name):
     with pytest.raises(ConfigError, match=f"{KEYS[part]}: .*'{name}'.*hf download {name}"):
         part(name)
+
+
+@pytest.fixture
+def with_values(tiny_llm, tiny_encoder, tmp_path):
+    """Return a maker of a tiny base model of a part, in whose config.json these values stand as well."""
+
+    def make(part, **values):
+        made = shutil.copytree(tiny_llm if part is CausalLM else tiny_encoder, tmp_path / "model")
+        config = json.loads((made / "config.json").read_text()) | values
+        (made / "config.json").write_text(json.dumps(config))
+        return str(made)
+
+    return make
+
+
+@PARTS
+@pytest.mark.parametrize("initialize", ["pretrained", "random"])
+def test_no_kernel_of_the_hub_is_fetched_because_a_configuration_names_one(part, initialize, with_values):
+    named = {"_attn_implementation": "owner/kernel", "_experts_implementation": "owner/kernel"}
+    overrides = {"_attn_implementation": "owner/kernel"} if initialize == "random" else None
+    made = part(with_values(part, **named), initialize=initialize, overrides=overrides)
+    made.load()
+    model = made.inner if part is WhisperEncoder else made.causal_lm
+    assert model.config._attn_implementation == "sdpa"
+
+
+@PARTS
+def test_weights_that_are_quantized_are_named(part, with_values):
+    made = part(with_values(part, quantization_config={"quant_method": "awq", "bits": 4}))
+    with pytest.raises(ConfigError, match=f"{KEYS[part]}: cannot load .* quantized.*Give the model that it was made"):
+        made.load()
+
+
+@PARTS
+@pytest.mark.parametrize(
+    ("name", "value"), [("dtype", "float99"), ("quantization_config", [1]), ("vocab_size", "x"), ("hidden_act", "x")]
+)
+def test_a_damaged_value_of_a_configuration_is_one_sentence(part, name, value, with_values):
+    name = {"hidden_act": "activation_function"}.get(name, name) if part is WhisperEncoder else name
+    with pytest.raises(ConfigError, match=f"{KEYS[part]}: .*model.*'?{value if isinstance(value, str) else 'list'}"):
+        part(with_values(part, **{name: value})).load()
+
+
+@PARTS
+def test_a_base_model_with_an_adapter_beside_it_is_refused(part, with_values):
+    folder = with_values(part)
+    Path(folder, "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=f"{KEYS[part]}: .* holds an adapter of PEFT.*Merge it"):
+        part(folder)
