@@ -2,9 +2,10 @@
 
 from types import SimpleNamespace
 
+import matplotlib
 import pytest
 
-from fastslm.callbacks.run_report import RunReport
+from fastslm.callbacks.run_report import RunReport, draw_history
 
 
 @pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (3, 2), (2, 2)])
@@ -21,6 +22,14 @@ def test_predictions_of_another_number_of_ranks_do_not_stay_beside_the_new_ones(
     predict(before)
     ours = {"predictions.jsonl"} if now == 1 else {f"predictions-rank{rank}.jsonl" for rank in range(now)}
     assert predict(now) == ours | {"predictions-val-rank0.jsonl"}
+
+
+def test_the_plot_is_drawn_without_the_latex_that_a_matplotlibrc_asks_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with matplotlib.rc_context({"text.usetex": True}):
+        drawn = draw_history({"train/loss": [(1, 2.0), (2, 1.0)], "val/wer": [(2, 0.5)]}, tmp_path / "training.png")
+        assert matplotlib.rcParams["text.usetex"]
+    assert drawn.stat().st_size > 0
 
 
 def test_the_report_counts_the_recordings_that_its_word_error_rate_covers(capsys):

@@ -1,8 +1,23 @@
-"""Names of figures, checked before the work that the figures are of."""
+"""Figures: their names, checked before the work that they are of, and their style."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastslm.errors import ConfigError
+
+
+@contextlib.contextmanager
+def own_style() -> Iterator[None]:
+    """Within it, or in a function decorated by it, no matplotlibrc decides how figures are made.
+
+    One with ``text.usetex`` would ask for a LaTeX that a compute node does not have.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def check_figure(path: Path, option: str) -> None:
