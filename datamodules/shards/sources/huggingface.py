@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ _DECODED = re.compile(r"(large_|fixed_size_)?list<|struct<(.*, )?array: ")  # ty
 _NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{8,})?(?P<rest>\..*)?")
 _TABLES = (".arrow", ".parquet")
 _LARGE_GROUP_BYTES = 1 << 30
+#: What a table of a lake has beside its data: of Delta Lake, Hudi, Iceberg.
+_LOGS = ("_delta_log", ".hoodie", "metadata/snap-*.avro")
 
 
 def detect(path: str) -> bool:
@@ -47,17 +50,18 @@ def _is_cached(path: Path) -> bool:
     return path.name.startswith("cache-") and path.suffix == ".arrow"
 
 
-def _list_in(file: Path, name: str) -> list[Any]:
+def _list_in(file: Path, name: str, default: list[Any] | None = None) -> list[Any]:
     """Return a list that ``save_to_disk`` wrote into a JSON file.
 
     Raises:
-        DataError: it is not there.
+        DataError: it is not there, and there is no default.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))[name]
+        values = json.loads(file.read_text(encoding="utf-8"))
+        found = values[name] if default is None else values.get(name) or default
         if isinstance(found, list) and all(isinstance(i, str) or isinstance(i["filename"], str) for i in found):
             return found
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(f"{file}: no {name!r} as save_to_disk writes it ({type(error).__name__}: {error}).") from error
     raise DataError(f"{file}: no {name!r} as save_to_disk writes it.")
 
@@ -67,13 +71,24 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
 
     Raises:
         ConfigError: it holds several splits, or no column holds audio or text.
-        DataError: a file is damaged.
+        DataError: a file is damaged, or holds rows that are not meant.
         MissingExtraError: pyarrow is not installed.
     """
     if os.path.isfile(os.path.join(path, "dataset_dict.json")):
         splits = _list_in(Path(path, "dataset_dict.json"), "splits")
         choices = ", ".join(os.path.join(path, str(split)) for split in splits)
         raise ConfigError(f"{path}: holds several splits. Give one of {choices}.")
+    folder = Path(path) if os.path.isdir(path) else Path(path).parent
+    if table := _lake_around(folder.absolute()):
+        raise DataError(
+            f"{table}: is a table of Delta Lake, Iceberg or Hudi, in whose files deleted rows stay. Write its"
+            " current version to parquet files elsewhere, and give those."
+        )
+    if (state := folder / "state.json").is_file() and _list_in(state, "_indices_data_files", default=[]):
+        raise DataError(
+            f"{folder}: holds a selection of the rows in its files. Write those alone:"
+            f" datasets.load_from_disk({str(folder)!r}).flatten_indices().save_to_disk(...)."
+        )
     if not os.path.isdir(path):
         yield from (Noted(*missing) for missing in _missing([path]))
         yield from _rows(path, options)
@@ -93,6 +108,13 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     yield from _left_out(path, files)
     for file in files:
         yield from _rows(file, options)
+
+
+@lru_cache(maxsize=1024)
+def _lake_around(folder: Path) -> Path | None:
+    """Return the table of a lake that a folder is or lies in."""
+    tables = (table for table in (folder, *folder.parents) for log in _LOGS if next(table.glob(log), None))
+    return next(tables, None)
 
 
 def _split_of(file: str) -> str:
