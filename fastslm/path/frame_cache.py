@@ -17,7 +17,7 @@ from fastslm.contracts import Encoder
 from fastslm.files import whole_file
 from fastslm.path.settings import SpeechSettings
 
-#: Raised when the same samples would give other frames: windows, mel or the file layout changed.
+#: Raised when the same samples would give other frames: windows, front ends or the file layout changed.
 _FORMAT_VERSION = 3
 _MIN_FREE_BYTES = 1 << 30
 _CHECKSUM_BYTES = 4
