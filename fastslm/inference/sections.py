@@ -181,7 +181,7 @@ def transcribe(
     waiting: _Section | None = None
     num_tokens, end = 0, 0.0
     try:
-        for section in _sections(model, encode(model.path, [source]), num_windows, spent, on_progress):
+        for section in _sections(encode(model.path, [source]), num_windows, spent, on_progress):
             num_tokens, end = num_tokens + sum(len(tokens) for tokens in section.tokens), section.end
             if waiting is not None:
                 writer.write(waiting, last=False)
@@ -219,11 +219,7 @@ def _behind(model: AnsweringModel, before: Sequence[int], ids: Sequence[int]) ->
 
 
 def _sections(
-    model: AnsweringModel,
-    windows: Iterator[SpeechPart],
-    num_windows: int,
-    spent: _Spent,
-    on_progress: Progress | None,
+    windows: Iterator[SpeechPart], num_windows: int, spent: _Spent, on_progress: Progress | None
 ) -> Iterator[_Section]:
     """Yield sections of ``num_windows`` windows as they are encoded; adds up in ``spent``."""
     tokens: list[Tensor] = []
