@@ -131,8 +131,7 @@ def _compare_configs(
     swapped = tuple(f"{key.removesuffix('class_path')}init_args" for key in classes)
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
-        silent = any(fnmatchcase(key, pattern) for pattern in _SILENT)
-        if old == new or silent or _says_nothing(key, old, new, swapped):
+        if old == new or any(fnmatchcase(key, silent) for silent in _SILENT) or _says_nothing(key, old, new, swapped):
             continue
         then, here = _shown_beside(old, new)
         line = f"{key.replace('.init_args', '')}: {then} in the checkpoint, {here} here"
