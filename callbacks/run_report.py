@@ -1,7 +1,9 @@
 """RunReport: what a run came to: references and hypotheses, scores by task, a loss/WER plot, where it all lies."""
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ class RunReport(L.Callback):
         self._rows += rows
         if trainer.state.fn == "fit" and trainer.is_global_zero:
             assert isinstance(pl_module, SpeechLMModule)
-            keep_sample(self._folder(trainer), batch, rows, pl_module.prompter.audio_id)
+            keep_sample(Path(trainer.default_root_dir), batch, rows, pl_module.prompter.audio_id)
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
@@ -77,7 +79,7 @@ class RunReport(L.Callback):
         """Draw the plot, print the result and where everything lies."""
         if not trainer.is_global_zero:
             return
-        folder = self._folder(trainer)
+        folder = Path(trainer.default_root_dir)
         self._print(trainer, "val")
         paths = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
         checkpoint = next(filter(None, paths), "")
@@ -104,12 +106,8 @@ class RunReport(L.Callback):
             print(f"  sample      {sample_of(folder)}, which training has not seen; to have it transcribed:")
             print(f"\n    {command_for(folder)}")
 
-    @staticmethod
-    def _folder(trainer: L.Trainer) -> Path:
-        return Path(trainer.default_root_dir)
-
     def _write(self, trainer: L.Trainer, name: str) -> Path:
-        folder, ranks = self._folder(trainer), range(trainer.world_size)
+        folder, ranks = Path(trainer.default_root_dir), range(trainer.world_size)
         names = [f"{name}-rank{rank}.jsonl" for rank in ranks] if len(ranks) > 1 else [f"{name}.jsonl"]
         path = folder / names[trainer.global_rank]
         rows = [{k: v for k, v in row.items() if k != "weight"} for row in self._rows]
@@ -160,12 +158,8 @@ _SHOWN = (
 
 def _of_each_task(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the first row of each task, then the second of each, and so on."""
-    seen: dict[str, int] = {}
-    places = []
-    for row in rows:
-        seen[row["task"]] = seen.get(row["task"], 0) + 1
-        places.append(seen[row["task"]])
-    return [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])]
+    places: dict[str, Iterator[int]] = defaultdict(itertools.count)
+    return sorted(rows, key=lambda row: next(places[row["task"]]))
 
 
 def _clip(text: str) -> str:

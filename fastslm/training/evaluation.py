@@ -115,7 +115,10 @@ def write_answers(
     if not chosen:
         return []
     stops = path.prompter.stop_ids
-    generated = [_until_stop(answer[: limits[i]].tolist(), stops) for i, answer in zip(chosen, answers, strict=True)]
+    generated = [
+        list(itertools.takewhile(lambda token: token not in stops, answer[: limits[i]].tolist()))
+        for i, answer in zip(chosen, answers, strict=True)
+    ]
     kept = [first_round(ids) for ids in generated]
     texts = path.prompter.tokenizer.batch_decode(kept, skip_special_tokens=True)
     return [
@@ -150,10 +153,6 @@ def _row(batch: Batch, i: int, text: str, seconds: float) -> dict[str, Any]:
         "audio_seconds": round(seconds, 3),
         "weight": batch.weights[i],
     }
-
-
-def _until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:
-    return list(itertools.takewhile(lambda token: token not in stop_ids, ids))
 
 
 def _seconds_of_dialogues(path: SpeechLM, batch: Batch) -> list[float]:

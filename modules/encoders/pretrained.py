@@ -86,7 +86,7 @@ class PretrainedEncoder(Encoder):
         self._source = pretrained
         self.config = self._read(overrides)
         self._describe(self.config)
-        self.layers = _chosen(layers, self._num_layers(self.config))
+        self.layers = _chosen(layers, int(self.config.num_hidden_layers))
         setattr(self, self.inner_name, None)
 
     @classmethod
@@ -134,9 +134,6 @@ class PretrainedEncoder(Encoder):
     @abstractmethod
     def _describe(self, config: Any) -> None:
         """Set width, rate and the other attributes of the contract; raise ``ConfigError`` for what cannot work."""
-
-    def _num_layers(self, config: Any) -> int:
-        return int(config.num_hidden_layers)
 
     def _is_unused(self, name: str) -> bool:
         """Return whether ``forward`` has no use for a weight, so that a checkpoint may lack it."""
@@ -271,6 +268,11 @@ class PretrainedEncoder(Encoder):
         if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != weight.dtype:
             return nullcontext()
         return torch.autocast(device, enabled=False)
+
+
+def first(counts: Tensor, length: int) -> Tensor:
+    """Return ``[W, length]`` bool, True at the first ``counts`` ``[W]`` places."""
+    return torch.arange(length, device=counts.device) < counts[:, None]
 
 
 def _chosen(layers: Sequence[int] | Literal["all"] | None, num_layers: int) -> tuple[int, ...]:
