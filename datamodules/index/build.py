@@ -238,12 +238,7 @@ def _no_answer(task: str) -> str:
 
 
 def select_rows(rows: ShardRows, kept: npt.NDArray[np.bool_]) -> ShardRows:
-    """Return an index of some of the samples.
-
-    Args:
-        rows: index.
-        kept: ``[n]``, True for samples that stay.
-    """
+    """Return an index of the samples for which ``kept`` ``[n]`` is True."""
     counts = rows.num_recordings
     recordings = np.repeat(kept, counts)
     columns = {name: rows[name][kept] for name in SAMPLE_COLUMNS}

@@ -157,10 +157,7 @@ def collect(
 ) -> tuple[Entries, list[Broken]]:
     """Return the entries of some shards, and the samples that cannot be used.
 
-    Args:
-        indexes: of the shards.
-        limits: of recordings taken whole.
-        chunk_seconds: also take each longer recording in chunks of this length.
+    With ``chunk_seconds`` each recording longer than that is also taken in chunks of this length.
 
     Raises:
         DataError: a recording is too long and the limits say ``error``.

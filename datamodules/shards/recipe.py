@@ -196,12 +196,7 @@ class BuildFolder:
         return self.state / f"{name}{_DONE}"
 
     def done(self, name: str, plan: str) -> ShardRecord | None:
-        """Return a finished shard; None where it has to be made, or made again because it is not as it is to be.
-
-        Args:
-            name: of its file.
-            plan: fingerprint of what it is to hold.
-        """
+        """Return a finished shard; None where it has to be made, or made again because it is not as planned."""
         try:
             values = json.loads(self._marker(name).read_text())
             findings = {"refused": [Refused(**item) for item in values["refused"]]}
