@@ -123,17 +123,9 @@ def build(
     max_broken_share: float,
     overwrite: bool = False,
 ) -> Totals:
-    """Build the shards that are not there yet.
+    """Build the shards that are not there yet; with ``overwrite`` those of another build in the folder are removed.
 
-    Args:
-        paths: of the sources.
-        forced_format: of all of them, instead of what the paths look like.
-        source_options: how they are read.
-        options: what is made of them.
-        folder: where the shards go.
-        num_workers: processes.
-        max_broken_share: share of utterances that may be unusable, 0..1.
-        overwrite: remove the shards of another build in the folder.
+    At most ``max_broken_share`` of the utterances, 0..1, may be unusable.
 
     Raises:
         ConfigError: options contradict each other.

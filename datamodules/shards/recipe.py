@@ -126,7 +126,10 @@ class BuildFolder:
             for recipe, before in found.items():
                 self._compare(recipe, before, now)
         if not self.recipe.exists():
-            self._refuse_strangers(names)
+            if strangers := [name for name in names if (self.folder / name).exists()]:
+                raise DataError(
+                    f"{self.folder} already holds {strangers[0]}, which this build has not made. Give another --out."
+                )
             self._write(self.recipe, now)
         self._remove_unplanned(names)
         remove_partials(self.folder, names)
@@ -147,13 +150,6 @@ class BuildFolder:
                 f"{self.folder} holds shards of another build: since then there has changed: {', '.join(changed)}."
                 " Shards of both together would lose and repeat samples. Give another --out, or add --overwrite (in a"
                 " build of parts: to each) to remove the old shards and begin anew."
-            )
-
-    def _refuse_strangers(self, names: Sequence[str]) -> None:
-        strangers = [name for name in names if (self.folder / name).exists()]
-        if strangers:
-            raise DataError(
-                f"{self.folder} already holds {strangers[0]}, which this build has not made. Give another --out."
             )
 
     def others(self) -> list[Noted]:
@@ -196,12 +192,7 @@ class BuildFolder:
         return self.state / f"{name}{_DONE}"
 
     def done(self, name: str, plan: str) -> ShardRecord | None:
-        """Return a finished shard; None where it has to be made, or made again because it is not as it is to be.
-
-        Args:
-            name: of its file.
-            plan: fingerprint of what it is to hold.
-        """
+        """Return a finished shard; None where it has to be made, or made again because it is not as planned."""
         try:
             values = json.loads(self._marker(name).read_text())
             findings = {"refused": [Refused(**item) for item in values["refused"]]}

@@ -251,10 +251,7 @@ def build_once(folder: Path, write: Callable[[Path], None], what: str) -> Path:
 def build_corpus(cache_folder: Path, settings: CorpusSettings, num_processes: int | None = None) -> Path:
     """Build the corpus unless a whole one with these settings is there, and return its folder.
 
-    Args:
-        cache_folder: where corpora are kept.
-        settings: what to build.
-        num_processes: synthesising processes; all cores this process may use when None.
+    All cores that this process may use are used, where ``num_processes`` is None.
 
     Returns:
         The folder with ``train-*.tar``, ``dev-*.tar`` and ``settings.json``.

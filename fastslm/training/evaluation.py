@@ -73,11 +73,7 @@ def chosen_keys(source: DataSource | None, max_generated: int) -> set[str]:
 
 
 def check_monitors(callbacks: Sequence[Any], values: Collection[str]) -> None:
-    """Refuse a checkpoint callback that waits for a score which this validation does not give.
-
-    Args:
-        callbacks: of the trainer.
-        values: names of what it gave, such as ``val/wer``.
+    """Refuse a checkpoint callback that waits for a score which is none of the ``values`` that this validation gives.
 
     Raises:
         ConfigError: naming what it could wait for instead.
@@ -97,16 +93,10 @@ def write_answers(
 ) -> list[dict[str, Any]]:
     """Return rows of the chosen dialogues; without any, generate all the same, since another rank does.
 
-    Each answer ends at a length of its own, whatever it is batched with, so that scores do not depend on ranks. One
-    that ends by repeating a phrase over and over is cut after the first round and has ``loop`` in its row: how often it
-    would have come is set by the limit alone, and one such answer would outweigh all others in a corpus rate.
-
-    Args:
-        path: the model.
-        batch: what is asked.
-        speech: its speech tokens.
-        chosen: the dialogues to answer.
-        max_new_tokens: gives the most tokens of an answer for the seconds of its audio.
+    Each answer ends at a length of its own (``max_new_tokens`` of the seconds of its audio), whatever it is batched
+    with, so that scores do not depend on ranks. One that ends by repeating a phrase over and over is cut after the
+    first round and has ``loop`` in its row: how often it would have come is set by the limit alone, and one such
+    answer would outweigh all others in a corpus rate.
     """
     seconds = _seconds_of_dialogues(path, batch)
     limits = [max_new_tokens(duration) for duration in seconds]

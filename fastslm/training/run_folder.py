@@ -86,12 +86,8 @@ class RunFolder:
 def check_writable(path: Path, checkpoint: str) -> None:
     """Refuse a folder that cannot take what an evaluation writes, before hours are spent on it.
 
-    Args:
-        path: the run folder, which may not be there yet.
-        checkpoint: what is evaluated.
-
     Raises:
-        ConfigError: it cannot be written to.
+        ConfigError: it cannot be written to; the message says how to evaluate the checkpoint elsewhere.
     """
     try:
         try_writing(path)
