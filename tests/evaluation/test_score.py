@@ -1,4 +1,4 @@
-"""Word errors are those of whisper-normalizer and kaldialign, rates are over all words, intervals are over recordings."""
+"""Word errors are those of whisper-normalizer and kaldialign, rates over all words, intervals over recordings."""
 
 import random
 import unicodedata
