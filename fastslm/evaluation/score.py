@@ -133,7 +133,7 @@ def check_installed() -> None:
 
 
 def compare(transcript: Transcript) -> Counts:
-    """Count the errors of a transcript as the Open ASR Leaderboard does.
+    """Count the errors of a transcript, aligned as the Open ASR Leaderboard aligns.
 
     Both texts are normalised; words that differ by a space alone ("white paper", "whitepaper") are no error.
 

@@ -12,6 +12,7 @@ from fastslm.path.pretrained import reason, resolve
 EXPORTED_TYPES = ("fastslm_speech", "fastslm")
 _CONFIG = "config.json"
 _WANTED = "Give the Hugging Face folder (config.json and safetensors)"
+_POINTER = b"version https://git-lfs"
 _GGUF = f"is a model of llama.cpp (GGUF), whose weights are not trained on. {_WANTED} that it was made from."
 
 
@@ -44,8 +45,12 @@ def _what_else(folder: Path) -> str:
         return f"is empty. {_WANTED}."
     if odd := no_file_in(folder):
         return f"{odd}. {_WANTED}."
+    if pointers := sorted(path.name for path in folder.iterdir() if _is_pointer(path)):
+        return f"holds {pointers[0]} as a pointer of Git LFS alone. Run 'git lfs pull' in it, or download it again."
     if "model.bin" in names and any(name.startswith(("vocabulary.", "shared_vocabulary.")) for name in names):
         return f"is a model of CTranslate2 (faster-whisper). {_WANTED} of transformers that it was converted from."
+    if "weights.npz" in names:
+        return f"is a model of MLX. {_WANTED} of transformers that it was converted from."
     if ".gguf" in kinds and ".safetensors" not in kinds:
         return _GGUF
     if "adapter_config.json" in names and _CONFIG not in names:
@@ -68,6 +73,14 @@ def _what_else(folder: Path) -> str:
     if "model_type" not in config:
         return f"has a {_CONFIG} without a model_type, and is no model of transformers. {_WANTED}."
     return ""
+
+
+def _is_pointer(path: Path) -> bool:
+    """Return whether a file is what ``git clone`` leaves in the place of a large one without Git LFS."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def _read(file: Path) -> Any:

@@ -5,10 +5,13 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 
 from fastslm.errors import ConfigError
 
 _SHIPPED = "fastslm:"
+#: What reading the weights of a base model raises, for bytes and settings of others.
+UNREADABLE = (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError)
 
 
 def resolve(name: str, key: str) -> str:
@@ -63,4 +66,6 @@ def reason(error: BaseException) -> str:
     if isinstance(error, UnpicklingError):
         return "a file holds more than tensors, and is not loaded, for that could run code. Use one with safetensors."
     lines = str(error).strip().splitlines()
+    if isinstance(error, SafetensorError):
+        return f"a file of safetensors is damaged or cut off ({lines[0]}). Copy or download the folder again."
     return lines[0] if lines else type(error).__name__

@@ -43,9 +43,12 @@ def compile_layers(part: nn.Module) -> None:
 
 def missing_for_compiling() -> str | None:
     """Return what torch.compile lacks on this machine, as a sentence to print; None where nothing is missing."""
-    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    if not any(shutil.which(name) for name in compilers if name):
-        return "model.compile_parts: nothing is compiled, since there is no C++ compiler here. Install g++."
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch.compile chooses it
+    if shutil.which(compiler) is None:
+        return (
+            f"model.compile_parts: nothing is compiled, since there is no C++ compiler {compiler!r} here. Install it,"
+            " or set CXX to one that is here."
+        )
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
         return "model.compile_parts: nothing is compiled, since the package 'triton' is missing: pip install triton."
     return None

@@ -4,7 +4,6 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError, nearest
 from fastslm.path.base_folder import base_folder, no_configuration
-from fastslm.path.pretrained import dtype_on, reason, resolve
+from fastslm.path.pretrained import UNREADABLE, dtype_on, reason, resolve
 from fastslm.settings import Change
 
 KEY = "model.encoder.pretrained"
@@ -230,7 +229,7 @@ class PretrainedEncoder(Encoder):
                 output_loading_info=True,
                 **{name: value for name, value in settings.items() if value is not None},
             )
-        except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
+        except UNREADABLE as error:
             raise ConfigError(f"{KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
         missing = sorted(name for name in info["missing_keys"] if not self._is_unused(name))
         if missing:

@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +14,7 @@ from fastslm.errors import ConfigError, MissingExtraError, nearest
 from fastslm.path.base_folder import base_folder, no_configuration
 from fastslm.path.loss import label_loss
 from fastslm.path.one_sequence import one_sequence
-from fastslm.path.pretrained import dtype_on, reason, resolve
+from fastslm.path.pretrained import UNREADABLE, dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
 from ._lean_norm import make_norms_lean
@@ -242,7 +241,7 @@ class CausalLM(LanguageModel):
                     trust_remote_code=False,
                     **quantized,
                 )
-            except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
+            except UNREADABLE as error:
                 raise ConfigError(f"{_KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
             if info["missing_keys"]:
                 missing = ", ".join(sorted(info["missing_keys"])[:3])

@@ -41,6 +41,11 @@ CT2 = {
         (CT2, r"CTranslate2.*transformers"),
         ({name: CT2[name] for name in ("model.bin", "vocabulary.json")}, "CTranslate2"),
         ({"model.bin": b"", "vocabulary.txt": b"a", "config.json": {}}, "CTranslate2"),
+        ({"weights.npz": b"PK", "config.json": {"n_mels": 80}}, "MLX.*transformers"),
+        (
+            {"model.safetensors": b"version https://git-lfs.github.com/spec/v1\n", "config.json": {}},
+            "model.safetensors as a pointer of Git LFS.*git lfs pull",
+        ),
         ({"model-Q4_K_M.gguf": b"GGUF\3\0\0\0"}, r"llama\.cpp \(GGUF\).*it was made from"),
         ({"model.gguf": b"GGUF\3\0\0\0", "config.json": {"model_type": "llama"}}, "GGUF"),
         (
@@ -87,6 +92,16 @@ def test_an_encoder_is_no_llm_and_an_llm_no_encoder(tiny_encoder, tiny_waveform,
             CausalLM(str(encoder))
     with pytest.raises(ConfigError, match=r"model\.encoder\.pretrained: .*'qwen3'.*LLM.*model\.llm\.pretrained"):
         WhisperEncoder(str(tiny_llm))
+
+
+@PARTS
+def test_weights_that_are_cut_off_are_named(part, tiny_encoder, tiny_llm, tmp_path):
+    made = shutil.copytree(tiny_encoder if part is WhisperEncoder else tiny_llm, tmp_path / "model")
+    weights = made / "model.safetensors"
+    for contents in (weights.read_bytes()[:-100], b"no header at all"):
+        weights.write_bytes(contents)
+        with pytest.raises(ConfigError, match=f"{KEYS[part]}: cannot load '{made}': .*damaged or cut off.*again"):
+            part(str(made)).load()
 
 
 @pytest.mark.parametrize("kept", [(), ("tokenizer_config.json",), ("chat_template.jinja",)])
