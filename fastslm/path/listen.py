@@ -72,6 +72,8 @@ class Listener:
         self.context_samples = settings.context_samples(encoder)
         self._llm = llm  # not its bound method: strategies put another in its place
         self._window_frames = settings.frames_per_window(encoder)
+        row = torch.tensor(self.window_samples + 2 * self.context_samples, device="cpu")  # under "meta" too
+        self._row_frames = int(encoder.num_frames(row))
 
     # -- lengths, on the host --------------------------------------------------------------------------------------
 
@@ -259,16 +261,13 @@ class Listener:
         self, samples: Tensor, num_samples: Tensor, summary: Tensor | None, masks: FeatureMasks | None
     ) -> Tensor:
         frames: Tensor = self.encoder(samples, num_samples, summary, masks)  # [W, (L,) F, D_enc], context included
-        begin = self.context_samples // self.encoder.samples_per_frame
-        kept = frames.narrow(-2, begin, min(self._window_frames, frames.shape[-2] - begin))
-        if kept.shape[-2] != self._window_frames or kept.shape[-1] != self.encoder.width:
+        if frames.shape[-2:] != (self._row_frames, self.encoder.width):
             raise ConfigError(
                 f"model.encoder: {type(self.encoder).__name__} gave {frames.shape[-2]} frames of width"
-                f" {frames.shape[-1]} for a row of {samples.shape[-1]} samples, of which {self._window_frames} of width"
-                f" {self.encoder.width} are needed from frame {begin} on: its num_frames and width do not say what its"
-                " forward gives."
+                f" {frames.shape[-1]} for a row of {samples.shape[-1]} samples, for which its num_frames and width say"
+                f" {self._row_frames} of width {self.encoder.width}: they must say what its forward gives."
             )
-        return kept
+        return frames.narrow(-2, self.context_samples // self.encoder.samples_per_frame, self._window_frames)
 
     def _silence(self, device: torch.device, additions: Additions) -> Tokens:
         """Return tokens of one silent window that no position shows.
