@@ -434,6 +434,17 @@ class LanguageModel(nn.Module, ABC):
             logits |= dict(zip(rows, read, strict=True))
         return torch.stack([logits[row] for row in range(len(ways))])
 
+    def stock_model(self) -> Any:
+        """Return the model of transformers that computes all that this LLM does, which is what an export writes.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        raise ConfigError(
+            f"model.llm: {type(self).__name__} cannot be exported: it has no stock_model, a model of transformers that"
+            " computes the same."
+        )
+
 
 def way_to(token: int, parents: Sequence[int]) -> list[int]:
     """Return the tokens of a tree from its root to one of them; see ``LanguageModel.branch``."""
