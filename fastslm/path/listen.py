@@ -151,7 +151,9 @@ class Listener:
             hidden = None if masks is None else masks[group]
             groups.append(self._group(samples, num_samples, frames, summary, hidden, additions))
         while len(groups) < max(1, num_groups):
-            groups.append(self._silence(audio.device, additions))
+            # Tokens that no position shows: a batch with less audio than another rank's, or none, runs the same modules
+            # as often. Gradients stay connected, and no rank of a sharded run skips a module that others wait in.
+            groups.append(self.silence(1, audio.device, additions))
         tokens = self._scaled(torch.cat([group.values for group in groups]))
         counts = self._counts(num_frames, groups)
         return Speech(tokens, counts, self.rows(windows, counts))
@@ -269,18 +271,21 @@ class Listener:
             )
         return frames.narrow(-2, self.context_samples // self.encoder.samples_per_frame, self._window_frames)
 
-    def _silence(self, device: torch.device, additions: Additions) -> Tokens:
-        """Return tokens of one silent window that no position shows.
+    def silence(self, num_windows: int, device: torch.device, additions: Additions = NOTHING) -> Tokens:
+        """Return the tokens of a group of full windows that hold nothing.
 
-        A batch with less audio than another rank's, or none, runs the same modules as often: gradients stay connected
-        and no rank of a sharded run skips a module that the others wait in.
+        Args:
+            num_windows: in the group.
+            device: where.
+            additions: what training does to frames.
         """
-        samples = torch.zeros(1, self.row_samples, dtype=torch.int16, device=device)
-        num_samples = torch.full((1,), self.window_samples + 2 * self.context_samples, device=device)
+        samples = torch.zeros(num_windows, self.row_samples, dtype=torch.int16, device=device)
+        num_samples = torch.full((num_windows,), self.window_samples + 2 * self.context_samples, device=device)
         summary = None
         if self.encoder.needs_summary:
-            summary = self.encoder.combine(self.encoder.survey(samples, num_samples))[None]
-        return self._group(samples, num_samples, torch.ones_like(num_samples), summary, None, additions)
+            summary = self.encoder.combine(self.encoder.survey(samples, num_samples)).expand(num_windows, -1)
+        num_frames = torch.full_like(num_samples, self._window_frames)
+        return self._group(samples, num_samples, num_frames, summary, None, additions)
 
     # -- what an encoder must know beforehand ----------------------------------------------------------------------
 
