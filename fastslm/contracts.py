@@ -136,6 +136,9 @@ class Encoder(nn.Module, ABC):
     def load(self) -> None:
         """Bring the weights; a second call does nothing.
 
+        They are the same in every process, since no checkpoint holds those of a frozen encoder: torch's generator of
+        the CPU is seeded alike around this call, and what is drawn from another one must be so too.
+
         Raises:
             ConfigError: the weights are missing, or do not fit the architecture.
         """
