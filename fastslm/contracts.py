@@ -136,6 +136,9 @@ class Encoder(nn.Module, ABC):
     def load(self) -> None:
         """Bring the weights; a second call does nothing.
 
+        They are the same in every process, since no checkpoint holds those of a frozen encoder: torch's generator of
+        the CPU is seeded alike around this call, and what is drawn from another one must be so too.
+
         Raises:
             ConfigError: the weights are missing, or do not fit the architecture.
         """
@@ -433,6 +436,17 @@ class LanguageModel(nn.Module, ABC):
             read = self.extend(embeddings[torch.tensor([ways[row] for row in rows])], None, of_rows)
             logits |= dict(zip(rows, read, strict=True))
         return torch.stack([logits[row] for row in range(len(ways))])
+
+    def stock_model(self) -> Any:
+        """Return the model of transformers that computes all that this LLM does, which is what an export writes.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        raise ConfigError(
+            f"model.llm: {type(self).__name__} cannot be exported: it has no stock_model, a model of transformers that"
+            " computes the same."
+        )
 
 
 def way_to(token: int, parents: Sequence[int]) -> list[int]:

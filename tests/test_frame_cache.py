@@ -1,6 +1,8 @@
 """Encoder frames kept on disk: the same numbers, made once, and never those of something else."""
 
+import importlib
 import shutil
+import sys
 from functools import partial
 
 import numpy as np
@@ -104,6 +106,47 @@ def test_another_constructor_argument_finds_nothing(tiny_encoder, tmp_path):
     elsewhere = shutil.copytree(tiny_encoder, tmp_path / "elsewhere")
     assert cache_of(str(tiny_encoder)) == cache_of(pretrained=str(elsewhere), gain=1.0)
     assert cache_of(str(tiny_encoder)) != cache_of(str(tiny_encoder), gain=2.0)
+
+
+BANK = """import torch
+
+from fastslm.contracts import Encoder
+
+from . import front
+
+
+class Bank(Encoder):
+    samples_per_frame = 320
+    width = 1
+
+    def load(self):
+        pass
+
+    def num_frames(self, num_samples):
+        return num_samples // 320
+
+    def forward(self, samples, num_samples, summary=None, masks=None):
+        return front.front(samples)
+"""
+
+
+@pytest.mark.parametrize("changed", ["bank", "front"])
+def test_an_encoder_of_another_package_finds_nothing_once_its_code_has_changed(tmp_path, monkeypatch, changed):
+    """Also where the change is in another file of the package, with the same weights and arguments."""
+    texts = {"__init__": "", "bank": BANK, "front": "def front(samples):\n    return samples\n", "beside": ""}
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def folder(**edited):
+        (tmp_path / "their_bank").mkdir(exist_ok=True)
+        for name, text in {**texts, **edited}.items():
+            (tmp_path / "their_bank" / f"{name}.py").write_text(text)
+        for name in [name for name in sys.modules if name.startswith("their_bank")]:
+            del sys.modules[name]
+        encoder = importlib.import_module("their_bank.bank").Bank()
+        return FrameCache(tmp_path, encoder, SpeechSettings(window_seconds=2.0, tokens_per_window=5)).folder
+
+    assert folder() == folder(beside="x = 1\n")
+    assert folder() != folder(**{changed: texts[changed] + "\n# another\n"})
 
 
 def in_the_middle(content, change):

@@ -23,7 +23,7 @@ from fastslm.errors import CheckpointError, ConfigError
 from fastslm.path.build import AbstractorFactory, build
 from fastslm.path.letters import LetterHead
 from fastslm.path.model import SpeechLM
-from fastslm.path.parts import settle_parts
+from fastslm.path.parts import load_encoder, settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.path.settings import SpeechSettings
 from fastslm.plugins import class_of
@@ -188,7 +188,7 @@ def build_path(settings: Mapping[str, Any], device: torch.device | str = "cpu", 
     train_parts = settings.get("train_parts", ())
     settle_parts(encoder, llm, torch.device(device), train_parts, stored)
     prompter = Prompter(llm.tokenizer, bool(settings.get("enable_thinking", False)))  # adds tokens, which need rows
-    encoder.load()
+    load_encoder(encoder)
     llm.load()
     return build(encoder, abstractor, llm, prompter, speech_settings(settings), train_parts=train_parts, stored=stored)
 

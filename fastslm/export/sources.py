@@ -33,7 +33,7 @@ def export_sources(encoder: type, abstractor: type) -> dict[str, str]:
     Raises:
         ConfigError: a file cannot be exported, for it imports what such a folder cannot carry.
     """
-    own = {"fastslm", abstractor.__module__.partition(".")[0]}
+    own = {"fastslm", *(kind.__module__.partition(".")[0] for kind in (encoder, abstractor))}
     files = {
         "parts.py": '"""The kinds of encoder and compressor in this model."""\n\n'
         f"from .{flat_name(abstractor.__module__)} import {abstractor.__qualname__} as Abstractor\n"

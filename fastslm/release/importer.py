@@ -15,7 +15,7 @@ from fastslm.checkpoint import trainable_state
 from fastslm.checkpoint.state import some
 from fastslm.checkpoint.unpickled import read_tensors
 from fastslm.errors import CheckpointError
-from fastslm.export.stock import hf_model, save_stock_llm
+from fastslm.export.stock import save_stock_llm
 from fastslm.files import whole_folder
 from fastslm.path.model import SpeechLM
 from fastslm.release.names import Slot, geometry, slots
@@ -173,7 +173,7 @@ def _settings(
 
 def _tied_head(path: SpeechLM) -> str | None:
     """Return the released name of an output head that is the embedding table, which a file may leave out."""
-    tied = hf_model(path.llm).config.tie_word_embeddings
+    tied = path.llm.stock_model().config.tie_word_embeddings
     return "llm.base_model.model.lm_head.weight" if tied else None
 
 
@@ -290,6 +290,6 @@ def _vocabulary(module: SpeechLMModule) -> tuple[int, dict[str, int]]:
     from fastslm.path.prompt import SPECIAL_TOKENS
 
     assert module.path is not None
-    table = hf_model(module.path.llm).get_input_embeddings()
+    table = module.path.llm.stock_model().get_input_embeddings()
     ids = module.prompter.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
     return table.num_embeddings, dict(zip(SPECIAL_TOKENS, ids, strict=True))

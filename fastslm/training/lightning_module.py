@@ -31,7 +31,7 @@ from fastslm.path.batch import Batch, Int64Array
 from fastslm.path.build import AbstractorFactory, build
 from fastslm.path.model import Output, SpeechLM
 from fastslm.path.packing import check_packing
-from fastslm.path.parts import settle_parts
+from fastslm.path.parts import load_encoder, settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.path.stepwise import check_stepwise
 from fastslm.path.upload import upload
@@ -181,7 +181,7 @@ class SpeechLMModule(L.LightningModule):
         stored = self.weights[0].names() if self.weights is not None else ()
         settle_parts(encoder, llm, device, self.settings.train_parts, stored)
         with contextlib.nullcontext() if self.settings.trains_encoder else replicated(strategy):
-            encoder.load()
+            load_encoder(encoder)
         llm.load()
         self.path = self.build(stored=stored)
         self.path.train()  # transformers loads in evaluation mode, and Lightning takes modes as they are

@@ -352,6 +352,10 @@ class CausalLM(LanguageModel):
         text = self.config.get_text_config()
         return getattr(text, "is_causal", True) and not getattr(text, "use_bidirectional_attention", None)
 
+    def stock_model(self) -> Any:
+        """Return the model inside; a subclass may compute something else, and has to say what."""
+        return self.causal_lm if type(self) is CausalLM else super().stock_model()
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings ``[..., D_llm]`` of token ids ``[...]``."""
         return self.causal_lm.get_input_embeddings()(input_ids)  # type: ignore[no-any-return]

@@ -20,6 +20,7 @@ from fastslm.checkpoint.run import bases_of, open_run
 from fastslm.cli import main
 from fastslm.commands.checkpoint import convert
 from fastslm.errors import CheckpointError
+from fastslm.modules.encoders.parakeet import ParakeetEncoder
 from fastslm.modules.llms.causal_lm import LoRA
 from fastslm.training.start_weights import resolve_checkpoint
 from tests.inference.tiny_run import settings_of
@@ -88,6 +89,31 @@ def test_weights_come_back_as_they_were(with_lora, save):
     disturb(other, seed=2)
     load_weights(other, checkpoint, "resume", report=False)
     assert_same(weights_of(other), weights_of(module))
+
+
+def test_statistics_of_a_trained_encoder_come_back_in_this_stage_and_the_next(built, make_module, save, tiny_parakeet):
+    """Batch norm keeps them in buffers, which change though no optimizer sees them."""
+
+    def with_parakeet(*train_parts):
+        module = make_module(train_parts=train_parts)
+        module.parts = (ParakeetEncoder(str(tiny_parakeet)), *module.parts[1:])
+        return module
+
+    def statistics(module):
+        return {name: value for name, value in module.path.encoder.state_dict().items() if "running_mean" in name}
+
+    module = with_parakeet("encoder", "projector")
+    module.configure_model()
+    for buffer in module.path.encoder.buffers():
+        buffer.data.add_(1)
+    module.run_config = {}
+    checkpoint = open_checkpoint(save(module))
+    later = with_parakeet("projector")
+    later.run_config, later.weights = {}, (checkpoint, "initialize")
+    later.configure_model()
+    assert statistics(module)
+    assert_same(statistics(later), statistics(module))
+    assert set(statistics(later)) <= {name.removeprefix("path.encoder.") for name in stored_names(later)}
 
 
 @pytest.mark.parametrize("given", ["folder", "last", "last.ckpt", "trainer.ckpt", "checkpoints", "run"])
