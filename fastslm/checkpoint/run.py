@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastslm.checkpoint import Checkpoint, adopt_shapes, check_state, find_folder, find_plain, open_checkpoint
 from fastslm.checkpoint.facts import base_fingerprints
-from fastslm.checkpoint.reader import folder_of_checkpoints
+from fastslm.checkpoint.reader import folder_of_checkpoints, named
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.configuration.instantiate import instantiated
 from fastslm.configuration.renamed import renamed
@@ -77,8 +77,7 @@ def find_checkpoint(path: Path, which: str | None = None) -> Path:
         CheckpointError: there is none.
     """
     if which is None:
-        links = folder_of_checkpoints(path).glob("best*.ckpt")
-        which = "best" if any(link.exists() for link in links) else "last"
+        which = "best" if named(folder_of_checkpoints(path), "best") else "last"
     return find_folder(path, which) or find_plain(path, which)
 
 
