@@ -265,7 +265,7 @@ def verify_trainer_state(checkpoint: Checkpoint) -> None:
     if state is None:
         raise _weights_only(checkpoint.path, TRAINER_STATE)
     for path in [state] if state.is_file() else sorted(state.rglob("*.pt")):
-        _verify_archive(path, path)
+        verify_archive(path, path)
         with deepspeed_objects() if state.is_dir() and _is_deepspeed(state) else contextlib.nullcontext():
             read = read_tensors(path)  # now rather than in a library, whose message would be another
         if path == state and "optimizer_states" not in read:  # of a ModelCheckpoint with save_weights_only
@@ -281,8 +281,12 @@ def _weights_only(path: Path, lacks: str) -> CheckpointError:
     )
 
 
-def _verify_archive(archive: Path | io.BytesIO, path: Path) -> None:
-    """Read what ``torch.save`` wrote against its checksums; ``path`` is what the message calls it."""
+def verify_archive(archive: Path | io.BytesIO, path: Path) -> None:
+    """Read what ``torch.save`` wrote against its checksums; ``path`` is what the message calls it.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     try:
         with zipfile.ZipFile(archive) as file:
             damaged = file.testzip() or next((m.filename for m in file.infolist() if m.external_attr & _FOLDER), None)
@@ -302,7 +306,7 @@ def _verify_shards(state: Path) -> None:
         with path.open("rb") as file:
             file.seek(item.offset)
             archive = io.BytesIO(file.read(item.length))
-        _verify_archive(archive, path)
+        verify_archive(archive, path)
         archive.seek(0)
         read_archive(archive, path)  # torch reads more of an archive than its checksums cover
 
@@ -326,7 +330,7 @@ def _open_plain(path: Path) -> Checkpoint:
         state = read_tensors(path)
         archives = [path] if zipfile.is_zipfile(path) else []  # what torch wrote before it had any holds no checksums
     for file in archives:
-        _verify_archive(file, file)
+        verify_archive(file, file)
     config, manifest = state.get("fastslm_config"), state.get("fastslm_manifest")
     if not isinstance(manifest, dict):
         counts = {"step": state.get("global_step"), "epoch": state.get("epoch")}
