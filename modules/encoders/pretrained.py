@@ -4,7 +4,6 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError, nearest
-from fastslm.path.base_folder import base_folder, no_configuration
+from fastslm.path.base_folder import base_folder, cannot_load, no_configuration, refuse_kernels
 from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change
 
@@ -176,8 +175,9 @@ class PretrainedEncoder(Encoder):
             whole = self._whole_config()
         except ConfigError:
             raise
-        except (OSError, ValueError, StrictDataclassError) as error:
+        except Exception as error:  # transformers raises whatever a value makes it stumble over
             raise no_configuration(self.pretrained, KEY, error) from error
+        refuse_kernels(whole, self.pretrained, KEY)
         config = copy.deepcopy(self._encoder_config(whole))
         if config is None:
             from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -233,8 +233,8 @@ class PretrainedEncoder(Encoder):
                 output_loading_info=True,
                 **{name: value for name, value in settings.items() if value is not None},
             )
-        except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-            raise ConfigError(f"{KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
+        except Exception as error:  # transformers, and libraries for quantized weights, raise whatever they like
+            raise cannot_load(self.pretrained, KEY, self.config, error) from error
         missing = sorted(name for name in info["missing_keys"] if not self._is_unused(name))
         if missing:
             raise ConfigError(
