@@ -53,8 +53,9 @@ def _what_else(folder: Path) -> str:
         return f"is a model of MLX. {_WANTED} of transformers that it was converted from."
     if ".gguf" in kinds and ".safetensors" not in kinds:
         return _GGUF
-    if "adapter_config.json" in names and _CONFIG not in names:
-        return "is an adapter of PEFT alone. Merge it into its base model first (merge_and_unload), and give that."
+    if "adapter_config.json" in names:
+        what = "holds an adapter of PEFT beside the model" if _CONFIG in names else "is an adapter of PEFT alone"
+        return f"{what}. Merge it into its base model first (merge_and_unload), and give that."
     if "checkpoints" in names or "checkpoint.json" in names:
         return f"is a run of fastslm. To train on from it: --init_from {folder}; here, give the base model it names."
     if _CONFIG not in names:
@@ -81,6 +82,29 @@ def _is_pointer(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(_POINTER)) == _POINTER
+
+
+def refuse_kernels(config: Any, name: str, key: str) -> None:
+    """Refuse a configuration of transformers that has code of the hub compute a part of the model.
+
+    Raises:
+        ConfigError: it names such code.
+    """
+    for setting, value in vars(config).items():
+        if "_implementation" in setting and "/" in str(value):
+            raise ConfigError(
+                f"{key}: {name} wants code of the hub for a part of the model ({setting.lstrip('_')}: {value}), and"
+                " such code is never run here. Take that key out of its config.json."
+            )
+        if hasattr(value, "model_type"):
+            refuse_kernels(value, name, key)
+
+
+def cannot_load(name: str, key: str, config: Any, error: BaseException) -> ConfigError:
+    """Return what to say where transformers does not load the weights of a base model."""
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    way_out = " It is quantized: give the model that it was made from." if is_quantized else ""
+    return ConfigError(f"{key}: cannot load {name!r}: {reason(error)}{way_out}")
 
 
 def _read(file: Path) -> Any:

@@ -10,8 +10,6 @@ from safetensors import SafetensorError
 from fastslm.errors import ConfigError
 
 _SHIPPED = "fastslm:"
-#: What reading the weights of a base model raises, for bytes and settings of others.
-UNREADABLE = (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError)
 
 
 def resolve(name: str, key: str) -> str:

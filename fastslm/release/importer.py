@@ -1,5 +1,6 @@
 """Reads the authors' released checkpoint into a run folder; every key of the file is used, or the import is refused."""
 
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import yaml
 from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
-from fastslm.checkpoint import trainable_state
+from fastslm.checkpoint import facts, trainable_state
+from fastslm.checkpoint.reader import verify_archive
 from fastslm.checkpoint.state import some
 from fastslm.checkpoint.unpickled import read_tensors
 from fastslm.errors import CheckpointError
@@ -111,12 +113,15 @@ def import_release(
             if any(use.done == _CHANGED for use in uses.values() if use.part == part):
                 settings[key]["init_args"]["pretrained"] = str(folder.absolute() / key)
                 _save_base(module.path, key, partial / key)
+                getattr(module.path, key).pretrained = str(partial / key)
         _write(module, settings, partial, folder, uses)
         return Imported(folder, uses, _vocabulary(module))
 
 
 def _read(checkpoint: Path) -> dict[str, Tensor]:
     state = read_tensors(checkpoint)
+    if zipfile.is_zipfile(checkpoint):
+        verify_archive(checkpoint, checkpoint)
     strange = [str(n) for n, value in state.items() if not (isinstance(n, str) and isinstance(value, Tensor))]
     if strange:
         raise CheckpointError(
@@ -275,6 +280,7 @@ def _write(
     checkpoint = {
         "state_dict": trainable_state(module, module.state_dict()),
         "fastslm_config": config,
+        "fastslm_manifest": _manifest(module, settings),
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": lightning.__version__,
@@ -284,6 +290,22 @@ def _write(
     for name, use in uses.items():
         lines.append("\t".join((name, use.name, use.part, str(use.shape), use.dtype, use.done)))
     (partial / KEY_LIST).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _manifest(module: SpeechLMModule, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is compared when the run is used: base models that have changed give other answers."""
+    bases = facts.base_models(module)
+    for key, record in bases.items():
+        record["name"] = settings[key]["init_args"]["pretrained"]
+    return {
+        "step": 0,
+        "epoch": 0,
+        "base_models": bases,
+        "vocabulary": facts.vocabulary(module),
+        "token_budget": facts.token_budget(module),
+        "versions": facts.package_versions(),
+        "data": {},
+    }
 
 
 def _vocabulary(module: SpeechLMModule) -> tuple[int, dict[str, int]]:

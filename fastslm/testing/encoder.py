@@ -93,7 +93,7 @@ class EncoderContract:
         assert all(torch.equal(before[name], after[name]) for name in before)
 
     def test_it_loads_the_same_weights_in_every_process(self) -> None:
-        """No checkpoint holds a frozen encoder: what ``load`` draws, it draws from torch's generator, which is seeded."""
+        """No checkpoint holds a frozen encoder: ``load`` draws from torch's generator alone, which is seeded."""
         first, second = (self._built(load=False) for _ in range(2))
         for encoder in (first, second):
             encoder.settle(torch.device("cpu"))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError, nearest
-from fastslm.path.base_folder import base_folder, no_configuration
-from fastslm.path.pretrained import UNREADABLE, dtype_on, reason, resolve
+from fastslm.path.base_folder import base_folder, cannot_load, no_configuration, refuse_kernels
+from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change
 
 KEY = "model.encoder.pretrained"
@@ -172,8 +172,9 @@ class PretrainedEncoder(Encoder):
             whole = self._whole_config()
         except ConfigError:
             raise
-        except (OSError, ValueError, StrictDataclassError) as error:
+        except Exception as error:  # transformers raises whatever a value makes it stumble over
             raise no_configuration(self.pretrained, KEY, error) from error
+        refuse_kernels(whole, self.pretrained, KEY)
         config = copy.deepcopy(self._encoder_config(whole))
         if config is None:
             from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -229,8 +230,8 @@ class PretrainedEncoder(Encoder):
                 output_loading_info=True,
                 **{name: value for name, value in settings.items() if value is not None},
             )
-        except UNREADABLE as error:
-            raise ConfigError(f"{KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
+        except Exception as error:  # transformers, and libraries for quantized weights, raise whatever they like
+            raise cannot_load(self.pretrained, KEY, self.config, error) from error
         missing = sorted(name for name in info["missing_keys"] if not self._is_unused(name))
         if missing:
             raise ConfigError(

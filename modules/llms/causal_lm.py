@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
-from fastslm.path.base_folder import base_folder, no_configuration
+from fastslm.path.base_folder import base_folder, cannot_load, no_configuration, refuse_kernels
 from fastslm.path.loss import label_loss
 from fastslm.path.one_sequence import one_sequence
-from fastslm.path.pretrained import UNREADABLE, dtype_on, reason, resolve
+from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
 from ._lean_norm import make_norms_lean
@@ -147,8 +147,9 @@ class CausalLM(LanguageModel):
         folder = base_folder(pretrained, _KEY)
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # transformers raises whatever a value makes it stumble over
             raise no_configuration(pretrained, _KEY, error) from error
+        refuse_kernels(config, pretrained, _KEY)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
             raise ConfigError(
                 f"{_KEY}: {pretrained!r} is a {config.model_type!r} model, which is no LLM that continues a text. If it"
@@ -241,8 +242,8 @@ class CausalLM(LanguageModel):
                     trust_remote_code=False,
                     **quantized,
                 )
-            except UNREADABLE as error:
-                raise ConfigError(f"{_KEY}: cannot load {self.pretrained!r}: {reason(error)}") from error
+            except Exception as error:  # transformers, and libraries for quantized weights, raise whatever they like
+                raise cannot_load(self.pretrained, _KEY, self.config, error) from error
             if info["missing_keys"]:
                 missing = ", ".join(sorted(info["missing_keys"])[:3])
                 raise ConfigError(f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights: {missing}")

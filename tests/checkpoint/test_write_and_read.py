@@ -330,6 +330,25 @@ def test_a_model_in_use_warns_where_the_llm_has_changed_under_it(built, save, ti
     assert bases_of(folder)["encoder"] == before["encoder"]
 
 
+def test_another_chat_template_is_told_and_training_does_not_go_on_with_it(
+    built, save, tiny_encoder, tiny_llm, tmp_path, capsys
+):
+    llm = shutil.copytree(tiny_llm, tmp_path / "llm")
+    module = built()
+    module.parts[2].pretrained = str(llm)
+    module.run_config["model"] = settings_of(tiny_encoder, llm, abstractor={"class_path": "AvgPool"}, train_parts=[])
+    checkpoint = open_checkpoint(save(module))
+    (llm / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
+    fingerprint.cache_clear()
+    said = "the files of the tokenizer or chat template of .* have changed since"
+    with pytest.warns(UserWarning, match=said):
+        open_run(checkpoint.path)
+    load_weights(module, checkpoint, "evaluate")
+    assert "its tokenizer or chat template has other content" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="its tokenizer or chat template has other content"):
+        load_weights(module, checkpoint, "resume", report=False)
+
+
 def test_another_vocabulary_is_refused_with_the_token_that_moved(built, save):
     checkpoint = open_checkpoint(save(built()))
     checkpoint.manifest["vocabulary"]["added"]["<|ASR|>"] = 3

@@ -52,6 +52,12 @@ CT2 = {
             {"adapter_config.json": {"base_model_name_or_path": "a/b"}, "adapter_model.safetensors": b""},
             "adapter.*merge",
         ),
+        (
+            {"adapter_config.json": {}, "config.json": {"model_type": "qwen3"}},
+            "adapter of PEFT beside the model.*merge",
+        ),
+        ({"config.json": {"model_type": "qwen3", "_attn_implementation": "a/b"}}, "code of the hub.*never run"),
+        ({"config.json": {"model_type": "qwen3", "dtype": "float99"}}, "float99"),
         ({"config.yaml": b"a: 1", "checkpoints/last.ckpt": b""}, r"run of fastslm.*--init_from"),
         ({"config.json": {"model_type": "fastslm"}, "model.safetensors": b""}, r"exported.*fastslm transcribe"),
         ({"config.json": {"model_type": "fastslm_speech"}, "model.safetensors": b""}, r"exported.*fastslm transcribe"),
@@ -102,6 +108,17 @@ def test_weights_that_are_cut_off_are_named(part, tiny_encoder, tiny_llm, tmp_pa
         weights.write_bytes(contents)
         with pytest.raises(ConfigError, match=f"{KEYS[part]}: cannot load '{made}': .*damaged or cut off.*again"):
             part(str(made)).load()
+
+
+@PARTS
+@pytest.mark.parametrize("method", ["awq", "compressed-tensors"])
+def test_quantized_weights_that_cannot_be_loaded_are_one_sentence(part, method, tiny_llm, tiny_encoder, tmp_path):
+    made = shutil.copytree(tiny_llm if part is CausalLM else tiny_encoder, tmp_path / "model")
+    config = json.loads((made / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4}
+    (made / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=f"{KEYS[part]}: cannot load .*quantized: give the model that"):
+        part(str(made)).load()
 
 
 @pytest.mark.parametrize("kept", [(), ("tokenizer_config.json",), ("chat_template.jinja",)])
