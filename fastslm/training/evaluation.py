@@ -1,6 +1,7 @@
 """What a validation is: which samples are answered in text, the answers, and what they are worth over all ranks."""
 
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -42,7 +43,8 @@ class Evaluation:
         """Return ``loss`` per label, the scores by name, and ``error``; every rank calls this and gets the same.
 
         ``error`` is what the best checkpoint is chosen by, 0 at best: the mean over tasks of how far the metric that is
-        each task's error is from right, so WER itself where all is transcription; the loss where no answer is scored.
+        each task's error is from right, so WER itself where all is transcription; the loss where no answer is scored. A
+        metric that is nan, having nothing to divide by, is left out.
 
         Args:
             gather: returns a tensor of all ranks, those of each along the first dimension.
@@ -51,6 +53,7 @@ class Evaluation:
         loss, scores = (loss_sum / num_labels).float(), self._scores.compute()
         scored = [task for task in tasks().values() if task.error in scores]
         errors = [abs(scores[task.error] - task.metrics[task.error].best) for task in scored]
+        errors = [error for error in errors if not math.isnan(error)]
         if errors:
             scores["error"] = sum(errors) / len(errors)
         found = {name: torch.tensor(value, dtype=torch.float32, device=loss.device) for name, value in scores.items()}
