@@ -241,7 +241,7 @@ def test_words_of_ones_own_stand_in_place_of_the_tasks(model):
 @pytest.mark.parametrize("prompt", [None, "Who speaks?"])
 def test_a_task_that_needs_several_fields_of_a_sample_cannot_be_asked_of_audio_alone(prompt):
     task = Task("contexts", "Context: {context}\n{audio}\nIn one word: {question}", "answer")
-    with pytest.raises(ConfigError, match="contexts cannot be asked of audio alone.* context and question"):
+    with pytest.raises(ConfigError, match=r"contexts cannot be asked of audio alone.* context and question"):
         Request("contexts", prompt, None, task)
 
 
