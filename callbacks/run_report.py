@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from fastslm.configuration.figures import own_style
 from fastslm.files import write_atomically
 from fastslm.path.batch import Batch
 from fastslm.tasks import tasks
@@ -166,6 +167,7 @@ def _clip(text: str) -> str:
     return text if len(text) <= _CLIPPED else text[: _CLIPPED - 3] + "..."
 
 
+@own_style()
 def draw_history(history: dict[str, list[tuple[int, float]]], path: Path) -> Path | None:
     """Draw loss and WER over steps to a PNG and return its path; None when nothing was logged."""
     if "train/loss" not in history:

@@ -149,6 +149,19 @@ def test_an_encoder_of_another_package_finds_nothing_once_its_code_has_changed(t
     assert folder() != folder(**{changed: texts[changed] + "\n# another\n"})
 
 
+def test_frames_of_other_windows_are_not_taken(build, tmp_path, capsys):
+    path = build(tmp_path)
+    expected = path(batch_of(path, 4.0)).loss_sum.item()
+    first, second = sorted(tmp_path.rglob("*.npy"))
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    again = build(tmp_path)
+    assert again(batch_of(again, 4.0)).loss_sum.item() == expected
+    assert again.encoded == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
 def in_the_middle(content, change):
     middle = len(content) // 2
     return content[:middle] + change(content[middle : middle + 64]) + content[middle + 64 :]
@@ -160,6 +173,7 @@ def in_the_middle(content, change):
         lambda content: content[:-100],
         lambda content: b"not an array",
         lambda content: b"",
+        lambda content: bytes(4),
         lambda content: b"PK\x03\x04" + content[4:],
         lambda content: in_the_middle(content, lambda part: bytes(len(part))),
         lambda content: in_the_middle(content, lambda part: bytes(byte ^ 1 for byte in part)),

@@ -119,14 +119,15 @@ def read_texts(
 
 def _load(target: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     with contextlib.suppress(OSError, DataError):  # missing or damaged: made anew
-        return load_arrays(target.read_bytes())
+        header, arrays = load_arrays(target.read_bytes())
+        return (header, arrays) if header.get("of") == target.name else None  # of another shard or tokenizer
     return None
 
 
 def _save(target: Path, header: dict[str, Any], arrays: dict[str, Any]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_arrays(target, header, arrays)
+        save_arrays(target, {"of": target.name, **header}, arrays)
     except OSError as error:
         raise DataError(
             f"cannot keep text lengths in {target.parent}: {error.strerror}. Set data.cache_dir."

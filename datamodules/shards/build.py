@@ -256,7 +256,7 @@ def _run(
     records = {shard.path.name: output.done(shard.path.name, shard.plan) for shard in shards}
     for shard in shards:
         made = records[shard.path.name]
-        if made is not None and made.num_samples and not is_indexed(shard.path):
+        if made is not None and made.num_samples and not is_indexed(shard.path, made.content):
             shard.made, records[shard.path.name] = made, None
     missing = [shard for shard in shards if records[shard.path.name] is None]
     if len(missing) < len(shards):
@@ -273,7 +273,7 @@ def _run(
 
 
 def _make(shard: _Shard, report: Report) -> ShardRecord:
-    if shard.made is not None and is_as_indexed(shard.path):  # copied, or touched
+    if shard.made is not None and is_as_indexed(shard.path, shard.made.content):  # copied, or touched
         index_shard(shard.path, shard.tokenizer)
         report(math.fsum(job.seconds for job in shard.jobs))
         return shard.made
@@ -289,7 +289,7 @@ def _make(shard: _Shard, report: Report) -> ShardRecord:
             record.noted += rendered.noted
             report(job.seconds)
     if record.num_samples:
-        index_shard(shard.path, shard.tokenizer)
+        record.content = index_shard(shard.path, shard.tokenizer)
         record.num_bytes = shard.path.stat().st_size
     return record
 

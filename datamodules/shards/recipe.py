@@ -15,7 +15,7 @@ import soundfile
 from filelock import FileLock, Timeout
 
 from fastslm.errors import DataError
-from fastslm.files import PARTIAL, write_atomically
+from fastslm.files import PARTIAL, sealed, unsealed, write_atomically
 from fastslm.redaction import redacted
 
 from .part import Part
@@ -46,6 +46,7 @@ class ShardRecord:
         name: of its file, whether or not anything was left to write.
         plan: fingerprint of what it was to hold.
         num_bytes: size of the file; 0 where every sample was refused and there is none.
+        content: digest of what is in it, to know it from a shard of another build; empty where none was noted.
         num_samples: in it.
         seconds: of audio in it.
         refused: what was left out.
@@ -55,6 +56,7 @@ class ShardRecord:
     name: str
     plan: str
     num_bytes: int = 0
+    content: str = ""
     num_samples: int = 0
     seconds: float = 0.0
     refused: list[Refused] = field(default_factory=list)
@@ -194,7 +196,7 @@ class BuildFolder:
     def done(self, name: str, plan: str) -> ShardRecord | None:
         """Return a finished shard; None where it has to be made, or made again because it is not as planned."""
         try:
-            values = json.loads(self._marker(name).read_text())
+            values = unsealed(json.loads(self._marker(name).read_text()))
             findings = {"refused": [Refused(**item) for item in values["refused"]]}
             record = ShardRecord(**{**values, **findings, "noted": [Noted(**item) for item in values["noted"]]})
         except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of a version that noted less
@@ -207,7 +209,8 @@ class BuildFolder:
 
     def finish(self, record: ShardRecord) -> None:
         """Note that a shard is whole."""
-        self._write(self._marker(record.name), asdict(record))
+        as_written = json.loads(redacted(json.dumps(asdict(record))))
+        self._write(self._marker(record.name), sealed(as_written))
 
     def conclude(self, totals: Mapping[str, Any]) -> None:
         """Write what the build came to into the recipe."""

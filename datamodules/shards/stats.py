@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fastslm.configuration.figures import check_figure
+from fastslm.configuration.figures import check_figure, own_style
 
 from ..index.build import answered
 from ..index.sidecar import current_rows
@@ -153,6 +153,7 @@ def _print_histogram(values: Numbers, bounds: Sequence[int]) -> None:
         print(f"  {name:>18} {count:>9} {'#' * round(_BAR * count / largest)}".rstrip())
 
 
+@own_style()
 def plot(kinds: Mapping[Kind, Numbered], unit: str, path: Path) -> None:
     """Write the histograms of durations and text lengths, a colour for each task and language.
 

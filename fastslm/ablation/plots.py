@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fastslm.configuration.figures import own_style
 from fastslm.files import whole_file
 from fastslm.training.history import read_history
 
@@ -21,6 +22,7 @@ Line = tuple[str, list[Summary]]
 _SMOOTHED = 0.1  # share of the steps that a point of a loss curve is the mean of
 
 
+@own_style()
 def draw_plots(out: Path, summaries: Sequence[Summary]) -> list[tuple[str, Path]]:
     """Draw what there are figures for and return titles and paths."""
     lines = lines_of(out, summaries)

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastslm.configuration.figures import own_style
+
 from .collect import AttentionMaps, Shares, mean_shares
 
 _COLOURS = "magma"
 
 
+@own_style()
 def draw_attention(
     maps: AttentionMaps,
     windows: Sequence[int],

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fastslm.configuration.figures import own_style
 from fastslm.files import write_atomically
 
 from .score import Counts, Score, by_length, score
@@ -115,6 +116,7 @@ def _span(found: Score) -> str:
     return f"{100 * found.interval[0]:.2f} to {100 * found.interval[1]:.2f}" if found.interval else ""
 
 
+@own_style()
 def plot(results: Sequence[SetResult], path: Path) -> None:
     """Draw the word error rate of each system on each set and length, with its interval."""
     from matplotlib.figure import Figure

@@ -20,7 +20,7 @@ from fastslm.files import whole_file
 from fastslm.path.settings import SpeechSettings
 
 #: Raised when the same samples would give other frames: windows, front ends or the file layout changed.
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 _MIN_FREE_BYTES = 1 << 30
 _CHECKSUM_BYTES = 4
 
@@ -32,7 +32,7 @@ class FrameCache:
     everything else that decides its frames, such as its source where it is another package's; so data that changed,
     another window length or another encoder never find each other's frames. Each window is one file, renamed into place
     when whole: processes and nodes may share the folder, and a kill leaves nothing that is read. A file ends with a
-    checksum; one that is damaged is made anew.
+    checksum of its place and content; one that is damaged, or of another window, is made anew.
 
     Costs disk: F * D_enc * (bytes of its dtype) for a window, 3.8 MB for 30 s of a Whisper large in bfloat16. Nothing
     is written any more when less than 1 GiB is free.
@@ -95,14 +95,14 @@ class FrameCache:
                 return
             with whole_file(path, sync=False) as partial:  # nodes may share the folder
                 partial.file.write(content.getbuffer())
-                partial.file.write(_checksum(content.getbuffer()))
+                partial.file.write(_checksum(path, content.getbuffer()))
 
     def _read(self, path: Path) -> Tensor | None:
         try:
             content = path.read_bytes()
         except OSError:  # not there
             return None
-        if _checksum(memoryview(content)[:-_CHECKSUM_BYTES]) != content[-_CHECKSUM_BYTES:]:
+        if _checksum(path, memoryview(content)[:-_CHECKSUM_BYTES]) != content[-_CHECKSUM_BYTES:]:
             if not self._told:
                 print(f"fastslm: {path} is damaged; it is made anew, as are any others like it.", file=sys.stderr)
             self._told = True
@@ -128,5 +128,7 @@ def _sources(kind: type) -> list[bytes]:
     return [source for _, source in sorted(found.items())]
 
 
-def _checksum(content: memoryview) -> bytes:
-    return zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little")
+def _checksum(path: Path, content: memoryview) -> bytes:
+    """Return that of a window's frames: those of another window or encoder, put at this place, have another one."""
+    place = "/".join(path.parts[-3:]).encode()
+    return zlib.crc32(content, zlib.crc32(place)).to_bytes(_CHECKSUM_BYTES, "little")

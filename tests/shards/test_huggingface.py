@@ -155,6 +155,35 @@ def test_a_file_that_names_no_split_beside_one_that_does_is_noted(build, rows, t
     assert "heldout.parquet read with 'train'" in (tmp_path / "out/notes.jsonl").read_text()
 
 
+def test_folders_of_a_partition_are_columns(build, rows, tmp_path):
+    for i, name in enumerate(("split=train/speaker=a%20b", "split=test/speaker=c")):
+        (tmp_path / name).mkdir(parents=True)
+        pq.write_table(rows(1, i), tmp_path / name / "part-0.parquet")
+    samples = build(tmp_path / "split=*/*/*.parquet")
+    assert [(s.fields["split"], s.fields["speaker"]) for s in samples.values()] == [("test", "c"), ("train", "a b")]
+    assert "several splits in one" in (tmp_path / "out/notes.jsonl").read_text()
+
+
+@pytest.mark.parametrize("mark", ["_delta_log/0.json", ".hoodie/hoodie.properties", "metadata/v1.metadata.json"])
+def test_a_table_whose_files_hold_deleted_rows_is_refused(build, rows, tmp_path, capsys, mark):
+    table = tmp_path / "table"
+    (table / mark).parent.mkdir(parents=True)
+    (table / mark).touch()
+    pq.write_table(rows(1), table / "part-0.parquet")
+    for given in (table, table / "part-0.parquet"):
+        build(given, status=2)
+        assert "whose files hold deleted rows, too: write its current rows as parquet" in capsys.readouterr().err
+
+
+def test_a_selection_of_saved_rows_is_refused(build, rows, tmp_path, capsys):
+    folder = save_to_disk(tmp_path / "hf", [rows(2)])
+    state = json.loads((folder / "state.json").read_text())
+    state["_indices_data_files"] = [{"filename": "indices.arrow"}]
+    (folder / "state.json").write_text(json.dumps(state, indent=2))
+    build(folder, status=2)
+    assert "flatten_indices()" in capsys.readouterr().err
+
+
 def test_words_within_words_name_no_split(build, rows, tmp_path):
     for i, name in enumerate(("latest", "trainer", "developers")):
         pq.write_table(rows(1, i), tmp_path / f"{name}.parquet")

@@ -27,7 +27,7 @@ def split_of(path: str) -> str:
 
 def mixed(paths: Sequence[str]) -> list[Noted]:
     """Return a note where sources of several splits go into one set of shards."""
-    first = {split_of(path): path for path in reversed(paths)}
+    first = {split: path for path, split in reversed(_by_place(paths).items())}
     if len(first.keys() - {""}) < 2:
         return []
     named = ", ".join(f"{split} ({first[split]})" for split in _SPLITS if split in first)
@@ -44,7 +44,10 @@ def told_apart(path: str, items: Iterable[Utterance | Refused | Noted]) -> Itera
             by_row.update({split_of(f"{value}.") for value in said if isinstance(value, str)} - {""})
             places.update({_place(audio) for audio in item.audio})
         yield item
-    for counts, what in ((by_row, "its rows"), (_by_place(places), "the names of its folders and tars")):
+    by_place = Counter[str]()
+    for place, split in _by_place(places).items():
+        by_place[split] += places[place] if split else 0
+    for counts, what in ((by_row, "its rows"), (+by_place, "the names of its folders and tars")):
         if len(counts) > 1:
             named = ", ".join(f"{count} {split}" for split, count in counts.most_common())
             detail = (
@@ -59,16 +62,14 @@ def _place(audio: Audio) -> str:
     return audio.path if is_inside else os.path.dirname(audio.path)
 
 
-def _by_place(places: Counter[str]) -> Counter[str]:
-    """Return how often places are of each split, by the last name in their paths that has a word for one.
+def _by_place(places: Iterable[str]) -> dict[str, str]:
+    """Return the split that each place is of, by the last name in its path that has a word for one, or an empty text.
 
     What all of them lie in says nothing: it may be the folder ``dev`` of whoever works there.
     """
     parts = {place: Path(place).parts for place in places}
-    columns, counts = zip(*parts.values(), strict=False), Counter[str]()
+    columns = zip(*parts.values(), strict=False)
     num_shared = len(list(itertools.takewhile(lambda names: len(set(names)) == 1, columns)))
-    for place, count in places.items():
-        split = next(filter(None, map(split_of, reversed(parts[place][num_shared:]))), "")
-        counts[split] += count if split else 0
-    del counts[""]
-    return counts
+    return {
+        place: next(filter(None, map(split_of, reversed(names[num_shared:]))), "") for place, names in parts.items()
+    }

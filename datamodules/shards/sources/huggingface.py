@@ -1,5 +1,6 @@
 """Hugging Face data sets on disk: folders of ``save_to_disk`` (arrow), and parquet, with the audio's bytes inside."""
 
+import itertools
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from fastslm.errors import ConfigError, DataError
 from fastslm.files import walk
@@ -42,22 +44,35 @@ def _files(folder: str) -> list[str]:
     return [str(path) for path in found if not _is_cached(path)]
 
 
+def _with_rows_of_before(folder: str) -> str:
+    """Return what is wrong where the files of a folder hold rows that were deleted or changed; else an empty text."""
+    marks = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
+    kind = next((kind for mark, kind in marks.items() if any(Path(folder).glob(mark))), None)
+    if kind is not None:
+        return f"is a table of {kind}, whose files hold deleted rows, too: write its current rows as parquet elsewhere."
+    state = Path(folder, "state.json")
+    if state.is_file() and _list_in(state, "_indices_data_files", optional=True):
+        return "is a selection of rows by indices: load_from_disk(...).flatten_indices().save_to_disk(...) writes them."
+    return ""
+
+
 def _is_cached(path: Path) -> bool:
     """Say whether this is what ``map`` and ``filter`` of the library left: rows that the other files have, too."""
     return path.name.startswith("cache-") and path.suffix == ".arrow"
 
 
-def _list_in(file: Path, name: str) -> list[Any]:
+def _list_in(file: Path, name: str, optional: bool = False) -> list[Any]:
     """Return a list that ``save_to_disk`` wrote into a JSON file.
 
     Raises:
         DataError: it is not there.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))[name]
+        values = json.loads(file.read_text(encoding="utf-8"))
+        found = (values.get(name) or []) if optional else values[name]
         if isinstance(found, list) and all(isinstance(i, str) or isinstance(i["filename"], str) for i in found):
             return found
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file}: no {name!r} as save_to_disk writes it ({type(error).__name__}: {error}).") from error
     raise DataError(f"{file}: no {name!r} as save_to_disk writes it.")
 
@@ -70,6 +85,8 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         DataError: a file is damaged.
         MissingExtraError: pyarrow is not installed.
     """
+    if other := _with_rows_of_before(path if os.path.isdir(path) else os.path.dirname(path)):
+        raise ConfigError(f"{path}: {other}")
     if os.path.isfile(os.path.join(path, "dataset_dict.json")):
         splits = _list_in(Path(path, "dataset_dict.json"), "splits")
         choices = ", ".join(os.path.join(path, str(split)) for split in splits)
@@ -148,7 +165,8 @@ def _left_out(path: str, files: Sequence[str]) -> Iterator[Noted]:
 def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     table = open_table(path)
     described = describe(table)
-    names = list(table.schema.names)
+    partition = _partition(path)
+    names = list(dict.fromkeys([*table.schema.names, *partition]))
     resolved = resolve_columns(names, options.columns, path)
     if "audio" not in options.columns and described.audio is not None:
         resolved["audio"] = described.audio
@@ -172,7 +190,8 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
     roots, column = [options.audio_root or folder, os.path.dirname(folder)], resolved.get("audio", "")
     for i, (group, row, values, inside) in enumerate(table.rows(column, described.binary)):
         where = f"{path} row {i + 1}"
-        fields = renamed({name: described.value(name, value) for name, value in values.items()}, resolved)
+        of_row = {name: described.value(name, value) for name, value in values.items()}
+        fields = renamed({**partition, **of_row}, resolved)
         given = fields.pop("audio", None)
         fields = {name: value for name, value in fields.items() if value is not None and not isinstance(value, bytes)}
         try:
@@ -184,6 +203,13 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
             yield from doubts(utterance, options.columns)
         except DataError as error:
             yield Refused.at(where, fields.get("id", "?"), error)
+
+
+def _partition(path: str) -> dict[str, str]:
+    """Return the columns that the folders right above a file stand for, as ``lang=de/part-0.parquet``."""
+    folders = itertools.takewhile(lambda name: "=" in name, reversed(Path(path).absolute().parent.parts))
+    pairs = (name.partition("=") for name in folders)
+    return {name: unquote(value) for name, _, value in pairs if value != "__HIVE_DEFAULT_PARTITION__"}
 
 
 def _utterance(
