@@ -59,9 +59,7 @@ class DataHealth(L.Callback):
 
     @staticmethod
     def _show_index(trainer: L.Trainer) -> None:
-        if not trainer.is_global_zero:
-            return
-        source = source_of(trainer)
+        source = source_of(trainer) if trainer.is_global_zero else None
         if source is None:
             return
         for said, found in (("left out", source.broken), ("to be looked at:", source.doubtful)):
