@@ -22,16 +22,13 @@ import torch
 from transformers import AutoProcessor, WhisperForConditionalGeneration
 
 from benchmarks.inference import decode
-from benchmarks.train_step import RATE, batch_of, measure_step, print_step
+from benchmarks.train_step import RATE, batch_of, measure_step, print_step, put_together
 from fastslm.inference.audio import FileSource
 from fastslm.inference.engine import read
 from fastslm.inference.model import Model
-from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
-from fastslm.path.build import build as build_path
 from fastslm.path.model import SpeechLM
-from fastslm.path.prompt import Prompter
 from fastslm.path.settings import SpeechSettings
 
 START = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
@@ -41,19 +38,9 @@ HTA_OPTIONS: dict[str, Any] = {"pooled_residual": "attention", "distance_bias": 
 
 def build(encoder_folder: str, llm_folder: str) -> SpeechLM:
     """Return encoder, HTA as configured and LLM with LoRA, at 1.67 tokens per second."""
-    torch.manual_seed(0)
     encoder, llm = WhisperEncoder(encoder_folder), CausalLM(llm_folder, lora=LoRA())
-    prompter = Prompter(llm.tokenizer)  # adds the ids that mark audio, which the table must have rows for
-    encoder.load()
-    llm.load()
-    return build_path(
-        encoder,
-        partial(HTA, **HTA_OPTIONS),
-        llm,
-        prompter,
-        SpeechSettings(window_seconds=30.0, tokens_per_window=50, encoder_batch_windows=4),
-        train_parts=("abstractor", "projector", "lora"),
-    )
+    settings = SpeechSettings(window_seconds=30.0, tokens_per_window=50, encoder_batch_windows=4)
+    return put_together(encoder, llm, settings, ("abstractor", "projector", "lora"), HTA_OPTIONS)
 
 
 def samples_of(path: Path) -> np.ndarray:

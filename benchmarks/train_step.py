@@ -33,21 +33,22 @@ STATIONS = ("mel", "encoder", "abstractor", "llm forward", "backward", "optimize
 
 def build(encoder_batch_windows: int = 32) -> SpeechLM:
     """Return the model of the embedded default."""
-    torch.manual_seed(0)
     encoder, llm = WhisperEncoder("fastslm:demo/encoder"), CausalLM("fastslm:demo/llm")
-    encoder.load()
-    llm.load()
     settings = SpeechSettings(
         window_seconds=4.8, context_seconds=0.6, tokens_per_window=8, encoder_batch_windows=encoder_batch_windows
     )
-    return build_path(
-        encoder,
-        partial(HTA, head_width=32),
-        llm,
-        Prompter(llm.tokenizer),
-        settings,
-        train_parts=("abstractor", "projector", "llm"),
-    )
+    return put_together(encoder, llm, settings, ("abstractor", "projector", "llm"), {"head_width": 32})
+
+
+def put_together(
+    encoder: WhisperEncoder, llm: CausalLM, settings: SpeechSettings, train_parts: Sequence[str], hta: dict[str, Any]
+) -> SpeechLM:
+    """Return encoder and LLM, loaded, with an HTA of these arguments between them."""
+    torch.manual_seed(0)
+    prompter = Prompter(llm.tokenizer)  # adds the ids that mark audio, which the table must have rows for
+    encoder.load()
+    llm.load()
+    return build_path(encoder, partial(HTA, **hta), llm, prompter, settings, train_parts=train_parts)
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

@@ -100,7 +100,7 @@ class Findings:
                 f" (first: {self.first[('spelling',)]})"
             )
         if self.unreadable:
-            most = ", ".join(f"{count} x {piece!r}" for piece, count in self.unknown.most_common(10))
+            most = ", ".join(f"{count} x {words!r}" for words, count in self.unknown.most_common(10))
             more = f" and {len(self.unknown) - 10} others" if len(self.unknown) > 10 else ""
             lines.append(
                 f"in {self.unreadable} of {self.seen} samples or their prompts the tokenizer does not know these"

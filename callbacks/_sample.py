@@ -22,14 +22,7 @@ def sample_of(folder: Path) -> Path:
 
 
 def keep_sample(folder: Path, batch: Batch, rows: Sequence[Mapping[str, Any]], audio_id: int) -> None:
-    """Write the first short recording that was transcribed as lossless audio, unless the folder has one.
-
-    Args:
-        folder: the run folder.
-        batch: what was validated on.
-        rows: what was answered of it.
-        audio_id: the id that marks a recording in a dialogue.
-    """
+    """Write the first short recording of a batch that was transcribed as lossless audio, unless the folder has one."""
     path = sample_of(folder)
     if path.exists():
         return

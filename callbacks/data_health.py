@@ -4,10 +4,10 @@ from collections import Counter
 from typing import Any
 
 import lightning as L
-import torch.distributed as dist
 
 from fastslm.errors import DataError
 from fastslm.path.batch import Batch, ends_step
+from fastslm.processes.ranks import gathered
 from fastslm.training.data_source import source_of
 
 from ._findings import Findings
@@ -35,12 +35,8 @@ class DataHealth(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what all ranks have found; Lightning has gathered the states of the callbacks already."""
-        of_ranks: list[Any] = [self._found]
-        if trainer.world_size > 1:
-            of_ranks = [None] * trainer.world_size
-            dist.all_gather_object(of_ranks, self._found)
         found = Findings()
-        for part in of_ranks:
+        for part in gathered(self._found):
             found.add(part)
         checkpoint.setdefault("callbacks", {})[self.state_key] = found.state()
 
@@ -63,9 +59,7 @@ class DataHealth(L.Callback):
 
     @staticmethod
     def _show_index(trainer: L.Trainer) -> None:
-        if not trainer.is_global_zero:
-            return
-        source = source_of(trainer)
+        source = source_of(trainer) if trainer.is_global_zero else None
         if source is None:
             return
         for said, found in (("left out", source.broken), ("to be looked at:", source.doubtful)):
@@ -82,13 +76,7 @@ class DataHealth(L.Callback):
         """Count, and stop when too much is broken."""
         self._count(trainer, batch)
         # Each rank counts what it reads, and only the first one has a logger.
-        pl_module.log(
-            "data/broken",
-            float(self._num_broken),
-            batch_size=1,
-            sync_dist=True,
-            reduce_fx="sum",
-        )
+        pl_module.log("data/broken", float(self._num_broken), batch_size=1, sync_dist=True, reduce_fx="sum")
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any, **__: Any

@@ -1,7 +1,9 @@
 """RunReport: what a run came to: references and hypotheses, scores by task, a loss/WER plot, where it all lies."""
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ class RunReport(L.Callback):
         self._rows += rows
         if trainer.state.fn == "fit" and trainer.is_global_zero:
             assert isinstance(pl_module, SpeechLMModule)
-            keep_sample(self._folder(trainer), batch, rows, pl_module.prompter.audio_id)
+            keep_sample(Path(trainer.default_root_dir), batch, rows, pl_module.prompter.audio_id)
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
@@ -78,7 +80,7 @@ class RunReport(L.Callback):
         """Draw the plot, print the result and where everything lies."""
         if not trainer.is_global_zero:
             return
-        folder = self._folder(trainer)
+        folder = Path(trainer.default_root_dir)
         self._print(trainer, "val")
         paths = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
         checkpoint = next(filter(None, paths), "")
@@ -105,12 +107,8 @@ class RunReport(L.Callback):
             print(f"  sample      {sample_of(folder)}, which training has not seen; to have it transcribed:")
             print(f"\n    {command_for(folder)}")
 
-    @staticmethod
-    def _folder(trainer: L.Trainer) -> Path:
-        return Path(trainer.default_root_dir)
-
     def _write(self, trainer: L.Trainer, name: str) -> Path:
-        folder, ranks = self._folder(trainer), range(trainer.world_size)
+        folder, ranks = Path(trainer.default_root_dir), range(trainer.world_size)
         names = [f"{name}-rank{rank}.jsonl" for rank in ranks] if len(ranks) > 1 else [f"{name}.jsonl"]
         path = folder / names[trainer.global_rank]
         rows = [{k: v for k, v in row.items() if k != "weight"} for row in self._rows]
@@ -161,12 +159,8 @@ _SHOWN = (
 
 def _of_each_task(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the first row of each task, then the second of each, and so on."""
-    seen: dict[str, int] = {}
-    places = []
-    for row in rows:
-        seen[row["task"]] = seen.get(row["task"], 0) + 1
-        places.append(seen[row["task"]])
-    return [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])]
+    places: dict[str, Iterator[int]] = defaultdict(itertools.count)
+    return sorted(rows, key=lambda row: next(places[row["task"]]))
 
 
 def _clip(text: str) -> str:
@@ -178,10 +172,12 @@ def draw_history(history: dict[str, list[tuple[int, float]]], path: Path) -> Pat
     """Draw loss and WER over steps to a PNG and return its path; None when nothing was logged."""
     if "train/loss" not in history:
         return None
-    from matplotlib.figure import Figure
+    import matplotlib
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    loss = figure.subplots()
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, loss = plt.subplots(figsize=(8, 4.5), layout="constrained")
     _line(loss, history["train/loss"], label="training loss", color="0.6")
     _line(loss, history.get("val/loss", []), label="validation loss", color="C0", marker="o")
     loss.set(xlabel="optimizer step", ylabel="loss per label token (nats)", yscale="log")
@@ -193,6 +189,7 @@ def draw_history(history: dict[str, list[tuple[int, float]]], path: Path) -> Pat
         wer.yaxis.label.set_color("C3")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
+    plt.close(figure)
     return path
 
 

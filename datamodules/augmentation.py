@@ -136,8 +136,11 @@ def _blocks(audio: Int16Array) -> Iterator[Int16Array]:
 
 def _changed(audio: Int16Array, change: Callable[[Int16Array], npt.NDArray[Any]]) -> Int16Array:
     """Return a recording whose blocks are changed, rounded and clipped."""
-    changed = [np.clip(np.rint(change(part)), -32768, 32767).astype(np.int16) for part in _blocks(audio)]
-    return np.concatenate(changed or [audio])
+    changed, end = np.empty_like(audio), 0
+    for part in _blocks(audio):
+        changed[end : end + len(part)] = np.clip(np.rint(change(part)), -32768, 32767)
+        end += len(part)
+    return changed
 
 
 def _checked_probability(value: float, name: str) -> float:

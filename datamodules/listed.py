@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from fastslm.audio.decoding import decode, read_info
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
-from fastslm.path.batch import Batch, Dialogue, Sample
+from fastslm.path.batch import Batch, Dialogue, Int16Array, Sample
 from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter
 from fastslm.training.data_source import Split
@@ -31,8 +30,6 @@ from .plan.costs import costs_of
 from .plan.plan import Costs
 from .plan.sampler import PlanSampler
 from .planned import PlannedSource, Planning
-
-Int16Array = npt.NDArray[np.int16]
 
 
 @dataclass(frozen=True)

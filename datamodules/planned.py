@@ -139,18 +139,7 @@ class PlannedSource(DataSource):
             epoch, start, planned_for = self._place_of(self._restored)
             steps = self.batches_done
             self._restored = None
-        self._sampler = self._train_sampler(epoch, start, planned_for, steps)
-        if start < self._sampler.plan.num_batches:
-            self.go_on_in(epoch)
-        if start and start >= self._sampler.plan.num_batches:  # the checkpoint was made at the end of the epoch
-            self._sampler = self._train_sampler(epoch + 1, 0, self._step_batches, 0)
-            self.go_on_after(len(self._sampler))
-            steps = 0
-        self._steps_before = steps
-        return self._loader("train", self._sampler)
-
-    def _train_sampler(self, epoch: int, start: int, planned_for: int | None, steps: int) -> PlanSampler:
-        return PlanSampler(
+        self._sampler = PlanSampler(
             self._planned["train"].costs,
             self.batch_limits,
             self.rank,
@@ -163,6 +152,14 @@ class PlannedSource(DataSource):
             mixture=self._planned["train"].mixture,
             num_micro_batches=self.num_micro_batches,
         )
+        if start < self._sampler.plan.num_batches:
+            self.go_on_in(epoch)
+        elif start:  # the checkpoint was made at the end of the epoch
+            self._sampler.set_epoch(epoch + 1)
+            self.go_on_after(len(self._sampler))
+            steps = 0
+        self._steps_before = steps
+        return self._loader("train", self._sampler)
 
     def fingerprint(self, split: Split) -> str:
         """Return what tells the data of a split from other data: keys, and the content of the shards."""

@@ -1,6 +1,6 @@
 """Train speech language models on long audio.
 
-    tar shard -> Sample -> Batch -> log-mel windows -> encoder frames -> abstractor tokens -> spliced with text -> LLM
+    tar shard -> Sample -> Batch -> windows -> encoder frames -> abstractor tokens -> spliced with text -> LLM
 
 Use a trained model: ``fastslm.load(PATH).transcribe("talk.mp3")``; see ``fastslm/inference/model.py``.
 Start with ``fastslm/path/model.py``, the path from audio to loss; ``fastslm/contracts.py`` says what plug-ins promise.

@@ -33,7 +33,7 @@ Train and evaluate:
   validate   loss, WER and CER of a checkpoint on the validation set
   test       the same on the test set
   predict    write hypotheses of a checkpoint to predictions.jsonl
-  evaluate   WER of a model or of another system's transcripts, as the Open ASR Leaderboard computes it, with intervals
+  evaluate   WER of a model or of another system's transcripts, by Whisper's normaliser, with intervals
   ablate     train variants of one configuration over several seeds; writes a table and plots
 
 Data:

@@ -136,6 +136,9 @@ class Encoder(nn.Module, ABC):
     def load(self) -> None:
         """Bring the weights; a second call does nothing.
 
+        They are the same in every process, since no checkpoint holds those of a frozen encoder: torch's generator of
+        the CPU is seeded alike around this call, and what is drawn from another one must be so too.
+
         Raises:
             ConfigError: the weights are missing, or do not fit the architecture.
         """
@@ -434,6 +437,17 @@ class LanguageModel(nn.Module, ABC):
             logits |= dict(zip(rows, read, strict=True))
         return torch.stack([logits[row] for row in range(len(ways))])
 
+    def stock_model(self) -> Any:
+        """Return the model of transformers that computes all that this LLM does, which is what an export writes.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        raise ConfigError(
+            f"model.llm: {type(self).__name__} cannot be exported: it has no stock_model, a model of transformers that"
+            " computes the same."
+        )
+
 
 def way_to(token: int, parents: Sequence[int]) -> list[int]:
     """Return the tokens of a tree from its root to one of them; see ``LanguageModel.branch``."""
@@ -487,7 +501,8 @@ class Task:
             the sample, which must have it. An answer to a prompt with ``{target_language}`` is in that language.
         answer_field: the field of a sample that holds the answer.
         default_language: what the answer is in where the sample does not name a language; may be empty.
-        metrics: by the name that they are logged under, which no other installed task may use; none scores nothing.
+        metrics: by the name that they are logged under, which no other installed task may use, nor ``loss``, ``error``
+            and names with a slash; none scores nothing.
         error: the one of them that ``val/error``, and so the best checkpoint, goes by.
         timed: the answer follows the audio in time, so that it can be made section by section, split at the
             ``segments`` of a recording, and joined.
@@ -515,6 +530,11 @@ class Task:
             raise ConfigError(
                 f"task {self.name!r}: its prompt {self.prompt!r} must hold {{audio}} once, and in other braces names of"
                 " fields only."
+            )
+        if taken := [name for name in self.metrics if name in ("loss", "error") or "/" in name]:
+            raise ConfigError(
+                f"task {self.name!r}: its metric {taken[0]!r} needs another name: 'loss' and 'error' are those of a"
+                " validation, and what stands behind a slash is a language."
             )
         if self.metrics and self.error not in self.metrics:
             raise ConfigError(

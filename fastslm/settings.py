@@ -1,6 +1,5 @@
 """What a setting changes: said once, where the setting is documented, and read by all that compares runs."""
 
-from collections.abc import Callable
 from dataclasses import MISSING, field
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ def setting(
     default: Any = MISSING,
     *,
     changes: Change,
-    default_factory: Callable[[], Any] | None = None,
+    default_factory: Any = MISSING,
     restored: bool = False,
 ) -> Any:
     """Return a field of a dataclass of settings.
@@ -27,6 +26,4 @@ def setting(
         restored: a run that goes on takes the value from its checkpoint, whatever is given.
     """
     metadata = {"changes": changes, "restored": restored}
-    if default_factory is not None:
-        return field(default_factory=default_factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, default_factory=default_factory, metadata=metadata)

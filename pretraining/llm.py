@@ -22,7 +22,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from fastslm.datamodules.spoken.numbers import _numbers, number_words
+from fastslm.datamodules.spoken.numbers import draw_numbers, number_words
 from fastslm.modules.llms.causal_lm import CausalLM
 from fastslm.path.batch import Dialogue
 from fastslm.path.loss import label_loss
@@ -39,7 +39,7 @@ def numbers_said(rng: np.random.Generator, count: int, replaced_share: float) ->
     Three in four replacements change or drop one of a number's two words, as a hearer does who errs.
     """
     previous = 0
-    for value in itertools.islice(_numbers(rng, repeats=False), count):
+    for value in itertools.islice(draw_numbers(rng, repeats=False), count):
         if rng.random() < replaced_share:
             tens, ones = value - value % 10, value % 10
             if tens >= 20 and ones and rng.random() < 0.75:

@@ -96,14 +96,6 @@ def test_a_recording_hears_nothing_of_the_one_beside_it(build):
         assert torch.equal(path.listener(audio, path.listener.cut([len(audio)])).tokens, tokens[mine])
 
 
-@torch.no_grad()
-def test_no_context_is_the_path_as_it_was(build):
-    plain, with_none = build(context_seconds=0.0), build()
-    with_none.listener.context_samples = 0
-    batch = batch_of(plain, 4.0, 0.3)
-    assert torch.equal(plain.listen(batch).tokens, with_none.listen(batch).tokens)
-
-
 def test_frames_are_cached_with_the_context_they_know(build, tmp_path):
     cached, plain = build(frame_cache=tmp_path), build()
     batch = batch_of(plain, 5.0, 0.4)
@@ -164,3 +156,14 @@ def test_left_open_the_context_is_what_the_encoder_has_positions_for(make_module
 def test_what_does_not_fit_is_named(make_module, settings, message):
     with pytest.raises(ConfigError, match=message):
         make_module(**settings)
+
+
+@pytest.mark.parametrize("context_seconds", [0.0, 0.2])
+@pytest.mark.parametrize("more", [-1, 1])
+def test_an_encoder_that_gives_other_frames_than_it_says_is_refused(build, context_seconds, more):
+    """More of them would be cut, and the end of each window lost."""
+    path = build(context_seconds=context_seconds)
+    forward = path.encoder.forward
+    path.encoder.forward = lambda *arguments: torch.nn.functional.pad(forward(*arguments), (0, 0, 0, more))
+    with pytest.raises(ConfigError, match=r"WhisperEncoder gave \d+ frames of width 32 .* say \d+ of width 32"):
+        path(batch_of(path, 1.0))

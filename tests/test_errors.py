@@ -30,7 +30,7 @@ def test_an_error_of_a_worker_says_what_it_said_there(kind):
 def test_without_a_folder_for_temporary_files_a_command_says_so(monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
-    monkeypatch.setattr(cli, "_load", lambda target: lambda arguments: tempfile.gettempdir())
+    monkeypatch.setattr("fastslm.plugins.main", lambda arguments: tempfile.gettempdir())
     assert cli.main(["plugins"]) == 2
     said = "No usable temporary directory found in ['/nowhere']. Free space there, or set TMPDIR."
     assert capsys.readouterr().err == f"fastslm: error: {said}\n"

@@ -1,6 +1,7 @@
 """What a validation adds up, over batches and over ranks."""
 
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -66,6 +67,13 @@ def test_over_many_tasks_it_is_that_of_the_lowest_mean_error():
 def test_without_scored_answers_it_is_that_of_the_lowest_loss():
     found = evaluated(ROWS[6:])
     assert found == {"loss": pytest.approx(2.0), "error": pytest.approx(2.0)}
+
+
+def test_a_score_that_has_nothing_to_divide_by_leaves_the_others_to_choose_the_best_checkpoint():
+    """References of music alone normalise to nothing."""
+    found = evaluated([("asr", "...", "one", "en", 1.0), ("ssum", "one two", "one two", "", 1.0)])
+    assert math.isnan(found["wer"])
+    assert found["error"] == pytest.approx(0.0)
 
 
 def test_a_callback_that_waits_for_a_score_of_a_task_that_is_not_there_is_told():

@@ -1,6 +1,8 @@
 """Encoder frames kept on disk: the same numbers, made once, and never those of something else."""
 
+import importlib
 import shutil
+import sys
 from functools import partial
 
 import numpy as np
@@ -106,6 +108,60 @@ def test_another_constructor_argument_finds_nothing(tiny_encoder, tmp_path):
     assert cache_of(str(tiny_encoder)) != cache_of(str(tiny_encoder), gain=2.0)
 
 
+BANK = """import torch
+
+from fastslm.contracts import Encoder
+
+from . import front
+
+
+class Bank(Encoder):
+    samples_per_frame = 320
+    width = 1
+
+    def load(self):
+        pass
+
+    def num_frames(self, num_samples):
+        return num_samples // 320
+
+    def forward(self, samples, num_samples, summary=None, masks=None):
+        return front.front(samples)
+"""
+
+
+@pytest.mark.parametrize("changed", ["bank", "front"])
+def test_an_encoder_of_another_package_finds_nothing_once_its_code_has_changed(tmp_path, monkeypatch, changed):
+    """Also where the change is in another file of the package, with the same weights and arguments."""
+    texts = {"__init__": "", "bank": BANK, "front": "def front(samples):\n    return samples\n", "beside": ""}
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def folder(**edited):
+        (tmp_path / "their_bank").mkdir(exist_ok=True)
+        for name, text in {**texts, **edited}.items():
+            (tmp_path / "their_bank" / f"{name}.py").write_text(text)
+        for name in [name for name in sys.modules if name.startswith("their_bank")]:
+            del sys.modules[name]
+        encoder = importlib.import_module("their_bank.bank").Bank()
+        return FrameCache(tmp_path, encoder, SpeechSettings(window_seconds=2.0, tokens_per_window=5)).folder
+
+    assert folder() == folder(beside="x = 1\n")
+    assert folder() != folder(**{changed: texts[changed] + "\n# another\n"})
+
+
+def test_frames_of_other_windows_are_not_taken(build, tmp_path, capsys):
+    path = build(tmp_path)
+    expected = path(batch_of(path, 4.0)).loss_sum.item()
+    first, second = sorted(tmp_path.rglob("*.npy"))
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    again = build(tmp_path)
+    assert again(batch_of(again, 4.0)).loss_sum.item() == expected
+    assert again.encoded == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
 def in_the_middle(content, change):
     middle = len(content) // 2
     return content[:middle] + change(content[middle : middle + 64]) + content[middle + 64 :]
@@ -117,6 +173,7 @@ def in_the_middle(content, change):
         lambda content: content[:-100],
         lambda content: b"not an array",
         lambda content: b"",
+        lambda content: bytes(4),
         lambda content: b"PK\x03\x04" + content[4:],
         lambda content: in_the_middle(content, lambda part: bytes(len(part))),
         lambda content: in_the_middle(content, lambda part: bytes(byte ^ 1 for byte in part)),

@@ -2,10 +2,10 @@
 
 from types import SimpleNamespace
 
-import matplotlib
 import pytest
 
 from fastslm.callbacks.run_report import RunReport, draw_history
+from fastslm.training.history import read_history
 
 
 @pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (3, 2), (2, 2)])
@@ -24,14 +24,6 @@ def test_predictions_of_another_number_of_ranks_do_not_stay_beside_the_new_ones(
     assert predict(now) == ours | {"predictions-val-rank0.jsonl"}
 
 
-def test_the_plot_is_drawn_without_the_latex_that_a_matplotlibrc_asks_for(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    with matplotlib.rc_context({"text.usetex": True}):
-        drawn = draw_history({"train/loss": [(1, 2.0), (2, 1.0)], "val/wer": [(2, 0.5)]}, tmp_path / "training.png")
-        assert matplotlib.rcParams["text.usetex"]
-    assert drawn.stat().st_size > 0
-
-
 def test_the_report_counts_the_recordings_that_its_word_error_rate_covers(capsys):
     report = RunReport(num_pairs=0)
     row = {"key": "a", "audio_seconds": 1.0, "reference": "a", "hypothesis": "b"}
@@ -39,3 +31,18 @@ def test_the_report_counts_the_recordings_that_its_word_error_rate_covers(capsys
     metrics = {"val/wer": 1.0, "val/cer": 1.0, "val/loss": 7.89}
     report._print(SimpleNamespace(is_global_zero=True, callback_metrics=metrics, world_size=1), "val")
     assert "WER 100.00%  CER 100.00%  over 1 whole recordings  loss 7.8900  over 3\n" in capsys.readouterr().out
+
+
+def test_the_plot_is_drawn_whatever_the_matplotlibrc_of_the_user_wants(tmp_path, monkeypatch):
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setenv("PATH", "")  # no LaTeX
+    assert draw_history({"train/loss": [(1, 2.0), (2, 1.0)]}, tmp_path / "training.png").is_file()
+    assert matplotlib.rcParams["text.usetex"]
+
+
+def test_a_copy_beside_the_metrics_is_no_earlier_start(tmp_path):
+    for name, loss in (("metrics.csv.before-2", 3), ("metrics.csv.before-10", 2), ("metrics.csv.before-1~", 9)):
+        (tmp_path / name).write_text(f"step,loss\n1,{loss}\n")
+    assert read_history(tmp_path) == {"loss": [(1, 2.0)]}

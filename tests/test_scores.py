@@ -139,6 +139,13 @@ def test_word_errors_are_pooled_over_languages_and_bleu_is_their_mean():
     assert found["bleu/German"] == pytest.approx(1.0)
 
 
+def test_a_language_whose_answers_have_nothing_to_divide_by_is_left_out_of_the_mean(monkeypatch):
+    monkeypatch.setattr(BLEU, "figure", lambda _self, sums: 0.5 if sum(sums) else math.nan)
+    found = scores_of(row("ast", "eins zwei drei vier", "eins", "German"), row("ast", "", "", "Korean"))
+    assert math.isnan(found["bleu/Korean"])
+    assert found["bleu"] == found["bleu/German"] == 0.5
+
+
 def test_one_language_is_not_named_twice():
     assert set(scores_of(row("asr", "one", "one", "en"))) == {"wer", "cer"}
 

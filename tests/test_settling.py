@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastslm.checkpoint import stored_names
+from fastslm.checkpoint.run import build_path
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError
 from fastslm.modules.encoders.whisper import WhisperEncoder
@@ -16,6 +17,7 @@ from fastslm.path.pretrained import dtype_on
 from fastslm.plan.hardware import hardware_of
 from fastslm.plan.sketch import Sketch
 from fastslm.training.lightning_module import SpeechLMModule
+from tests.inference.tiny_run import settings_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -55,6 +57,21 @@ def parts(tiny_encoder, tiny_llm, **settings):
 
 def dtypes_of(module):
     return {parameter.dtype for parameter in module.parameters()}
+
+
+def test_weights_that_an_encoder_draws_are_the_same_in_training_and_in_use_whatever_the_seed(
+    make_module, tiny_encoder, tiny_llm
+):
+    """A frozen one is in no checkpoint."""
+    torch.manual_seed(1)
+    module = make_module()
+    module.parts[0].initialize = "random"
+    module.configure_model()
+    torch.manual_seed(2)
+    settings = settings_of(tiny_encoder, tiny_llm)
+    settings["encoder"]["init_args"]["initialize"] = "random"
+    used = build_path(settings).encoder.state_dict()
+    assert all(torch.equal(weight, used[name]) for name, weight in module.path.encoder.state_dict().items())
 
 
 def test_the_device_decides_the_dtype_of_what_is_loaded_then(gpu, tiny_encoder, tiny_llm):

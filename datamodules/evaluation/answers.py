@@ -79,10 +79,7 @@ class Answering:
 def transcribe_set(answering: Answering, data: EvaluationSet, kept: Path) -> tuple[list[Transcript], int]:
     """Return a transcript of each recording, and how many could not be made; those are empty.
 
-    Args:
-        answering: how.
-        data: the recordings.
-        kept: JSON lines, what the answers were made with first; answers of before that belong to it are taken.
+    ``kept`` is JSON lines, what the answers were made with first; answers of before that belong to it are taken.
 
     Raises:
         ConfigError: the answers kept there were made with something else.

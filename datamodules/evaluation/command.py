@@ -1,4 +1,4 @@
-"""``fastslm evaluate``: word errors of a model and of other systems on named sets, as the leaderboard counts them."""
+"""``fastslm evaluate``: word errors of a model and of other systems on named sets, after Whisper's normaliser."""
 
 import argparse
 import os
@@ -18,8 +18,8 @@ from .answers import Answering, transcribe_set
 from .recordings import EvaluationSet, parse_sets, read_set
 
 _DESCRIPTION = """\
-Score a model, or transcripts of another system, against the transcripts in shards: word error rate as the Open ASR
-Leaderboard computes it, overall and by length of recording, with 95 % intervals. SYSTEM is a run folder, checkpoint or
+Score a model, or transcripts of another system, against the transcripts in shards: word error rate after
+Whisper's normaliser, overall and by length of recording, with 95 % intervals. SYSTEM is a run folder, checkpoint or
 exported folder; or transcripts made elsewhere, a .jsonl file or a folder of NAME.txt. DATA is NAME=SHARDS or SHARDS."""
 
 _EPILOG = """\
@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", metavar="NAME", help="name of SYSTEM in the tables (default: its last folder)")
     add("--beside", action="append", default=[], metavar="NAME=PATH", help="also score transcripts of another system")
     add("--language", default="", metavar="NAME", help="language of recordings that do not name one (English)")
-    add("--normaliser", choices=NORMALISERS, help="for all recordings (default: by language, as the leaderboard does;"
-        " english turns number words into digits)")  # fmt: skip
+    add("--normaliser", choices=NORMALISERS, help="for all recordings (default: by language; english"
+        " turns number words into digits)")  # fmt: skip
     add("--hub-dataset", action="append", default=[], metavar="NAME=OWNER/DATASET:TASK", help="write .eval_results for"
         " set NAME, which the hub shows on the model's page under that data set and task")  # fmt: skip
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the first GPU if there is one)")
@@ -111,10 +111,13 @@ def _run(options: argparse.Namespace) -> int:
             num_failed += failed
             results.append(_result(name, each, transcripts))
     results += given
-    for unscored in write(results, options.out, card):
-        print(f"{unscored}: nothing is said in this set, so --hub-dataset {unscored} writes nothing.", file=sys.stderr)
+    unscored = write(results, options.out, card)
+    for each_set in unscored:
+        print(f"{each_set}: nothing is said in this set, so --hub-dataset {each_set} writes nothing.", file=sys.stderr)
     print(markdown(results), end="")
-    print(f"Written to {options.out}: results.json, report.md, wer.png.", file=sys.stderr)
+    cards = [f".eval_results/{each.name}.yaml" for each in data if each.name in card and each.name not in unscored]
+    written = ", ".join(["results.json", "report.md", "wer.png", *cards])
+    print(f"Written to {options.out}: {written}.", file=sys.stderr)
     return 1 if num_failed else 0
 
 
@@ -167,7 +170,7 @@ def _result(system: str, data: EvaluationSet, transcripts: Sequence[Transcript])
     if mixed:
         print(
             f"{system}: in {mixed} recordings of set {data.name} one text has \u2019 for an apostrophe and the other ',"
-            " which count as errors, as on the leaderboard. Write ' in both.",
+            " which count as errors. Write ' in both.",
             file=sys.stderr,
         )
     return SetResult(system, data.name, data.normalisers, [*map(compare, transcripts)])

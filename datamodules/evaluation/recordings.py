@@ -116,12 +116,7 @@ def _default_name(pattern: str) -> str:
 def read_set(name: str, patterns: Sequence[str], store: Store, language: str, normaliser: str | None) -> EvaluationSet:
     """Return the recordings of a set with their transcripts.
 
-    Args:
-        name: of the set.
-        patterns: of its shards.
-        store: opens them.
-        language: of recordings that do not name one.
-        normaliser: for all of them; None goes by language.
+    ``language`` is that of recordings that do not name one; a ``normaliser`` of None goes by language.
 
     Raises:
         DataError: a shard cannot be read, two recordings have one name, or there is none.

@@ -142,7 +142,8 @@ class IndexBuilder:
             except DataError as error:  # of the copy that was made of a remote one
                 raise DataError(str(error).replace(path, shard)) from error
             rows.tar = state
-            if stale and (_is_cut(rows) or _keeps_places(stale[0], rows)):
+            is_cut = any(item["reason"] == "truncated shard" for item in rows.broken)
+            if stale and (is_cut or _keeps_places(stale[0], rows)):
                 rows = _what_is_left(stale[0], rows, shard)
                 self._keep(shard, rows, beside=False)  # the index beside it says what the tar should hold
             else:
@@ -178,10 +179,6 @@ def _counted(index: ShardIndex, bar: "tqdm[None]") -> ShardIndex:
 
 def _finding(key: str, reason: str, detail: str) -> dict[str, str]:
     return {"key": key, "reason": reason, "detail": detail}
-
-
-def _is_cut(rows: ShardRows) -> bool:
-    return any(item["reason"] == "truncated shard" for item in rows.broken)
 
 
 def _keeps_places(old: ShardRows, new: ShardRows) -> bool:
@@ -238,12 +235,7 @@ def _no_answer(task: str) -> str:
 
 
 def select_rows(rows: ShardRows, kept: npt.NDArray[np.bool_]) -> ShardRows:
-    """Return an index of some of the samples.
-
-    Args:
-        rows: index.
-        kept: ``[n]``, True for samples that stay.
-    """
+    """Return an index of the samples for which ``kept`` ``[n]`` is True."""
     counts = rows.num_recordings
     recordings = np.repeat(kept, counts)
     columns = {name: rows[name][kept] for name in SAMPLE_COLUMNS}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..reading.tar import text_of
 from .build import ShardIndex
 from .columns import ShardRows
 from .doubts import identities_of
-from .texts import COLUMNS, Chunks, chunks_of, empty_chunks, num_samples_of
+from .texts import CHUNK, Chunks, num_samples_of
 
 Array = npt.NDArray[np.int64]
 
@@ -95,8 +95,7 @@ class Entries:
 
     def select(self, kept: npt.NDArray[np.bool_]) -> "Entries":
         """Return some of the entries; ``kept`` ``[n]`` is True for those that stay."""
-        changed = {name: getattr(self, name)[kept] for name in ("sample", "chunk", "num_tokens")}
-        return Entries(**{f.name: changed.get(f.name, getattr(self, f.name)) for f in fields(self)})
+        return replace(self, sample=self.sample[kept], chunk=self.chunk[kept], num_tokens=self.num_tokens[kept])
 
     def shard_of(self, index: int) -> str:
         """Return the shard of an entry."""
@@ -110,7 +109,7 @@ class Entries:
         place = int(np.searchsorted(self.ambiguous, sample))
         if place < len(self.ambiguous) and self.ambiguous[place] == sample:
             key = f"{key}@{self.shard_of(index)}"
-        return key if chunk < 0 else f"{key}/{self.chunks.number[chunk]}"
+        return key if chunk < 0 else f"{key}/{self.chunks['number'][chunk]}"
 
     def __getitem__(self, index: int) -> Entry:
         sample, chunk = int(self.sample[index]), int(self.chunk[index])
@@ -122,8 +121,8 @@ class Entries:
         segments = span = None
         if chunk >= 0:
             p = self.chunks
-            segments = (int(p.first_segment[chunk]), int(p.last_segment[chunk]))
-            span = (float(p.begin_seconds[chunk]), float(p.end_seconds[chunk]))
+            segments = (int(p["first_segment"][chunk]), int(p["last_segment"][chunk]))
+            span = (float(p["begin_seconds"][chunk]), float(p["end_seconds"][chunk]))
         return Entry(self.shard_of(index), self.key(index), (offset, size, crc32), regions, num_samples, segments, span)
 
     def firsts(self) -> npt.NDArray[np.int64]:
@@ -144,7 +143,7 @@ class Entries:
         lengths = self.columns["num_samples"][places].astype(np.int64)
         cut = np.flatnonzero(self.chunk >= 0)  # chunks are of samples with one recording
         p, chosen = self.chunks, self.chunk[cut]
-        lengths[starts[cut]] = np.rint((p.end_seconds[chosen] - p.begin_seconds[chosen]) * SAMPLE_RATE_HZ)
+        lengths[starts[cut]] = np.rint((p["end_seconds"][chosen] - p["begin_seconds"][chosen]) * SAMPLE_RATE_HZ)
         return lengths, counts
 
 
@@ -157,10 +156,7 @@ def collect(
 ) -> tuple[Entries, list[Broken]]:
     """Return the entries of some shards, and the samples that cannot be used.
 
-    Args:
-        indexes: of the shards.
-        limits: of recordings taken whole.
-        chunk_seconds: also take each longer recording in chunks of this length.
+    With ``chunk_seconds`` each recording longer than that is also taken in chunks of this length.
 
     Raises:
         DataError: a recording is too long and the limits say ``error``.
@@ -174,9 +170,9 @@ def collect(
     tokens: list[Array] = []
     num_chunks = 0
     for index, (whole, cut) in zip(indexes, parts, strict=True):
-        samples += [whole + base, cut.row + base]
+        samples += [whole + base, cut["row"] + base]
         numbers += [np.full(len(whole), -1), np.arange(len(cut)) + num_chunks]
-        tokens += [index.texts.num_tokens[whole], cut.num_tokens]
+        tokens += [index.texts.num_tokens[whole], cut["num_tokens"]]
         chunks.append(cut)
         num_chunks += len(cut)
         base += len(index.rows)
@@ -188,7 +184,7 @@ def collect(
         _joined(samples, np.int64),
         _joined(numbers, np.int64),
         _joined(tokens, np.int64),
-        _joined_chunks(chunks),
+        Chunks(_joined([cut.rows for cut in chunks], CHUNK)),
     )
     entries.ambiguous = _ambiguous([index.rows for index in indexes], entries)
     return entries, broken
@@ -204,7 +200,7 @@ def _of_shard(
     long = seconds > limits.max_audio_seconds
     whole = np.flatnonzero(~long & (texts.num_tokens >= 0))
     unusable = {item.key for item in texts.broken}
-    cut = empty_chunks()
+    cut = Chunks()
     if limits.long_audio == "split" and long.any():
         cut = texts.chunks[limits.max_audio_seconds]
         broken += cut.broken
@@ -224,8 +220,9 @@ def _of_shard(
                     broken.append(Broken(index.shard, keys[row], "audio too long", detail))
     if chunk_seconds is not None and chunk_seconds != limits.max_audio_seconds:
         short = texts.chunks[chunk_seconds]
-        before = np.bincount(cut.row, minlength=len(rows))[short.row]  # no two chunks of a sample share a name
-        cut = _joined_chunks([cut, replace(short, number=short.number + before)])
+        added = short.rows.copy()
+        added["number"] += np.bincount(cut["row"], minlength=len(rows))[short["row"]]  # no two of a sample share a name
+        cut = Chunks(np.concatenate([cut.rows, added]))
     elif chunk_seconds is not None and limits.long_audio != "split":
         cut = texts.chunks[chunk_seconds]
     return whole, cut
@@ -263,12 +260,6 @@ def _end_to_end(parts: Iterable[Array]) -> Array:
 
 def _joined(parts: Sequence[npt.NDArray[Any]], kind: "npt.DTypeLike") -> npt.NDArray[Any]:
     return np.concatenate(parts).astype(kind, copy=False) if parts else np.zeros(0, kind)
-
-
-def _joined_chunks(parts: Sequence[Chunks]) -> Chunks:
-    if not parts:
-        return empty_chunks()
-    return chunks_of({name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS})
 
 
 def _ambiguous(rows: Sequence[ShardRows], entries: Entries) -> Array:

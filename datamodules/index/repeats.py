@@ -11,12 +11,7 @@ from .entries import Entries
 
 
 def repeated(split: str, entries: Mapping[str, Entries]) -> list[Broken]:
-    """Return the samples of a split that come again in it, and those of other splits that are trained on.
-
-    Args:
-        split: that was read last.
-        entries: of all splits read so far.
-    """
+    """Return the samples of the split read last that come again in it, and those of others that are trained on."""
     mine, found = entries[split], []
     own = mine.firsts()
     _, first, inverse = np.unique(mine.identities("identity")[own], return_index=True, return_inverse=True)

@@ -44,15 +44,9 @@ def sidecar_path(shard: str) -> str:
 
 
 def write_sidecar(path: str | os.PathLike[str], rows: ShardRows, target: str | os.PathLike[str] | None = None) -> Path:
-    """Write the index of a shard; a reader sees the old file or the whole new one, never a part.
+    """Write the index of a tar beside it, or to ``target``, and return the file.
 
-    Args:
-        path: of the tar.
-        rows: its index.
-        target: where to write instead of beside the tar.
-
-    Returns:
-        The file written.
+    A reader sees the old file or the whole new one, never a part.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -187,10 +181,6 @@ def current_rows(path: str) -> ShardRows:
 
 def verify(path: str | os.PathLike[str], rows: ShardRows) -> Iterator[Broken]:
     """Yield everything in which a local tar differs from its index; nothing where it does not.
-
-    Args:
-        path: of the tar.
-        rows: its index.
 
     Raises:
         DataError: the tar is missing, or is no uncompressed tar.

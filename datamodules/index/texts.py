@@ -3,8 +3,8 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
+from fastslm.path.batch import Int64Array
 from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter
 from fastslm.tasks import tasks
@@ -25,55 +26,38 @@ from .dialogues import count_ids, dialogue_of, fields_of, prompts_of, task_of, t
 _FORMAT_VERSION = 3
 _DAMAGED = -2  # ids of a text whose bytes are not those that were indexed
 
-Int64Array = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
+#: What is known of a chunk.
+CHUNK = np.dtype(
+    [
+        ("row", np.int64),  # sample of the shard that it is a chunk of
+        ("number", np.int64),  # 0, 1, ... within its sample
+        ("first_segment", np.int64),  # of the sample's ``segments``
+        ("last_segment", np.int64),  # one past its last
+        ("begin_seconds", np.float64),  # in the recording
+        ("end_seconds", np.float64),
+        ("num_tokens", np.int64),  # ids of its dialogue
+    ]
+)
+_COLUMNS = CHUNK.names or ()
 
 
 @dataclass
 class Chunks:
-    """Chunks of the recordings of a shard that are longer than a limit, one row each.
+    """Chunks of the recordings of a shard that are longer than a limit.
 
     Attributes:
-        row: sample of the shard that it is a chunk of.
-        number: 0, 1, ... within its sample.
-        first_segment: of the sample's ``segments``.
-        last_segment: one past its last.
-        begin_seconds: where it begins in the recording.
-        end_seconds: where it ends.
-        num_tokens: ids of its dialogue.
+        rows: of ``CHUNK``, one for each.
         broken: samples that cannot be cut.
     """
 
-    row: Int64Array
-    number: Int64Array
-    first_segment: Int64Array
-    last_segment: Int64Array
-    begin_seconds: Float64Array
-    end_seconds: Float64Array
-    num_tokens: Int64Array
+    rows: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, CHUNK))
     broken: list[Broken] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.row)
+        return len(self.rows)
 
-
-COLUMNS = tuple(f.name for f in fields(Chunks) if f.name != "broken")
-
-
-def empty_chunks() -> Chunks:
-    """Return no chunks."""
-    return _chunks([], [])
-
-
-def _chunks(rows: Sequence[Sequence[float]], broken: list[Broken]) -> Chunks:
-    columns = zip(COLUMNS, np.array(rows, np.float64).reshape(-1, len(COLUMNS)).T, strict=True)
-    kinds = {name: np.float64 if name.endswith("_seconds") else np.int64 for name in COLUMNS}
-    return chunks_of({name: column.astype(kinds[name]) for name, column in columns}, broken)
-
-
-def chunks_of(columns: Mapping[str, Any], broken: list[Broken] | None = None) -> Chunks:
-    """Return chunks of columns that are held by name."""
-    return Chunks(**{name: columns[name] for name in COLUMNS}, broken=broken or [])
+    def __getitem__(self, column: str) -> npt.NDArray[Any]:
+        return self.rows[column]
 
 
 @dataclass
@@ -121,27 +105,29 @@ def read_texts(
     for seconds in chunk_seconds:
         target = cache / "index" / f"{name}-{seconds:g}.chunks.npz"
         loaded = _load(target)
-        if loaded is not None and set(COLUMNS) <= set(loaded[1]):
+        if loaded is not None and set(_COLUMNS) <= set(loaded[1]):
+            rows_of_chunks = np.rec.fromarrays([loaded[1][column] for column in _COLUMNS], CHUNK)
             broken = [Broken(shard, **item) for item in loaded[0]["broken"]]
-            texts.chunks[seconds] = chunks_of(loaded[1], broken)
+            texts.chunks[seconds] = Chunks(rows_of_chunks.view(np.ndarray), broken)
         else:
             chunks = _cut(shard, rows, prompter, store, seconds)
             remarks = [item.remark for item in chunks.broken]
-            _save(target, {"broken": remarks}, {column: getattr(chunks, column) for column in COLUMNS})
+            _save(target, {"broken": remarks}, {column: chunks[column] for column in _COLUMNS})
             texts.chunks[seconds] = chunks
     return texts
 
 
 def _load(target: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     with contextlib.suppress(OSError, DataError):  # missing or damaged: made anew
-        return load_arrays(target.read_bytes())
+        header, arrays = load_arrays(target.read_bytes())
+        return (header, arrays) if header.get("of") == target.name else None  # of another shard or tokenizer
     return None
 
 
 def _save(target: Path, header: dict[str, Any], arrays: dict[str, Any]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_arrays(target, header, arrays)
+        save_arrays(target, {"of": target.name, **header}, arrays)
     except OSError as error:
         raise DataError(
             f"cannot keep text lengths in {target.parent}: {error.strerror}. Set data.cache_dir."
@@ -176,7 +162,7 @@ def _refusal(shard: str, rows: ShardRows, row: int, prompter: Prompter, store: S
 
 def _cut(shard: str, rows: ShardRows, prompter: Prompter, store: Store, max_seconds: float) -> Chunks:
     """Return the chunks of every sample longer than ``max_seconds``, and the samples that cannot be cut."""
-    found: list[Sequence[float]] = []
+    found: list[tuple[float, ...]] = []
     broken = []
     keys, seconds = rows.keys, rows.seconds
     for row in range(len(rows)):
@@ -197,7 +183,7 @@ def _cut(shard: str, rows: ShardRows, prompter: Prompter, store: Store, max_seco
         except DataError as error:
             found = [chunk for chunk in found if chunk[0] != row]
             broken.append(Broken.of(shard, keys[row], error))
-    return _chunks(found, broken)
+    return Chunks(np.array(found, CHUNK), broken)
 
 
 def _can_split(sample: dict[str, Any]) -> bool:

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
+from fastslm.path.batch import Int64Array
 from fastslm.training.data_source import ModelFacts
-
-Int64Array = npt.NDArray[np.int64]
 
 
 def costs_of(model: ModelFacts, num_samples: Int64Array, counts: Int64Array) -> tuple[Int64Array, Int64Array]:

@@ -280,15 +280,7 @@ def _in_order(samples: Int64Array, bounds: Int64Array, batches: Int64Array) -> P
 def data_hash(
     costs: Costs, digests: Sequence[str], limits: BatchLimits, seed: int, *parts: npt.NDArray[np.generic]
 ) -> str:
-    """Return 16 hex digits that change with the data, the limits or the seed.
-
-    Args:
-        costs: of all samples.
-        digests: of the content of each shard.
-        limits: of a batch.
-        seed: of the order.
-        parts: whatever else the plan depends on.
-    """
+    """Return 16 hex digits that change with the data, limits, seed, or ``parts``: all else a plan depends on."""
     packed = ("packed",) if limits.packed else ()
     digest = hashlib.sha256(repr((limits, seed, len(costs), list(digests), *packed)).encode())
     for array in (costs.windows, costs.tokens, *parts):

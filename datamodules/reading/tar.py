@@ -55,11 +55,7 @@ class Contents(NamedTuple):
 
 
 def read_groups(file: BinaryIO, shard: str) -> Contents:
-    """Return the members of each sample; links to members count as what they point to.
-
-    Args:
-        file: the tar, open and seekable.
-        shard: its name, for messages.
+    """Return the members of each sample of an open tar; links to members count as what they point to.
 
     Raises:
         DataError: it is no uncompressed tar.
@@ -112,13 +108,9 @@ def _key(name: str) -> str | None:
 
 
 def between(shard: str, gap: Gap, last: str, following: str) -> Broken:
-    """Return what to say of a gap between two members: those of one sample have lost what lay between them.
+    """Return what to say of a gap between two members, ``last`` "" where it comes first.
 
-    Args:
-        shard: its name, for messages.
-        gap: what lies there.
-        last: the member before it, "" where there is none.
-        following: the member behind it.
+    Those of one sample have lost what lay between them.
     """
     key = _key(last) if last else None
     key = key if key == _key(following) else None
@@ -129,10 +121,6 @@ def between(shard: str, gap: Gap, last: str, following: str) -> Broken:
 
 def read_text(descriptor: int, member: Member) -> bytes:
     """Return a member that holds the words of a sample.
-
-    Args:
-        descriptor: of the open tar.
-        member: it.
 
     Raises:
         DataError: it is larger than any words are; a sparse tar may claim what no memory holds.

@@ -123,17 +123,9 @@ def build(
     max_broken_share: float,
     overwrite: bool = False,
 ) -> Totals:
-    """Build the shards that are not there yet.
+    """Build the shards that are not there yet; with ``overwrite`` those of another build in the folder are removed.
 
-    Args:
-        paths: of the sources.
-        forced_format: of all of them, instead of what the paths look like.
-        source_options: how they are read.
-        options: what is made of them.
-        folder: where the shards go.
-        num_workers: processes.
-        max_broken_share: share of utterances that may be unusable, 0..1.
-        overwrite: remove the shards of another build in the folder.
+    At most ``max_broken_share`` of the utterances, 0..1, may be unusable.
 
     Raises:
         ConfigError: options contradict each other.
@@ -264,7 +256,7 @@ def _run(
     records = {shard.path.name: output.done(shard.path.name, shard.plan) for shard in shards}
     for shard in shards:
         made = records[shard.path.name]
-        if made is not None and made.num_samples and not is_indexed(shard.path):
+        if made is not None and made.num_samples and not is_indexed(shard.path, made.content):
             shard.made, records[shard.path.name] = made, None
     missing = [shard for shard in shards if records[shard.path.name] is None]
     if len(missing) < len(shards):
@@ -281,7 +273,7 @@ def _run(
 
 
 def _make(shard: _Shard, report: Report) -> ShardRecord:
-    if shard.made is not None and is_as_indexed(shard.path):  # copied, or touched
+    if shard.made is not None and is_as_indexed(shard.path, shard.made.content):  # copied, or touched
         index_shard(shard.path, shard.tokenizer)
         report(math.fsum(job.seconds for job in shard.jobs))
         return shard.made
@@ -297,7 +289,7 @@ def _make(shard: _Shard, report: Report) -> ShardRecord:
             record.noted += rendered.noted
             report(job.seconds)
     if record.num_samples:
-        index_shard(shard.path, shard.tokenizer)
+        record.content = index_shard(shard.path, shard.tokenizer)
         record.num_bytes = shard.path.stat().st_size
     return record
 

@@ -29,14 +29,7 @@ def group_runs(
 
     The length that a recording of a group aims at is drawn between the limits, so that all lengths occur (evenly on a
     logarithmic scale). Recordings are within the limits wherever the group has enough speech for that.
-
-    Args:
-        utterances: of known length, in the order of the sources.
-        joins: ``speaker`` or ``chapter``.
-        min_seconds: shortest recording that is aimed at.
-        max_seconds: longest recording.
-        pause_seconds: silence between two utterances.
-        seed: of the lengths that are drawn.
+    Utterances are of known length, and come in the order of the sources.
     """
     groups: dict[tuple[Any, ...], list[Utterance]] = {}
     for utterance in utterances:

@@ -1,11 +1,8 @@
 """Rows of a source to the standard field names, by what columns are usually called or by ``--column NAME=COLUMN``."""
 
-import itertools
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from fastslm.errors import ConfigError, nearest
 from fastslm.tasks import tasks
@@ -69,18 +66,6 @@ def usual_columns(known: tuple[str, ...]) -> Mapping[str, str]:
     """Return which of some columns holds each standard name, by what it is usually called."""
     usual = {name: next((c for c in names if c in known), None) for name, names in USUAL_NAMES.items()}
     return {name: column for name, column in usual.items() if column is not None} | time_columns(known)
-
-
-def fields_of_folders(path: str) -> dict[str, str]:
-    """Return what the folders ``COLUMN=VALUE`` that a source lies in say of all its rows, by standard name.
-
-    Spark, pyarrow, polars and DuckDB write the columns by which they divide a table so, and into no file.
-    """
-    file = Path(path).absolute()
-    folders = itertools.takewhile(lambda name: "=" in name, reversed((file if file.is_dir() else file.parent).parts))
-    pairs = (unquote(name).partition("=") for name in folders)
-    said = {column: value for column, _, value in pairs if value != "__HIVE_DEFAULT_PARTITION__"}
-    return renamed(said, usual_columns(tuple(said)))
 
 
 def check_columns(resolved: Mapping[str, str], known: Iterable[str], where: str) -> None:

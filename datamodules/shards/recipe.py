@@ -15,7 +15,7 @@ import soundfile
 from filelock import FileLock, Timeout
 
 from fastslm.errors import DataError
-from fastslm.files import PARTIAL, write_atomically
+from fastslm.files import PARTIAL, sealed, unsealed, write_atomically
 from fastslm.redaction import redacted
 
 from .part import Part
@@ -46,6 +46,7 @@ class ShardRecord:
         name: of its file, whether or not anything was left to write.
         plan: fingerprint of what it was to hold.
         num_bytes: size of the file; 0 where every sample was refused and there is none.
+        content: digest of what is in it, to know it from a shard of another build; empty where none was noted.
         num_samples: in it.
         seconds: of audio in it.
         refused: what was left out.
@@ -55,6 +56,7 @@ class ShardRecord:
     name: str
     plan: str
     num_bytes: int = 0
+    content: str = ""
     num_samples: int = 0
     seconds: float = 0.0
     refused: list[Refused] = field(default_factory=list)
@@ -126,7 +128,10 @@ class BuildFolder:
             for recipe, before in found.items():
                 self._compare(recipe, before, now)
         if not self.recipe.exists():
-            self._refuse_strangers(names)
+            if strangers := [name for name in names if (self.folder / name).exists()]:
+                raise DataError(
+                    f"{self.folder} already holds {strangers[0]}, which this build has not made. Give another --out."
+                )
             self._write(self.recipe, now)
         self._remove_unplanned(names)
         remove_partials(self.folder, names)
@@ -147,13 +152,6 @@ class BuildFolder:
                 f"{self.folder} holds shards of another build: since then there has changed: {', '.join(changed)}."
                 " Shards of both together would lose and repeat samples. Give another --out, or add --overwrite (in a"
                 " build of parts: to each) to remove the old shards and begin anew."
-            )
-
-    def _refuse_strangers(self, names: Sequence[str]) -> None:
-        strangers = [name for name in names if (self.folder / name).exists()]
-        if strangers:
-            raise DataError(
-                f"{self.folder} already holds {strangers[0]}, which this build has not made. Give another --out."
             )
 
     def others(self) -> list[Noted]:
@@ -196,14 +194,9 @@ class BuildFolder:
         return self.state / f"{name}{_DONE}"
 
     def done(self, name: str, plan: str) -> ShardRecord | None:
-        """Return a finished shard; None where it has to be made, or made again because it is not as it is to be.
-
-        Args:
-            name: of its file.
-            plan: fingerprint of what it is to hold.
-        """
+        """Return a finished shard; None where it has to be made, or made again because it is not as planned."""
         try:
-            values = json.loads(self._marker(name).read_text())
+            values = unsealed(json.loads(self._marker(name).read_text()))
             findings = {"refused": [Refused(**item) for item in values["refused"]]}
             record = ShardRecord(**{**values, **findings, "noted": [Noted(**item) for item in values["noted"]]})
         except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of a version that noted less
@@ -216,7 +209,8 @@ class BuildFolder:
 
     def finish(self, record: ShardRecord) -> None:
         """Note that a shard is whole."""
-        self._write(self._marker(record.name), asdict(record))
+        as_written = json.loads(redacted(json.dumps(asdict(record))))
+        self._write(self._marker(record.name), sealed(as_written))
 
     def conclude(self, totals: Mapping[str, Any]) -> None:
         """Write what the build came to into the recipe."""

@@ -93,7 +93,9 @@ def run(options: argparse.Namespace) -> int:
     with output.locked():
         names = [item.path.name for item in work]
         output.begin(fingerprint(paths), files, {**deciding, "name": name}, names, options.overwrite)
-        missing = [item for item in work if output.done(item.path.name, item.plan) is None or not is_indexed(item.path)]
+        made = [output.done(item.path.name, item.plan) for item in work]
+        pairs = zip(work, made, strict=True)
+        missing = [item for item, found in pairs if found is None or not is_indexed(item.path, found.content)]
         progress = Progress("Copying", sum(s.num_bytes for item in missing for s in item.samples) / 1e6, "MB")
         with contextlib.closing(run_all(_copy, missing, options.workers, progress)) as done:
             for _, record in done:
@@ -211,6 +213,6 @@ def _copy(work: _Work, report: Report) -> ShardRecord:
                 target.copy(f"{sample.key}.{extension}", open_region(descriptor, offset, size), size)
             record.num_samples += 1
             report(sample.num_bytes / 1e6)
-    index_shard(work.path, work.tokenizer)
+    record.content = index_shard(work.path, work.tokenizer)
     record.num_bytes = work.path.stat().st_size
     return record

@@ -61,8 +61,8 @@ def writing(path: Path) -> Iterator[ShardFile]:
         sync_path(path.parent)
 
 
-def index_shard(path: Path, tokenizer: str | None) -> None:
-    """Write the sidecar index of a shard.
+def index_shard(path: Path, tokenizer: str | None) -> str:
+    """Write the sidecar index of a shard, and return the digest of its content.
 
     Raises:
         DataError: the shard cannot be read, or the index not be written.
@@ -72,6 +72,7 @@ def index_shard(path: Path, tokenizer: str | None) -> None:
     rows = scan_tar(path, prompter_of(tokenizer), tokenizer)
     with guarded(path):
         write_sidecar(path, rows)
+    return rows.content_digest
 
 
 @contextlib.contextmanager
@@ -86,15 +87,17 @@ def guarded(path: Path) -> Iterator[None]:
         ) from error
 
 
-def is_indexed(path: Path) -> bool:
-    """Say whether the index beside a shard is of this very file, by its size and time."""
-    return indexed_rows(path) is not None
+def is_indexed(path: Path, content: str = "") -> bool:
+    """Say whether the index beside a shard is of this very file, by its size and time, and of this content."""
+    rows = indexed_rows(path)
+    return rows is not None and content in ("", rows.content_digest)
 
 
-def is_as_indexed(path: Path) -> bool:
-    """Say whether every byte that the index beside a shard knows is what it was; the whole shard is read."""
+def is_as_indexed(path: Path, content: str) -> bool:
+    """Say whether a shard has this content, and every byte is what its index says; the whole shard is read."""
     try:
-        return not any(verify(path, read_sidecar(path)))
+        rows = read_sidecar(path)
+        return content in ("", rows.content_digest) and not any(verify(path, rows))
     except (FileNotFoundError, DataError):
         return False
 

@@ -27,12 +27,9 @@ class Survey:
 
 
 def survey(utterances: Sequence[Utterance], split_seconds: float | None, num_workers: int) -> Survey:
-    """Look at the recordings of all utterances; the result does not depend on the number of processes.
+    """Look at the recordings of all utterances, and split those above ``split_seconds``; None keeps all whole.
 
-    Args:
-        utterances: of any length.
-        split_seconds: recordings above this length are split; None keeps all whole.
-        num_workers: most processes.
+    The result does not depend on the number of processes.
     """
     chunks = [utterances[i : i + _CHUNK] for i in range(0, len(utterances), _CHUNK)]
     progress = Progress("Looking at audio files", len(utterances), "utterances")

@@ -185,9 +185,6 @@ def loose_length(fields: dict[str, Any]) -> float | None:
 def stated_length(times: Mapping[str, Any]) -> float | None:
     """Return how long a recording of its own is by its times, which may be those of a longer one that it was cut from.
 
-    Args:
-        times: under standard names.
-
     Raises:
         DataError: the duration is no number.
     """

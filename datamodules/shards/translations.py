@@ -85,12 +85,8 @@ def _one_language(targets: Sequence[str]) -> str:
 def language_name(language: str, where: str) -> str:
     """Return what a prompt calls a language that is given by its name or a code, such as ``de`` or ``de-DE``.
 
-    Args:
-        language: as it is given.
-        where: what the error begins with.
-
     Raises:
-        DataError: its code is not known.
+        DataError: its code is not known; the message begins with ``where``.
     """
     name, is_code = _name(language), _CODE.fullmatch(language) is not None
     if name is None and is_code:

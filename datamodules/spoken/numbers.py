@@ -124,7 +124,7 @@ class Recording:
         return buffer.getvalue()
 
 
-def _numbers(rng: np.random.Generator, repeats: bool) -> Iterator[int]:
+def draw_numbers(rng: np.random.Generator, repeats: bool) -> Iterator[int]:
     """Yield numbers of 0..99 without end; without repeats, no pair of them reads as a third ("twenty", "two")."""
     while repeats:
         yield int(rng.integers(0, 100))
@@ -155,7 +155,7 @@ def synthesise(settings: CorpusSettings, split: str, index: int) -> Recording:
     share = rng.uniform(0.0, 1.0) ** settings.length_skew
     seconds = settings.min_seconds + (settings.max_seconds - settings.min_seconds) * share
     texts, pauses, total = [], [float(rng.uniform(0.1, 0.8))], 0.0
-    numbers = _numbers(rng, settings.repeats)
+    numbers = draw_numbers(rng, settings.repeats)
     while total < seconds - 1.5:
         texts.append(number_words(next(numbers)))
         pauses.append(float(rng.uniform(settings.min_pause_seconds, settings.max_pause_seconds)))
@@ -251,10 +251,7 @@ def build_once(folder: Path, write: Callable[[Path], None], what: str) -> Path:
 def build_corpus(cache_folder: Path, settings: CorpusSettings, num_processes: int | None = None) -> Path:
     """Build the corpus unless a whole one with these settings is there, and return its folder.
 
-    Args:
-        cache_folder: where corpora are kept.
-        settings: what to build.
-        num_processes: synthesising processes; all cores this process may use when None.
+    All cores that this process may use are used, where ``num_processes`` is None.
 
     Returns:
         The folder with ``train-*.tar``, ``dev-*.tar`` and ``settings.json``.

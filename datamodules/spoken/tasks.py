@@ -39,11 +39,7 @@ def german_words(value: int) -> str:
 
 
 def check_tasks(tasks: Sequence[str], num_recordings: int) -> None:
-    """Refuse tasks that cannot be.
-
-    Args:
-        tasks: by name.
-        num_recordings: of the smallest split.
+    """Refuse tasks that cannot be dealt out to the recordings of the smallest split.
 
     Raises:
         ConfigError: one is unknown, there are none, or more than recordings.

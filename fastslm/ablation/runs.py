@@ -66,7 +66,7 @@ class Run:
             DataError: the file of its row is damaged, or holds that of another run.
         """
         path = self.folder.with_name(f"{self.folder.name}.json")
-        row = read_object(path, _REMOVE)
+        row = read_object(path)
         if not row:
             return None
         if (row.get("variant"), row.get("seed")) != (self.variant, self.seed) or "status" not in row:
@@ -114,16 +114,16 @@ def execute(run: Run, config: Path, lock: int, watch: Callable[[str], None]) -> 
         *(f"--trainer.callbacks+={_RECORDER}", "--ckpt_path", "last"),
         *handed_on(settings),  # typed by whoever typed the ablation, which has been checked
     ]
-    training = _read_record(run.folder / "training.json")
+    training = read_object(run.folder / "training.json")
     if not training:
         status = _fastslm(["fit", *flags], run.log, lock, watch)
-        training = _read_record(run.folder / "training.json")
+        training = read_object(run.folder / "training.json")
         if status or not training:
             return _failed(run, "fastslm fit", status)
-    validation = _read_record(run.folder / "validation.json")
+    validation = read_object(run.folder / "validation.json")
     if validation.get("step") != training["step"]:  # training ended between two validations
         status = _fastslm(["validate", *flags], run.log, lock, watch)
-        validation = _read_record(run.folder / "validation.json")
+        validation = read_object(run.folder / "validation.json")
         if status or not validation:
             return _failed(run, "fastslm validate", status)
     row = {
@@ -193,11 +193,7 @@ def _tail(log: Path) -> str:
         return file.read().decode(errors="replace")
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    return read_object(path, _REMOVE)
-
-
-def read_object(path: Path, advice: str) -> dict[str, Any]:
+def read_object(path: Path, advice: str = _REMOVE) -> dict[str, Any]:
     """Return the JSON object in a file, an empty one where there is no file.
 
     Args:

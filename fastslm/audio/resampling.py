@@ -1,5 +1,6 @@
 """Blocks of any rate, number of channels and type to int16 mono at 16 kHz."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -33,15 +34,11 @@ def resampled(blocks: Blocks, channel: int | None = None, remarks: list[str] | N
     Raises:
         DataError: they hold values that are not numbers, or there is no such channel.
     """
-    resampler, rate, cancelled = None, 0, 0.0
-    for rate_hz, block in blocks:
-        if resampler is None or rate_hz != rate:
-            if resampler is not None:
-                yield resampler.finish()
-                cancelled += resampler.cancelled_seconds
-            resampler, rate = Resampler(rate_hz, channel), rate_hz
-        yield resampler.push(block)
-    if resampler is not None:
+    cancelled = 0.0
+    for rate_hz, same in itertools.groupby(blocks, key=lambda item: item[0]):
+        resampler = Resampler(rate_hz, channel)
+        for _, block in same:
+            yield resampler.push(block)
         if len(rest := resampler.finish()):
             yield rest
         cancelled += resampler.cancelled_seconds

@@ -60,7 +60,7 @@ def compare(checkpoint: Checkpoint, module: Any, config: Mapping[str, Any], purp
         stored, present = (_meant(renamed(given), has_adapters) for given in (checkpoint.config, config))
         _compare_configs(stored, present, Changes.of(module), purpose, found)
     if "base_models" in checkpoint.manifest:
-        _compare_bases(checkpoint.manifest.get("base_models", {}), facts.base_models(module), found)
+        _compare_bases(checkpoint.manifest.get("base_models", {}), facts.base_models(module), purpose, found)
         _compare_vocabularies(checkpoint.manifest.get("vocabulary", {}), facts.vocabulary(module), found)
         _compare_versions(checkpoint.manifest.get("versions", {}), facts.package_versions(), found)
     return found
@@ -131,8 +131,7 @@ def _compare_configs(
     swapped = tuple(f"{key.removesuffix('class_path')}init_args" for key in classes)
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
-        silent = any(fnmatchcase(key, pattern) for pattern in _SILENT)
-        if old == new or silent or _says_nothing(key, old, new, swapped):
+        if old == new or any(fnmatchcase(key, silent) for silent in _SILENT) or _says_nothing(key, old, new, swapped):
             continue
         then, here = _shown_beside(old, new)
         line = f"{key.replace('.init_args', '')}: {then} in the checkpoint, {here} here"
@@ -190,7 +189,7 @@ def _shown_beside(old: Any, new: Any) -> tuple[str, str]:
     return then, here
 
 
-def _compare_bases(before: Mapping[str, Any], now: Mapping[str, Any], found: Differences) -> None:
+def _compare_bases(before: Mapping[str, Any], now: Mapping[str, Any], purpose: Purpose, found: Differences) -> None:
     for part in sorted(before.keys() & now.keys()):
         old, new = before[part], now[part]
         names = f"{old['name']!r} in the checkpoint, {new['name']!r} here"
@@ -205,6 +204,9 @@ def _compare_bases(before: Mapping[str, Any], now: Mapping[str, Any], found: Dif
                 found.told.append(f"model.{part}.pretrained: {names}; whether they are the same cannot be told")
         if differs:
             found.refused.append(f"model.{part}.pretrained: {names}, and {by} ({marks[0]} and {marks[1]})")
+        if (mark := old.get("tokenizer")) and new.get("tokenizer", mark) != mark:
+            texts = found.refused if purpose == "resume" else found.told
+            texts.append(f"model.{part}.pretrained: {names}, and its tokenizer or chat template has other content")
 
 
 def _compare_vocabularies(before: Mapping[str, Any], now: Mapping[str, Any], found: Differences) -> None:

@@ -12,6 +12,8 @@ from fastslm.path.pretrained import resolve
 
 _PACKAGES = ("fastslm", "torch", "lightning", "transformers", "peft", "safetensors", "deepspeed")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".json")
+#: In the names of files that hold a tokenizer and its chat template.
+_TOKENIZER = ("token", "template", "merges", "vocab")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
@@ -25,7 +27,7 @@ def base_models(module: Any) -> dict[str, dict[str, Any]]:
     """Return name, revision and fingerprint of the encoder and the LLM that a module stands on.
 
     ``revision`` is the hub's commit where there is one; ``fingerprint`` is of the local files, None without any, or
-    of the architecture where weights are random.
+    of the architecture where weights are random; ``tokenizer``, of the LLM, is of its local files.
     """
     encoder, _, llm = module.parts
     return {part: _base_model(model, part) for part, model in (("encoder", encoder), ("llm", llm))}
@@ -45,32 +47,41 @@ def _base_model(model: Any, part: str) -> dict[str, Any]:
         record["fingerprint"] = hashlib.sha256(config.to_json_string(use_diff=False).encode()).hexdigest()[:16]
     elif name is not None and Path(folder := resolve(name, f"model.{part}.pretrained")).is_dir():
         record["fingerprint"] = fingerprint(folder)
+    if part == "llm" and name is not None and Path(folder := resolve(name, "model.llm.pretrained")).is_dir():
+        record["tokenizer"] = fingerprint(folder, of_tokenizer=True)
     return record
 
 
 def base_fingerprints(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the fingerprints of the local folders that a model's settings name, by part."""
+    """Return the fingerprints of the local folders that a model's settings name, by part, and of the tokenizer."""
     found = {}
     for part in ("encoder", "llm"):
         given = settings.get(part)
         arguments = (given.get("init_args") if isinstance(given, Mapping) else None) or {}
         name = arguments.get("pretrained")
-        if name and arguments.get("initialize", "pretrained") == "pretrained":
-            folder = resolve(str(name), f"model.{part}.pretrained")
-            if Path(folder).is_dir():
+        if name and Path(folder := resolve(str(name), f"model.{part}.pretrained")).is_dir():
+            if arguments.get("initialize", "pretrained") == "pretrained":
                 found[part] = fingerprint(folder)
+            if part == "llm":
+                found["tokenizer"] = fingerprint(folder, of_tokenizer=True)
     return found
 
 
 @lru_cache(maxsize=8)
-def fingerprint(folder: str) -> str:
+def fingerprint(folder: str, of_tokenizer: bool = False) -> str:
     """Return 16 hex digits of the configuration and weights in a folder; of large files, samples spread over them.
 
     Another training run changes every sample, so this tells models apart at the cost of a few reads.
+
+    Args:
+        folder: of a base model.
+        of_tokenizer: return those of its tokenizer and chat template instead.
     """
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix not in _WEIGHTS or not path.is_file() or "token" in path.name:
+        is_weights = path.suffix in _WEIGHTS and "token" not in path.name
+        is_wanted = any(word in path.name for word in _TOKENIZER) if of_tokenizer else is_weights
+        if not is_wanted or not path.is_file():
             continue
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())

@@ -51,7 +51,7 @@ def publish(final: Path, link: Path) -> None:
         _point(link.parent / _LAST, final.name)
         _point(link, f"{_LAST}/{TRAINER_STATE}")
     else:
-        previous = _folder_behind(link)
+        previous = folder_behind(link)
         _point(link, f"{final.name}/{TRAINER_STATE}")
         if previous is not None and previous != final:
             remove(previous)
@@ -59,18 +59,18 @@ def publish(final: Path, link: Path) -> None:
     sweep(final.parent)
 
 
-def _folder_behind(link: Path) -> Path | None:
-    if not link.is_symlink():
-        return None
-    folder = link.parent / os.readlink(link)
-    folder = folder.parent
+def folder_behind(link: Path) -> Path | None:
+    """Return the complete checkpoint that a link leads to; by its name where a copy has no links."""
+    name = os.path.dirname(os.readlink(link)) if link.is_symlink() else link.name.removesuffix(".ckpt")
+    folder = link.parent / name
     return folder if folder.parent == link.parent and (folder / MANIFEST).is_file() else None
 
 
 def _point(link: Path, target: str) -> None:
     """Make ``link`` lead to ``target``, so that at every moment it leads to the old or to the new one."""
     if link.is_dir() and not link.is_symlink():  # a copy that followed links, or a plain DeepSpeed checkpoint
-        os.rename(link, link.with_name(f"{link.name}.{uuid.uuid4().hex[:8]}"))
+        aside = f"{link.name}.{uuid.uuid4().hex[:8]}"
+        os.rename(link, link.with_name(f".{aside}.removed" if (link / MANIFEST).is_file() else aside))
     fresh = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}.link")
     os.symlink(target, fresh)
     os.replace(fresh, link)
@@ -91,7 +91,7 @@ def sweep(parent: Path) -> None:
         elif path.name.endswith(".link") and path.is_symlink():
             path.unlink()
     last = parent / _LAST
-    led_to = {link.stem: folder.name for link in parent.glob("*.ckpt") if (folder := _folder_behind(link))}
+    led_to = {link.stem: folder.name for link in parent.glob("*.ckpt") if (folder := folder_behind(link))}
     wanted = set(led_to.values()) | ({os.readlink(last)} if last.is_symlink() else set())
     for path in parent.iterdir():
         of_last = last.is_symlink() and _STEP.fullmatch(path.name)
@@ -149,18 +149,31 @@ def last_complete(parent: Path) -> Path | None:
         return last.resolve()
     if file.exists() and not file.is_symlink():
         return None
-    complete = sorted((_step_of(path), path.parent) for path in parent.glob(f"[!.]*/{MANIFEST}"))
-    if complete and os.path.lexists(last):
-        others = ", ".join(path.name for _, path in complete)
-        gone = "is gone" if last.is_symlink() and not last.exists() else f"is damaged: it has no {MANIFEST}"
-        raise CheckpointError(
-            f"the last checkpoint, {os.path.realpath(last)}, {gone}. Complete are {others} in {parent}."
-        )
-    return complete[-1][1] if complete else None
+    if os.path.lexists(last):
+        raise not_complete(last)
+    return max(complete_in(parent), key=step_of, default=None)
 
 
-def _step_of(manifest: Path) -> tuple[int, float]:
+def complete_in(parent: Path, name: str = "[!.]") -> list[Path]:
+    """Return the folders of complete checkpoints whose names begin with one."""
+    return sorted(path.parent for path in parent.glob(f"{name}*/{MANIFEST}"))
+
+
+def not_complete(link: Path) -> CheckpointError:
+    """Return the error for people where a link leads to what is gone, or not complete."""
+    folder = link.resolve()
+    folder = folder.parent if folder.name == TRAINER_STATE else folder
+    gone = f"is damaged: it has no {MANIFEST}" if folder.exists() else "is gone"
+    others = ", ".join(path.name for path in complete_in(link.parent)) or "none"
+    return CheckpointError(
+        f"the {link.name.removesuffix('.ckpt')} checkpoint, {folder}, {gone}. Complete are {others} in {link.parent}:"
+        " give the path of one, or put the lost one back."
+    )
+
+
+def step_of(folder: Path) -> tuple[int, float]:
     """Return the step of a checkpoint, -1 where its manifest cannot be read, and when it was written."""
+    manifest = folder / MANIFEST
     try:
         step = json.loads(manifest.read_text(encoding="utf-8")).get("step", -1)
     except (OSError, ValueError, AttributeError):

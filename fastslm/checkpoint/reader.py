@@ -16,7 +16,16 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from fastslm.checkpoint.folder import MANIFEST, TRAINER_STATE, has_content, last_complete
+from fastslm.checkpoint.folder import (
+    MANIFEST,
+    TRAINER_STATE,
+    complete_in,
+    folder_behind,
+    has_content,
+    last_complete,
+    not_complete,
+    step_of,
+)
 from fastslm.checkpoint.state import some
 from fastslm.checkpoint.unpickled import deepspeed_objects, read_archive, read_tensors, unreadable
 from fastslm.checkpoint.writer import CONFIG, FORMAT, WEIGHTS
@@ -103,15 +112,19 @@ def folder_of_checkpoints(path: Path) -> Path:
 
 
 def find_folder(path: Path, which: str = "last") -> Path | None:
-    """Return the complete checkpoint's folder that ``path`` means, links resolved; None when it is a plain one."""
-    if not path.exists():
-        return None
-    path = path.resolve()
-    if (path / MANIFEST).is_file():
-        return path
-    if path.name == TRAINER_STATE and (path.parent / MANIFEST).is_file():
-        return path.parent
-    parent = folder_of_checkpoints(path)
+    """Return the complete checkpoint's folder that ``path`` means, links resolved; None when it is a plain one.
+
+    Raises:
+        CheckpointError: a link leads to a checkpoint that is gone, or not complete: another is not taken in its place.
+    """
+    real = path.resolve()
+    if (real / MANIFEST).is_file():
+        return real
+    if real.name == TRAINER_STATE and (real.parent / MANIFEST).is_file():
+        return real.parent
+    if path.is_symlink() and (real.name == TRAINER_STATE or not real.exists()):
+        raise not_complete(path)
+    parent = folder_of_checkpoints(real)
     if which == "last":
         return last_complete(parent) if parent.is_dir() else None
     chosen = _chosen(parent, which)
@@ -141,22 +154,30 @@ def find_plain(path: Path, which: str = "last") -> Path:
     raise CheckpointError(f"{path} holds no {which} checkpoint: give a checkpoint's folder or file, or a run folder.")
 
 
+def named(parent: Path, which: str) -> list[Path]:
+    """Return links and plain files of a name; the folders themselves where a copy left out the links."""
+    return list(parent.glob(f"{which}*.ckpt")) or complete_in(parent, which)
+
+
 def _chosen(parent: Path, which: str) -> Path | None:
     """Return the one that a name means of several: the one of the best value, or the newest where no values tell."""
-    links = sorted((link for link in parent.glob(f"{which}*.ckpt") if link.exists()), key=lambda p: p.stat().st_mtime)
-    folders = [folder for link in links if (folder := find_folder(link)) is not None]
-    if len(links) < 2 or len(folders) < len(links):
-        return links[-1] if links else None
+    paths = named(parent, which)
+    folders = [folder for path in paths if (folder := find_folder(path) or folder_behind(path)) is not None]
+    if len(folders) < len(paths):
+        return max(paths, key=lambda path: path.stat().st_mtime)
+    folders.sort(key=step_of)
+    if len(folders) < 2:
+        return folders[0] if folders else None
     monitored = _monitored(_read_config(folders[-1] / CONFIG), which)
     if monitored is None:
-        return links[-1]
+        return folders[-1]
     name, sign = monitored
     metrics = [_read_manifest(folder / MANIFEST).get("metrics") for folder in folders]
     values = [found[name] for found in metrics if isinstance(found, dict) and isinstance(found.get(name), float)]
-    if len(values) < len(links):
-        return links[-1]
+    if len(values) < len(folders):
+        return folders[-1]
     scores = [-math.inf if math.isnan(value) else sign * value for value in values]
-    return max(zip(scores, range(len(links)), links, strict=True))[-1]
+    return max(zip(scores, range(len(folders)), folders, strict=True))[-1]
 
 
 def _monitored(config: Mapping[str, Any], which: str) -> tuple[str, int] | None:
@@ -241,7 +262,7 @@ def verify_trainer_state(checkpoint: Checkpoint) -> None:
     if state is None:
         raise _weights_only(checkpoint.path, TRAINER_STATE)
     for path in [state] if state.is_file() else sorted(state.rglob("*.pt")):
-        _verify_archive(path, path)
+        verify_archive(path, path)
         with deepspeed_objects() if state.is_dir() and _is_deepspeed(state) else contextlib.nullcontext():
             read = read_tensors(path)  # now rather than in a library, whose message would be another
         if path == state and "optimizer_states" not in read:  # of a ModelCheckpoint with save_weights_only
@@ -257,8 +278,12 @@ def _weights_only(path: Path, lacks: str) -> CheckpointError:
     )
 
 
-def _verify_archive(archive: Path | io.BytesIO, path: Path) -> None:
-    """Read what ``torch.save`` wrote against its checksums; ``path`` is what the message calls it."""
+def verify_archive(archive: Path | io.BytesIO, path: Path) -> None:
+    """Read what ``torch.save`` wrote against its checksums; ``path`` is what the message calls it.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     try:
         with zipfile.ZipFile(archive) as file:
             damaged = file.testzip() or next((m.filename for m in file.infolist() if m.external_attr & _FOLDER), None)
@@ -278,7 +303,7 @@ def _verify_shards(state: Path) -> None:
         with path.open("rb") as file:
             file.seek(item.offset)
             archive = io.BytesIO(file.read(item.length))
-        _verify_archive(archive, path)
+        verify_archive(archive, path)
         archive.seek(0)
         read_archive(archive, path)  # torch reads more of an archive than its checksums cover
 
@@ -302,7 +327,7 @@ def _open_plain(path: Path) -> Checkpoint:
         state = read_tensors(path)
         archives = [path] if zipfile.is_zipfile(path) else []  # what torch wrote before it had any holds no checksums
     for file in archives:
-        _verify_archive(file, file)
+        verify_archive(file, file)
     config, manifest = state.get("fastslm_config"), state.get("fastslm_manifest")
     if not isinstance(manifest, dict):
         counts = {"step": state.get("global_step"), "epoch": state.get("epoch")}

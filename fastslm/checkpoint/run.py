@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastslm.checkpoint import Checkpoint, adopt_shapes, check_state, find_folder, find_plain, open_checkpoint
 from fastslm.checkpoint.facts import base_fingerprints
-from fastslm.checkpoint.reader import folder_of_checkpoints
+from fastslm.checkpoint.reader import folder_of_checkpoints, named
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.configuration.instantiate import instantiated
 from fastslm.configuration.renamed import renamed
@@ -23,7 +23,7 @@ from fastslm.errors import CheckpointError, ConfigError
 from fastslm.path.build import AbstractorFactory, build
 from fastslm.path.letters import LetterHead
 from fastslm.path.model import SpeechLM
-from fastslm.path.parts import settle_parts
+from fastslm.path.parts import load_encoder, settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.path.settings import SpeechSettings
 from fastslm.plugins import class_of
@@ -77,8 +77,7 @@ def find_checkpoint(path: Path, which: str | None = None) -> Path:
         CheckpointError: there is none.
     """
     if which is None:
-        links = folder_of_checkpoints(path).glob("best*.ckpt")
-        which = "best" if any(link.exists() for link in links) else "last"
+        which = "best" if named(folder_of_checkpoints(path), "best") else "last"
     return find_folder(path, which) or find_plain(path, which)
 
 
@@ -112,7 +111,7 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
 
 
 def bases_of(path: Path) -> dict[str, str]:
-    """Return fingerprints of the encoder and the LLM that a checkpoint stands on, of those that lie in a folder here.
+    """Return fingerprints of encoder, LLM and tokenizer that a checkpoint stands on, of those in a folder here.
 
     Raises:
         CheckpointError: ``path`` is no checkpoint.
@@ -130,16 +129,21 @@ def _settings_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Mapping[s
 
 
 def _warn_of_other_bases(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-    """Say where encoder or LLM are not those that the weights were trained on: what comes out may mean nothing."""
+    """Say where encoder, LLM or tokenizer are not those of the training: what comes out may mean nothing."""
     now = base_fingerprints(settings)
     for part, record in checkpoint.manifest.get("base_models", {}).items():
-        if part in now and record["initialize"] == "pretrained" and record["fingerprint"] not in (None, now[part]):
-            warnings.warn(
-                f"model.{part}.pretrained: the files of {record['name']} have changed since {checkpoint.path} was"
-                f" trained on them ({record['fingerprint']} then, {now[part]} now): what it says may mean nothing."
-                " Put the former files back.",
-                stacklevel=2,
-            )
+        for what, mark, files in (
+            (part, "fingerprint", "files"),
+            ("tokenizer", "tokenizer", "files of the tokenizer or chat template"),
+        ):
+            then = record.get(mark) if record["initialize"] == "pretrained" or what == "tokenizer" else None
+            if then and now.get(what, then) != then:
+                warnings.warn(
+                    f"model.{part}.pretrained: the {files} of {record['name']} have changed since {checkpoint.path} was"
+                    f" trained on them ({then} then, {now[what]} now): what it says may mean nothing. Put the former"
+                    " files back.",
+                    stacklevel=2,
+                )
 
 
 def _as_before(settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -188,7 +192,7 @@ def build_path(settings: Mapping[str, Any], device: torch.device | str = "cpu", 
     train_parts = settings.get("train_parts", ())
     settle_parts(encoder, llm, torch.device(device), train_parts, stored)
     prompter = Prompter(llm.tokenizer, bool(settings.get("enable_thinking", False)))  # adds tokens, which need rows
-    encoder.load()
+    load_encoder(encoder)
     llm.load()
     return build(encoder, abstractor, llm, prompter, speech_settings(settings), train_parts=train_parts, stored=stored)
 

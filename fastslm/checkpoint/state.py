@@ -38,31 +38,30 @@ def trainable_names(module: nn.Module) -> list[str]:
 def stored_names(module: nn.Module) -> list[str]:
     """Return the names of all tensors that a checkpoint of ``module`` holds."""
     carried: Iterable[str] = getattr(module, "carried", frozenset())
+    changed = {*carried, *trainable_names(module)}
+    training = {part_of_tensor(module, name) for name in trainable_names(module)}
     kept = {"", *_BASE_PARTS}
-    names = [
+    return [
         name
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad or name in carried or part_of_tensor(module, name) not in kept
+        for name, tensor in storable_tensors(module).items()
+        if name in changed
+        or (part := part_of_tensor(module, name)) not in kept
+        or (part in training and not isinstance(tensor, nn.Parameter))  # a step changes a part's buffers too
     ]
-    return [*names, *_own_buffers(module)]
 
 
 def storable_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return every tensor that a checkpoint could hold; a sharded one as this rank has it."""
-    return {**dict(module.named_parameters()), **_own_buffers(module)}
+    return {**dict(module.named_parameters()), **_buffers(module)}
 
 
-def _own_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Return the persistent buffers of parts that no base model has, such as the statistics of a BatchNorm."""
-    found: dict[str, Tensor] = {}
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the persistent buffers of the path, such as the statistics of a BatchNorm."""
     path: Any = getattr(module, "path", None)
-    for part in ("abstractor", "alignment"):
-        inner = getattr(path, part, None)
-        if inner is not None:
-            persistent = inner.state_dict().keys()
-            buffers = {name: buffer for name, buffer in inner.named_buffers() if name in persistent}
-            found |= {f"{_PATH}{part}.{name}": buffer for name, buffer in buffers.items()}
-    return found
+    if path is None:
+        return {}
+    persistent = path.state_dict().keys()
+    return {f"{_PATH}{name}": buffer for name, buffer in path.named_buffers() if name in persistent}
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:

@@ -1,23 +1,10 @@
-"""Figures: their names, checked before the work that they are of, and their style."""
+"""Names of figures, checked before the work that the figures are of, and the style that figures are drawn in."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastslm.errors import ConfigError
-
-
-@contextlib.contextmanager
-def own_style() -> Iterator[None]:
-    """Within it, or in a function decorated by it, no matplotlibrc decides how figures are made.
-
-    One with ``text.usetex`` would ask for a LaTeX that a compute node does not have.
-    """
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        yield
 
 
 def check_figure(path: Path, option: str) -> None:
@@ -31,3 +18,13 @@ def check_figure(path: Path, option: str) -> None:
     kinds = Figure().canvas.get_supported_filetypes()
     if path.is_dir() or path.suffix[1:].lower() not in kinds:  # matplotlib would add an ending to a name without one
         raise ConfigError(f"{option} {path}: a figure is a file that ends in .png, .pdf or .svg.")
+
+
+@contextlib.contextmanager
+def own_style() -> Iterator[None]:
+    """Within it, figures look as matplotlib draws them by itself: a matplotlibrc may want LaTeX or fonts not here."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield

@@ -1,1 +1,1 @@
-"""Scores of transcripts that others can compare: the Open ASR Leaderboard's, by length, with intervals."""
+"""Scores of transcripts that others can compare: by Whisper's normaliser, by length, with intervals."""

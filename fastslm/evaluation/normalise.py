@@ -18,7 +18,7 @@ _SCRIPTS_WITHOUT_SPACES = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO
 
 
 def normaliser_of(language: str) -> str:
-    """Return which of ``NORMALISERS`` the leaderboard puts a language through.
+    """Return which of ``NORMALISERS`` a language goes through.
 
     Args:
         language: a code, a tag or an English name, see ``code_of``; empty means English, and an unknown one ``basic``.

@@ -106,7 +106,10 @@ def _cell(text: str) -> str:
 
 def _scorer(results: Sequence[SetResult]) -> str:
     names = dict.fromkeys(name for result in results for name in result.normalisers)
-    return f"Open ASR Leaderboard's scorer: kaldialign with compounds merged, normaliser {' and '.join(names)}"
+    return (
+        f"Normaliser {' and '.join(names)} (Whisper's, of whisper-normalizer; the Open ASR Leaderboard has had its own"
+        " since April 2026), errors by kaldialign with compounds merged"
+    )
 
 
 def _span(found: Score) -> str:

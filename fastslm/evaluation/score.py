@@ -23,7 +23,7 @@ _FEWEST_LOST = 10
 #: Words that a phrase over and over covers at least: a refrain is none.
 _FEWEST_REPEATED = 12
 _NUM_DRAWS = 2000
-#: Most pairs of words that are compared at once, 20 bytes each in kaldialign, and about the words of a piece beyond.
+#: Most pairs of words that are compared at once, 20 bytes each in kaldialign, and about the words of a part beyond.
 _MOST_PAIRS, _PIECE = 4_000_000, 1000
 
 
@@ -133,7 +133,7 @@ def check_installed() -> None:
 
 
 def compare(transcript: Transcript) -> Counts:
-    """Count the errors of a transcript as the Open ASR Leaderboard does.
+    """Count the errors of a transcript, aligned as the Open ASR Leaderboard aligns.
 
     Both texts are normalised; words that differ by a space alone ("white paper", "whitepaper") are no error.
 
@@ -146,8 +146,8 @@ def compare(transcript: Transcript) -> Counts:
         raise MissingExtraError("kaldialign", extra="evaluate", purpose="scores of transcripts") from error
 
     reference, hypothesis = (words(t, transcript.normaliser) for t in (transcript.reference, transcript.hypothesis))
-    pieces = list(_pieces(reference, hypothesis))
-    found = [edit_distance(*piece, merge_compounds=True) for piece in pieces]
+    parts = list(_parts(reference, hypothesis))
+    found = [edit_distance(*part, merge_compounds=True) for part in parts]
     num_words, wrong, lost, extra = (sum(int(each[k]) for each in found) for k in ("ref_len", "sub", "del", "ins"))
     names = {word: place for place, word in enumerate(dict.fromkeys(hypothesis))}
     return Counts(
@@ -159,18 +159,18 @@ def compare(transcript: Transcript) -> Counts:
         extra,
         len(hypothesis),
         repeated_phrase([names[word] for word in hypothesis], fewest_tokens=_FEWEST_REPEATED) is not None,
-        lost >= _FEWEST_LOST and _ends_early(*pieces[-1]),
+        lost >= _FEWEST_LOST and _ends_early(*parts[-1]),
         transcript.work_seconds,
     )
 
 
-def _pieces(reference: Sequence[str], hypothesis: Sequence[str]) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
-    """Yield two texts in pieces that have the errors of the whole, where the whole is too long to be compared at once.
+def _parts(reference: Sequence[str], hypothesis: Sequence[str]) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
+    """Yield two texts in parts that have the errors of the whole, where the whole is too long to be compared at once.
 
-    A shortest way from one text to the other is that of its pieces wherever it is cut. It is cut in the longest stretch
+    A shortest way from one text to the other is that of its parts wherever it is cut. It is cut in the longest stretch
     of equal words of every ``_PIECE``, where the leaderboard's way, which counts no error for a compound, passes, too.
     """
-    first, second = 0, 0  # of the piece, in either text
+    first, second = 0, 0  # of the part, in either text
     longest = 0, 0, 0  # stretch of equal words in it: size and places
     is_long = len(reference) * len(hypothesis) > _MOST_PAIRS
     for block in Levenshtein.editops(reference, hypothesis).as_matching_blocks() if is_long else ():

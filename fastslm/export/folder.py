@@ -21,7 +21,7 @@ from fastslm.export.remote.configuration_fastslm import FastSLMConfig
 from fastslm.export.remote.modeling_fastslm import names_in_folders
 from fastslm.export.remote.token_counts import token_counts
 from fastslm.export.sources import export_sources
-from fastslm.export.stock import hf_model, llm_state, save_stock_llm
+from fastslm.export.stock import llm_state, save_stock_llm
 from fastslm.files import whole_folder
 from fastslm.path.model import SpeechLM
 from fastslm.path.template import keep_switches
@@ -90,7 +90,7 @@ def export_llm(run: Run, folder: Path) -> None:
 
 def _config(run: Run, merged: bool) -> FastSLMConfig:
     path, settings = run.path, run.settings
-    llm = hf_model(path.llm)
+    llm = path.llm.stock_model()
     dtypes = {"encoder": _dtype(path.encoder), "abstractor": _dtype(path.abstractor), "llm": llm.dtype}
     narrow = {dtype for dtype in dtypes.values() if dtype != torch.float32}
     if len(narrow) > 1:
@@ -141,7 +141,7 @@ def _lora(path: SpeechLM) -> dict[str, Any] | None:
     if settings is None:
         return None
     targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
-    made: Any = getattr(hf_model(path.llm), "peft_config", {}).get("default")
+    made: Any = getattr(path.llm.stock_model(), "peft_config", {}).get("default")
     excluded = getattr(made, "exclude_modules", None)
     return {
         "r": settings.rank,
@@ -154,7 +154,7 @@ def _lora(path: SpeechLM) -> dict[str, Any] | None:
 
 def _state(path: SpeechLM, merged: bool) -> dict[str, Tensor]:
     """Return every weight by its name in the folder, each storage once."""
-    llm = hf_model(path.llm)
+    llm = path.llm.stock_model()
     state = {f"path.encoder.{name}": value for name, value in path.encoder.state_dict().items()}
     for part in ("layer_mix", "abstractor"):
         if (module := getattr(path, part)) is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastslm.errors import ConfigError
 
 #: What a process that loads an exported folder has anyway, or (peft) is told to install.
-_AT_HAND = {"torch", "numpy", "transformers", "huggingface_hub", "peft", "jinja2"}
+_AT_HAND = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors", "peft", "jinja2"}
 _TEMPLATES = "fastslm.export.remote."
 _PARTS = f"{_TEMPLATES}parts"
 #: Modules of ours that are others in an exported folder.
@@ -33,7 +33,7 @@ def export_sources(encoder: type, abstractor: type) -> dict[str, str]:
     Raises:
         ConfigError: a file cannot be exported, for it imports what such a folder cannot carry.
     """
-    own = {"fastslm", abstractor.__module__.partition(".")[0]}
+    own = {"fastslm", *(kind.__module__.partition(".")[0] for kind in (encoder, abstractor))}
     files = {
         "parts.py": '"""The kinds of encoder and compressor in this model."""\n\n'
         f"from .{flat_name(abstractor.__module__)} import {abstractor.__qualname__} as Abstractor\n"

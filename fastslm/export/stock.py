@@ -15,18 +15,6 @@ from fastslm.errors import ConfigError
 _ADAPTER = re.compile(r"\.lora_\w+\.")
 
 
-def hf_model(llm: LanguageModel) -> Any:
-    """Return the transformers model inside.
-
-    Raises:
-        ConfigError: the LLM is of a kind that holds none.
-    """
-    model = getattr(llm, "causal_lm", None)
-    if model is None:
-        raise ConfigError(f"model.llm: {type(llm).__name__} holds no transformers model, so it cannot be exported.")
-    return model
-
-
 def tied_adapters(model: Any) -> list[str]:
     """Return which of embeddings and head have an adapter though they are one table, which it would change for both."""
     from peft.tuners.lora import LoraLayer
@@ -96,7 +84,7 @@ def save_stock_llm(llm: LanguageModel, folder: Path, *, merged: bool) -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    model = hf_model(llm)
+    model = llm.stock_model()
     with torch.device("meta"):
         stock = AutoModelForCausalLM.from_config(
             copy.deepcopy(model.config), dtype=model.dtype, trust_remote_code=False

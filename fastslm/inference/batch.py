@@ -108,10 +108,8 @@ def transcribe(
 
 
 def _encode(model: AnsweringModel, recordings: Sequence[_Recording], on_progress: Progress | None) -> None:
-    def failed(i: int, error: FastSLMError) -> None:
-        recordings[i].fail(error)
-
-    for part in encode(model.path, [r.source for r in recordings if r.source], failed):
+    sources = [r.source for r in recordings if r.source]
+    for part in encode(model.path, sources, lambda i, error: recordings[i].fail(error)):
         recording = recordings[part.recording]
         if recording.error is not None:
             continue

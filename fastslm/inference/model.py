@@ -126,7 +126,15 @@ class Model(AnsweringModel):
         check_limits(max_new_tokens, on_progress=on_progress)
         audios = list_of_recordings(audios)
         if self.spells(request, decoding, letters, max_new_tokens):
-            return [self._or_error(audio, request, decoding, sample_rate_hz, on_progress) for audio in audios]
+            found: list[Answer | FastSLMError] = []
+            for audio in audios:
+                try:
+                    source = open_audio(audio, sample_rate_hz)
+                    answer = search.transcribe(self, source, request, decoding, on_progress)
+                    found.append(replace(answer, segments=(), remarks=tuple(source.remarks)))
+                except FastSLMError as error:
+                    found.append(DataError(f"{name_of(audio)}: {error}"))
+            return found
         return batch.transcribe(self, audios, request, decoding, max_new_tokens, sample_rate_hz, on_progress)
 
     def spells(
@@ -160,22 +168,6 @@ class Model(AnsweringModel):
             return False
         search.check(decoding, max_new_tokens, section_minutes)
         return True
-
-    def _or_error(
-        self,
-        audio: Any,
-        request: Request,
-        decoding: Decoding,
-        sample_rate_hz: int | None,
-        on_progress: Progress | None,
-    ) -> Answer | FastSLMError:
-        """Return a transcript by letters, or why there is none."""
-        try:
-            source = open_audio(audio, sample_rate_hz)
-            answer = search.transcribe(self, source, request, decoding, on_progress)
-        except FastSLMError as error:
-            return DataError(f"{name_of(audio)}: {error}")
-        return replace(answer, segments=(), remarks=tuple(source.remarks))
 
     @overload
     def ask(self, audio: Any, questions: str, **settings: Any) -> Answer: ...

@@ -51,16 +51,8 @@ class _Section:
     begins: bool = False
 
 
-@dataclass
-class _Spent:
-    """What encoding came to: seconds of work, and samples of windows with a signal."""
-
-    listening: float = 0.0
-    num_signal_samples: int = 0
-
-
 class _Writer:
-    """Writes one section after another."""
+    """Encodes, and writes one section after another."""
 
     def __init__(
         self,
@@ -78,7 +70,29 @@ class _Writer:
         self.left: list[int] = []  # what the section before left to be generated again
         self.done: list[_Section] = []
         self.attempts, self.temperature, self.truncated = 1, decoding.temperature, False
-        self.longest_pass = 0.0  # seconds
+        self.longest_pass = self.listening = 0.0  # seconds, of audio and of work
+        self.num_signal_samples = 0
+
+    def sections(self, windows: Iterator[SpeechPart], num_windows: int) -> Iterator[_Section]:
+        """Yield sections of ``num_windows`` windows as they are encoded."""
+        tokens: list[Tensor] = []
+        start = end = 0.0
+        began = time.perf_counter()
+        for part in windows:
+            self.listening += time.perf_counter() - began
+            self.num_signal_samples += part.num_signal_samples
+            if self.on_progress:
+                self.on_progress("encoded", part.seconds)
+            chunks = part.tokens.split(list(part.counts))
+            for chunk, num_samples in zip(chunks, part.num_samples, strict=True):
+                tokens.append(chunk.clone())  # a view would keep the whole group's tokens
+                end += num_samples / SAMPLE_RATE_HZ
+                if len(tokens) == num_windows:
+                    yield _Section(tokens, start, end)
+                    tokens, start = [], end
+            began = time.perf_counter()
+        if tokens:
+            yield _Section(tokens, start, end)
 
     def write(self, section: _Section, last: bool) -> None:
         """Write a section; all but the last one leave their last word to the next."""
@@ -176,12 +190,11 @@ def transcribe(
     num_windows = 1 if by_window else max(1, round(seconds / window_seconds))
     writer = _Writer(model, request, decoding, max(seconds, window_seconds), max_new_tokens, on_progress)
     began = time.perf_counter()
-    spent = _Spent()
     segments = _SectionSegments(model, on_segment)
     waiting: _Section | None = None
     num_tokens, end = 0, 0.0
     try:
-        for section in _sections(model, encode(model.path, [source]), num_windows, spent, on_progress):
+        for section in writer.sections(encode(model.path, [source]), num_windows):
             num_tokens, end = num_tokens + sum(len(tokens) for tokens in section.tokens), section.end
             if waiting is not None:
                 writer.write(waiting, last=False)
@@ -199,10 +212,10 @@ def transcribe(
         Generated(ids, "limit" if writer.truncated else "stop", writer.attempts, writer.temperature),
         request,
         seconds=end,
-        signal_seconds=spent.num_signal_samples / SAMPLE_RATE_HZ,
+        signal_seconds=writer.num_signal_samples / SAMPLE_RATE_HZ,
         longest_pass=writer.longest_pass,
         speech_tokens=num_tokens,
-        timings=Timings(encode=spent.listening, decode=time.perf_counter() - began - spent.listening),
+        timings=Timings(encode=writer.listening, decode=time.perf_counter() - began - writer.listening),
         source=source.name,
         segments=segments.all,
     )
@@ -216,34 +229,6 @@ def _behind(model: AnsweringModel, before: Sequence[int], ids: Sequence[int]) ->
         return list(ids)
     space = model.path.prompter.tokenizer(" ", add_special_tokens=False)["input_ids"]
     return [*space, *ids]
-
-
-def _sections(
-    model: AnsweringModel,
-    windows: Iterator[SpeechPart],
-    num_windows: int,
-    spent: _Spent,
-    on_progress: Progress | None,
-) -> Iterator[_Section]:
-    """Yield sections of ``num_windows`` windows as they are encoded; adds up in ``spent``."""
-    tokens: list[Tensor] = []
-    start = end = 0.0
-    began = time.perf_counter()
-    for part in windows:
-        spent.listening += time.perf_counter() - began
-        spent.num_signal_samples += part.num_signal_samples
-        if on_progress:
-            on_progress("encoded", part.seconds)
-        chunks = part.tokens.split(list(part.counts))
-        for chunk, num_samples in zip(chunks, part.num_samples, strict=True):
-            tokens.append(chunk.clone())  # a view would keep the whole group's tokens
-            end += num_samples / SAMPLE_RATE_HZ
-            if len(tokens) == num_windows:
-                yield _Section(tokens, start, end)
-                tokens, start = [], end
-        began = time.perf_counter()
-    if tokens:
-        yield _Section(tokens, start, end)
 
 
 class _SectionSegments(Segments):

@@ -42,6 +42,7 @@ class AudioStream:
         keep_tokens: keep the speech tokens, so that requests of another task can be answered too.
 
     Attributes:
+        speech_tokens: LLM tokens of the windows that are full.
         timings: what listening took.
     """
 
@@ -62,7 +63,7 @@ class AudioStream:
         self._tokens: list[Tensor] | None = [] if keep_tokens else None
         self._before, _ = model.ids_of(request)
         self._memory = self._opened(self._before)
-        self._num_samples, self._num_tokens, self._num_pushed, self._num_signal = 0, 0, 0, 0
+        self._num_samples, self.speech_tokens, self._num_pushed, self._num_signal = 0, 0, 0, 0
         self._finished = False
         self._lock, self._answering = threading.RLock(), False
         self.timings = Timings()
@@ -71,11 +72,6 @@ class AudioStream:
     def seconds(self) -> float:
         """Seconds of audio pushed so far."""
         return max(self._num_samples, self._num_pushed) / SAMPLE_RATE_HZ
-
-    @property
-    def speech_tokens(self) -> int:
-        """LLM tokens of the windows that are full."""
-        return self._num_tokens
 
     @contextlib.contextmanager
     def _mine(self, refused: str, *, answering: bool = False) -> Iterator[None]:
@@ -97,9 +93,9 @@ class AudioStream:
 
     def __iter__(self) -> Iterator[float]:
         for chunk in () if self._chunks is None else self._chunks:
-            before = self._num_tokens
+            before = self.speech_tokens
             self.push(chunk)
-            if self._num_tokens > before:
+            if self.speech_tokens > before:
                 yield self.seconds
         self.finish()
 
@@ -174,7 +170,7 @@ class AudioStream:
             self._tokens.append(part.tokens)
         self._memory.read(part.tokens.to(self._model.dtype))
         self._num_samples += sum(part.num_samples)
-        self._num_tokens += len(part.tokens)
+        self.speech_tokens += len(part.tokens)
         self._num_signal += part.num_signal_samples
         self.timings += Timings(prefill=time.perf_counter() - begin)
 
@@ -249,7 +245,7 @@ class AudioStream:
                 request,
                 seconds=seconds,
                 signal_seconds=(self._num_signal + (tail.num_signal_samples if tail else 0)) / SAMPLE_RATE_HZ,
-                speech_tokens=self._num_tokens + (len(tail.tokens) if tail else 0),
+                speech_tokens=self.speech_tokens + (len(tail.tokens) if tail else 0),
                 timings=self.timings + spent,
                 source=str(source),
             )

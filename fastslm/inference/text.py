@@ -1,4 +1,4 @@
-"""Text shown while it is generated, without half characters, and what stands between two pieces of it."""
+"""Text shown while it is generated, without half characters, and what stands between two parts of it."""
 
 import unicodedata
 from collections.abc import Callable, Sequence

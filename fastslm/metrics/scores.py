@@ -1,5 +1,6 @@
 """Scores of a validation by task and language, over all ranks."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,8 @@ class Scores:
             own = {language: sums[name, language] for name, language in sorted(sums) if name == measured}
             values = {language: metric.figure(counts) for language, counts in own.items()}
             total = [sum(column) for column in zip(*own.values(), strict=True)]
-            found[measured] = metric.figure(total) if metric.pooled else sum(values.values()) / len(values)
+            known = [value for value in values.values() if not math.isnan(value)] or [math.nan]
+            found[measured] = metric.figure(total) if metric.pooled else sum(known) / len(known)
             if len(values) > 1:
                 found |= {f"{measured}/{language or 'unnamed'}": value for language, value in values.items()}
         return found

@@ -12,8 +12,8 @@ from fastslm.path.pretrained import reason, resolve
 EXPORTED_TYPES = ("fastslm_speech", "fastslm")
 _CONFIG = "config.json"
 _WANTED = "Give the Hugging Face folder (config.json and safetensors)"
+_POINTER = b"version https://git-lfs"
 _GGUF = f"is a model of llama.cpp (GGUF), whose weights are not trained on. {_WANTED} that it was made from."
-_ADAPTER = "holds an adapter of PEFT. Merge it into its base model first (merge_and_unload), and give what that makes."
 
 
 def base_folder(name: str, key: str) -> str:
@@ -45,12 +45,17 @@ def _what_else(folder: Path) -> str:
         return f"is empty. {_WANTED}."
     if odd := no_file_in(folder):
         return f"{odd}. {_WANTED}."
+    if pointers := sorted(path.name for path in folder.iterdir() if _is_pointer(path)):
+        return f"holds {pointers[0]} as a pointer of Git LFS alone. Run 'git lfs pull' in it, or download it again."
     if "model.bin" in names and any(name.startswith(("vocabulary.", "shared_vocabulary.")) for name in names):
         return f"is a model of CTranslate2 (faster-whisper). {_WANTED} of transformers that it was converted from."
+    if "weights.npz" in names:
+        return f"is a model of MLX. {_WANTED} of transformers that it was converted from."
     if ".gguf" in kinds and ".safetensors" not in kinds:
         return _GGUF
     if "adapter_config.json" in names:
-        return _ADAPTER
+        what = "holds an adapter of PEFT beside the model" if _CONFIG in names else "is an adapter of PEFT alone"
+        return f"{what}. Merge it into its base model first (merge_and_unload), and give that."
     if "checkpoints" in names or "checkpoint.json" in names:
         return f"is a run of fastslm. To train on from it: --init_from {folder}; here, give the base model it names."
     if _CONFIG not in names:
@@ -71,6 +76,37 @@ def _what_else(folder: Path) -> str:
     return ""
 
 
+def _is_pointer(path: Path) -> bool:
+    """Return whether a file is what ``git clone`` leaves in the place of a large one without Git LFS."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+
+
+def refuse_kernels(config: Any, name: str, key: str) -> None:
+    """Refuse a configuration of transformers that has code of the hub compute a part of the model.
+
+    Raises:
+        ConfigError: it names such code.
+    """
+    for setting, value in vars(config).items():
+        if "_implementation" in setting and "/" in str(value):
+            raise ConfigError(
+                f"{key}: {name} wants code of the hub for a part of the model ({setting.lstrip('_')}: {value}), and"
+                " such code is never run here. Take that key out of its config.json."
+            )
+        if hasattr(value, "model_type"):
+            refuse_kernels(value, name, key)
+
+
+def cannot_load(name: str, key: str, config: Any, error: BaseException) -> ConfigError:
+    """Return what to say where transformers does not load the weights of a base model."""
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    way_out = " It is quantized: give the model that it was made from." if is_quantized else ""
+    return ConfigError(f"{key}: cannot load {name!r}: {reason(error)}{way_out}")
+
+
 def _read(file: Path) -> Any:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -79,56 +115,10 @@ def _read(file: Path) -> Any:
     return found if isinstance(found, dict) else "it holds no names and values"
 
 
-def read_config(name: str, key: str) -> Any:
-    """Return transformers' configuration of a base model.
-
-    Args:
-        name: see ``resolve``.
-        key: the configuration key the name came from, for the error.
-
-    Raises:
-        ConfigError: there is none, or something else.
-    """
-    from transformers import AutoConfig
-
-    folder = base_folder(name, key)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever a value of the file makes transformers stumble over
-        raise no_configuration(name, key, error) from error
-
-
-def read_model(kind: Any, name: str, key: str, config: Any, **settings: Any) -> tuple[Any, dict[str, Any]]:
-    """Return a base model with its weights, and what transformers says about them.
-
-    Args:
-        kind: class of transformers.
-        name: see ``resolve``.
-        key: the configuration key the name came from, for the error.
-        config: what ``read_config`` gave, or a part of it.
-        settings: of ``from_pretrained``.
-
-    Raises:
-        ConfigError: it cannot be loaded, or is more than a base model.
-    """
-    try:
-        model, info = kind.from_pretrained(
-            resolve(name, key), config=config, output_loading_info=True, trust_remote_code=False, **settings
-        )
-    except Exception as error:  # whatever a value or a file makes transformers stumble over
-        why = reason(error)
-        if isinstance(error, ImportError) and getattr(config, "quantization_config", None):
-            why = "its weights are quantized (quantization_config). Give the model that it was made from."
-        raise ConfigError(f"{key}: cannot load {name!r}: {why}") from error
-    if getattr(model, "_hf_peft_config_loaded", False):  # a folder says so before; a name of the hub does not
-        raise ConfigError(f"{key}: {name!r} {_ADAPTER}")
-    return model, info
-
-
 def no_configuration(name: str, key: str, error: BaseException) -> ConfigError:
     """Return what to say where no configuration of a base model was found."""
     if Path(name).is_dir() or name.startswith("fastslm:"):
-        return ConfigError(f"{key}: no model configuration that can be read at {name!r}: {reason(error)}")
+        return ConfigError(f"{key}: no model configuration at {name!r}: {reason(error)}")
     return ConfigError(
         f"{key}: {name!r} is no folder here, and the hub does not give it: {reason(error)} Give the path of a folder,"
         f" or fetch it where there is a network: hf download {name} (a gated one after hf auth login)."

@@ -1,8 +1,8 @@
 """What travels from the data to the model: Sample (one dialogue and its audio) and Batch (many of them).
 
 Dimension letters, the one legend of the project:
-    B dialogues, R recordings of all dialogues, W windows of all recordings, N audio samples, M mel bins, T mel frames,
-    F encoder frames of a window, K tokens of a window, S LLM positions, D_enc, D_llm widths, V vocabulary.
+    B dialogues, R recordings of all dialogues, W windows of all recordings, N audio samples, F encoder frames of a
+    window, K tokens of a window, S LLM positions, D_enc, D_llm widths, V vocabulary.
 """
 
 from collections.abc import Sequence

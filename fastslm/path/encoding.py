@@ -115,11 +115,11 @@ class TextEncoder:
                 spelt.append(self.controls[int(encoded.ids[i])])
         return tuple(spelt), tuple(unknown)
 
-    def _not_known(self, piece: str) -> list[str]:
-        """Return the characters of a piece that are not known; the piece itself where it is a word of known ones."""
+    def _not_known(self, token: str) -> list[str]:
+        """Return the characters of a token that are not known; the token itself where it is a word of known ones."""
         if self._vocabulary is None:
             self._vocabulary = self.tokenizer.get_vocab().keys()
-        return [character for character in piece if character not in self._vocabulary] or [piece]
+        return [character for character in token if character not in self._vocabulary] or [token]
 
     def _make_guarded(self) -> Any:
         """Return the tokenizer with other names for its control tokens, each as long as before.

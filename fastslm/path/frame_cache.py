@@ -7,7 +7,9 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -17,8 +19,8 @@ from fastslm.contracts import Encoder
 from fastslm.files import whole_file
 from fastslm.path.settings import SpeechSettings
 
-#: Raised when the same samples would give other frames: windows, mel or the file layout changed.
-_FORMAT_VERSION = 3
+#: Raised when the same samples would give other frames: windows, front ends or the file layout changed.
+_FORMAT_VERSION = 4
 _MIN_FREE_BYTES = 1 << 30
 _CHECKSUM_BYTES = 4
 
@@ -27,9 +29,10 @@ class FrameCache:
     """Frames of windows by the samples they were made of.
 
     A window is named by a digest of its samples, below a folder named by a digest of the encoder's weights and
-    everything else that decides its frames; so data that changed, another window length or another encoder never find
-    each other's frames. Each window is one file, renamed into place when whole: processes and nodes may share the
-    folder, and a kill leaves nothing that is read. A file ends with a checksum; one that is damaged is made anew.
+    everything else that decides its frames, such as its source where it is another package's; so data that changed,
+    another window length or another encoder never find each other's frames. Each window is one file, renamed into place
+    when whole: processes and nodes may share the folder, and a kill leaves nothing that is read. A file ends with a
+    checksum of its place and content; one that is damaged, or of another window, is made anew.
 
     Costs disk: F * D_enc * (bytes of its dtype) for a window, 3.8 MB for 30 s of a Whisper large in bfloat16. Nothing
     is written any more when less than 1 GiB is free.
@@ -43,7 +46,10 @@ class FrameCache:
     def __init__(self, folder: Path, encoder: Encoder, settings: SpeechSettings) -> None:
         windows = (settings.window_samples, settings.context_samples(encoder))
         kind = (type(encoder).__module__, encoder.identity(), encoder.given_arguments())
-        digest = hashlib.sha256(repr((_FORMAT_VERSION, kind, windows)).encode())
+        versions = [version(package) for package in ("fastslm", "transformers")]
+        digest = hashlib.sha256(repr((_FORMAT_VERSION, kind, windows, versions)).encode())
+        for source in _sources(type(encoder)):
+            digest.update(source)
         for name, weight in sorted(encoder.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
@@ -89,14 +95,14 @@ class FrameCache:
                 return
             with whole_file(path, sync=False) as partial:  # nodes may share the folder
                 partial.file.write(content.getbuffer())
-                partial.file.write(_checksum(content.getbuffer()))
+                partial.file.write(_checksum(path, content.getbuffer()))
 
     def _read(self, path: Path) -> Tensor | None:
         try:
             content = path.read_bytes()
         except OSError:  # not there
             return None
-        if _checksum(memoryview(content)[:-_CHECKSUM_BYTES]) != content[-_CHECKSUM_BYTES:]:
+        if _checksum(path, memoryview(content)[:-_CHECKSUM_BYTES]) != content[-_CHECKSUM_BYTES:]:
             if not self._told:
                 print(f"fastslm: {path} is damaged; it is made anew, as are any others like it.", file=sys.stderr)
             self._told = True
@@ -105,5 +111,24 @@ class FrameCache:
         return frames.view(torch.bfloat16) if frames.dtype == torch.int16 else frames
 
 
-def _checksum(content: memoryview) -> bytes:
-    return zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little")
+def _sources(kind: type) -> list[bytes]:
+    """Return the files of a class of another package: its own, and those of its package that it takes names from."""
+    package, waiting, found = kind.__module__.partition(".")[0], [kind.__module__], dict[str, bytes]()
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        if module is None or name in found or name.partition(".")[0] != package or package == "fastslm":
+            continue
+        file = getattr(module, "__file__", None)
+        found[name] = Path(file).read_bytes() if file else b""
+        waiting += [
+            value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", ""))
+            for value in vars(module).values()
+        ]
+    return [source for _, source in sorted(found.items())]
+
+
+def _checksum(path: Path, content: memoryview) -> bytes:
+    """Return that of a window's frames: those of another window or encoder, put at this place, have another one."""
+    place = "/".join(path.parts[-3:]).encode()
+    return zlib.crc32(content, zlib.crc32(place)).to_bytes(_CHECKSUM_BYTES, "little")

@@ -72,6 +72,8 @@ class Listener:
         self.context_samples = settings.context_samples(encoder)
         self._llm = llm  # not its bound method: strategies put another in its place
         self._window_frames = settings.frames_per_window(encoder)
+        row = torch.tensor(self.window_samples + 2 * self.context_samples, device="cpu")  # under "meta" too
+        self._row_frames = int(encoder.num_frames(row))
 
     # -- lengths, on the host --------------------------------------------------------------------------------------
 
@@ -149,7 +151,9 @@ class Listener:
             hidden = None if masks is None else masks[group]
             groups.append(self._group(samples, num_samples, frames, summary, hidden, additions))
         while len(groups) < max(1, num_groups):
-            groups.append(self._silence(audio.device, additions))
+            # Tokens that no position shows: a batch with less audio than another rank's, or none, runs the same modules
+            # as often. Gradients stay connected, and no rank of a sharded run skips a module that others wait in.
+            groups.append(self.silence(1, audio.device, additions))
         tokens = self._scaled(torch.cat([group.values for group in groups]))
         counts = self._counts(num_frames, groups)
         return Speech(tokens, counts, self.rows(windows, counts))
@@ -259,29 +263,29 @@ class Listener:
         self, samples: Tensor, num_samples: Tensor, summary: Tensor | None, masks: FeatureMasks | None
     ) -> Tensor:
         frames: Tensor = self.encoder(samples, num_samples, summary, masks)  # [W, (L,) F, D_enc], context included
-        begin = self.context_samples // self.encoder.samples_per_frame
-        kept = frames.narrow(-2, begin, min(self._window_frames, frames.shape[-2] - begin))
-        if kept.shape[-2] != self._window_frames or kept.shape[-1] != self.encoder.width:
+        if frames.shape[-2:] != (self._row_frames, self.encoder.width):
             raise ConfigError(
                 f"model.encoder: {type(self.encoder).__name__} gave {frames.shape[-2]} frames of width"
-                f" {frames.shape[-1]} for a row of {samples.shape[-1]} samples, of which {self._window_frames} of width"
-                f" {self.encoder.width} are needed from frame {begin} on: its num_frames and width do not say what its"
-                " forward gives."
+                f" {frames.shape[-1]} for a row of {samples.shape[-1]} samples, for which its num_frames and width say"
+                f" {self._row_frames} of width {self.encoder.width}: they must say what its forward gives."
             )
-        return kept
+        return frames.narrow(-2, self.context_samples // self.encoder.samples_per_frame, self._window_frames)
 
-    def _silence(self, device: torch.device, additions: Additions) -> Tokens:
-        """Return tokens of one silent window that no position shows.
+    def silence(self, num_windows: int, device: torch.device, additions: Additions = NOTHING) -> Tokens:
+        """Return the tokens of a group of full windows that hold nothing.
 
-        A batch with less audio than another rank's, or none, runs the same modules as often: gradients stay connected
-        and no rank of a sharded run skips a module that the others wait in.
+        Args:
+            num_windows: in the group.
+            device: where.
+            additions: what training does to frames.
         """
-        samples = torch.zeros(1, self.row_samples, dtype=torch.int16, device=device)
-        num_samples = torch.full((1,), self.window_samples + 2 * self.context_samples, device=device)
+        samples = torch.zeros(num_windows, self.row_samples, dtype=torch.int16, device=device)
+        num_samples = torch.full((num_windows,), self.window_samples + 2 * self.context_samples, device=device)
         summary = None
         if self.encoder.needs_summary:
-            summary = self.encoder.combine(self.encoder.survey(samples, num_samples))[None]
-        return self._group(samples, num_samples, torch.ones_like(num_samples), summary, None, additions)
+            summary = self.encoder.combine(self.encoder.survey(samples, num_samples)).expand(num_windows, -1)
+        num_frames = torch.full_like(num_samples, self._window_frames)
+        return self._group(samples, num_samples, num_frames, summary, None, additions)
 
     # -- what an encoder must know beforehand ----------------------------------------------------------------------
 

@@ -30,6 +30,16 @@ def settle_parts(
         llm.leave_out_adapters()
 
 
+def load_encoder(encoder: Encoder) -> None:
+    """Let an encoder bring its weights; those that it draws are the same in every process and whatever the seed.
+
+    A frozen encoder is in no checkpoint, and neither is a later stage's before it has trained.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        encoder.load()
+
+
 def size_of(parameters: Iterable[nn.Parameter]) -> int:
     """Return the numbers in some parameters; ZeRO-3 leaves empty tensors behind, and their sizes beside them."""
     return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in parameters)

@@ -3,9 +3,9 @@
 import importlib.resources
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from fastslm.errors import ConfigError
 
@@ -32,19 +32,6 @@ def resolve(name: str, key: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigError(f"{key}: there is no folder {name!r}. Give an existing folder or a hub name (owner/model).")
     return name
-
-
-def choose_kernels(config: Any, attention: str | None) -> None:
-    """Set which attention transformers computes by, and that it chooses the code of experts itself.
-
-    A configuration of somebody may name a repository of the hub there, whose code transformers would import.
-
-    Args:
-        config: of transformers; those inside it are changed as well.
-        attention: its implementation; None lets transformers choose.
-    """
-    config._attn_implementation = attention
-    config._experts_implementation = None
 
 
 def dtype_on(device: torch.device, name: str) -> torch.dtype:
@@ -76,7 +63,7 @@ def reason(error: BaseException) -> str:
         )
     if isinstance(error, UnpicklingError):
         return "a file holds more than tensors, and is not loaded, for that could run code. Use one with safetensors."
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines or isinstance(error, LookupError | AttributeError | TypeError | ArithmeticError):  # not for people
-        return ": ".join([type(error).__name__, *lines[:1]])
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    lines = str(error).strip().splitlines()
+    if isinstance(error, SafetensorError):
+        return f"a file of safetensors is damaged or cut off ({lines[0]}). Copy or download the folder again."
+    return lines[0] if lines else type(error).__name__

@@ -21,8 +21,8 @@ class Request:
         brought: what the name stands for where a model brings its own tasks; None takes the installed one.
 
     Raises:
-        ConfigError: the task is unknown, lacks its question, or has a language and does not translate; or one of the
-            words is no text.
+        ConfigError: the task is unknown, lacks its question, needs several fields, or has a language and does not
+            translate; or one of the words is no text.
     """
 
     task: str = "asr"
@@ -39,8 +39,13 @@ class Request:
                 checked_text(value or "", name)
             except DataError as error:
                 raise ConfigError(f"{error}.") from error
+        if len(self._needed) > 1:
+            raise ConfigError(
+                f"task: {self.task} cannot be asked of audio alone: its words need {' and '.join(self._needed)}, and a"
+                " request brings one of them at most, as its prompt. Evaluate it on samples that have them."
+            )
         if self._needed and not (self.prompt or "").strip():
-            raise ConfigError(f"task: {self.task} needs a {' and a '.join(self._needed)}; give one as the prompt.")
+            raise ConfigError(f"task: {self.task} needs a {self._needed[0]}; give one as the prompt.")
         if self.prompt is not None and not self.prompt.strip():
             raise ConfigError("prompt: it is empty. Say what to ask, or leave it out for the task's own words.")
         if self.language is not None and not self.language.strip():
@@ -61,7 +66,7 @@ class Request:
     def messages(self) -> list[dict[str, str]]:
         """Return the user's turn, as training puts it."""
         task, words = self.definition, ""
-        if self.prompt is not None and len(self._needed) != 1:
+        if self.prompt is not None and not self._needed:
             task = replace(task, prompt=task.prompt.partition("{audio}")[0] + "{audio}")
             words = f"\n{as_text(self.prompt.strip())}"
         fields = {**dict.fromkeys(self._needed, self.prompt), "target_language": self.language}

@@ -70,7 +70,7 @@ class Budget:
 
     def _with_activations(self, peaks: Peaks) -> Memory:
         hardware = self.hardware
-        count = self._trainable
+        count = sum(part.trainable for part in self.sketch.parts)
         weights, host = self._weights(hardware.trainable_dtype)
         whole_gradients = count * hardware.trainable_dtype.itemsize
         gradients = whole_gradients
@@ -85,10 +85,6 @@ class Budget:
             host, optimizer = host + optimizer, 0
         activations = max(peaks.worst - whole_gradients, self._update_bytes)
         return Memory(weights, gradients, optimizer, activations, host=host)
-
-    @property
-    def _trainable(self) -> int:
-        return sum(part.trainable for part in self.sketch.parts)
 
     @property
     def _update_bytes(self) -> int:

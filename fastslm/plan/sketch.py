@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.checkpoint import checkpoint
 
 from fastslm.path.device_type import simulated_on
 from fastslm.path.loss import answer_loss
@@ -211,32 +210,21 @@ class Sketch:
         Returns:
             The tokens, and the bytes of groups that were not simulated, which must live as long as the tokens' graph.
         """
-        most = self.path.listener.settings.windows_at_once(self.device)
+        listener, device = self.path.listener, torch.device("cpu")
+        most = listener.settings.windows_at_once(self.device)
         full, rest = divmod(num_windows, most)
         groups, kept = [], list[Tensor]()
         for _ in range(full if live is None else min(full, 3)):
             before = 0 if live is None else live.total
-            groups.append(self._tokens_of_group(most))
+            groups.append(listener.silence(most, device).values)
             if live is not None and len(groups) == 2:
                 others = max(0, full - 3)
                 left = live.total - before - tensor_bytes(groups[-1:])
                 groups += [torch.empty_like(groups[-1], requires_grad=False) for _ in range(others)]
                 kept.append(torch.empty(max(0, left) * others, dtype=torch.uint8))
         if rest:
-            groups.append(self._tokens_of_group(rest))
+            groups.append(listener.silence(rest, device).values)
         return torch.cat(groups), kept
-
-    def _tokens_of_group(self, size: int) -> Tensor:
-        listener = self.path.listener
-        samples = torch.zeros(size, listener.row_samples, dtype=torch.int16)
-        num_samples = torch.full((size,), listener.window_samples + 2 * listener.context_samples)
-        num_frames = torch.full((size,), self.path.abstractor.budget.frames_per_window)
-        if listener.recompute and torch.is_grad_enabled():
-            group = checkpoint(listener.tokens_of_group, samples, num_samples, num_frames, use_reentrant=False)
-        else:
-            group = listener.tokens_of_group(samples, num_samples, num_frames)
-        tokens: Tensor = group.values
-        return tokens
 
     def _read(self, tokens: Tensor, num_labels: int) -> Tensor:
         """Do as ``SpeechLM.forward`` does with tokens and text, and return the loss."""

@@ -1,5 +1,6 @@
 """Reads the authors' released checkpoint into a run folder; every key of the file is used, or the import is refused."""
 
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ import yaml
 from torch import Tensor
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
-from fastslm.checkpoint import trainable_state
+from fastslm.checkpoint import facts, trainable_state
+from fastslm.checkpoint.reader import verify_archive
 from fastslm.checkpoint.state import some
 from fastslm.checkpoint.unpickled import read_tensors
 from fastslm.errors import CheckpointError
-from fastslm.export.stock import hf_model, save_stock_llm
+from fastslm.export.stock import save_stock_llm
 from fastslm.files import whole_folder
 from fastslm.path.model import SpeechLM
 from fastslm.release.names import Slot, geometry, slots
@@ -111,12 +113,15 @@ def import_release(
             if any(use.done == _CHANGED for use in uses.values() if use.part == part):
                 settings[key]["init_args"]["pretrained"] = str(folder.absolute() / key)
                 _save_base(module.path, key, partial / key)
+                getattr(module.path, key).pretrained = str(partial / key)
         _write(module, settings, partial, folder, uses)
         return Imported(folder, uses, _vocabulary(module))
 
 
 def _read(checkpoint: Path) -> dict[str, Tensor]:
     state = read_tensors(checkpoint)
+    if zipfile.is_zipfile(checkpoint):
+        verify_archive(checkpoint, checkpoint)
     strange = [str(n) for n, value in state.items() if not (isinstance(n, str) and isinstance(value, Tensor))]
     if strange:
         raise CheckpointError(
@@ -173,7 +178,7 @@ def _settings(
 
 def _tied_head(path: SpeechLM) -> str | None:
     """Return the released name of an output head that is the embedding table, which a file may leave out."""
-    tied = hf_model(path.llm).config.tie_word_embeddings
+    tied = path.llm.stock_model().config.tie_word_embeddings
     return "llm.base_model.model.lm_head.weight" if tied else None
 
 
@@ -275,6 +280,7 @@ def _write(
     checkpoint = {
         "state_dict": trainable_state(module, module.state_dict()),
         "fastslm_config": config,
+        "fastslm_manifest": _manifest(module, settings),
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": lightning.__version__,
@@ -286,10 +292,26 @@ def _write(
     (partial / KEY_LIST).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _manifest(module: SpeechLMModule, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is compared when the run is used: base models that have changed give other answers."""
+    bases = facts.base_models(module)
+    for key, record in bases.items():
+        record["name"] = settings[key]["init_args"]["pretrained"]
+    return {
+        "step": 0,
+        "epoch": 0,
+        "base_models": bases,
+        "vocabulary": facts.vocabulary(module),
+        "token_budget": facts.token_budget(module),
+        "versions": facts.package_versions(),
+        "data": {},
+    }
+
+
 def _vocabulary(module: SpeechLMModule) -> tuple[int, dict[str, int]]:
     from fastslm.path.prompt import SPECIAL_TOKENS
 
     assert module.path is not None
-    table = hf_model(module.path.llm).get_input_embeddings()
+    table = module.path.llm.stock_model().get_input_embeddings()
     ids = module.prompter.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
     return table.num_embeddings, dict(zip(SPECIAL_TOKENS, ids, strict=True))

@@ -18,7 +18,8 @@ from fastslm.training.lightning_module import SpeechLMModule
 
 _DESCRIPTION = """\
 Check a configuration on ten of its own recordings before it costs hours: prompt and labels as text, tokens a second,
-loss before training, whether one batch can be overfitted and answers end. About a minute; nothing is saved.
+level of the recordings, whether the LLM knows its tokenizer's ids, loss before training, whether one batch can be
+overfitted and answers end. A pass does not say that the LLM listens. A minute or two; nothing is saved.
 Configs and flags are those of 'fastslm fit'. Exit status 1: a check failed."""
 
 

@@ -28,12 +28,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 def is_public(address: Address) -> bool:
     """Whether an address is one of the open internet, and so is every address that it wraps."""
     if isinstance(address, ipaddress.IPv6Address):
-        wrapped: list[Address] = [a for a in (address.ipv4_mapped, address.sixtofour) if a]
-        wrapped += list(address.teredo or ())
-        if address in _NAT64:
-            wrapped.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
+        wrapped: list[Address] = [*filter(None, [address.sixtofour]), *(address.teredo or ())]
+        if address in _NAT64:
+            wrapped.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if not all(is_public(inner) for inner in wrapped):
             return False
     return address.is_global and not address.is_multicast

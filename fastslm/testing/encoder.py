@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastslm.contracts import Encoder
 from fastslm.path.feature_masks import FeatureMasks
+from fastslm.path.parts import load_encoder
 
 
 class EncoderContract:
@@ -90,6 +91,16 @@ class EncoderContract:
         after = encoder.state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+    def test_it_loads_the_same_weights_in_every_process(self) -> None:
+        """No checkpoint holds a frozen encoder: ``load`` draws from torch's generator alone, which is seeded."""
+        first, second = (self._built(load=False) for _ in range(2))
+        for encoder in (first, second):
+            encoder.settle(torch.device("cpu"))
+            torch.seed()
+            load_encoder(encoder)
+        after = second.state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in first.state_dict().items())
 
     def test_masks_hide_features(self) -> None:
         """Where features can be hidden, hiding some changes frames, and hiding none changes nothing."""

@@ -74,7 +74,7 @@ class TaskContract:
             try:
                 request = Request(self.task.name, prompt, language, definition)
             except ConfigError:
-                assert len(needed) > 1  # only in words of one's own
+                assert len(needed) > 1  # a request brings one of them at most
                 continue
             assert request.messages() == messages_of(self.sample)[:1]
 

@@ -1,6 +1,7 @@
 """What of an LLM's layers has no adapter, in words: a mixture of experts or a hybrid may train less than one thinks."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 from torch import nn
@@ -14,14 +15,9 @@ _LINEAR = ("Linear", "Conv1D", "Linear4bit", "Embedding")
 
 
 def adapter_gaps(llm: nn.Module) -> list[str]:
-    """Return a line for the layers without any adapter, and one for weights that are in no linear layer.
-
-    Args:
-        llm: with adapters of PEFT, whose parameters have ``lora_`` in their names.
-    """
-    sizes: dict[str, int] = {}  # of the matrices of each layer
+    """Return a line for the layers without any adapter of PEFT, and one for weights that are in no linear layer."""
+    sizes, loose = Counter[str](), Counter[str]()  # of the matrices of each layer; of those in no linear layer
     adapted: set[str] = set()
-    loose: dict[str, int] = {}
     for owner, module in llm.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
             name = f"{owner}.{own}"
@@ -33,10 +29,9 @@ def adapter_gaps(llm: nn.Module) -> list[str]:
                 adapted.add(layer)
                 continue
             size = size_of([parameter])
-            sizes[layer] = sizes.get(layer, 0) + size
+            sizes[layer] += size
             if ".base_layer." not in name and not type(module).__name__.endswith(_LINEAR):
-                inner = re.sub(r"\.\d+\.", ".*.", inner)
-                loose[inner] = loose.get(inner, 0) + size
+                loose[re.sub(r"\.\d+\.", ".*.", inner)] += size
     lines = []
     if bare := [layer for layer in sizes if layer not in adapted]:
         lines.append(
@@ -44,8 +39,7 @@ def adapter_gaps(llm: nn.Module) -> list[str]:
             " model.llm.lora.targets chooses others."
         )
     if loose:
-        share = sum(loose.values()) / sum(sizes.values())
-        largest = sorted(loose, key=lambda name: -loose[name])
+        share, largest = loose.total() / sizes.total(), [name for name, _ in loose.most_common()]
         lines.append(
             f"model.llm.lora: no adapter on {_some(largest)}: {share:.1%} of the weights in the LLM's layers, which no"
             " linear layer holds."

@@ -11,6 +11,8 @@ from fastslm.path.batch import Dialogue, Int64Array
 from fastslm.path.upload import upload
 from fastslm.tasks import transcribing
 
+_SHARPNESS = 12.0  # logit of a token that points exactly at a word; tokens are compared by cosine
+
 
 class AlignmentLoss(nn.Module):
     """CTC between a recording's speech tokens and its transcript, in the LLM's own embedding space.
@@ -25,12 +27,10 @@ class AlignmentLoss(nn.Module):
 
     Args:
         width: features of an LLM embedding, D_llm.
-        sharpness: logit of a token that points exactly at a word; tokens are compared by cosine.
     """
 
-    def __init__(self, width: int, sharpness: float = 12.0) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.sharpness = sharpness
         self.blank = nn.Parameter(torch.randn(width) / width**0.5)
 
     def forward(
@@ -58,7 +58,7 @@ class AlignmentLoss(nn.Module):
         loss = ctc(
             recording_rows,
             [np.searchsorted(known, ids) + 1 for ids in transcripts],
-            lambda rows: (self.sharpness * F.embedding(rows, speech @ directions.T)).log_softmax(-1),
+            lambda rows: (_SHARPNESS * F.embedding(rows, speech @ directions.T)).log_softmax(-1),
             tokens.device,
         )
         return loss, sum(map(len, transcripts))

@@ -30,14 +30,13 @@ def disturbed(
         seed: of the run.
         epoch: gives each epoch replacements of its own.
     """
-    return [_disturbed(d, key, share, stop_ids, seed, epoch) for d, key in zip(dialogues, keys, strict=True)]
-
-
-def _disturbed(dialogue: Dialogue, key: str, share: float, stop_ids: Sequence[int], seed: int, epoch: int) -> Dialogue:
-    rng = np.random.default_rng([seed, epoch, zlib.crc32(key.encode("utf-8", "surrogateescape"))])
-    places = np.flatnonzero((dialogue.labels != -100) & ~np.isin(dialogue.labels, stop_ids))
-    chosen = places[rng.random(len(places)) < rng.uniform(0.0, 2.0 * share)]
-    input_ids = dialogue.input_ids.copy()
-    if len(chosen):
-        input_ids[chosen] = rng.choice(dialogue.labels[places], len(chosen))
-    return replace(dialogue, input_ids=input_ids)
+    result = []
+    for dialogue, key in zip(dialogues, keys, strict=True):
+        rng = np.random.default_rng([seed, epoch, zlib.crc32(key.encode("utf-8", "surrogateescape"))])
+        places = np.flatnonzero((dialogue.labels != -100) & ~np.isin(dialogue.labels, stop_ids))
+        chosen = places[rng.random(len(places)) < rng.uniform(0.0, 2.0 * share)]
+        input_ids = dialogue.input_ids.copy()
+        if len(chosen):
+            input_ids[chosen] = rng.choice(dialogue.labels[places], len(chosen))
+        result.append(replace(dialogue, input_ids=input_ids))
+    return result

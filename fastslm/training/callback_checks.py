@@ -50,11 +50,7 @@ _OURS = ("fastslm.", "lightning.", "pytorch_lightning.")
 
 
 def check_callbacks(trainer: L.Trainer, run_folder: Path | None = None) -> None:
-    """Check the callbacks of a fit.
-
-    Args:
-        trainer: has them.
-        run_folder: to which they must save; None where the trainer is not made by the command.
+    """Check the callbacks of a fit that saves to ``run_folder``, None where the command has not made the trainer.
 
     Raises:
         ConfigError: one changes what the run relies on, cannot save where it is to, saves under the name of another,

@@ -26,13 +26,8 @@ def check_compilable(parts: Sequence[str]) -> None:
         raise ConfigError(f"model.compile_parts: {unknown[0]!r} cannot be compiled, only {', '.join(_KNOWN)}.")
 
 
-def compile_whole(part: nn.Module) -> None:
-    """Compile a part in place; names in checkpoints stay."""
-    part.compile()
-
-
 def compile_layers(part: nn.Module) -> None:
-    """Compile the layers of an encoder or an LLM in place, or all of it where it has none that are alike.
+    """Compile the layers of an encoder or an LLM in place, or all of it where it has none that are alike; names stay.
 
     What is compiled for one layer, and for any length, serves all; a whole pass would be compiled once for each of its
     layers, and again for every length.
@@ -40,7 +35,7 @@ def compile_layers(part: nn.Module) -> None:
     lists = [module for module in part.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     layers = max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=None)
     if layers is None or len({type(layer) for layer in layers}) > 1:
-        compile_whole(part)
+        part.compile()
         return
     for layer in layers:
         layer.compile(dynamic=True)
@@ -48,9 +43,12 @@ def compile_layers(part: nn.Module) -> None:
 
 def missing_for_compiling() -> str | None:
     """Return what torch.compile lacks on this machine, as a sentence to print; None where nothing is missing."""
-    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    if not any(shutil.which(name) for name in compilers if name):
-        return "model.compile_parts: nothing is compiled, since there is no C++ compiler here. Install g++."
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch.compile chooses it
+    if shutil.which(compiler) is None:
+        return (
+            f"model.compile_parts: nothing is compiled, since there is no C++ compiler {compiler!r} here. Install it,"
+            " or set CXX to one that is here."
+        )
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
         return "model.compile_parts: nothing is compiled, since the package 'triton' is missing: pip install triton."
     return None

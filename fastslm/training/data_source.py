@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
 import lightning as L
-import numpy as np
-import numpy.typing as npt
 from torch.utils.data import DataLoader
 
 from fastslm.errors import ConfigError
-from fastslm.path.batch import Batch
+from fastslm.path.batch import Batch, Int64Array
 from fastslm.path.broken import Broken
 from fastslm.path.prompt import Prompter
 from fastslm.training.lightning_counters import (
@@ -26,7 +24,6 @@ from fastslm.training.lightning_counters import (
 from fastslm.training.shielded_loader import shielded_loader
 from fastslm.training.step import WholeSteps
 
-Int64Array = npt.NDArray[np.int64]
 Split = Literal["train", "val", "test", "predict"]
 #: What a stage of the trainer reads.
 STAGES: Mapping[str, tuple[Split, ...]] = {

@@ -1,6 +1,7 @@
 """What a validation is: which samples are answered in text, the answers, and what they are worth over all ranks."""
 
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -42,7 +43,8 @@ class Evaluation:
         """Return ``loss`` per label, the scores by name, and ``error``; every rank calls this and gets the same.
 
         ``error`` is what the best checkpoint is chosen by, 0 at best: the mean over tasks of how far the metric that is
-        each task's error is from right, so WER itself where all is transcription; the loss where no answer is scored.
+        each task's error is from right, so WER itself where all is transcription; the loss where no answer is scored. A
+        metric that is nan, having nothing to divide by, is left out.
 
         Args:
             gather: returns a tensor of all ranks, those of each along the first dimension.
@@ -51,6 +53,7 @@ class Evaluation:
         loss, scores = (loss_sum / num_labels).float(), self._scores.compute()
         scored = [task for task in tasks().values() if task.error in scores]
         errors = [abs(scores[task.error] - task.metrics[task.error].best) for task in scored]
+        errors = [error for error in errors if not math.isnan(error)]
         if errors:
             scores["error"] = sum(errors) / len(errors)
         found = {name: torch.tensor(value, dtype=torch.float32, device=loss.device) for name, value in scores.items()}
@@ -73,11 +76,7 @@ def chosen_keys(source: DataSource | None, max_generated: int) -> set[str]:
 
 
 def check_monitors(callbacks: Sequence[Any], values: Collection[str]) -> None:
-    """Refuse a checkpoint callback that waits for a score which this validation does not give.
-
-    Args:
-        callbacks: of the trainer.
-        values: names of what it gave, such as ``val/wer``.
+    """Refuse a checkpoint callback that waits for a score which is none of the ``values`` that this validation gives.
 
     Raises:
         ConfigError: naming what it could wait for instead.
@@ -97,16 +96,10 @@ def write_answers(
 ) -> list[dict[str, Any]]:
     """Return rows of the chosen dialogues; without any, generate all the same, since another rank does.
 
-    Each answer ends at a length of its own, whatever it is batched with, so that scores do not depend on ranks. One
-    that ends by repeating a phrase over and over is cut after the first round and has ``loop`` in its row: how often it
-    would have come is set by the limit alone, and one such answer would outweigh all others in a corpus rate.
-
-    Args:
-        path: the model.
-        batch: what is asked.
-        speech: its speech tokens.
-        chosen: the dialogues to answer.
-        max_new_tokens: gives the most tokens of an answer for the seconds of its audio.
+    Each answer ends at a length of its own (``max_new_tokens`` of the seconds of its audio), whatever it is batched
+    with, so that scores do not depend on ranks. One that ends by repeating a phrase over and over is cut after the
+    first round and has ``loop`` in its row: how often it would have come is set by the limit alone, and one such
+    answer would outweigh all others in a corpus rate.
     """
     seconds = _seconds_of_dialogues(path, batch)
     limits = [max_new_tokens(duration) for duration in seconds]
@@ -115,7 +108,10 @@ def write_answers(
     if not chosen:
         return []
     stops = path.prompter.stop_ids
-    generated = [_until_stop(answer[: limits[i]].tolist(), stops) for i, answer in zip(chosen, answers, strict=True)]
+    generated = [
+        list(itertools.takewhile(lambda token: token not in stops, answer[: limits[i]].tolist()))
+        for i, answer in zip(chosen, answers, strict=True)
+    ]
     kept = [first_round(ids) for ids in generated]
     texts = path.prompter.tokenizer.batch_decode(kept, skip_special_tokens=True)
     return [
@@ -150,10 +146,6 @@ def _row(batch: Batch, i: int, text: str, seconds: float) -> dict[str, Any]:
         "audio_seconds": round(seconds, 3),
         "weight": batch.weights[i],
     }
-
-
-def _until_stop(ids: list[int], stop_ids: Collection[int]) -> list[int]:
-    return list(itertools.takewhile(lambda token: token not in stop_ids, ids))
 
 
 def _seconds_of_dialogues(path: SpeechLM, batch: Batch) -> list[float]:

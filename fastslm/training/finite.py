@@ -14,14 +14,9 @@ _SHOWN = 8
 
 
 def check_losses(trainer: L.Trainer, model: L.LightningModule, batches: Sequence[tuple[Sequence[str], Tensor]]) -> None:
-    """Check losses of any rank; every rank must call this, at the same place, and all raise alike.
+    """Check losses of batches, each with the keys of its samples; every rank must call this, and all raise alike.
 
     Under ``16-mixed`` gradients may overflow, the scaler then skips the step; the loss itself never does.
-
-    Args:
-        trainer: which step it is, and in what precision.
-        model: whose weights may be of half precision.
-        batches: keys of the samples and the loss, a scalar, of each batch of this rank.
 
     Raises:
         TrainingError: one is not finite; names the step, the samples of all ranks and the precision.

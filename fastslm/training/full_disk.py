@@ -9,12 +9,7 @@ from fastslm.files import WAYS_OUT
 
 
 def full_disk(error: OSError, folder: Path) -> str | None:
-    """Return the sentence for an error of a disk that is full; None for any other, and for a file of other folders.
-
-    Args:
-        error: met in a run.
-        folder: of the run.
-    """
+    """Return the sentence for an error of a disk that is full; None for any other, and outside of the run's folder."""
     way_out = WAYS_OUT.get(error.errno or 0)
     elsewhere = error.filename is not None and not Path(error.filename).absolute().is_relative_to(folder.absolute())
     if way_out is None or elsewhere or not folder.is_dir():

@@ -11,9 +11,11 @@ def read_history(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     A resumed run repeats the steps since its checkpoint; the later value of a step wins.
     """
-    older = sorted(folder.glob("metrics.csv.before-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    begin = "metrics.csv.before-"
+    numbers = (path.name.removeprefix(begin) for path in folder.glob(f"{begin}*"))
+    older = [f"{begin}{number}" for number in sorted((n for n in numbers if n.isdecimal()), key=int)]
     merged: dict[str, dict[int, float]] = {}
-    for path in [*older, folder / "metrics.csv"]:
+    for path in (folder / name for name in (*older, "metrics.csv")):
         for name, step, value in _cells(path):
             merged.setdefault(name, {})[step] = value
     return {name: sorted(values.items()) for name, values in merged.items()}

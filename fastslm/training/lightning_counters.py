@@ -31,10 +31,6 @@ def reopen_epoch(trainer: L.Trainer, epoch: int) -> None:
 
     Lightning closes an epoch whenever training ends, also where a last step or a signal ended it in the middle; going
     on from there it would begin the next one, and what was left of this one would never be trained on.
-
-    Args:
-        trainer: the trainer, its counters restored from a checkpoint.
-        epoch: which the data is in.
     """
     if trainer.current_epoch <= epoch:
         return
@@ -51,9 +47,6 @@ def uncount_part_of_step(trainer: L.Trainer) -> None:
     Lightning steps whenever the batches that it has counted fill steps. A checkpoint may come from within a step, or
     from a run whose steps had another number of batches; taken as they are, its counters would have each step mix the
     batches of two.
-
-    Args:
-        trainer: the trainer, its counters restored from a checkpoint.
     """
     part = batches_done(trainer) % trainer.accumulate_grad_batches
     if not part:
@@ -70,10 +63,7 @@ def end_epoch(trainer: L.Trainer, num_steps: int) -> None:
     A checkpoint made after the last step of an epoch goes on with the loader of the next one. Lightning takes that for
     the rest of the old epoch unless as many steps are done as the new loader has. Where training ended with the epoch,
     Lightning has closed it, and would take the counts of its batches for those of the next one.
-
-    Args:
-        trainer: the trainer, its counters restored from a checkpoint.
-        num_steps: the length of the loader that it is about to be given.
+    ``num_steps`` is the length of the loader that it is about to be given.
     """
     loop = trainer.fit_loop.epoch_loop
     epochs = trainer.fit_loop.epoch_progress.current

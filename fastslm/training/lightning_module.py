@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -28,18 +27,18 @@ from fastslm.checkpoint import (
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.contracts import Encoder, LanguageModel
 from fastslm.errors import ConfigError
-from fastslm.path.batch import Batch
+from fastslm.path.batch import Batch, Int64Array
 from fastslm.path.build import AbstractorFactory, build
 from fastslm.path.model import Output, SpeechLM
 from fastslm.path.packing import check_packing
-from fastslm.path.parts import settle_parts
+from fastslm.path.parts import load_encoder, settle_parts
 from fastslm.path.prompt import Prompter
 from fastslm.path.stepwise import check_stepwise
 from fastslm.path.upload import upload
 from fastslm.strategies.support import cast_trainable, fuses_optimizer, replicated, shard, shards_parameters
 from fastslm.training.adapter_gaps import adapter_gaps
 from fastslm.training.additions import TrainingAdditions
-from fastslm.training.compilation import compile_layers, compile_whole, missing_for_compiling, uncompiled
+from fastslm.training.compilation import compile_layers, missing_for_compiling, uncompiled
 from fastslm.training.data_source import ModelFacts, source_of, train_from
 from fastslm.training.evaluation import Evaluation, check_monitors, chosen_keys, spell, write_answers
 from fastslm.training.finite import check_losses
@@ -56,8 +55,6 @@ from fastslm.training.startup_checks import (
     check_request,
 )
 from fastslm.training.step import Agreement, agree, labels_of, share_of_mean
-
-Int64Array = npt.NDArray[np.int64]
 
 
 class SpeechLMModule(L.LightningModule):
@@ -152,23 +149,25 @@ class SpeechLMModule(L.LightningModule):
         self._first_gradients = FirstGradients(self)
         if self.weights is not None and self.global_rank == 0:
             self.trained_on = TrainedOn.of([self.weights[0].trained_on])
-        notes = adapter_gaps(self.path.llm) if "lora" in self.settings.train_parts else []
+        notes: list[str | None] = [*adapter_gaps(self.path.llm)] if "lora" in self.settings.train_parts else []
         if not shards_parameters(self.trainer.strategy):  # elsewhere no rank has the LLM whole
             with self.trainer.precision_plugin.forward_context(), uncompiled(self.settings.compile_parts):
-                notes += filter(None, [check_stepwise(self.path.llm)])
+                notes.append(check_stepwise(self.path.llm))
         if self.path.llm.can_pack:
             with self.trainer.precision_plugin.forward_context(), uncompiled(self.settings.compile_parts):
-                note = check_packing(self.path.llm)
-            self.path.llm.packs = self.trainer.strategy.reduce_boolean_decision(note is None, all=True)
-            notes += filter(None, [note])
-        if self.global_rank == 0:
-            print("".join(f"fastslm: {note}\n" for note in notes), end="", file=sys.stderr)
+                notes.append(check_packing(self.path.llm))
+            self.path.llm.packs = self.trainer.strategy.reduce_boolean_decision(notes[-1] is None, all=True)
+        self._tell(*notes)
 
     def on_train_start(self) -> None:
         """Check what training is fed with."""
         check_loader(self.trainer)
-        if self.global_rank == 0 and (note := early_end(self.trainer, self.optimizer_settings)):
-            print(f"fastslm: {note}", file=sys.stderr)
+        self._tell(early_end(self.trainer, self.optimizer_settings))
+
+    def _tell(self, *notes: str | None) -> None:
+        """Print what there is to say, on the first rank."""
+        if self.global_rank == 0:
+            print("".join(f"fastslm: {note}\n" for note in notes if note), end="", file=sys.stderr)
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -182,7 +181,7 @@ class SpeechLMModule(L.LightningModule):
         stored = self.weights[0].names() if self.weights is not None else ()
         settle_parts(encoder, llm, device, self.settings.train_parts, stored)
         with contextlib.nullcontext() if self.settings.trains_encoder else replicated(strategy):
-            encoder.load()
+            load_encoder(encoder)
         llm.load()
         self.path = self.build(stored=stored)
         self.path.train()  # transformers loads in evaluation mode, and Lightning takes modes as they are
@@ -194,10 +193,10 @@ class SpeechLMModule(L.LightningModule):
         if strategy is not None:
             shard(self.path, strategy)
         missing = missing_for_compiling() if self.settings.compile_parts else None
-        if missing is not None and self.global_rank == 0:
-            print(f"fastslm: {missing}", file=sys.stderr)
+        self._tell(missing)
         for part in self.settings.compile_parts if missing is None else ():
-            (compile_whole if part == "abstractor" else compile_layers)(getattr(self.path, part))
+            module = getattr(self.path, part)
+            module.compile() if part == "abstractor" else compile_layers(module)
 
     def build(self, *, frame_cache: bool = True, stored: Iterable[str] = ()) -> SpeechLM:
         """Return the path of parts that are loaded, with what training adds to it.
@@ -298,8 +297,7 @@ class SpeechLMModule(L.LightningModule):
             self._names_before = frozenset()
             assert self._first_gradients is not None
             note, self._first_gradients = self._first_gradients.check(self.trainer), None
-            if note is not None and self.global_rank == 0:
-                print(f"fastslm: {note}", file=sys.stderr)
+            self._tell(note)
         check_losses(self.trainer, self, self._unchecked)
 
     def _agree(self, batch: Batch, asked: bool) -> Agreement:

@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from fastslm.checkpoint.folder import folder_behind
+
 
 class MovedRun(L.Callback):
     """Lets scores go with the checkpoints that have them.
@@ -31,6 +33,7 @@ def _put_right(state: dict[str, Any], folder: str) -> None:
         return path and os.path.join(folder, os.path.relpath(path, before))
 
     scores = {here(path): score for path, score in state.get("best_k_models", {}).items()}
-    if all(map(os.path.exists, scores)):  # a score without its checkpoint would keep a new one from being saved
+    # A score without its checkpoint would keep a new one from being saved.
+    if all(os.path.exists(path) or folder_behind(Path(path)) for path in scores):
         names = state.keys() & {"best_model_path", "kth_best_model_path", "last_model_path"}
         state.update({name: here(state[name]) for name in names}, dirpath=folder, best_k_models=scores)

@@ -119,9 +119,7 @@ def build_schedule(
 def early_end(trainer: Any, settings: OptimizerSettings) -> str | None:
     """Return what to tell people whose run ends by its epochs, long before the rate is at zero; None elsewhere.
 
-    Args:
-        trainer: whose training loader is made.
-        settings: of the schedule.
+    The trainer has made its training loader.
     """
     total = settings.total_steps or trainer.max_steps
     if settings.schedule == "constant" or (trainer.max_epochs or -1) < 0:

@@ -94,9 +94,8 @@ class Preemption(L.Callback):
     def _save_and_end(self, trainer: L.Trainer) -> NoReturn:
         for number in self._before:  # a second signal does not interrupt the save
             signal.signal(number, signal.SIG_IGN)
-        savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.save_last]
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            savers = []
+        callbacks = () if trainer.fast_dev_run else trainer.checkpoint_callbacks  # type: ignore[attr-defined]
+        savers = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.save_last]
         for saver in savers:
             if saver._last_global_step_saved != trainer.global_step:
                 saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))

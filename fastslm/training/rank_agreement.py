@@ -22,11 +22,7 @@ _ABSENT = "nothing"
 
 
 def check_agreement(facts: Mapping[str, Any], what_to_do: str) -> None:
-    """Compare facts of all ranks with those of rank 0; every rank must call this, and all raise alike.
-
-    Args:
-        facts: nested plain values.
-        what_to_do: a sentence for the person who reads the message.
+    """Compare facts, nested plain values, of all ranks with those of rank 0; all must call this, and raise alike.
 
     Raises:
         ConfigError: they differ; names the ranks, the facts and their values.

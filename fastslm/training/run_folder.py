@@ -1,9 +1,9 @@
 """The folder of a run: one training at a time, and an earlier run moved aside, or put back if this one never began."""
 
+import itertools
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -86,12 +86,8 @@ class RunFolder:
 def check_writable(path: Path, checkpoint: str) -> None:
     """Refuse a folder that cannot take what an evaluation writes, before hours are spent on it.
 
-    Args:
-        path: the run folder, which may not be there yet.
-        checkpoint: what is evaluated.
-
     Raises:
-        ConfigError: it cannot be written to.
+        ConfigError: it cannot be written to; the message says how to evaluate the checkpoint elsewhere.
     """
     try:
         try_writing(path)
@@ -120,36 +116,31 @@ def _move(path: Path, infix: str) -> Path:
 
 
 def asides(path: Path, infix: str = ".") -> Iterator[Path]:
-    """Yield the names under which what was at a path is kept, whether they are there or not."""
-    number = 1
-    while True:
-        yield path.with_name(f"{path.name}{infix}{number}")
-        number += 1
+    """Return the names under which what was at a path is kept, whether they are there or not."""
+    return (path.with_name(f"{path.name}{infix}{number}") for number in itertools.count(1))
 
 
 def _locked(path: Path, wait_seconds: float) -> FileLock | None:
     """Return the lock of a folder, held; None where the file system has no locks."""
     lock = FileLock(path / _LOCK, timeout=0)
-    until = time.monotonic() + wait_seconds
-    told = False
-    while True:
+    try:
         try:
             lock.acquire()
-            return lock
         except Timeout:
-            if time.monotonic() >= until:
-                raise ConfigError(
-                    f"run_folder: another process trains in {path}. Wait for it or stop it, or give this one another"
-                    " --run_folder."
-                ) from None
-            if not told:
-                print(f"Another process still trains in {path}: waiting up to {wait_seconds} s.", file=sys.stderr)
-                told = True
-            time.sleep(0.5)
-        except NotImplementedError:
-            return None
-        except OSError as error:
-            raise ConfigError(f"run_folder: {path} cannot be written: {error.strerror or error}.") from error
+            if not wait_seconds:
+                raise
+            print(f"Another process still trains in {path}: waiting up to {wait_seconds} s.", file=sys.stderr)
+            lock.acquire(timeout=wait_seconds, poll_interval=0.5)
+    except Timeout:
+        raise ConfigError(
+            f"run_folder: another process trains in {path}. Wait for it or stop it, or give this one another"
+            " --run_folder."
+        ) from None
+    except NotImplementedError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"run_folder: {path} cannot be written: {error.strerror or error}.") from error
+    return lock
 
 
 def _must_move(path: Path) -> bool:

@@ -24,7 +24,7 @@ class SpecAugment:
     workers and a resumed run change nothing.
 
     Attributes:
-        freq_masks: bands of feature rows (mel bins) hidden in each window.
+        freq_masks: bands of feature rows, such as mel bins, hidden in each window.
         freq_width: most rows of a band; each width is drawn from 0 to this.
         time_masks: stretches of time hidden in each window.
         time_width: longest stretch as a share of the window's audio, 0..1.

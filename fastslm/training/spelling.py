@@ -36,15 +36,7 @@ class SpellingLoss(LetterHead):
         embed: Callable[[Tensor], Tensor] | None = None,
         classes: Int64Array | None = None,
     ) -> tuple[Tensor, int]:
-        """Return the summed loss, a scalar, and the number of transcript ids behind it.
-
-        Args:
-            tokens: speech tokens ``[W, K, D_llm]``.
-            recording_rows: for each recording that has a transcript, its rows among the ``W * K`` tokens, in time.
-            transcripts: its ids ``[L]``.
-            embed: not needed: letters have weights of their own.
-            classes: not needed: all letters compete.
-        """
+        """Return what ``AlignmentLoss`` does; letters have weights of their own, and all of them compete."""
         loss = ctc(
             recording_rows,
             [spelled(self.decode(ids.tolist())) for ids in transcripts],

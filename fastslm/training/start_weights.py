@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from fastslm.checkpoint import Checkpoint, Purpose, find_folder, find_plain, open_checkpoint, verify_trainer_state
+from fastslm.checkpoint.reader import named
 from fastslm.errors import ConfigError
 from fastslm.training.run_folder import asides
 
@@ -26,21 +27,22 @@ def resolve_checkpoint(given: str | None, folder: Path, command: str) -> str | N
         return None
     if given in (None, "last", "best"):
         name = given or "last"
-        complete = find_folder(folder / _CHECKPOINTS, name)
+        there = folder / _CHECKPOINTS
+        complete = find_folder(there, name)
         if complete is not None:
             return str(complete)
-        if any(path.exists() for path in (folder / _CHECKPOINTS).glob(f"{name}*.ckpt")):
-            return str(find_plain(folder / _CHECKPOINTS, name))
+        if named(there, name):
+            return str(find_plain(there, name))
+        if others := named(there, "[!.]"):
+            holds = ", ".join(sorted(path.name for path in others))
+            raise ConfigError(f"there is no {name} checkpoint in {there}, which holds {holds}: give --ckpt_path one.")
         if command == "fit":
             aside = next(asides(folder))
             has = f" {aside} has one, of a run that was moved aside." if (aside / _CHECKPOINTS).is_dir() else ""
-            begins = "training starts from the beginning"
-            print(f"No checkpoint in {folder / _CHECKPOINTS} yet: {begins}.{has}", file=sys.stderr)
+            print(f"No checkpoint in {there} yet: training starts from the beginning.{has}", file=sys.stderr)
             return None
-        raise ConfigError(
-            f"there is no {name} checkpoint in {folder / _CHECKPOINTS}. Train first, or give --ckpt_path a file."
-        )
-    if not Path(str(given)).exists():
+        raise ConfigError(f"there is no {name} checkpoint in {there}. Train first, or give --ckpt_path a file.")
+    if not os.path.lexists(str(given)):
         raise ConfigError(f"--ckpt_path {given}: there is no such file.")
     return given
 

@@ -83,12 +83,8 @@ def check_model(trainer: L.Trainer, path: SpeechLM, train_parts: Sequence[str]) 
 def check_names(module: nn.Module, before: frozenset[str]) -> None:
     """Check after a first pass that it made no layers: no optimizer trains them, and no checkpoint gives them back.
 
-    Args:
-        module: what trains.
-        before: the names of what its checkpoints held before the pass.
-
     Raises:
-        ConfigError: it made some.
+        ConfigError: there are names of what checkpoints hold that were not there ``before``.
     """
     late = [name for name in stored_names(module) if name not in before]
     if late:

@@ -77,16 +77,10 @@ def _united(ids: Int64Array, vocabulary: int, device: torch.device) -> Int64Arra
 
 
 def share_of_mean(loss_sum: Tensor, total: int, world_size: int, num_micro_batches: int = 1) -> Tensor:
-    """Return this rank's and micro-batch's share of the mean loss over all labels of an optimizer step.
+    """Return this rank's and micro-batch's share of the mean loss over all ``total`` labels of an optimizer step.
 
     Data-parallel strategies average gradients over ranks, and Lightning or DeepSpeed over micro-batches; that weighs
     three labels like three thousand. Scaled like this, the averages they take are the mean over all labels.
-
-    Args:
-        loss_sum: summed loss of this rank's micro-batch, a scalar.
-        total: labels of the whole step.
-        world_size: ranks.
-        num_micro_batches: micro-batches of the step.
     """
     return loss_sum * (world_size * num_micro_batches / max(total, 1))
 

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
-from fastslm.checkpoint.folder import MANIFEST, remove
+from fastslm.checkpoint.folder import folder_behind, remove
 from fastslm.checkpoint.writer import write_checkpoint
 from fastslm.errors import DataError
 from fastslm.training.data_source import source_of
@@ -67,10 +67,10 @@ class _FolderIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         link = Path(path)
-        if not link.is_symlink():
+        folder = folder_behind(link)
+        if link.is_symlink():
+            link.unlink()
+        else:
             super().remove_checkpoint(path)
-            return
-        folder = link.resolve().parent
-        link.unlink()
-        if folder.parent == link.parent.resolve() and (folder / MANIFEST).is_file():
-            remove(folder)
+        if folder is not None:
+            remove(folder.resolve())

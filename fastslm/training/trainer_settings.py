@@ -23,12 +23,7 @@ _LEAST: dict[str, tuple[int, str]] = {
 
 
 def settle_trainer(trainer: Namespace, folder: Path, command: str) -> list[str]:
-    """Put loggers and checkpoints into the run folder, and keep the callbacks that every run has.
-
-    Args:
-        trainer: its part of the configuration, changed in place.
-        folder: of the run.
-        command: the subcommand.
+    """Put loggers and checkpoints, in place, into the run folder, and keep the callbacks that every run has.
 
     Returns:
         The names of callbacks that the user's list left out and that are kept all the same.

@@ -64,14 +64,15 @@ class Watchdog(L.Callback):
         self._guard: _Guard | None = None
         self._hooks: list[Any] = []
 
-    def _enter(self, trainer: L.Trainer, station: str) -> None:
+    def _enter(self, trainer: L.Trainer, station: str, phase: str | None = None) -> None:
+        self._phase = phase or self._phase
         self._place = Place(trainer.global_step, f"{self._phase}: {station}", time.time())
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Start watching when there is somebody to wait for."""
         if self.watchdog_seconds > 0 and trainer.world_size > 1 and self._guard is None:
-            self._phase = {"fit": "training", "validate": "validation"}.get(stage, stage)
-            self._enter(trainer, "loading the model")
+            phase = {"fit": "training", "validate": "validation"}.get(stage, stage)
+            self._enter(trainer, "loading the model", phase)
             self._guard = _Guard(trainer, self.watchdog_seconds, lambda: self._place)
             self._guard.start()
 
@@ -92,9 +93,8 @@ class Watchdog(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Follow the path in validation."""
-        self._phase = "validation"
         self.on_fit_start(trainer, pl_module)
-        self._enter(trainer, "data")
+        self._enter(trainer, "data", "validation")
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Mark the exchange that every step begins with."""
@@ -102,18 +102,15 @@ class Watchdog(L.Callback):
 
     def on_before_backward(self, trainer: L.Trainer, *_: Any) -> None:
         """Mark the backward pass."""
-        self._phase = "backward pass"
-        self._enter(trainer, "loss")
+        self._enter(trainer, "loss", "backward pass")
 
     def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
         """Mark the optimizer step."""
-        self._phase = "training"
-        self._enter(trainer, "optimizer")
+        self._enter(trainer, "optimizer", "training")
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Mark the wait for data."""
-        self._phase = "training"
-        self._enter(trainer, "data")
+        self._enter(trainer, "data", "training")
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Mark the wait for data."""
@@ -121,8 +118,7 @@ class Watchdog(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Mark what follows validation."""
-        self._phase = "training"
-        self._enter(trainer, "after validation")
+        self._enter(trainer, "after validation", "training")
 
     def on_save_checkpoint(self, trainer: L.Trainer, *_: Any) -> None:
         """Mark a save."""

@@ -3,8 +3,6 @@
 Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (arXiv 2212.04356), section 2.2.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -19,16 +17,6 @@ FFT_SAMPLES = 400  # 25 ms
 CONTEXT_SAMPLES = FFT_SAMPLES // 2  # what a frame sees beyond the window's edges
 FLOOR_LOG10 = -10.0  # log10 of the least power, that of silence
 _DYNAMIC_RANGE_LOG10 = 8.0
-
-
-@contextmanager
-def real_tensors() -> Iterator[None]:
-    """Within it, tensors are real ones on the CPU: neither fake nor on "meta" nor of inference mode.
-
-    What is made once and kept for all calls must not depend on which call was the first.
-    """
-    with _disable_current_modes(), torch.inference_mode(False), torch.device("cpu"):
-        yield
 
 
 def slaney_mel_filters(num_mel_bins: int, fft_samples: int = FFT_SAMPLES) -> Tensor:
@@ -57,11 +45,20 @@ def slaney_mel_filters(num_mel_bins: int, fft_samples: int = FFT_SAMPLES) -> Ten
 
 
 @cache
-def _constants(num_mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return Hann window and filters, float32; no buffers, for ``model.to(torch.bfloat16)`` would round those."""
-    with real_tensors():
-        window = torch.hann_window(FFT_SAMPLES, dtype=torch.float64).float()
-        return window.to(device), slaney_mel_filters(num_mel_bins).to(device)
+def constants(
+    num_mel_bins: int,
+    device: torch.device,
+    fft_samples: int = FFT_SAMPLES,
+    window_samples: int = FFT_SAMPLES,
+    periodic: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return Hann window and filters, float32; no buffers, for ``model.to(torch.bfloat16)`` would round those.
+
+    What is kept for all calls is real, neither fake nor on "meta" nor of inference mode, whichever call was the first.
+    """
+    with _disable_current_modes(), torch.inference_mode(False), torch.device("cpu"):
+        window = torch.hann_window(window_samples, periodic, dtype=torch.float64).float()
+        return window.to(device), slaney_mel_filters(num_mel_bins, fft_samples).to(device)
 
 
 class LogMel(nn.Module):
@@ -88,7 +85,7 @@ class LogMel(nn.Module):
         """
         if not samples.is_floating_point():
             samples = samples.float() / 32768.0
-        window, filters = _constants(self.num_mel_bins, samples.device)
+        window, filters = constants(self.num_mel_bins, samples.device)
         with torch.autocast(samples.device.type, enabled=False):  # float32 whatever the trainer's precision
             spectrum = torch.stft(
                 samples.float(), FFT_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True

@@ -1,8 +1,6 @@
 """Parakeet's encoder, a FastConformer: samples to frames at 12.5 per second, four times fewer than Whisper's."""
 
-from collections.abc import Sequence
-from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +9,8 @@ from torch import Tensor
 from fastslm.errors import ConfigError
 from fastslm.path.feature_masks import FeatureMasks
 
-from .mel import real_tensors, slaney_mel_filters
-from .pretrained import KEY, PretrainedEncoder
+from .mel import constants
+from .pretrained import KEY, PretrainedEncoder, first
 
 _HOP_SAMPLES = 160  # 10 ms
 _WINDOW_SAMPLES = 400  # 25 ms, in the middle of
@@ -51,16 +49,7 @@ class ParakeetEncoder(PretrainedEncoder):
 
     family: ClassVar[str] = "a Parakeet one"
 
-    def __init__(
-        self,
-        pretrained: str,
-        *,
-        initialize: Literal["pretrained", "random"] = "pretrained",
-        overrides: dict[str, Any] | None = None,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-        layers: Sequence[int] | Literal["all"] | None = None,
-    ) -> None:
-        super().__init__(pretrained, initialize=initialize, overrides=overrides, dtype=dtype, layers=layers)
+    def _check_front_end(self) -> None:
         known = {
             "sampling_rate": 16_000,
             "hop_length": _HOP_SAMPLES,
@@ -84,6 +73,7 @@ class ParakeetEncoder(PretrainedEncoder):
         return config if config.model_type == "parakeet_encoder" else None
 
     def _describe(self, config: Any) -> None:
+        self._check_front_end()
         config.layerdrop = 0.0
         self.width = config.hidden_size
         kernel, stride = config.subsampling_conv_kernel_size, config.subsampling_conv_stride
@@ -103,19 +93,15 @@ class ParakeetEncoder(PretrainedEncoder):
     def forward(
         self, samples: Tensor, num_samples: Tensor, summary: Tensor | None = None, masks: FeatureMasks | None = None
     ) -> Tensor:
-        """Return frames ``[W, F, D_enc]``, or ``[W, L, F, D_enc]`` after L layers; those of padding hold anything.
+        """Return frames, those of padding anything; see ``Encoder.forward``.
 
-        Args:
-            samples: int16 ``[W, N]``, zeros where padded.
-            num_samples: samples of each row that are audio ``[W]`` int64.
-            summary: not used.
-            masks: what to hide of the features, after each bin was scaled: 0 is its mean.
+        ``masks`` hide features after each bin was scaled: 0 is its mean.
         """
         num_samples = num_samples.to(samples.device)
         mel = log_mel(samples, num_samples, self.config.num_mel_bins)
         mel = mel if masks is None else masks.hide(mel)
         features = mel.transpose(1, 2).to(next(self.model.parameters()).dtype)  # [W, T, M]
-        mask = _first(_num_columns(num_samples), features.shape[1])
+        mask = first(_num_columns(num_samples), features.shape[1])
         return self._run(self.model.layers, lambda: self.model(features, attention_mask=mask).last_hidden_state)
 
 
@@ -134,10 +120,10 @@ def log_mel(samples: Tensor, num_samples: Tensor, num_mel_bins: int) -> Tensor:
     """
     audio = samples.float() / 32768.0
     audio = torch.cat([audio[:, :1], audio[:, 1:] - _PREEMPHASIS * audio[:, :-1]], dim=1)
-    audio = audio * _first(num_samples, audio.shape[1])
+    audio = audio * first(num_samples, audio.shape[1])
     features = _log_power(audio, num_mel_bins)
     counts = _num_columns(num_samples)
-    real = _first(counts, features.shape[2])[:, None]
+    real = first(counts, features.shape[2])[:, None]
     features = (features - features[:, :, :1]) * real  # sums of small numbers, and of zeros in silence
     features = (features - features.sum(2, keepdim=True) / counts[:, None, None]) * real
     variance = features.square().sum(2, keepdim=True) / (counts - 1).clamp_min(1)[:, None, None]
@@ -149,7 +135,7 @@ def _log_power(audio: Tensor, num_mel_bins: int) -> Tensor:
     num_columns = max(1, audio.shape[1] // _HOP_SAMPLES)
     last = (num_columns - 1) * _HOP_SAMPLES + _FFT_SAMPLES
     audio = F.pad(audio, (_FFT_SAMPLES // 2, max(0, last - audio.shape[1] - _FFT_SAMPLES // 2)))
-    window, filters = _constants(num_mel_bins, audio.device)
+    window, filters = constants(num_mel_bins, audio.device, _FFT_SAMPLES, _WINDOW_SAMPLES, periodic=False)
     stretch = max(1, _MAX_SPECTRA // len(audio))
     chunks = []
     for begin in range(0, num_columns, stretch):
@@ -164,19 +150,6 @@ def _log_power(audio: Tensor, num_mel_bins: int) -> Tensor:
     return torch.cat(chunks, dim=2)
 
 
-@cache
-def _constants(num_mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return Hann window and filters, float32; no buffers, for ``model.to(torch.bfloat16)`` would round those."""
-    with real_tensors():
-        window = torch.hann_window(_WINDOW_SAMPLES, periodic=False, dtype=torch.float64).float()
-        return window.to(device), slaney_mel_filters(num_mel_bins, _FFT_SAMPLES).to(device)
-
-
 def _num_columns(num_samples: Tensor) -> Tensor:
     """Return the columns of the log-mel that so many samples make."""
     return (num_samples // _HOP_SAMPLES).clamp_min(1)
-
-
-def _first(counts: Tensor, length: int) -> Tensor:
-    """Return ``[W, length]`` bool, True at the first ``counts`` ``[W]`` places."""
-    return torch.arange(length, device=counts.device) < counts[:, None]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError, nearest
-from fastslm.path.base_folder import read_config, read_model
-from fastslm.path.pretrained import choose_kernels, dtype_on, reason, resolve
+from fastslm.path.base_folder import base_folder, cannot_load, no_configuration, refuse_kernels
+from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change
 
 KEY = "model.encoder.pretrained"
@@ -85,7 +85,7 @@ class PretrainedEncoder(Encoder):
         self._source = pretrained
         self.config = self._read(overrides)
         self._describe(self.config)
-        self.layers = _chosen(layers, self._num_layers(self.config))
+        self.layers = _chosen(layers, int(self.config.num_hidden_layers))
         setattr(self, self.inner_name, None)
 
     @classmethod
@@ -134,9 +134,6 @@ class PretrainedEncoder(Encoder):
     def _describe(self, config: Any) -> None:
         """Set width, rate and the other attributes of the contract; raise ``ConfigError`` for what cannot work."""
 
-    def _num_layers(self, config: Any) -> int:
-        return int(config.num_hidden_layers)
-
     def _is_unused(self, name: str) -> bool:
         """Return whether ``forward`` has no use for a weight, so that a checkpoint may lack it."""
         return False
@@ -157,7 +154,6 @@ class PretrainedEncoder(Encoder):
         """Bring the weights; those of heads and decoders in the checkpoint are not read into memory."""
         if self.inner is not None:
             return
-        choose_kernels(self.config, self._attention)
         model = self._built().to(self.dtype) if self.initialize == "random" else self._loaded()
         setattr(self, self.inner_name, self._fitted(model))
 
@@ -172,7 +168,13 @@ class PretrainedEncoder(Encoder):
     def _read(self, overrides: dict[str, Any] | None) -> Any:
         from huggingface_hub.errors import StrictDataclassError
 
-        whole = self._source.config if isinstance(self._source, _Known) else read_config(self.pretrained, KEY)
+        try:
+            whole = self._whole_config()
+        except ConfigError:
+            raise
+        except Exception as error:  # transformers raises whatever a value makes it stumble over
+            raise no_configuration(self.pretrained, KEY, error) from error
+        refuse_kernels(whole, self.pretrained, KEY)
         config = copy.deepcopy(self._encoder_config(whole))
         if config is None:
             from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -193,6 +195,13 @@ class PretrainedEncoder(Encoder):
                 raise ConfigError(f"model.encoder.overrides: {name} cannot be {value!r}: {reason(error)}") from error
         return config
 
+    def _whole_config(self) -> Any:
+        from transformers import AutoConfig
+
+        if isinstance(self._source, _Known):
+            return self._source.config
+        return AutoConfig.from_pretrained(base_folder(self.pretrained, KEY), trust_remote_code=False)
+
     def _preprocessor(self) -> dict[str, Any]:
         """Return what the folder's preprocessor_config.json says, empty when there is none."""
         from transformers import FeatureExtractionMixin
@@ -212,8 +221,17 @@ class PretrainedEncoder(Encoder):
         architecture = self._architecture(self.config)
         # Of a whole model, all other weights are expected and left in the file, without a report on the screen.
         silent = type(architecture.__name__, (architecture,), {"_keys_to_ignore_on_load_unexpected": [r"."]})
-        mapping = {} if self._key_mapping is None else {"key_mapping": self._key_mapping}
-        model, info = read_model(silent, self.pretrained, KEY, self.config, dtype=self.dtype, **mapping)
+        settings = {"key_mapping": self._key_mapping, "attn_implementation": self._attention}
+        try:
+            model, info = silent.from_pretrained(  # type: ignore[attr-defined]
+                resolve(self.pretrained, KEY),
+                config=self.config,
+                dtype=self.dtype,
+                output_loading_info=True,
+                **{name: value for name, value in settings.items() if value is not None},
+            )
+        except Exception as error:  # transformers, and libraries for quantized weights, raise whatever they like
+            raise cannot_load(self.pretrained, KEY, self.config, error) from error
         missing = sorted(name for name in info["missing_keys"] if not self._is_unused(name))
         if missing:
             raise ConfigError(
@@ -250,6 +268,11 @@ class PretrainedEncoder(Encoder):
         if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) != weight.dtype:
             return nullcontext()
         return torch.autocast(device, enabled=False)
+
+
+def first(counts: Tensor, length: int) -> Tensor:
+    """Return ``[W, length]`` bool, True at the first ``counts`` ``[W]`` places."""
+    return torch.arange(length, device=counts.device) < counts[:, None]
 
 
 def _chosen(layers: Sequence[int] | Literal["all"] | None, num_layers: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastslm.errors import ConfigError
 from fastslm.path.feature_masks import FeatureMasks
 
-from .pretrained import KEY, PretrainedEncoder
+from .pretrained import KEY, PretrainedEncoder, first
 
 _MODEL_TYPES = (
     "data2vec-audio",
@@ -117,20 +117,12 @@ class WaveformEncoder(PretrainedEncoder):
     def forward(
         self, samples: Tensor, num_samples: Tensor, summary: Tensor | None = None, masks: FeatureMasks | None = None
     ) -> Tensor:
-        """Return frames ``[W, F, D_enc]``, or ``[W, L, F, D_enc]`` after L layers; those of padding hold anything.
-
-        Args:
-            samples: int16 ``[W, N]``, zeros where padded.
-            num_samples: samples of each row that are audio ``[W]`` int64.
-            summary: not used.
-            masks: not used, there being no features to hide.
-        """
+        """Return frames, those of padding anything; see ``Encoder.forward``. There are no features to hide."""
         num_samples = num_samples.to(samples.device)
         values = self._values(samples, num_samples)
         seen = num_samples.clamp_min(self._seen_samples)
-        mask = torch.arange(values.shape[1], device=values.device) < seen[:, None]
-        places = torch.arange(self._count(values.shape[1]), device=values.device)
-        padding = places >= self._count(seen)[:, None]  # [W, F]
+        mask = first(seen, values.shape[1])
+        padding = ~first(self._count(seen), self._count(values.shape[1]))  # [W, F]
         with self._audio_only(seen, padding):
             return self._run(
                 self.model.encoder.layers, lambda: self.model(values, attention_mask=mask).last_hidden_state
@@ -141,7 +133,7 @@ class WaveformEncoder(PretrainedEncoder):
         """Return the waveform ``[W, N]`` as the model was trained on it, zeros where padded."""
         values = F.pad(samples.float() / 32768.0, (0, max(0, self._seen_samples - samples.shape[1])))
         if self.normalize:
-            real = torch.arange(values.shape[1], device=values.device) < num_samples[:, None]
+            real = first(num_samples, values.shape[1])
             count = num_samples.clamp_min(1)[:, None]
             values = (values - (values * real).sum(1, keepdim=True) / count) * real
             variance = values.square().sum(1, keepdim=True) / count
@@ -203,7 +195,7 @@ class _AudioNorm(nn.GroupNorm):
         """Return ``hidden`` ``[W, C, T]`` normalised over time."""
         if self.counts is None:
             return super().forward(hidden)
-        real = (torch.arange(hidden.shape[2], device=hidden.device) < self.counts[:, None])[:, None]
+        real = first(self.counts, hidden.shape[2])[:, None]
         hidden = hidden.masked_fill(~real, 0.0)
         count = self.counts[:, None]
         mean = hidden.sum(2, dtype=torch.float32) / count  # [W, C]

@@ -11,7 +11,7 @@ from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.path.feature_masks import FeatureMasks
 
 from .mel import CONTEXT_SAMPLES, FLOOR_LOG10, HOP_SAMPLES, LogMel, pad_with_context
-from .pretrained import PretrainedEncoder
+from .pretrained import PretrainedEncoder, first
 
 
 class WhisperEncoder(PretrainedEncoder):
@@ -77,9 +77,6 @@ class WhisperEncoder(PretrainedEncoder):
 
         return HFWhisperEncoder
 
-    def _num_layers(self, config: Any) -> int:
-        return int(config.encoder_layers)
-
     def _describe(self, config: Any) -> None:
         self.width = config.d_model
         self.samples_per_frame = 2 * HOP_SAMPLES
@@ -100,25 +97,13 @@ class WhisperEncoder(PretrainedEncoder):
             num_samples: samples of each window that are audio ``[W]``.
         """
         power = self.mel.log_power(samples)  # [W, M, T]
-        inside = _first(num_samples // HOP_SAMPLES, power.shape[-1])
+        inside = first(num_samples // HOP_SAMPLES, power.shape[-1])[:, None]
         return power.masked_fill(~inside, -torch.inf).amax(dim=(1, 2)).clamp_min(FLOOR_LOG10)[:, None]
-
-    def combine(self, surveys: Tensor) -> Tensor:
-        """Return the summary ``[1]`` of a recording from the surveys ``[n, 1]`` of its windows."""
-        return surveys.amax(dim=0)
 
     def forward(
         self, samples: Tensor, num_samples: Tensor, summary: Tensor | None = None, masks: FeatureMasks | None = None
     ) -> Tensor:
-        """Return frames ``[W, F, D_enc]``, or ``[W, L, F, D_enc]`` after L layers.
-
-        Args:
-            samples: int16 ``[W, N]``, zeros where padded; with a ``mel_range`` of the recording, on either side
-                ``margin_samples`` of the neighbourhood more.
-            num_samples: samples of each row that are audio ``[W]`` int64.
-            summary: what ``combine`` gave for each row's recording ``[W, 1]``; None takes each row for a recording.
-            masks: what to hide of the log-mel.
-        """
+        """Return frames; see ``Encoder.forward``. Without a summary each row is taken for a recording."""
         mel = self._mel(samples, num_samples.to(samples.device), summary)
         mel = mel if masks is None else masks.hide(mel)
         return self._run(self.whisper.layers, lambda: self._encode(mel))
@@ -133,7 +118,7 @@ class WhisperEncoder(PretrainedEncoder):
         samples = F.pad(samples, (0, whole - length))
         loudest = self.survey(samples, num_samples) if summary is None else summary
         mel = self.mel(samples, loudest[:, 0])
-        return mel * _first(num_samples // HOP_SAMPLES, mel.shape[-1])  # the release pads in mel space
+        return mel * first(num_samples // HOP_SAMPLES, mel.shape[-1])[:, None]  # the release pads in mel space
 
     def _encode(self, mel: Tensor) -> Tensor:
         model = self.whisper
@@ -143,8 +128,3 @@ class WhisperEncoder(PretrainedEncoder):
         for layer in model.layers:
             hidden = layer(hidden, None)
         return model.layer_norm(hidden)  # type: ignore[no-any-return]
-
-
-def _first(counts: Tensor, length: int) -> Tensor:
-    """Return ``[W, 1, length]`` bool, True at the first ``counts`` ``[W]`` places."""
-    return (torch.arange(length, device=counts.device) < counts[:, None])[:, None]

@@ -8,10 +8,6 @@ import torch
 def use_liger(model: Any, device: torch.device) -> str | None:
     """Put fused norms, rotary embeddings and gated layers into a model; names and weights stay.
 
-    Args:
-        model: of transformers.
-        device: where it will run.
-
     Returns:
         Why the model stays as it is, for people; None where it was done.
     """

@@ -44,8 +44,8 @@ def give_loss(causal_lm: Any) -> bool:
     Returns:
         Whether it can: not where the head is more than a matrix, or what follows it is not done position by position.
     """
-    head = causal_lm.get_output_embeddings()
-    if type(head) is not nn.Linear or not _has_its_parts(causal_lm):
+    head, children = causal_lm.get_output_embeddings(), dict(causal_lm.named_children())
+    if type(head) is not nn.Linear or head not in children.values() or causal_lm.base_model_prefix not in children:
         return False
     raw = torch.linspace(-9, 9, 2 * head.out_features, device="cpu").view(2, -1)
     try:
@@ -80,9 +80,9 @@ def losing(head: Any, labels: Tensor) -> Iterator[list[Tensor]]:
 
 def finished(causal_lm: Any, raw: Tensor) -> Tensor:
     """Return the logits that a model makes of what its head gives ``[n, V]``: scaled or capped by its own code."""
-    width = causal_lm.get_output_embeddings().in_features
-    hidden = raw.detach().new_zeros(1).expand(1, len(raw), width)
-    head, layers = _names(causal_lm)
+    output, layers = causal_lm.get_output_embeddings(), causal_lm.base_model_prefix
+    hidden = raw.detach().new_zeros(1).expand(1, len(raw), output.in_features)
+    head = next(name for name, module in causal_lm.named_children() if module is output)
     end = copy.copy(causal_lm)
     end._modules = {
         **causal_lm._modules,
@@ -90,18 +90,6 @@ def finished(causal_lm: Any, raw: Tensor) -> Tensor:
         head: _StandIn(causal_lm._modules[head], raw[None]),
     }
     return type(causal_lm).forward(end, inputs_embeds=hidden, use_cache=False).logits[0]  # type: ignore[no-any-return]
-
-
-def _names(causal_lm: Any) -> tuple[str, str]:
-    """Return the names of head and layers in a model."""
-    output = causal_lm.get_output_embeddings()
-    return next(n for n, m in causal_lm.named_children() if m is output), causal_lm.base_model_prefix
-
-
-def _has_its_parts(causal_lm: Any) -> bool:
-    children = dict(causal_lm.named_children())
-    head = causal_lm.get_output_embeddings()
-    return causal_lm.base_model_prefix in children and any(module is head for module in children.values())
 
 
 class _StandIn(nn.Module):

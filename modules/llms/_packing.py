@@ -19,12 +19,8 @@ def packed_arguments(
 ) -> tuple[dict[str, Any], AbstractContextManager[Any]]:
     """Return what tells a model of transformers where dialogues end, and within what to call it.
 
-    Positions begin at 0 in each. Fused attention takes the boundaries; torch's own is called for each dialogue.
-
-    Args:
-        lengths: of the dialogues, in order.
-        device: of the model.
-        config: of the model's text part.
+    Positions begin at 0 in each. Fused attention takes the boundaries; torch's own is called for each dialogue. The
+    configuration is that of the model's text part.
 
     Raises:
         ConfigError: its attention is cut into chunks that begin where the row does.

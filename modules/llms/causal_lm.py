@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
-from fastslm.path.base_folder import read_config, read_model
+from fastslm.path.base_folder import base_folder, cannot_load, no_configuration, refuse_kernels
 from fastslm.path.loss import label_loss
 from fastslm.path.one_sequence import one_sequence
-from fastslm.path.pretrained import choose_kernels, dtype_on, reason, resolve
+from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change, setting
 
 from ._lean_norm import make_norms_lean
@@ -125,7 +125,7 @@ class CausalLM(LanguageModel):
         liger: bool = False,
     ) -> None:
         super().__init__()
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
 
         self.pretrained = pretrained
         self.initialize = initialize
@@ -144,14 +144,19 @@ class CausalLM(LanguageModel):
                 "model.llm.quantize: 4-bit weights are pretrained ones that stay frozen, trained through adapters. Set"
                 " initialize: pretrained and lora, or leave quantize out."
             )
-        config = read_config(pretrained, _KEY)
+        folder = base_folder(pretrained, _KEY)
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # transformers raises whatever a value makes it stumble over
+            raise no_configuration(pretrained, _KEY, error) from error
+        refuse_kernels(config, pretrained, _KEY)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
             raise ConfigError(
                 f"{_KEY}: {pretrained!r} is a {config.model_type!r} model, which is no LLM that continues a text. If it"
                 " is the speech encoder, it belongs to model.encoder.pretrained."
             )
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(resolve(pretrained, _KEY), trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{_KEY}: no tokenizer at {pretrained!r}{_NO_TOKENIZER} ({reason(error)})") from error
         if self.tokenizer.vocab_size <= len(self.tokenizer.all_special_ids):  # what transformers makes of no file
@@ -222,14 +227,23 @@ class CausalLM(LanguageModel):
             return
         from transformers import AutoModelForCausalLM
 
-        choose_kernels(self.config, self.attention)
         if self.initialize == "random":
-            model = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(
+                self.config, dtype=self.dtype, attn_implementation=self.attention, trust_remote_code=False
+            )
         else:
             quantized = {} if self.quantize is None else {"quantization_config": self._quantization()}
-            model, info = read_model(
-                AutoModelForCausalLM, self.pretrained, _KEY, self.config, dtype=self.dtype, **quantized
-            )
+            try:
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    resolve(self.pretrained, _KEY),
+                    dtype=self.dtype,
+                    attn_implementation=self.attention,
+                    output_loading_info=True,
+                    trust_remote_code=False,
+                    **quantized,
+                )
+            except Exception as error:  # transformers, and libraries for quantized weights, raise whatever they like
+                raise cannot_load(self.pretrained, _KEY, self.config, error) from error
             if info["missing_keys"]:
                 missing = ", ".join(sorted(info["missing_keys"])[:3])
                 raise ConfigError(f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights: {missing}")
@@ -338,6 +352,10 @@ class CausalLM(LanguageModel):
         """Whether every position reads those before it only."""
         text = self.config.get_text_config()
         return getattr(text, "is_causal", True) and not getattr(text, "use_bidirectional_attention", None)
+
+    def stock_model(self) -> Any:
+        """Return the model inside; a subclass may compute something else, and has to say what."""
+        return self.causal_lm if type(self) is CausalLM else super().stock_model()
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings ``[..., D_llm]`` of token ids ``[...]``."""

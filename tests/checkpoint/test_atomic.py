@@ -131,6 +131,7 @@ def test_a_checkpoint_of_lightning_alone_gives_way_to_a_complete_one(built, save
     shutil.copytree(folder, copied, symlinks=False)  # what cp -rL and some object stores make of links
     save(built(), 6, folder=copied)
     assert open_checkpoint(copied / "last.ckpt").manifest["step"] == 6
+    assert sorted(path.name for path in copied.iterdir()) == ["last", "last.ckpt", "step-000006"]
 
 
 def test_no_room_is_said_before_anything_is_written(built, save, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from fastslm.checkpoint.run import bases_of, open_run
 from fastslm.cli import main
 from fastslm.commands.checkpoint import convert
 from fastslm.errors import CheckpointError
+from fastslm.modules.encoders.parakeet import ParakeetEncoder
 from fastslm.modules.llms.causal_lm import LoRA
 from fastslm.training.start_weights import resolve_checkpoint
 from tests.inference.tiny_run import settings_of
@@ -88,6 +89,31 @@ def test_weights_come_back_as_they_were(with_lora, save):
     disturb(other, seed=2)
     load_weights(other, checkpoint, "resume", report=False)
     assert_same(weights_of(other), weights_of(module))
+
+
+def test_statistics_of_a_trained_encoder_come_back_in_this_stage_and_the_next(built, make_module, save, tiny_parakeet):
+    """Batch norm keeps them in buffers, which change though no optimizer sees them."""
+
+    def with_parakeet(*train_parts):
+        module = make_module(train_parts=train_parts)
+        module.parts = (ParakeetEncoder(str(tiny_parakeet)), *module.parts[1:])
+        return module
+
+    def statistics(module):
+        return {name: value for name, value in module.path.encoder.state_dict().items() if "running_mean" in name}
+
+    module = with_parakeet("encoder", "projector")
+    module.configure_model()
+    for buffer in module.path.encoder.buffers():
+        buffer.data.add_(1)
+    module.run_config = {}
+    checkpoint = open_checkpoint(save(module))
+    later = with_parakeet("projector")
+    later.run_config, later.weights = {}, (checkpoint, "initialize")
+    later.configure_model()
+    assert statistics(module)
+    assert_same(statistics(later), statistics(module))
+    assert set(statistics(later)) <= {name.removeprefix("path.encoder.") for name in stored_names(later)}
 
 
 @pytest.mark.parametrize("given", ["folder", "last", "last.ckpt", "trainer.ckpt", "checkpoints", "run"])
@@ -302,6 +328,25 @@ def test_a_model_in_use_warns_where_the_llm_has_changed_under_it(built, save, ti
             open_run(path)
     assert bases_of(folder)["llm"] != before["llm"]
     assert bases_of(folder)["encoder"] == before["encoder"]
+
+
+def test_another_chat_template_is_told_and_training_does_not_go_on_with_it(
+    built, save, tiny_encoder, tiny_llm, tmp_path, capsys
+):
+    llm = shutil.copytree(tiny_llm, tmp_path / "llm")
+    module = built()
+    module.parts[2].pretrained = str(llm)
+    module.run_config["model"] = settings_of(tiny_encoder, llm, abstractor={"class_path": "AvgPool"}, train_parts=[])
+    checkpoint = open_checkpoint(save(module))
+    (llm / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
+    fingerprint.cache_clear()
+    said = "the files of the tokenizer or chat template of .* have changed since"
+    with pytest.warns(UserWarning, match=said):
+        open_run(checkpoint.path)
+    load_weights(module, checkpoint, "evaluate")
+    assert "its tokenizer or chat template has other content" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="its tokenizer or chat template has other content"):
+        load_weights(module, checkpoint, "resume", report=False)
 
 
 def test_another_vocabulary_is_refused_with_the_token_that_moved(built, save):

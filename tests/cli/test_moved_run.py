@@ -49,6 +49,17 @@ def test_scores_go_with_a_run_folder_that_is_moved(state, tmp_path):
     assert (callback.best_model_score, callback.kth_value) == (1.0, 2.0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_scores_go_with_a_copy_that_left_out_the_links(state, tmp_path):
+    moved = tmp_path / "moved"
+    for name in ("best-1", "best-2"):
+        (moved / "checkpoints" / f"{name}.ckpt").unlink()
+        (moved / "checkpoints" / name).mkdir()
+        (moved / "checkpoints" / name / "checkpoint.json").touch()
+    callback = go_on(state, moved, moved)
+    assert callback.best_model_path == str(moved / "checkpoints" / "best-1.ckpt")
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("case", ["the best is not there", "another run goes on from it"])
 def test_scores_without_their_checkpoints_are_forgotten(state, tmp_path, case):

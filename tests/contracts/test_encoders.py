@@ -3,6 +3,7 @@
 import copy
 import inspect
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,6 +113,13 @@ class LoadsAgain(WhisperEncoder):
         torch.nn.init.normal_(self.whisper.conv1.weight)
 
 
+class DrawsElsewhere(WhisperEncoder):
+    def load(self):
+        if self.whisper is None:
+            super().load()
+            self.whisper.layer_norm.bias.data += np.random.default_rng().random()
+
+
 class LosesAnArgument(WhisperEncoder):
     def __init__(self, pretrained, **settings):
         super().__init__(pretrained, **{"layers": [1], **settings})
@@ -132,7 +140,8 @@ class OrderMatters(WhisperEncoder):
     "broken",
     [
         ShortAtOneLength, SilentIsNothing,
-        OneFrameMore, FallingLengths, Floats, Leaky, Deaf, Drawing, Blind, LoadsAgain, LosesAnArgument, OrderMatters,
+        OneFrameMore, FallingLengths, Floats, Leaky, Deaf, Drawing, Blind, LoadsAgain, DrawsElsewhere,
+        LosesAnArgument, OrderMatters,
     ],
 )  # fmt: skip
 def test_each_promise_that_is_broken_fails_a_test(broken, tiny_encoder):

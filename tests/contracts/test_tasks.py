@@ -142,6 +142,10 @@ def installed(monkeypatch, task):
         ({"prompt": "{audio}{audio}"}, "must hold {audio} once"),
         ({"prompt": "{audio} {"}, "must hold {audio} once"),
         ({"prompt": "{audio} {}"}, "in other braces names of fields only"),
+        *(
+            ({"metrics": {name: ErrorRate("word")}, "error": name}, f"its metric '{name}' needs another name")
+            for name in ("loss", "error", "wer/de")
+        ),
         ({"error": "wer"}, r"its error is 'wer', which is none of its metrics \(topics_f1\)"),
     ],
 )

@@ -536,3 +536,18 @@ def test_many_shards_are_indexed_by_several_processes_to_the_same_result(
     monkeypatch.setattr(_index, "_MAX_PROCESSES", 1)
     assert open_index(*paths) == several
     assert keys(several) == [f"train-{i:03d}" for i in range(16)]
+
+
+def test_chunks_of_another_shard_are_made_anew(tmp_path, write_shard, flac, open_index):
+    limits = Limits(max_audio_seconds=3.0, long_audio="split")
+    paths = []
+    for name, pause, text in (("a", 1.0, "one"), ("b", 2.5, "one two three four")):
+        segments = [{"start": 0.0, "end": pause, "text": text}, {"start": pause, "end": 4.0, "text": text}]
+        sample = {"flac": flac(4.0), "json": {"text": f"{text} {text}", "segments": segments}}
+        paths.append(write_shard(tmp_path / f"{name}.tar", [(name, sample)]))
+    before = open_index(*paths, limits=limits)
+    first, second = (tmp_path / "cache" / "index").glob("*.chunks.npz")
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    assert open_index(*paths, limits=limits) == before

@@ -68,6 +68,9 @@ def test_transcripts_of_other_systems_stand_beside_each_other(capsys, tmp_path, 
     (entry,) = yaml.safe_load((tmp_path / "out" / ".eval_results" / "clean.yaml").read_text())
     assert entry["dataset"] == {"id": "org/speech", "task_id": "clean"}
     assert entry["value"] == 0
+    assert "Normaliser english (Whisper's, of whisper-normalizer;" in entry["notes"]
+    assert "Written to" in shown.err
+    assert ".eval_results/clean.yaml." in shown.err
     assert (tmp_path / "out" / "wer.png").stat().st_size > 1000
     assert (tmp_path / "out" / "report.md").read_text() == shown.out
 
@@ -84,7 +87,7 @@ def test_transcripts_that_are_the_references_word_for_word_are_told(capsys, tmp_
         assert ("all transcripts of set clean are the references, word for word" in shown.err) is told
 
 
-def test_apostrophes_that_the_leaderboard_tells_apart_are_told(capsys, tmp_path, write_shard, flac):
+def test_apostrophes_that_the_normaliser_tells_apart_are_told(capsys, tmp_path, write_shard, flac):
     said = {"a": "I don\u2019t know", "b": "it\u2019s late", "c": "we'll go", "d": "so be it"}
     rows = [(key, {"flac": flac(1.0), "json": {"text": text}}) for key, text in said.items()]
     write_shard(tmp_path / "s" / "x.tar", rows)

@@ -1,4 +1,4 @@
-"""Word errors are those of the leaderboard's scorer, rates are over all words, intervals are over recordings."""
+"""Word errors are those of whisper-normalizer and kaldialign, rates over all words, intervals over recordings."""
 
 import random
 import unicodedata
@@ -67,7 +67,7 @@ WORDS = st.lists(st.sampled_from(VOCABULARY.split()), min_size=1, max_size=12).m
 
 
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=6), st.sampled_from(["en", "de"]))
-def test_the_rate_of_a_set_is_that_of_the_leaderboards_scorer_to_the_last_digit(pairs, language):
+def test_the_rate_of_a_set_is_that_of_whisper_normalizer_and_kaldialign_to_the_last_digit(pairs, language):
     normalise = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
     references = [tuple(normalise(reference).split()) for reference, _ in pairs]
     hypotheses = [tuple(normalise(hypothesis).split()) for _, hypothesis in pairs]

@@ -1,6 +1,7 @@
 """Compressors of other packages: exported with their source when it stands by itself, refused by name when not."""
 
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 
 from fastslm.checkpoint.run import open_run
 from fastslm.errors import ConfigError
-from fastslm.export.folder import export_model
+from fastslm.export.folder import export_llm, export_model
 from fastslm.export.sources import export_sources, flat_name
+from fastslm.modules.abstractors.avg_pool import AvgPool
 from fastslm.modules.encoders.whisper import WhisperEncoder
 
 POOLING = '''"""A compressor that is not part of fastslm."""
@@ -94,15 +96,45 @@ def test_a_compressor_in_a_file_of_its_own_comes_along(tmp_path, their_package, 
 def test_what_a_folder_cannot_carry_is_refused_with_file_line_and_name(their_package, imports, message):
     their_package(pool=POOLING.format(**(PLAIN | {"imports": f"if False:\n    {imports}"})), scale="x = 1\n")
     text = message.replace("line 3", "line 4")
-    from importlib import import_module
-
     with pytest.raises(ConfigError, match=text):
         export_sources(WhisperEncoder, import_module("their_pooling.pool").Pooling)
 
 
-def test_a_class_inside_a_function_is_refused():
-    from fastslm.modules.abstractors.avg_pool import AvgPool
+def test_an_encoder_of_several_files_comes_along_whatever_the_compressor(their_package):
+    their_package(
+        enc="from fastslm.contracts import Encoder\nfrom .front import front\n\nclass Bank(Encoder):\n    pass\n",
+        front="def front(samples):\n    return samples\n",
+    )
+    files = export_sources(import_module("their_pooling.enc").Bank, AvgPool)
+    assert "from .their_pooling_front import front" in files["their_pooling_enc.py"]
+    assert files["their_pooling_front.py"].startswith("def front")
 
+
+SCALED = """from fastslm.modules.llms.causal_lm import CausalLM
+
+
+class Scaled(CausalLM):
+    def embed(self, input_ids):
+        return 2 * super().embed(input_ids)
+"""
+
+
+@pytest.mark.parametrize("export", [export_model, export_llm])
+def test_an_llm_built_on_causal_lm_is_refused_unless_it_says_what_computes_the_same(
+    tmp_path, their_package, make_run, tiny_llm, export
+):
+    """The folder would hold the plain one, which answers otherwise."""
+    their_package(llm=SCALED)
+    llm = {"class_path": "their_pooling.llm.Scaled", "init_args": {"pretrained": str(tiny_llm)}}
+    run = open_run(make_run(tmp_path / "run", "AvgPool", llm=llm, lora=None))
+    with pytest.raises(ConfigError, match=r"model\.llm: Scaled cannot be exported: it has no stock_model"):
+        export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    type(run.path.llm).stock_model = lambda self: self.causal_lm
+    export(run, tmp_path / "out")
+
+
+def test_a_class_inside_a_function_is_refused():
     class Local(AvgPool):
         pass
 
@@ -120,8 +152,6 @@ def test_a_compressor_whose_arguments_do_not_survive_is_refused(tmp_path, their_
             "    def __init__", "    biased = True\n\n    def __init__", 1
         )
     )
-    from importlib import import_module
-
     run = make_run(tmp_path / "run", "their_pooling.pool.Pooling", lora=None)
     opened = open_run(run)
     opened.path.abstractor.projector.bias = None

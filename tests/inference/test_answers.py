@@ -7,6 +7,7 @@ import pytest
 import torch
 from tokenizer_kinds import KINDS, make_tokenizer
 
+from fastslm.contracts import Task
 from fastslm.errors import ConfigError, DataError
 from fastslm.inference import answering
 from fastslm.inference.engine import Decoding
@@ -235,6 +236,13 @@ def test_words_of_ones_own_stand_in_place_of_the_tasks(model):
     assert "one two" in own
     before = Request("asr", "one two").ids(model.path.prompter)[0]
     assert before == Request("asr").ids(model.path.prompter)[0]
+
+
+@pytest.mark.parametrize("prompt", [None, "Who speaks?"])
+def test_a_task_that_needs_several_fields_of_a_sample_cannot_be_asked_of_audio_alone(prompt):
+    task = Task("contexts", "Context: {context}\n{audio}\nIn one word: {question}", "answer")
+    with pytest.raises(ConfigError, match=r"contexts cannot be asked of audio alone.* context and question"):
+        Request("contexts", prompt, None, task)
 
 
 @pytest.mark.parametrize(

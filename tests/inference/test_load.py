@@ -19,6 +19,7 @@ from fastslm.checkpoint.run import find_checkpoint, open_run, speech_settings
 from fastslm.errors import CheckpointError, ConfigError
 from fastslm.inference.load import find_model
 from fastslm.training.from_settings import build_module
+from fastslm.training.start_weights import resolve_checkpoint
 
 
 def contents_of(folder):
@@ -79,6 +80,44 @@ def test_a_folder_that_a_kill_or_a_hand_has_left_incomplete_is_refused(trained):
     (last / "checkpoint.json").unlink()
     with pytest.raises(CheckpointError, match=r"no complete checkpoint: it has no checkpoint\.json"):
         fastslm.load(last)
+
+
+@pytest.mark.parametrize("state", ["a removed trainer state", "no links", "links copied as files"])
+def test_the_best_checkpoint_is_found_without_its_trainer_state_and_without_links(trained, tmp_path, state):
+    folder, _ = trained
+    checkpoints = folder / "checkpoints"
+    if state == "a removed trainer state":
+        (checkpoints / "best-step=1" / "trainer.ckpt").unlink()
+        assert open_run(checkpoints / "best-step=1.ckpt").step == 1
+    elif state == "no links":
+        for link in [path for path in checkpoints.iterdir() if path.is_symlink()]:
+            link.unlink()
+        assert resolve_checkpoint("best", folder, "fit") == str(checkpoints / "best-step=1")
+    else:
+        folder = shutil.copytree(folder, tmp_path / "copy")
+    assert find_model(folder) == folder / "checkpoints" / "best-step=1"
+    assert find_checkpoint(folder, "best") == folder / "checkpoints" / "best-step=1"
+    assert open_run(folder, "last").step == 2
+
+
+@pytest.mark.parametrize("said", ["is gone", r"is damaged: it has no checkpoint\.json"])
+def test_no_other_is_taken_where_the_best_checkpoint_is_not_whole(trained, said):
+    folder, _ = trained
+    best = folder / "checkpoints" / "best-step=1"
+    shutil.rmtree(best) if said == "is gone" else (best / "checkpoint.json").unlink()
+    for given in (folder, folder / "checkpoints" / "best-step=1.ckpt"):
+        with pytest.raises(CheckpointError, match=rf"the best-step=1 checkpoint, .*best-step=1, {said}\. Complete are"):
+            open_run(given)
+    with pytest.raises(CheckpointError, match="the best-step=1 checkpoint"):
+        resolve_checkpoint("best", folder, "fit")
+
+
+def test_a_best_checkpoint_that_never_was_does_not_begin_the_training_anew(trained):
+    folder, _ = trained
+    (folder / "checkpoints" / "best-step=1.ckpt").unlink()
+    shutil.rmtree(folder / "checkpoints" / "best-step=1")
+    with pytest.raises(ConfigError, match=r"no best checkpoint in .*, which holds last\.ckpt: give --ckpt_path one"):
+        resolve_checkpoint("best", folder, "fit")
 
 
 def test_the_stored_weights_are_the_models(run_folder, model):

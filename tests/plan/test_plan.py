@@ -304,6 +304,17 @@ def test_a_plan_needs_no_weights_and_covers_every_shipped_hardware(without_weigh
         assert part in shown
 
 
+def test_an_encoder_that_needs_a_summary_of_the_recording_gets_one(make, monkeypatch):
+    module, given, forward = make(), [], WhisperEncoder.forward
+    module.parts[0].needs_summary = True
+    monkeypatch.setattr(WhisperEncoder, "survey", lambda _self, samples, _num_samples: samples[:, :7].float())
+    monkeypatch.setattr(
+        WhisperEncoder, "forward", lambda self, s, n, summary, m: given.append(summary.shape) or forward(self, s, n)
+    )
+    Sketch(module).training_peaks(9, 10)
+    assert given == [(8, 7), (1, 7)]
+
+
 def test_mistakes_are_one_message(without_weights, capsys):
     assert main(["plan", *without_weights, "--model.tokens_per_windo", "5"]) == 2
     assert "tokens_per_window" in capsys.readouterr().err

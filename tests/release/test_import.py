@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from naive_release import llm_logits, speech_tokens
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastslm.checkpoint.run import open_run
@@ -247,6 +248,24 @@ def test_a_damaged_file_is_one_sentence(capsys, tmp_path, base_models, content):
     arguments = ["--llm", str(base_models[1]), "--encoder", str(base_models[0])]
     assert main(["import-release", str(tmp_path / "bad.pt"), str(tmp_path / "out"), *arguments]) == 2
     assert "bad.pt" in capsys.readouterr().err
+
+
+def test_a_download_with_a_flipped_bit_is_refused(capsys, tmp_path, released_file, base_models):
+    content = bytearray(released_file.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    released_file.write_bytes(content)
+    arguments = ["--llm", str(base_models[1]), "--encoder", str(base_models[0])]
+    assert main(["import-release", str(released_file), str(tmp_path / "out"), *arguments]) == 2
+    assert "Stage3_FastSLM.pt is damaged in " in capsys.readouterr().err
+
+
+def test_a_base_model_that_was_exchanged_in_the_run_folder_is_told(imported, capsys):
+    assert main(["checkpoint", "inspect", str(imported.folder)]) == 0
+    stored = imported.folder / "encoder" / "model.safetensors"
+    weights = load_file(stored)
+    save_file({name: weight + 1 for name, weight in weights.items()}, stored, metadata={"format": "pt"})
+    with pytest.warns(UserWarning, match=r"model\.encoder\.pretrained: the files of .*encoder have changed since"):
+        open_run(imported.folder)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(capsys, tmp_path, released_file, base_models):

@@ -123,37 +123,6 @@ def test_several_splits_are_refused_with_the_choices(build, rows, tmp_path, caps
     assert "train-*" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("log", ["_delta_log/0.json", ".hoodie/hoodie.properties", "metadata/snap-1-1-a.avro"])
-@pytest.mark.parametrize("source", ["t", "t/*.parquet", "t/lang=de/x.parquet"])
-def test_a_table_of_a_lake_is_refused_for_its_files_hold_deleted_rows(build, rows, tmp_path, capsys, log, source):
-    for path in (tmp_path / "t/x.parquet", tmp_path / "t/lang=de/x.parquet", tmp_path / "t" / log):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        if path.suffix == ".parquet":
-            pq.write_table(rows(1), path)
-    build(tmp_path / source, status=2)
-    assert "Write its current version" in capsys.readouterr().err
-
-
-def test_a_selection_that_an_old_version_of_the_library_saved_by_indices_is_refused(build, rows, tmp_path, capsys):
-    folder = save_to_disk(tmp_path / "hf", [rows(2)])
-    state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**state, "_indices_data_files": [{"filename": "indices.arrow"}]}))
-    build(folder, status=2)
-    assert "flatten_indices" in capsys.readouterr().err
-    (folder / "state.json").write_text(json.dumps({**state, "_indices_data_files": None}))
-    assert len(build(folder)) == 2
-
-
-def test_folders_that_name_a_column_and_its_value_are_one_of_the_table(build, rows, tmp_path):
-    for i, place in enumerate(("lang=de/speaker=a%20b", "lang=en/speaker=__HIVE_DEFAULT_PARTITION__")):
-        (tmp_path / "t=1/x" / place).mkdir(parents=True)
-        pq.write_table(rows(1, i).drop_columns("lang"), tmp_path / "t=1/x" / place / "part-0.parquet")
-    first, second = build(tmp_path / "t=1/x/*/*/*.parquet").values()
-    assert first.fields == {"text": "sentence 0", "language": "de", "speaker": "a b", "duration": 1.0}
-    assert second.fields == {"text": "sentence 1", "language": "en", "duration": 2.0}
-
-
 @pytest.mark.parametrize(
     ("names", "splits"),
     [
@@ -184,6 +153,35 @@ def test_a_file_that_names_no_split_beside_one_that_does_is_noted(build, rows, t
         pq.write_table(rows(1, i), tmp_path / f"{name}.parquet")
     assert len(build(tmp_path)) == 2
     assert "heldout.parquet read with 'train'" in (tmp_path / "out/notes.jsonl").read_text()
+
+
+def test_folders_of_a_partition_are_columns(build, rows, tmp_path):
+    for i, name in enumerate(("split=train/speaker=a%20b", "split=test/speaker=c")):
+        (tmp_path / name).mkdir(parents=True)
+        pq.write_table(rows(1, i), tmp_path / name / "part-0.parquet")
+    samples = build(tmp_path / "split=*/*/*.parquet")
+    assert [(s.fields["split"], s.fields["speaker"]) for s in samples.values()] == [("test", "c"), ("train", "a b")]
+    assert "several splits in one" in (tmp_path / "out/notes.jsonl").read_text()
+
+
+@pytest.mark.parametrize("mark", ["_delta_log/0.json", ".hoodie/hoodie.properties", "metadata/v1.metadata.json"])
+def test_a_table_whose_files_hold_deleted_rows_is_refused(build, rows, tmp_path, capsys, mark):
+    table = tmp_path / "table"
+    (table / mark).parent.mkdir(parents=True)
+    (table / mark).touch()
+    pq.write_table(rows(1), table / "part-0.parquet")
+    for given in (table, table / "part-0.parquet"):
+        build(given, status=2)
+        assert "whose files hold deleted rows, too: write its current rows as parquet" in capsys.readouterr().err
+
+
+def test_a_selection_of_saved_rows_is_refused(build, rows, tmp_path, capsys):
+    folder = save_to_disk(tmp_path / "hf", [rows(2)])
+    state = json.loads((folder / "state.json").read_text())
+    state["_indices_data_files"] = [{"filename": "indices.arrow"}]
+    (folder / "state.json").write_text(json.dumps(state, indent=2))
+    build(folder, status=2)
+    assert "flatten_indices()" in capsys.readouterr().err
 
 
 def test_words_within_words_name_no_split(build, rows, tmp_path):

@@ -155,3 +155,11 @@ def test_files_of_several_splits_go_into_one_set_with_a_note(build, save, json_l
     assert f"train ({files[0]}), validation ({files[2]}) go into one set of shards" in note["detail"]
     assert len(build(files[:2], out="train")) == 2
     assert not (tmp_path / "train" / "notes.jsonl").read_text()
+
+
+def test_manifests_of_one_name_in_folders_of_several_splits_are_noted(build, save, json_lines, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        json_lines(tmp_path / split / "m.jsonl", [{"audio_filepath": str(save(f"{split}.flac")), "text": "a"}])
+    assert len(build([tmp_path / "train/m.jsonl", tmp_path / "test/m.jsonl"])) == 2
+    assert "several splits in one" in (tmp_path / "out" / "notes.jsonl").read_text()

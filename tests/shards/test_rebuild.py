@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from fastslm.datamodules.shards import build as building
+from fastslm.datamodules.shards.shard_file import index_shard
 
 
 def bytes_of(folder, pattern="*.tar"):
@@ -88,6 +89,28 @@ def test_a_shard_that_was_copied_is_kept_and_indexed_as_it_is_now(built):
     again()
     assert shard.stat().st_ino == before
     assert building.is_indexed(shard)
+
+
+def test_a_shard_of_another_build_is_made_again(built, build, manifest, tmp_path):
+    out, again = built
+    whole, other = bytes_of(out), tmp_path / "other"
+    shutil.copytree(out, other)
+    shard, index = other / "train-000001.tar", other / "train-000001.tar.index.npz"
+    shard.write_bytes(shard.read_bytes().replace(b'"text"', b'"TEXT"'))  # of the same size
+    index_shard(shard, None)
+    for path in (shard, index):
+        shutil.copy2(path, out)
+    again()
+    assert bytes_of(out) == whole
+
+
+def test_a_note_of_a_shard_that_was_changed_is_not_believed(built):
+    out, again = built
+    marker = out / ".build" / "train-000001.tar.done.json"
+    whole = marker.read_text()
+    marker.write_text(whole.replace('"num_samples": 4', '"num_samples": 3'))
+    again()
+    assert marker.read_text() == whole
 
 
 @pytest.mark.parametrize("content", ["", "{", "\0" * 100, "[" * 100_000])

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -42,12 +41,23 @@ CT2 = {
         (CT2, r"CTranslate2.*transformers"),
         ({name: CT2[name] for name in ("model.bin", "vocabulary.json")}, "CTranslate2"),
         ({"model.bin": b"", "vocabulary.txt": b"a", "config.json": {}}, "CTranslate2"),
+        ({"weights.npz": b"PK", "config.json": {"n_mels": 80}}, "MLX.*transformers"),
+        (
+            {"model.safetensors": b"version https://git-lfs.github.com/spec/v1\n", "config.json": {}},
+            "model.safetensors as a pointer of Git LFS.*git lfs pull",
+        ),
         ({"model-Q4_K_M.gguf": b"GGUF\3\0\0\0"}, r"llama\.cpp \(GGUF\).*it was made from"),
         ({"model.gguf": b"GGUF\3\0\0\0", "config.json": {"model_type": "llama"}}, "GGUF"),
         (
             {"adapter_config.json": {"base_model_name_or_path": "a/b"}, "adapter_model.safetensors": b""},
             "adapter.*merge",
         ),
+        (
+            {"adapter_config.json": {}, "config.json": {"model_type": "qwen3"}},
+            "adapter of PEFT beside the model.*merge",
+        ),
+        ({"config.json": {"model_type": "qwen3", "_attn_implementation": "a/b"}}, "code of the hub.*never run"),
+        ({"config.json": {"model_type": "qwen3", "dtype": "float99"}}, "float99"),
         ({"config.yaml": b"a: 1", "checkpoints/last.ckpt": b""}, r"run of fastslm.*--init_from"),
         ({"config.json": {"model_type": "fastslm"}, "model.safetensors": b""}, r"exported.*fastslm transcribe"),
         ({"config.json": {"model_type": "fastslm_speech"}, "model.safetensors": b""}, r"exported.*fastslm transcribe"),
@@ -90,6 +100,27 @@ def test_an_encoder_is_no_llm_and_an_llm_no_encoder(tiny_encoder, tiny_waveform,
         WhisperEncoder(str(tiny_llm))
 
 
+@PARTS
+def test_weights_that_are_cut_off_are_named(part, tiny_encoder, tiny_llm, tmp_path):
+    made = shutil.copytree(tiny_encoder if part is WhisperEncoder else tiny_llm, tmp_path / "model")
+    weights = made / "model.safetensors"
+    for contents in (weights.read_bytes()[:-100], b"no header at all"):
+        weights.write_bytes(contents)
+        with pytest.raises(ConfigError, match=f"{KEYS[part]}: cannot load '{made}': .*damaged or cut off.*again"):
+            part(str(made)).load()
+
+
+@PARTS
+@pytest.mark.parametrize("method", ["awq", "compressed-tensors"])
+def test_quantized_weights_that_cannot_be_loaded_are_one_sentence(part, method, tiny_llm, tiny_encoder, tmp_path):
+    made = shutil.copytree(tiny_llm if part is CausalLM else tiny_encoder, tmp_path / "model")
+    config = json.loads((made / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4}
+    (made / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=f"{KEYS[part]}: cannot load .*quantized: give the model that"):
+        part(str(made)).load()
+
+
 @pytest.mark.parametrize("kept", [(), ("tokenizer_config.json",), ("chat_template.jinja",)])
 def test_an_llm_without_its_tokenizer_is_named(tiny_llm, tmp_path, kept):
     made = shutil.copytree(tiny_llm, tmp_path / "model")
@@ -105,52 +136,3 @@ def test_an_llm_without_its_tokenizer_is_named(tiny_llm, tmp_path, kept):
 def test_a_name_of_the_hub_without_a_network_says_how_to_get_it(part, name):
     with pytest.raises(ConfigError, match=f"{KEYS[part]}: .*'{name}'.*hf download {name}"):
         part(name)
-
-
-@pytest.fixture
-def with_values(tiny_llm, tiny_encoder, tmp_path):
-    """Return a maker of a tiny base model of a part, in whose config.json these values stand as well."""
-
-    def make(part, **values):
-        made = shutil.copytree(tiny_llm if part is CausalLM else tiny_encoder, tmp_path / "model")
-        config = json.loads((made / "config.json").read_text()) | values
-        (made / "config.json").write_text(json.dumps(config))
-        return str(made)
-
-    return make
-
-
-@PARTS
-@pytest.mark.parametrize("initialize", ["pretrained", "random"])
-def test_no_kernel_of_the_hub_is_fetched_because_a_configuration_names_one(part, initialize, with_values):
-    named = {"_attn_implementation": "owner/kernel", "_experts_implementation": "owner/kernel"}
-    overrides = {"_attn_implementation": "owner/kernel"} if initialize == "random" else None
-    made = part(with_values(part, **named), initialize=initialize, overrides=overrides)
-    made.load()
-    model = made.inner if part is WhisperEncoder else made.causal_lm
-    assert model.config._attn_implementation == "sdpa"
-
-
-@PARTS
-def test_weights_that_are_quantized_are_named(part, with_values):
-    made = part(with_values(part, quantization_config={"quant_method": "awq", "bits": 4}))
-    with pytest.raises(ConfigError, match=f"{KEYS[part]}: cannot load .* quantized.*Give the model that it was made"):
-        made.load()
-
-
-@PARTS
-@pytest.mark.parametrize(
-    ("name", "value"), [("dtype", "float99"), ("quantization_config", [1]), ("vocab_size", "x"), ("hidden_act", "x")]
-)
-def test_a_damaged_value_of_a_configuration_is_one_sentence(part, name, value, with_values):
-    name = {"hidden_act": "activation_function"}.get(name, name) if part is WhisperEncoder else name
-    with pytest.raises(ConfigError, match=f"{KEYS[part]}: .*model.*'?{value if isinstance(value, str) else 'list'}"):
-        part(with_values(part, **{name: value})).load()
-
-
-@PARTS
-def test_a_base_model_with_an_adapter_beside_it_is_refused(part, with_values):
-    folder = with_values(part)
-    Path(folder, "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=f"{KEYS[part]}: .* holds an adapter of PEFT.*Merge it"):
-        part(folder)

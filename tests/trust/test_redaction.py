@@ -98,8 +98,6 @@ def test_no_command_shows_one(command, tmp_path, monkeypatch, capsys):
 def test_what_libraries_print_or_raise_inside_of_a_command_is_redacted_too(monkeypatch, capsys):
     import logging
 
-    from fastslm import cli
-
     def command(arguments):
         print(URL)
         warnings.warn(URL, stacklevel=1)
@@ -107,7 +105,7 @@ def test_what_libraries_print_or_raise_inside_of_a_command_is_redacted_too(monke
         logging.getLogger("library").error(URL)
         raise RuntimeError(URL)
 
-    monkeypatch.setattr(cli, "_load", lambda target: command)
+    monkeypatch.setattr("fastslm.commands.doctor.main", command)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         with pytest.raises(RuntimeError) as caught:

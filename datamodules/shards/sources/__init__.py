@@ -12,10 +12,9 @@ from types import ModuleType
 from fastslm.errors import DataError, nearest
 
 from ...index.sources import with_braces
-from ..naming import fields_of_folders
 from ..utterance import Noted, Refused, Utterance
 from . import huggingface, kaldi, lhotse, librispeech, nemo, table, webdataset
-from ._lines import no_objects, some
+from ._lines import no_objects
 from ._splits import mixed, told_apart
 from .options import SourceOptions
 
@@ -112,15 +111,9 @@ def read(paths: Sequence[str], forced: str | None, options: SourceOptions) -> It
             first = spellings[os.path.realpath(path)]
             raise DataError(f"{path}: is given twice (first as {first}), and every sample would be, too.")
     formats = [format_of(path, forced) for path in paths]  # all before the first line: a slip is seen at once
-
-    def items() -> Iterator[Utterance | Refused | Noted]:
-        for (number, path), name in zip(given, formats, strict=True):
-            said = fields_of_folders(path)
-            for item in FORMATS[name].read(path, options):
-                if isinstance(item, Utterance):
-                    item.source, item.fields = number, {**said, **item.fields}
-                yield item
-
-    notes = mixed(paths)
-    yield from notes
-    yield from items() if notes else told_apart(some(paths), items())
+    yield from mixed(paths)
+    for (number, path), name in zip(given, formats, strict=True):
+        for item in told_apart(path, FORMATS[name].read(path, options)):
+            if isinstance(item, Utterance):
+                item.source = number
+            yield item

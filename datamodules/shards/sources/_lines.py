@@ -46,11 +46,7 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
 
 
 def lines_of(path: str, raw: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file that is open, as ``lines`` does.
-
-    Args:
-        path: its name, for messages.
-        raw: it, at its begin.
+    """Yield the lines of a file that is open, at its begin, as ``lines`` does.
 
     Raises:
         DataError: it cannot be read.

@@ -27,7 +27,7 @@ def split_of(path: str) -> str:
 
 def mixed(paths: Sequence[str]) -> list[Noted]:
     """Return a note where sources of several splits go into one set of shards."""
-    first = {split: path for path, split in reversed(_splits_of(paths).items())}
+    first = {split: path for path, split in reversed(_by_place(paths).items())}
     if len(first.keys() - {""}) < 2:
         return []
     named = ", ".join(f"{split} ({first[split]})" for split in _SPLITS if split in first)
@@ -35,8 +35,8 @@ def mixed(paths: Sequence[str]) -> list[Noted]:
     return [Noted(named, "?", "several splits in one", detail)]
 
 
-def told_apart(where: str, items: Iterable[Utterance | Refused | Noted]) -> Iterator[Utterance | Refused | Noted]:
-    """Yield what sources hold, and at the end a note where it is of several splits by rows or where recordings lie."""
+def told_apart(path: str, items: Iterable[Utterance | Refused | Noted]) -> Iterator[Utterance | Refused | Noted]:
+    """Yield what a source holds, and at its end a note where it is of several splits by its rows or where they lie."""
     by_row, places = Counter[str](), Counter[str]()
     for item in items:
         if isinstance(item, Utterance) and item.split is None:
@@ -45,15 +45,15 @@ def told_apart(where: str, items: Iterable[Utterance | Refused | Noted]) -> Iter
             places.update({_place(audio) for audio in item.audio})
         yield item
     by_place = Counter[str]()
-    for place, split in _splits_of(places).items():
+    for place, split in _by_place(places).items():
         by_place[split] += places[place] if split else 0
-    for counts, what in ((by_row, "rows"), (+by_place, "the names of folders and tars")):
+    for counts, what in ((by_row, "its rows"), (+by_place, "the names of its folders and tars")):
         if len(counts) > 1:
             named = ", ".join(f"{count} {split}" for split, count in counts.most_common())
             detail = (
                 f"{what} say {named}, and all go into one set of shards; make a source of each, and build each apart"
             )
-            yield Noted(where, "?", "several splits in one", detail)
+            yield Noted(path, "?", "several splits in one", detail)
             return
 
 
@@ -62,8 +62,8 @@ def _place(audio: Audio) -> str:
     return audio.path if is_inside else os.path.dirname(audio.path)
 
 
-def _splits_of(places: Iterable[str]) -> dict[str, str]:
-    """Return the split of each place, by the last name in its path that has a word for one; see ``split_of``.
+def _by_place(places: Iterable[str]) -> dict[str, str]:
+    """Return the split that each place is of, by the last name in its path that has a word for one, or an empty text.
 
     What all of them lie in says nothing: it may be the folder ``dev`` of whoever works there.
     """

@@ -26,12 +26,6 @@ def read(tar: str, contents: Contents, file: BinaryIO, options: SourceOptions) -
     """Yield the utterances of the manifests in a tar; relative paths start from the manifest's folder in it.
 
     Of several manifests each is a split, and called like its file: ``train.jsonl`` and ``dev.jsonl``.
-
-    Args:
-        tar: its path.
-        contents: what it holds.
-        file: the tar, open.
-        options: of the source.
     """
     found = manifests(contents.groups)
     places = {unicodedata.normalize("NFC", name): member for name, member in contents.places.items()}

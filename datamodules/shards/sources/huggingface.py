@@ -1,13 +1,14 @@
 """Hugging Face data sets on disk: folders of ``save_to_disk`` (arrow), and parquet, with the audio's bytes inside."""
 
+import itertools
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from fastslm.errors import ConfigError, DataError
 from fastslm.files import walk
@@ -25,8 +26,6 @@ _DECODED = re.compile(r"(large_|fixed_size_)?list<|struct<(.*, )?array: ")  # ty
 _NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{8,})?(?P<rest>\..*)?")
 _TABLES = (".arrow", ".parquet")
 _LARGE_GROUP_BYTES = 1 << 30
-#: What a table of a lake has beside its data: of Delta Lake, Hudi, Iceberg.
-_LOGS = ("_delta_log", ".hoodie", "metadata/snap-*.avro")
 
 
 def detect(path: str) -> bool:
@@ -45,23 +44,35 @@ def _files(folder: str) -> list[str]:
     return [str(path) for path in found if not _is_cached(path)]
 
 
+def _with_rows_of_before(folder: str) -> str:
+    """Return what is wrong where the files of a folder hold rows that were deleted or changed; else an empty text."""
+    marks = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
+    kind = next((kind for mark, kind in marks.items() if any(Path(folder).glob(mark))), None)
+    if kind is not None:
+        return f"is a table of {kind}, whose files hold deleted rows, too: write its current rows as parquet elsewhere."
+    state = Path(folder, "state.json")
+    if state.is_file() and _list_in(state, "_indices_data_files", optional=True):
+        return "is a selection of rows by indices: load_from_disk(...).flatten_indices().save_to_disk(...) writes them."
+    return ""
+
+
 def _is_cached(path: Path) -> bool:
     """Say whether this is what ``map`` and ``filter`` of the library left: rows that the other files have, too."""
     return path.name.startswith("cache-") and path.suffix == ".arrow"
 
 
-def _list_in(file: Path, name: str, default: list[Any] | None = None) -> list[Any]:
+def _list_in(file: Path, name: str, optional: bool = False) -> list[Any]:
     """Return a list that ``save_to_disk`` wrote into a JSON file.
 
     Raises:
-        DataError: it is not there, and there is no default.
+        DataError: it is not there.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        found = values[name] if default is None else values.get(name) or default
+        found = (values.get(name) or []) if optional else values[name]
         if isinstance(found, list) and all(isinstance(i, str) or isinstance(i["filename"], str) for i in found):
             return found
-    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file}: no {name!r} as save_to_disk writes it ({type(error).__name__}: {error}).") from error
     raise DataError(f"{file}: no {name!r} as save_to_disk writes it.")
 
@@ -71,24 +82,15 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
 
     Raises:
         ConfigError: it holds several splits, or no column holds audio or text.
-        DataError: a file is damaged, or holds rows that are not meant.
+        DataError: a file is damaged.
         MissingExtraError: pyarrow is not installed.
     """
+    if other := _with_rows_of_before(path if os.path.isdir(path) else os.path.dirname(path)):
+        raise ConfigError(f"{path}: {other}")
     if os.path.isfile(os.path.join(path, "dataset_dict.json")):
         splits = _list_in(Path(path, "dataset_dict.json"), "splits")
         choices = ", ".join(os.path.join(path, str(split)) for split in splits)
         raise ConfigError(f"{path}: holds several splits. Give one of {choices}.")
-    folder = Path(path) if os.path.isdir(path) else Path(path).parent
-    if table := _lake_around(folder.absolute()):
-        raise DataError(
-            f"{table}: is a table of Delta Lake, Iceberg or Hudi, in whose files deleted rows stay. Write its"
-            " current version to parquet files elsewhere, and give those."
-        )
-    if (state := folder / "state.json").is_file() and _list_in(state, "_indices_data_files", default=[]):
-        raise DataError(
-            f"{folder}: holds a selection of the rows in its files. Write those alone:"
-            f" datasets.load_from_disk({str(folder)!r}).flatten_indices().save_to_disk(...)."
-        )
     if not os.path.isdir(path):
         yield from (Noted(*missing) for missing in _missing([path]))
         yield from _rows(path, options)
@@ -108,13 +110,6 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
     yield from _left_out(path, files)
     for file in files:
         yield from _rows(file, options)
-
-
-@lru_cache(maxsize=1024)
-def _lake_around(folder: Path) -> Path | None:
-    """Return the table of a lake that a folder is or lies in."""
-    tables = (table for table in (folder, *folder.parents) for log in _LOGS if next(table.glob(log), None))
-    return next(tables, None)
 
 
 def _split_of(file: str) -> str:
@@ -170,7 +165,8 @@ def _left_out(path: str, files: Sequence[str]) -> Iterator[Noted]:
 def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
     table = open_table(path)
     described = describe(table)
-    names = list(table.schema.names)
+    partition = _partition(path)
+    names = list(dict.fromkeys([*table.schema.names, *partition]))
     resolved = resolve_columns(names, options.columns, path)
     if "audio" not in options.columns and described.audio is not None:
         resolved["audio"] = described.audio
@@ -194,7 +190,8 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
     roots, column = [options.audio_root or folder, os.path.dirname(folder)], resolved.get("audio", "")
     for i, (group, row, values, inside) in enumerate(table.rows(column, described.binary)):
         where = f"{path} row {i + 1}"
-        fields = renamed({name: described.value(name, value) for name, value in values.items()}, resolved)
+        of_row = {name: described.value(name, value) for name, value in values.items()}
+        fields = renamed({**partition, **of_row}, resolved)
         given = fields.pop("audio", None)
         fields = {name: value for name, value in fields.items() if value is not None and not isinstance(value, bytes)}
         try:
@@ -206,6 +203,13 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
             yield from doubts(utterance, options.columns)
         except DataError as error:
             yield Refused.at(where, fields.get("id", "?"), error)
+
+
+def _partition(path: str) -> dict[str, str]:
+    """Return the columns that the folders right above a file stand for, as ``lang=de/part-0.parquet``."""
+    folders = itertools.takewhile(lambda name: "=" in name, reversed(Path(path).absolute().parent.parts))
+    pairs = (name.partition("=") for name in folders)
+    return {name: unquote(value) for name, _, value in pairs if value != "__HIVE_DEFAULT_PARTITION__"}
 
 
 def _utterance(
