@@ -12,7 +12,7 @@ from fastslm.contracts import Task
 from fastslm.errors import CheckpointError, ConfigError, FastSLMError, HubError
 from fastslm.export.checksum import verify_checksums, verify_list
 from fastslm.files import no_file_in, open_file
-from fastslm.path.base_folder import EXPORTED_TYPES
+from fastslm.path.base_folder import EXPORTED_TYPES, refuse_kernels
 from fastslm.path.model import SpeechLM
 from fastslm.path.pretrained import reason
 from fastslm.path.prompt import Prompter, plain
@@ -113,10 +113,13 @@ def open_exported(folder: Path) -> Model:
 
     if odd := no_file_in(folder):
         raise CheckpointError(f"model {folder}: {odd}.")
+    if (folder / "adapter_config.json").exists():  # transformers would put what it names into the model
+        raise CheckpointError(f"model {folder}: adapter_config.json is not part of an exported model. Remove it.")
     verify_list(folder)
     try:
         stored, _ = FastSLMConfig.get_config_dict(folder, local_files_only=True)
         config = FastSLMConfig.from_dict({**stored, "model_type": _TYPE})
+        refuse_kernels(config, "its config.json", f"model {folder}")
         kinds = {f"{part}_class": class_of(f"{part}s", config.class_paths[part]) for part in ("encoder", "abstractor")}
         kind: Any = type(FastSLMForConditionalGeneration.__name__, (FastSLMForConditionalGeneration,), kinds)
         model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, local_files_only=True)

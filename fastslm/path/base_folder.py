@@ -94,7 +94,7 @@ def refuse_kernels(config: Any, name: str, key: str) -> None:
         if "_implementation" in setting and "/" in str(value):
             raise ConfigError(
                 f"{key}: {name} wants code of the hub for a part of the model ({setting.lstrip('_')}: {value}), and"
-                " such code is never run here. Take that key out of its config.json."
+                " such code is never run here. Take that key out of its configuration."
             )
         if hasattr(value, "model_type"):
             refuse_kernels(value, name, key)

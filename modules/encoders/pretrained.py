@@ -187,7 +187,7 @@ class PretrainedEncoder(Encoder):
         if overrides and self.initialize != "random":
             raise ConfigError("model.encoder.overrides: only with initialize: random; pretrained weights fix them.")
         for name, value in (overrides or {}).items():
-            if not hasattr(config, name):
+            if name.startswith("_") or not hasattr(config, name):  # those hidden ones name code, too
                 raise ConfigError(f"model.encoder.overrides: unknown {name!r}.{nearest(name, config.to_dict())}")
             try:
                 setattr(config, name, value)

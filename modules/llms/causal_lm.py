@@ -164,7 +164,7 @@ class CausalLM(LanguageModel):
         if overrides and initialize != "random":
             raise ConfigError("model.llm.overrides: only with initialize: random; pretrained weights fix them.")
         for name, value in (overrides or {}).items():
-            if not hasattr(config, name):
+            if name.startswith("_") or not hasattr(config, name):  # those hidden ones name code, too
                 raise ConfigError(f"model.llm.overrides: unknown {name!r}.{nearest(name, config.to_dict())}")
             setattr(config, name, value)
         self._describe(config, context_length)

@@ -258,9 +258,13 @@ def changed(folder, how):
         )
     elif how == "template empty":
         (folder / "chat_template.jinja").write_text("")
+    elif how == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
     else:
         config = json.loads((folder / "config.json").read_text())
-        if how == "class":
+        if how.endswith("_implementation"):
+            config[how] = "owner/kernel"
+        elif how == "class":
             config["class_paths"]["abstractor"] = "their_package.Pooling"
         elif how == "wider":
             config["abstractor"]["head_width"] = 8
@@ -282,6 +286,10 @@ def changed(folder, how):
         ("template gone", CheckpointError, r"not a readable .*: .*chat_template\.jinja is missing or empty"),
         ("template bomb", CheckpointError, r"not a readable .*: .*the chat template takes more than 5 s or 1024 MiB"),
         ("template empty", CheckpointError, r"not a readable .*: .*chat_template\.jinja is missing or empty"),
+        ("adapter", CheckpointError, r"adapter_config\.json is not part of an exported model"),
+        ("_attn_implementation", ConfigError, r"its config\.json wants code of the hub .*owner/kernel"),
+        ("attn_implementation", ConfigError, r"its config\.json wants code of the hub .*owner/kernel"),
+        ("_experts_implementation", ConfigError, r"its config\.json wants code of the hub .*owner/kernel"),
         ("tokens_per_window", CheckpointError, r"config\.json lacks tokens_per_window, which it was written with"),
         ("context_seconds", CheckpointError, r"config\.json lacks context_seconds, which it was written with"),
         ("match_embedding_norm", CheckpointError, r"config\.json lacks match_embedding_norm, which it was"),

@@ -136,3 +136,10 @@ def test_an_llm_without_its_tokenizer_is_named(tiny_llm, tmp_path, kept):
 def test_a_name_of_the_hub_without_a_network_says_how_to_get_it(part, name):
     with pytest.raises(ConfigError, match=f"{KEYS[part]}: .*'{name}'.*hf download {name}"):
         part(name)
+
+
+@PARTS
+def test_overrides_name_no_code_of_the_hub(part, tiny_llm, tiny_encoder):
+    folder, overrides = tiny_llm if part is CausalLM else tiny_encoder, {"_attn_implementation": "owner/kernel"}
+    with pytest.raises(ConfigError, match="overrides: unknown '_attn_implementation'"):
+        part(str(folder), initialize="random", overrides=overrides)
