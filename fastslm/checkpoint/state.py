@@ -97,11 +97,17 @@ def check_state(
     Raises:
         CheckpointError: keys are missing or unexpected, or shapes differ; all of them are counted and some named.
     """
-    known = {name: shape_of(tensor) for name, tensor in storable_tensors(module).items()}
+    storable = storable_tensors(module)
+    known = {name: shape_of(tensor) for name, tensor in storable.items()}
     present = {part_of_tensor(module, name) for name in state if name in known}
     required = set() if purpose == "initialize" else set(stored_names(module))
     whole = present if purpose == "initialize" else present & set(_BASE_PARTS)
     required |= {name for name in known if part_of_tensor(module, name) in whole - {""}}
+    required -= {  # once they were left to the base model
+        name
+        for name, tensor in storable.items()
+        if not isinstance(tensor, nn.Parameter) and part_of_tensor(module, name) in _BASE_PARTS
+    }
     unexpected = [name for name in state if name not in known]
     shapes = [
         f"{name} {tuple(state[name].shape)} in the checkpoint, {shape} in the model"
