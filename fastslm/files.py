@@ -220,6 +220,9 @@ def whole_folder(folder: Path, *, alone: bool = False, sync: bool = False) -> It
     Raises:
         CheckpointError: ``folder`` exists and is not empty, or none can be made there.
     """
+    if not alone:
+        for left in folder.absolute().parent.glob(f".{glob.escape(folder.name)}.*{PARTIAL}"):
+            _remove_unheld(left)
     if folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} exists and is not empty. Give a new folder.")
     if os.path.lexists(folder) and not folder.is_dir():
@@ -232,8 +235,6 @@ def whole_folder(folder: Path, *, alone: bool = False, sync: bool = False) -> It
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
         else:
-            for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{PARTIAL}"):
-                _remove_unheld(left)
             partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL))
             partial.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
     except OSError as error:

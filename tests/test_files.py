@@ -176,3 +176,14 @@ def test_what_a_killed_process_has_left_of_a_folder_is_removed_and_what_another_
         with whole_folder(tmp_path / "ab"):
             assert len(list(tmp_path.glob(".a.*.partial"))) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "ab"]
+
+
+def test_what_a_killed_process_has_left_of_a_folder_is_removed_though_the_folder_is_there_by_now(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").touch()
+    left = tmp_path / ".a.abcd1234.partial"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    with pytest.raises(CheckpointError, match="exists and is not empty"), whole_folder(tmp_path / "a"):
+        pass
+    assert not left.exists()

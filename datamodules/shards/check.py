@@ -30,6 +30,7 @@ from ..loading.dataset import ShardDataset
 from ..reading.store import Store, tar_state
 from .paths import shard_paths
 from .processes import Progress, Report, run_in_order
+from .recipe import shards_made
 from .shard_file import guarded
 from .tokenizers import prompter_of
 
@@ -101,16 +102,16 @@ def _any_shard(patterns: Sequence[str]) -> bool:
 
 
 def _without_tar(patterns: Sequence[str]) -> list[Broken]:
-    """Return the indexes that the patterns cover whose tar is gone."""
+    """Return the tars that the patterns cover and that are gone: their index is there, or the build's note of them."""
     findings = []
     for pattern in patterns:
         folder, names = (Path(pattern), "*") if Path(pattern).is_dir() else (Path(pattern).parent, Path(pattern).name)
-        for index in sorted(folder.glob(f"*.tar{SUFFIX}")):
-            tar = index.with_name(index.name.removesuffix(SUFFIX))
-            if not tar.exists() and fnmatch.fnmatch(tar.name, names):
-                findings.append(
-                    Broken(str(tar), "?", "missing shard", f"its index {index.name} is there, the tar is not")
-                )
+        known = dict.fromkeys(shards_made(folder), "the build beside it has made it")
+        for index in folder.glob(f"*.tar{SUFFIX}"):
+            known[index.name.removesuffix(SUFFIX)] = f"its index {index.name} is there"
+        for tar, why in sorted(known.items()):
+            if not (folder / tar).exists() and fnmatch.fnmatch(tar, names):
+                findings.append(Broken(str(folder / tar), "?", "missing shard", f"{why}, the tar is not there"))
     return findings
 
 

@@ -234,6 +234,12 @@ class BuildFolder:
             write_atomically(path, redacted(text), folder=self.state)
 
 
+def shards_made(folder: Path) -> set[str]:
+    """Return the names of the shards that builds noted to have made in a folder, but for those that came to nothing."""
+    markers = (folder / _STATE).glob(f"*{_DONE}")
+    return {marker.name.removesuffix(_DONE) for marker in markers if b'"num_bytes": 0,' not in marker.read_bytes()}
+
+
 def _read_recipe(path: Path, overwrite: bool) -> dict[str, Any]:
     """Return what a build has noted of itself; nothing where that is damaged or gone and to be overwritten.
 

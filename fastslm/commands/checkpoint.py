@@ -204,7 +204,7 @@ def _write_file(checkpoint: Any, tensors: dict[str, Any], out: Path) -> None:
     import lightning
     import torch
 
-    from fastslm.files import whole_file
+    from fastslm.files import remove_partials, whole_file
 
     state = {
         "state_dict": tensors,
@@ -214,5 +214,6 @@ def _write_file(checkpoint: Any, tensors: dict[str, Any], out: Path) -> None:
         "global_step": checkpoint.manifest.get("step", 0),
         "pytorch-lightning_version": lightning.__version__,
     }
+    remove_partials([out])  # of a conversion that was killed
     with whole_file(out) as partial:
         torch.save(state, partial.file)

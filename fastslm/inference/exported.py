@@ -119,7 +119,7 @@ def open_exported(folder: Path) -> Model:
     try:
         stored, _ = FastSLMConfig.get_config_dict(folder, local_files_only=True)
         config = FastSLMConfig.from_dict({**stored, "model_type": _TYPE})
-        refuse_kernels(config, "its config.json", f"model {folder}")
+        refuse_kernels(stored, "its config.json", f"model {folder}")
         kinds = {f"{part}_class": class_of(f"{part}s", config.class_paths[part]) for part in ("encoder", "abstractor")}
         kind: Any = type(FastSLMForConditionalGeneration.__name__, (FastSLMForConditionalGeneration,), kinds)
         model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, local_files_only=True)

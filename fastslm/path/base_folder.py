@@ -85,18 +85,19 @@ def _is_pointer(path: Path) -> bool:
 
 
 def refuse_kernels(config: Any, name: str, key: str) -> None:
-    """Refuse a configuration of transformers that has code of the hub compute a part of the model.
+    """Refuse a configuration of transformers, or its values, that has code of the hub compute a part of the model.
 
     Raises:
         ConfigError: it names such code.
     """
-    for setting, value in vars(config).items():
-        if "_implementation" in setting and "/" in str(value):
+    for setting, value in (config if isinstance(config, dict) else vars(config)).items():
+        if "_implementation" in str(setting) and "/" in str(value):
+            named = setting.removesuffix("_internal")
             raise ConfigError(
-                f"{key}: {name} wants code of the hub for a part of the model ({setting.lstrip('_')}: {value}), and"
-                " such code is never run here. Take that key out of its configuration."
+                f"{key}: {name} wants code of the hub for a part of the model ({named.lstrip('_')}: {value}), and such"
+                " code is never run here. Take that key out of its configuration."
             )
-        if hasattr(value, "model_type"):
+        if isinstance(value, dict) or hasattr(value, "model_type"):
             refuse_kernels(value, name, key)
 
 

@@ -322,13 +322,14 @@ def overfitting(training: Training) -> Check:
     training.down_to(_HIGHEST_SHARE / 2 * losses[0])
     named = {"loss": training.answers if losses is training.answers else [], "alignment loss": training.alignments}
     falls = ", ".join(f"{name} {each[0]:.2f} to {each[-1]:.2f}" for name, each in named.items() if each)
+    passed = losses[-1] < _HIGHEST_SHARE * losses[0]
     exchanged, heard = training.exchanged(), ""
     if exchanged is not None:
-        by_heart = ", so the text is learnt by heart so far" if exchanged < _BY_HEART * losses[-1] else ""
+        by_heart = ", so the text is learnt by heart so far" if passed and exchanged < _BY_HEART * losses[-1] else ""
         heard = f"; {exchanged:.2f} with the recordings exchanged{by_heart}"
     return Check(
         "overfitting",
-        losses[-1] < _HIGHEST_SHARE * losses[0],
+        passed,
         f"{falls} in {len(losses)} steps on {len(training.batch)} samples, {training.seconds:.0f} s{heard}",
         f"below {_HIGHEST_SHARE * losses[0]:.2f} within {training.subject.num_steps} steps",
         "Raise model.optimizer.learning_rate or --steps; if it stays, gradients do not arrive: look at"

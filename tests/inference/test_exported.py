@@ -355,6 +355,16 @@ def test_whoever_changes_a_setting_deletes_the_list(exported, model, noise, tmp_
     assert fastslm.load(folder, device="cpu").transcribe(noise(3)).tokens == model.transcribe(noise(3)).tokens
 
 
+def test_code_of_the_hub_that_a_setting_names_is_not_run(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["text_config"]["_attn_implementation"] = "kernels-community/flash-attn2"
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "checksums.json").unlink()
+    with pytest.raises(ConfigError, match=r"wants code of the hub .*kernels-community/flash-attn2.*never run"):
+        fastslm.load(folder, device="cpu")
+
+
 def test_weights_that_another_tool_wrote_anew_have_no_checksum_and_load(exported, model, noise, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "model")
     weights = folder / "model.safetensors"

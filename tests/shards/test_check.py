@@ -122,6 +122,13 @@ def test_a_shard_without_index_an_index_without_shard_and_a_damaged_index_are_fo
     assert ("train-000000.tar", "?", "damaged index") in findings(built / "train-000000.tar")[1]
 
 
+def test_a_shard_that_is_gone_with_its_index_is_known_to_the_build_beside_it(built, findings):
+    for path in built.glob("train-000001.tar*"):
+        path.unlink()
+    assert findings(built) == (1, {("train-000001.tar", "?", "missing shard")})
+    assert findings(built / "train-000000.tar") == (0, set())
+
+
 def test_a_folder_whose_shards_are_all_gone_is_no_success(built, findings):
     for path in built.glob("*.tar"):
         path.unlink()
