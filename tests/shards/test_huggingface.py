@@ -170,7 +170,9 @@ def test_a_table_whose_files_hold_deleted_rows_is_refused(build, rows, tmp_path,
     (table / mark).parent.mkdir(parents=True)
     (table / mark).touch()
     pq.write_table(rows(1), table / "part-0.parquet")
-    for given in (table, table / "part-0.parquet"):
+    (table / "data/lang=de").mkdir(parents=True)
+    pq.write_table(rows(1), table / "data/lang=de/part-1.parquet")
+    for given in (table, table / "part-0.parquet", table / "data/lang=de/part-1.parquet"):
         build(given, status=2)
         assert "whose files hold deleted rows, too: write its current rows as parquet" in capsys.readouterr().err
 

@@ -151,6 +151,13 @@ def test_splits_that_the_names_inside_a_source_tell_are_noted(
     assert notes().count("several splits in one") == (names[1] == "dev")
 
 
+def test_sources_whose_recordings_lie_in_folders_of_several_splits_are_noted(build, save, json_lines, tmp_path, notes):
+    for name, folder in (("a", "train"), ("b", "test")):
+        json_lines(tmp_path / f"{name}.jsonl", [{"audio_filepath": str(save(f"{folder}/{name}.wav")), "text": "one"}])
+    assert len(build([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])) == 2
+    assert notes() == ["several splits in one"]
+
+
 @pytest.mark.parametrize("other", ["clips", "test"])
 def test_a_folder_that_a_whole_corpus_lies_in_says_nothing_of_splits(build, save, tmp_path, notes, other):
     source = tmp_path / "dev" / "corpus"

@@ -14,7 +14,7 @@ from fastslm.errors import DataError, nearest
 from ...index.sources import with_braces
 from ..utterance import Noted, Refused, Utterance
 from . import huggingface, kaldi, lhotse, librispeech, nemo, table, webdataset
-from ._lines import no_objects
+from ._lines import no_objects, some
 from ._splits import mixed, told_apart
 from .options import SourceOptions
 
@@ -111,9 +111,14 @@ def read(paths: Sequence[str], forced: str | None, options: SourceOptions) -> It
             first = spellings[os.path.realpath(path)]
             raise DataError(f"{path}: is given twice (first as {first}), and every sample would be, too.")
     formats = [format_of(path, forced) for path in paths]  # all before the first line: a slip is seen at once
-    yield from mixed(paths)
-    for (number, path), name in zip(given, formats, strict=True):
-        for item in told_apart(path, FORMATS[name].read(path, options)):
-            if isinstance(item, Utterance):
-                item.source = number
-            yield item
+
+    def items() -> Iterator[Utterance | Refused | Noted]:
+        for (number, path), name in zip(given, formats, strict=True):
+            for item in FORMATS[name].read(path, options):
+                if isinstance(item, Utterance):
+                    item.source = number
+                yield item
+
+    notes = mixed(paths)
+    yield from notes
+    yield from items() if notes else told_apart(some(paths), items())

@@ -35,8 +35,8 @@ def mixed(paths: Sequence[str]) -> list[Noted]:
     return [Noted(named, "?", "several splits in one", detail)]
 
 
-def told_apart(path: str, items: Iterable[Utterance | Refused | Noted]) -> Iterator[Utterance | Refused | Noted]:
-    """Yield what a source holds, and at its end a note where it is of several splits by its rows or where they lie."""
+def told_apart(where: str, items: Iterable[Utterance | Refused | Noted]) -> Iterator[Utterance | Refused | Noted]:
+    """Yield what sources hold, and at the end a note where it is of several splits by rows or where recordings lie."""
     by_row, places = Counter[str](), Counter[str]()
     for item in items:
         if isinstance(item, Utterance) and item.split is None:
@@ -47,13 +47,13 @@ def told_apart(path: str, items: Iterable[Utterance | Refused | Noted]) -> Itera
     by_place = Counter[str]()
     for place, split in _by_place(places).items():
         by_place[split] += places[place] if split else 0
-    for counts, what in ((by_row, "its rows"), (+by_place, "the names of its folders and tars")):
+    for counts, what in ((by_row, "rows"), (+by_place, "the names of folders and tars")):
         if len(counts) > 1:
             named = ", ".join(f"{count} {split}" for split, count in counts.most_common())
             detail = (
                 f"{what} say {named}, and all go into one set of shards; make a source of each, and build each apart"
             )
-            yield Noted(path, "?", "several splits in one", detail)
+            yield Noted(where, "?", "several splits in one", detail)
             return
 
 

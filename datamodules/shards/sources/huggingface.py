@@ -47,7 +47,10 @@ def _files(folder: str) -> list[str]:
 def _with_rows_of_before(folder: str) -> str:
     """Return what is wrong where the files of a folder hold rows that were deleted or changed; else an empty text."""
     marks = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
-    kind = next((kind for mark, kind in marks.items() if any(Path(folder).glob(mark))), None)
+    tables = [Path(folder).absolute()]
+    while "=" in tables[-1].name or tables[-1].name == "data":  # parts of a table, and where Iceberg has its files
+        tables.append(tables[-1].parent)
+    kind = next((kind for table in tables for mark, kind in marks.items() if any(table.glob(mark))), None)
     if kind is not None:
         return f"is a table of {kind}, whose files hold deleted rows, too: write its current rows as parquet elsewhere."
     state = Path(folder, "state.json")
