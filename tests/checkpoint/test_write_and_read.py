@@ -114,6 +114,10 @@ def test_statistics_of_a_trained_encoder_come_back_in_this_stage_and_the_next(bu
     assert statistics(module)
     assert_same(statistics(later), statistics(module))
     assert set(statistics(later)) <= {name.removeprefix("path.encoder.") for name in stored_names(later)}
+    of_before = {name: value for name, value in weights_of(module).items() if name in dict(module.named_parameters())}
+    assert of_before.keys() < weights_of(module).keys()
+    for purpose in ("resume", "initialize"):
+        check_state(module, of_before, "a checkpoint without them", purpose)
 
 
 @pytest.mark.parametrize("given", ["folder", "last", "last.ckpt", "trainer.ckpt", "checkpoints", "run"])
