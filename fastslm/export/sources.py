@@ -13,7 +13,7 @@ from pathlib import Path
 from fastslm.errors import ConfigError
 
 #: What a process that loads an exported folder has anyway, or (peft) is told to install.
-_AT_HAND = {"torch", "numpy", "transformers", "huggingface_hub", "peft", "jinja2"}
+_AT_HAND = {"torch", "numpy", "transformers", "huggingface_hub", "peft", "jinja2", "safetensors"}
 _TEMPLATES = "fastslm.export.remote."
 _PARTS = f"{_TEMPLATES}parts"
 #: Modules of ours that are others in an exported folder.
