@@ -32,7 +32,7 @@ _FEWEST_REPEATED = 12
 #: How far untrained speech tokens may raise the loss above that of the text alone.
 _HIGHEST_RISE = 1.0
 #: Losses with the right and with other recordings, the latter by the former: below it the audio counts for nothing.
-_BY_HEART = 1.1
+_UNHEARD = 1.1
 #: What is left of the loss after training on the same few recordings.
 _HIGHEST_SHARE = 0.5
 
@@ -325,8 +325,8 @@ def overfitting(training: Training) -> Check:
     passed = losses[-1] < _HIGHEST_SHARE * losses[0]
     exchanged, heard = training.exchanged(), ""
     if exchanged is not None:
-        by_heart = ", so the text is learnt by heart so far" if passed and exchanged < _BY_HEART * losses[-1] else ""
-        heard = f"; {exchanged:.2f} with the recordings exchanged{by_heart}"
+        unheard = ", so the audio does not count yet" if passed and exchanged < _UNHEARD * losses[-1] else ""
+        heard = f"; {exchanged:.2f} with the recordings exchanged{unheard}"
     return Check(
         "overfitting",
         passed,
