@@ -21,6 +21,13 @@ _STAND_INS = {"fastslm.tasks": f"{_TEMPLATES}tasks"}
 _ROOTS = tuple(
     f"{_TEMPLATES}{part}_fastslm" for part in ("modeling", "processing", "configuration", "pipeline", "engine")
 )
+#: Ends the configuration's file. transformers keeps one model class for each configuration class, and folders of one
+#: name have one configuration class unless its file differs, or one that it imports: they would share the first's code.
+_WHOLE_CODE = """
+
+if False:  # never run: by what this file imports, transformers tells the code of two folders of one name apart
+    from .engine_fastslm import FastSLMModel
+"""
 
 
 def export_sources(encoder: type, abstractor: type) -> dict[str, str]:
@@ -58,6 +65,7 @@ def export_sources(encoder: type, abstractor: type) -> dict[str, str]:
             raise ConfigError(f"{module} cannot be exported: another module has the file name {name}.")
         files[name] = text
         waiting += needed
+    files["configuration_fastslm.py"] += _WHOLE_CODE
     return files
 
 

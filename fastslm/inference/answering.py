@@ -130,13 +130,14 @@ class AnsweringModel:
             self._vocabularies[spaced] = Vocabulary(self.path.prompter.tokenizer, self._text_lock, spaced)
         return self._vocabularies[spaced]
 
-    def limit(self, seconds: float, given: int | None, num_positions: int) -> int:
+    def limit(self, seconds: float, given: int | None, num_positions: int, in_sections: bool = True) -> int:
         """Return the most new tokens of an answer.
 
         Args:
             seconds: audio it is about.
             given: what the caller asked for; None follows the audio.
             num_positions: positions of the prompt.
+            in_sections: the caller can transcribe the audio section by section instead.
 
         Raises:
             DataError: the prompt leaves no room in the LLM's context.
@@ -144,7 +145,7 @@ class AnsweringModel:
         room = self.path.llm.context_length - num_positions
         settings = self.path.listener.settings
         speech = seconds * self.path.abstractor.budget.tokens_per_window / settings.window_seconds
-        if room < 1 and speech < num_positions / 2:
+        if room < 1 and (speech < num_positions / 2 or not in_sections):
             raise DataError(
                 f"the prompt makes {num_positions} positions, {speech:.0f} of them of audio, and the LLM has"
                 f" {self.path.llm.context_length}. Ask in fewer words."

@@ -23,6 +23,9 @@ from .results import Answer, Progress, Timings
 from .samples import MOST_CHANNELS, checked_rate, is_encoded, samples_of
 from .text import TextChunks
 
+#: Positions of the LLM's context that a stream leaves to an answer: a summary, or some sentences.
+_ANSWER_TOKENS = 256
+
 
 class AudioStream:
     """What was encoded so far, in the LLM's KV cache; made by ``Model.stream``.
@@ -57,13 +60,14 @@ class AudioStream:
         if not isinstance(chunks, Iterable | None):
             raise ConfigError(f"chunks: {chunks!r} must be chunks of audio, one after the other, or None.")
         self._model, self._request, self._chunks = model, request, chunks
-        self._resampler = Resampler(checked_rate(sample_rate_hz))
+        self._rate_hz = checked_rate(sample_rate_hz)
+        self._resampler = Resampler(self._rate_hz)
         self._channels_first: bool | None = None
         self._cutter = Cutter(model.path, 1)
         self._tokens: list[Tensor] | None = [] if keep_tokens else None
-        self._before, _ = model.ids_of(request)
+        self._before, self._after = model.ids_of(request)
         self._memory = self._opened(self._before)
-        self._num_samples, self.speech_tokens, self._num_pushed, self._num_signal = 0, 0, 0, 0
+        self._num_samples, self.speech_tokens, self._num_given, self._num_signal = 0, 0, 0, 0
         self._finished = False
         self._lock, self._answering = threading.RLock(), False
         self.timings = Timings()
@@ -71,7 +75,7 @@ class AudioStream:
     @property
     def seconds(self) -> float:
         """Seconds of audio pushed so far."""
-        return max(self._num_samples, self._num_pushed) / SAMPLE_RATE_HZ
+        return max(self._num_samples / SAMPLE_RATE_HZ, self._num_given / self._rate_hz)
 
     @contextlib.contextmanager
     def _mine(self, refused: str, *, answering: bool = False) -> Iterator[None]:
@@ -102,8 +106,11 @@ class AudioStream:
     def push(self, chunk: Any) -> None:
         """Take a chunk of audio: ``[N]`` or ``[N, channels]``, floats in -1..1 or int16.
 
+        What is refused is not taken, and what was taken before can still be answered about.
+
         Raises:
-            DataError: the stream is finished, the chunk is no audio, or the LLM's context is full.
+            DataError: the stream is finished, the chunk is no audio, or would leave no room for an answer in the LLM's
+                context.
             ConfigError: the model needs whole recordings.
         """
         if self._finished:
@@ -126,17 +133,16 @@ class AudioStream:
                 )
             if len(given) > MOST_CHANNELS:  # a shorter chunk does not tell
                 self._channels_first = given.channels_first
+            self._check_room(self._num_given + len(given))
             samples = self._resampler.push(given.block(0, len(given)))
-            self._num_pushed += len(samples)
+            self._num_given += len(given)
             self._listen(list(self._cutter.push(samples)))
 
     def finish(self) -> None:
         """Say that no more audio comes; the last window is read as it is. A second call does nothing."""
         with self._mine("the stream cannot be finished"):
-            if not self._finished and self._num_pushed:
-                samples = self._resampler.finish()
-                self._num_pushed += len(samples)
-                self._listen([*self._cutter.push(samples), *self._cutter.finish()])
+            if not self._finished and self._num_given:
+                self._listen([*self._cutter.push(self._resampler.finish()), *self._cutter.finish()])
             self._finished = True
 
     def add(self, source: AudioSource, on_progress: Progress | None = None) -> None:
@@ -148,7 +154,9 @@ class AudioStream:
         begin, prefill = time.perf_counter(), self.timings.prefill
         try:
             for part in encode(self._model.path, [source]):
-                self.take(part)
+                seconds = self._num_samples / SAMPLE_RATE_HZ + part.seconds
+                self._model.limit(seconds, None, self._memory.cache.num_positions + len(part.tokens))
+                self._take(part)
                 if on_progress:
                     on_progress("encoded", part.seconds)
         except DataError as error:
@@ -156,15 +164,26 @@ class AudioStream:
         spent = time.perf_counter() - begin - (self.timings.prefill - prefill)
         self.timings += Timings(encode=spent)
 
-    def take(self, part: SpeechPart) -> None:
-        """Read tokens for good.
+    def _check_room(self, num_given: int) -> None:
+        """Raise an error where so many samples leave no room for the rest of the prompt and an answer.
 
-        Raises:
-            DataError: the LLM's context is full.
+        The last window counts as full, and so do those that wait for what lies around them.
         """
-        num_positions = self._memory.cache.num_positions + len(part.tokens)
-        seconds = self._num_samples / SAMPLE_RATE_HZ + part.seconds
-        self._model.limit(seconds, None, num_positions)
+        path = self._model.path
+        window = path.listener.window_samples
+        waiting = num_given * SAMPLE_RATE_HZ // (self._rate_hz * window) + 1 - self._num_samples // window
+        speech = self._memory.cache.num_positions + waiting * path.abstractor.budget.tokens_per_window
+        kept = len(self._after) + _ANSWER_TOKENS
+        if speech + kept > path.llm.context_length:
+            raise DataError(
+                f"{num_given / self._rate_hz / 60:.1f} minutes of audio make up to {speech} positions, and the LLM has"
+                f" {path.llm.context_length}, of which a stream keeps {kept} for the question and an answer. Ask about"
+                " what was pushed before and open another stream, or collect the audio for Model.transcribe with"
+                " section_minutes."
+            )
+
+    def _take(self, part: SpeechPart) -> None:
+        """Read tokens for good."""
         begin = time.perf_counter()
         if self._tokens is not None:
             self._tokens.append(part.tokens)
@@ -182,7 +201,7 @@ class AudioStream:
             parts = encode_chunks(self._model.path, group)
             self.timings += Timings(encode=time.perf_counter() - started)
             for part in parts:
-                self.take(part)
+                self._take(part)
 
     # -- answers out -----------------------------------------------------------------------------------------------
 
@@ -227,7 +246,8 @@ class AudioStream:
             if tail is not None:
                 rest = torch.cat([tail.tokens.to(rest.dtype), rest])
             seconds = self._num_samples / SAMPLE_RATE_HZ + (tail.seconds if tail else 0.0)
-            limit = model.limit(seconds, max_new_tokens, memory.cache.num_positions + len(rest))
+            num_positions = memory.cache.num_positions + len(rest)
+            limit = model.limit(seconds, max_new_tokens, num_positions, in_sections=not self._num_given)
             shown = TextChunks(model, on_text) if on_text else None
 
             def on_ids(ids: list[int]) -> None:

@@ -51,6 +51,16 @@ def test_samples_cast_to_the_type_of_the_model_are_refused_and_moved_ones_stay_a
             use(**cast)
 
 
+@pytest.mark.parametrize("name", ["max_new_tokens", "max_length"])
+def test_a_limit_of_no_tokens_is_refused_as_transformers_does(folder, processor, name):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor(np.zeros(16_000, np.float32))
+    for options in ({name: 0}, {"generation_config": GenerationConfig(**{name: 1}), name: 0}):
+        with pytest.raises(ValueError, match=name):
+            model.generate(**inputs, **options)
+    assert model.generate(**inputs, max_new_tokens=None, min_new_tokens=2).shape[1] > 1
+
+
 def test_prompt_and_answer_keep_within_the_context_of_the_llm(folder, processor):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     audio = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) / 9

@@ -6,12 +6,14 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from transformers import dynamic_module_utils
 
 from fastslm.checkpoint.run import open_run
 from fastslm.errors import ConfigError
 from fastslm.export.folder import export_llm, export_model
 from fastslm.export.sources import export_sources, flat_name
 from fastslm.modules.abstractors.avg_pool import AvgPool
+from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
 
 POOLING = '''"""A compressor that is not part of fastslm."""
@@ -132,6 +134,27 @@ def test_an_llm_built_on_causal_lm_is_refused_unless_it_says_what_computes_the_s
     assert not (tmp_path / "out").exists()
     type(run.path.llm).stock_model = lambda self: self.causal_lm
     export(run, tmp_path / "out")
+
+
+def test_folders_of_one_name_and_other_code_have_configuration_classes_of_their_own(tmp_path, monkeypatch):
+    """transformers has one model class for each, and would build the second folder's model with the first's code."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    kinds = {"hta": HTA, "again": HTA, "mended": HTA, "average": AvgPool}
+    for name, kind in kinds.items():
+        (tmp_path / name / "export").mkdir(parents=True)
+        for file, text in export_sources(WhisperEncoder, kind).items():
+            (tmp_path / name / "export" / file).write_text(text)
+    with (tmp_path / "mended" / "export" / "abstractors_hta.py").open("a") as file:
+        file.write("\nMENDED = True\n")
+
+    def configuration(name):
+        entry = "configuration_fastslm.FastSLMConfig"
+        return dynamic_module_utils.get_class_from_dynamic_module(entry, str(tmp_path / name / "export"))
+
+    classes = {name: configuration(name) for name in kinds}
+    assert classes["again"] is classes["hta"]
+    assert len(set(classes.values())) == 3
 
 
 def test_a_class_inside_a_function_is_refused():

@@ -355,6 +355,23 @@ def test_a_stream_says_what_it_cannot_do(model, whole_range_model, noise):
         whole_range_model.stream().push(noise(1))
 
 
+def test_a_full_stream_refuses_the_next_chunk_and_answers_about_the_others(model, noise, monkeypatch):
+    samples = noise(30)
+    stream = model.stream(samples[i : i + 50_000] for i in range(0, len(samples), 50_000))
+    monkeypatch.setattr(model.path.llm, "context_length", 330)
+    with pytest.raises(DataError, match=r"330, of which a stream keeps 2\d\d .* open another stream"):
+        list(stream)
+    taken = round(stream.seconds * 16_000)
+    assert taken in range(50_000, len(samples), 50_000)
+    with pytest.raises(DataError, match=r"330\. Ask in fewer words"):
+        stream.ask("who " * 300)
+    answers = [stream.transcribe(max_new_tokens=3)]
+    stream.finish()
+    answers += [stream.transcribe(max_new_tokens=3), model.transcribe(samples[:taken], max_new_tokens=3)]
+    assert [answer.seconds for answer in answers] == [stream.seconds] * 3 == [taken / 16_000] * 3
+    assert answers[0].tokens == answers[1].tokens == answers[2].tokens
+
+
 def test_one_thread_may_push_while_another_asks(model, noise):
     samples, stream, lengths = noise(20), model.stream(), []
 

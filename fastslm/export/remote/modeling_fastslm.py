@@ -298,10 +298,11 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         causal_lm: Any = self.path.llm.causal_lm
         causal_lm.generation_config = copy.deepcopy(self.generation_config)  # fills in what the caller leaves open
         settings = copy.deepcopy(generation_config) or causal_lm.generation_config
-        most = others.pop("max_new_tokens", None) or settings.max_new_tokens
-        if not (most or others.get("max_length") or settings.max_length):
+        most = others.pop("max_new_tokens", None)
+        most = settings.max_new_tokens if most is None else most
+        if most is None and others.get("max_length") is None and settings.max_length is None:
             most = int(32 + self.config.new_tokens_per_second * seconds)
-        if most:
+        if most is not None:
             settings.max_new_tokens = min(most, room)
         if generation_config is not None:  # transformers takes either a whole configuration or single settings
             others["generation_config"] = settings
