@@ -107,8 +107,8 @@ def _cell(text: str) -> str:
 def _scorer(results: Sequence[SetResult]) -> str:
     names = dict.fromkeys(name for result in results for name in result.normalisers)
     return (
-        f"Normaliser {' and '.join(names)} (Whisper's, of whisper-normalizer; the Open ASR Leaderboard has had its own"
-        " since April 2026), errors by kaldialign with compounds merged"
+        f"Normaliser {' and '.join(names)} (Whisper's, of whisper-normalizer; the Open ASR Leaderboard has one of its"
+        " own), errors by kaldialign with compounds merged"
     )
 
 
