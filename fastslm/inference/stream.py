@@ -173,13 +173,14 @@ class AudioStream:
         window = path.listener.window_samples
         waiting = num_given * SAMPLE_RATE_HZ // (self._rate_hz * window) + 1 - self._num_samples // window
         speech = self._memory.cache.num_positions + waiting * path.abstractor.budget.tokens_per_window
-        kept = len(self._after) + _ANSWER_TOKENS
+        limit = self._model.max_new_tokens or _ANSWER_TOKENS
+        kept = len(self._after) + min(limit, _ANSWER_TOKENS)
         if speech + kept > path.llm.context_length:
             raise DataError(
                 f"{num_given / self._rate_hz / 60:.1f} minutes of audio make up to {speech} positions, and the LLM has"
-                f" {path.llm.context_length}, of which a stream keeps {kept} for the question and an answer. Ask about"
-                " what was pushed before and open another stream, or collect the audio for Model.transcribe with"
-                " section_minutes."
+                f" {path.llm.context_length}, of which a stream keeps {kept} for the question and an answer."
+                f"{' Ask about what was pushed before and open another stream.' if self._num_given else ''}"
+                " Model.transcribe with section_minutes reads collected audio of any length."
             )
 
     def _take(self, part: SpeechPart) -> None:

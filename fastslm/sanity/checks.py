@@ -303,16 +303,20 @@ class Training:
             self.alignments.append(_mean_alignment(output))
         self.seconds += time.perf_counter() - began
 
-    def exchanged(self) -> float | None:
-        """Return the loss where each text has the recording of another; None with a single recording."""
+    def exchanged(self) -> tuple[float, float] | None:
+        """Return the loss of the answers, and that where each text has the recording of another.
+
+        None with a single recording, and where the alignment loss alone trains: it leaves out a text that is too long
+        for its recording.
+        """
         *others, last = self.batch.audio.split(self.batch.num_samples)
-        if not others:
+        if not others or self.losses is not self.answers:
             return None
         recordings = [last, *others]
         batch = replace(self.batch, audio=torch.cat(recordings), num_samples=[len(each) for each in recordings])
+        path = self.subject.path.eval()
         with torch.no_grad(), self.subject.precision():
-            output = self.subject.path.train()(batch)  # there is no alignment loss in evaluation
-        return _mean(output) if self.losses is self.answers else _mean_alignment(output)
+            return _mean(path(self.batch)), _mean(path(batch))
 
 
 def overfitting(training: Training) -> Check:
@@ -323,10 +327,11 @@ def overfitting(training: Training) -> Check:
     named = {"loss": training.answers if losses is training.answers else [], "alignment loss": training.alignments}
     falls = ", ".join(f"{name} {each[0]:.2f} to {each[-1]:.2f}" for name, each in named.items() if each)
     passed = losses[-1] < _HIGHEST_SHARE * losses[0]
-    exchanged, heard = training.exchanged(), ""
-    if exchanged is not None:
-        unheard = ", so the audio does not count yet" if passed and exchanged < _UNHEARD * losses[-1] else ""
-        heard = f"; {exchanged:.2f} with the recordings exchanged{unheard}"
+    heard = ""
+    if (both := training.exchanged()) is not None:
+        own, other = both
+        unheard = ", so the audio does not count yet" if passed and other < _UNHEARD * own else ""
+        heard = f"; then {own:.2f}, and {other:.2f} with the recordings exchanged{unheard}"
     return Check(
         "overfitting",
         passed,

@@ -85,7 +85,7 @@ class PretrainedEncoder(Encoder):
         self._source = pretrained
         self.config = self._read(overrides)
         self._describe(self.config)
-        self.layers = _chosen(layers, int(self.config.num_hidden_layers))
+        self.layers = _chosen(layers, self._num_layers(self.config))
         setattr(self, self.inner_name, None)
 
     @classmethod
@@ -133,6 +133,10 @@ class PretrainedEncoder(Encoder):
     @abstractmethod
     def _describe(self, config: Any) -> None:
         """Set width, rate and the other attributes of the contract; raise ``ConfigError`` for what cannot work."""
+
+    def _num_layers(self, config: Any) -> int:
+        """Return the number of the encoder's layers."""
+        return int(config.num_hidden_layers)
 
     def _is_unused(self, name: str) -> bool:
         """Return whether ``forward`` has no use for a weight, so that a checkpoint may lack it."""
