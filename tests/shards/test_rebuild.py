@@ -100,7 +100,7 @@ def test_a_shard_that_was_copied_is_kept_and_indexed_as_it_is_now(built):
     before = shard.stat().st_ino
     again()
     assert shard.stat().st_ino == before
-    assert building.is_indexed(shard)
+    assert building.is_indexed(shard, "")
 
 
 def test_a_shard_of_another_build_is_made_again(built, build, manifest, tmp_path):
