@@ -172,12 +172,10 @@ def draw_history(history: dict[str, list[tuple[int, float]]], path: Path) -> Pat
     """Draw loss and WER over steps to a PNG and return its path; None when nothing was logged."""
     if "train/loss" not in history:
         return None
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, loss = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    loss = figure.subplots()
     _line(loss, history["train/loss"], label="training loss", color="0.6")
     _line(loss, history.get("val/loss", []), label="validation loss", color="C0", marker="o")
     loss.set(xlabel="optimizer step", ylabel="loss per label token (nats)", yscale="log")
@@ -189,7 +187,6 @@ def draw_history(history: dict[str, list[tuple[int, float]]], path: Path) -> Pat
         wer.yaxis.label.set_color("C3")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import sys
 
 import pytest
 import torch
@@ -53,13 +54,19 @@ def test_adapters_train_on_4_bit_weights(tiny_llm):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in llm.named_parameters() if ".lora_B" in n)
 
 
-def test_without_the_compiler_that_is_taken_one_line_says_so_and_nothing_is_compiled(make_module, monkeypatch, capsys):
-    monkeypatch.setenv("CXX", "/nowhere/g++")
+@pytest.mark.parametrize("named", ["/nowhere/c++", None])
+def test_without_the_compiler_that_is_taken_one_line_says_so_and_nothing_is_compiled(
+    make_module, monkeypatch, capsys, named
+):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CXX", named)
     module = make_module(compile_parts=["encoder", "abstractor", "llm"])
     module.configure_model()
-    assert (
-        "compile_parts: nothing is compiled, since there is no C++ compiler '/nowhere/g++'" in capsys.readouterr().err
-    )
+    compiler = named or ("clang++" if sys.platform == "darwin" else "g++")
+    told = f"compile_parts: nothing is compiled, since there is no C++ compiler {compiler!r}"
+    assert told in capsys.readouterr().err
     parts = [*module.path.modules(), *module.path.encoder.modules()]
     assert all(part._compiled_call_impl is None for part in parts)
     with pytest.raises(ConfigError, match="'projector' cannot be compiled"):

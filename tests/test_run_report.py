@@ -36,10 +36,12 @@ def test_the_report_counts_the_recordings_that_its_word_error_rate_covers(capsys
 def test_the_plot_is_drawn_whatever_the_matplotlibrc_of_the_user_wants(tmp_path, monkeypatch):
     import matplotlib
 
+    monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
     monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
     monkeypatch.setenv("PATH", "")  # no LaTeX
     assert draw_history({"train/loss": [(1, 2.0), (2, 1.0)]}, tmp_path / "training.png").is_file()
     assert matplotlib.rcParams["text.usetex"]
+    assert matplotlib.get_backend() == "svg"  # a notebook has one of its own
 
 
 def test_a_copy_beside_the_metrics_is_no_earlier_start(tmp_path):

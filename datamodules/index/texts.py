@@ -120,7 +120,8 @@ def read_texts(
 def _load(target: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     with contextlib.suppress(OSError, DataError):  # missing or damaged: made anew
         header, arrays = load_arrays(target.read_bytes())
-        return (header, arrays) if header.get("of") == target.name else None  # of another shard or tokenizer
+        of = header.get("of", target.name)  # caches of before do not say it
+        return (header, arrays) if of == target.name else None  # of another shard or tokenizer
     return None
 
 

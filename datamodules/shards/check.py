@@ -103,14 +103,17 @@ def _any_shard(patterns: Sequence[str]) -> bool:
 
 def _without_tar(patterns: Sequence[str]) -> list[Broken]:
     """Return the tars that the patterns cover and that are gone: their index is there, or the build's note of them."""
+    by_folder: dict[Path, list[str]] = {}  # a shell gives a pattern for each shard, and a folder is read once
+    for path in map(Path, patterns):
+        folder, names = (path, "*") if path.is_dir() else (path.parent, path.name)
+        by_folder.setdefault(folder, []).append(names)
     findings = []
-    for pattern in patterns:
-        folder, names = (Path(pattern), "*") if Path(pattern).is_dir() else (Path(pattern).parent, Path(pattern).name)
+    for folder, wanted in by_folder.items():
         known = dict.fromkeys(shards_made(folder), "the build beside it has made it")
         for index in folder.glob(f"*.tar{SUFFIX}"):
             known[index.name.removesuffix(SUFFIX)] = f"its index {index.name} is there"
         for tar, why in sorted(known.items()):
-            if not (folder / tar).exists() and fnmatch.fnmatch(tar, names):
+            if not (folder / tar).exists() and any(fnmatch.fnmatch(tar, names) for names in wanted):
                 findings.append(Broken(str(folder / tar), "?", "missing shard", f"{why}, the tar is not there"))
     return findings
 

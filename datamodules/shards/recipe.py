@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from fastslm.errors import DataError
 from fastslm.files import PARTIAL, sealed, unsealed, write_atomically
-from fastslm.redaction import redacted
+from fastslm.redaction import redacted_values
 
 from .part import Part
 from .shard_file import guarded, remove_partials, remove_shard
@@ -209,8 +209,7 @@ class BuildFolder:
 
     def finish(self, record: ShardRecord) -> None:
         """Note that a shard is whole."""
-        as_written = json.loads(redacted(json.dumps(asdict(record))))
-        self._write(self._marker(record.name), sealed(as_written))
+        self._write(self._marker(record.name), sealed(redacted_values(asdict(record))))  # the seal is of what is read
 
     def conclude(self, totals: Mapping[str, Any]) -> None:
         """Write what the build came to into the recipe."""
@@ -220,18 +219,18 @@ class BuildFolder:
     def write_findings(self, name: str, findings: Sequence[Finding]) -> Path:
         """Write what is to be said of utterances, one JSON a line, and return the file."""
         path = self._findings(name)
-        self._write_text(path, "".join(json.dumps(asdict(item)) + "\n" for item in findings))
+        self._write_text(path, "".join(json.dumps(redacted_values(asdict(item))) + "\n" for item in findings))
         return path
 
     def _findings(self, name: str) -> Path:
         return self.folder / f"{name}{self.part.suffix}.jsonl"
 
     def _write(self, path: Path, value: Mapping[str, Any]) -> None:
-        self._write_text(path, json.dumps(value, indent=1) + "\n")
+        self._write_text(path, json.dumps(redacted_values(value), indent=1) + "\n")
 
     def _write_text(self, path: Path, text: str) -> None:
         with guarded(path):
-            write_atomically(path, redacted(text), folder=self.state)
+            write_atomically(path, text, folder=self.state)
 
 
 def shards_made(folder: Path) -> set[str]:

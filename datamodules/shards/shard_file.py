@@ -87,7 +87,7 @@ def guarded(path: Path) -> Iterator[None]:
         ) from error
 
 
-def is_indexed(path: Path, content: str = "") -> bool:
+def is_indexed(path: Path, content: str) -> bool:
     """Say whether the index beside a shard is of this very file, by its size and time, and of this content."""
     rows = indexed_rows(path)
     return rows is not None and content in ("", rows.content_digest)

@@ -7,6 +7,9 @@ import tarfile
 
 import pytest
 
+from fastslm.datamodules.shards import check as checking
+from fastslm.datamodules.shards.recipe import shards_made
+
 
 @pytest.fixture
 def built(build, manifest, tmp_path):
@@ -127,6 +130,16 @@ def test_a_shard_that_is_gone_with_its_index_is_known_to_the_build_beside_it(bui
         path.unlink()
     assert findings(built) == (1, {("train-000001.tar", "?", "missing shard")})
     assert findings(built / "train-000000.tar") == (0, set())
+
+
+def test_what_a_build_noted_is_read_once_however_many_shards_are_named(built, findings, monkeypatch):
+    read = []
+    monkeypatch.setattr(checking, "shards_made", lambda folder: (read.append(folder), shards_made(folder))[1])
+    (built / "train-000001.tar").unlink()
+    assert findings(*(built / f"train-00000{i}.tar" for i in (0, 1))) == (
+        1, {("train-000001.tar", "?", "missing shard")},
+    )  # fmt: skip
+    assert read == [built]
 
 
 def test_a_folder_whose_shards_are_all_gone_is_no_success(built, findings):

@@ -164,15 +164,30 @@ def test_folders_of_a_partition_are_columns(build, rows, tmp_path):
     assert "several splits in one" in (tmp_path / "out/notes.jsonl").read_text()
 
 
-@pytest.mark.parametrize("mark", ["_delta_log/0.json", ".hoodie/hoodie.properties", "metadata/v1.metadata.json"])
-def test_a_table_whose_files_hold_deleted_rows_is_refused(build, rows, tmp_path, capsys, mark):
+def test_a_folder_that_is_called_as_audio_usually_is_names_the_file_or_its_rows_are_refused(
+    build, tmp_path, save, reasons
+):
+    for name in (save("a.wav").name, "gone.wav"):
+        (tmp_path / f"file={name}").mkdir()
+        pq.write_table(pa.table({"text": ["one"]}), tmp_path / f"file={name}" / "part.parquet")
+    options = ("--audio-root", tmp_path, "--max-broken-share", 0.5)
+    assert list(build(tmp_path / "file=*/part.parquet", *options)) == ["a"]
+    assert reasons() == {"missing file": 1}
+
+
+@pytest.mark.parametrize("part", ["data/lang=de", "2024/01", "data/0101/0011", "Xy"])
+@pytest.mark.parametrize(
+    "mark",
+    ["_delta_log/0.json", ".hoodie/hoodie.properties", ".hoodie_partition_metadata", "metadata/v1.metadata.json"],
+)
+def test_a_table_whose_files_hold_deleted_rows_is_refused(build, rows, tmp_path, capsys, mark, part):
     table = tmp_path / "table"
     (table / mark).parent.mkdir(parents=True)
     (table / mark).touch()
     pq.write_table(rows(1), table / "part-0.parquet")
-    (table / "data/lang=de").mkdir(parents=True)
-    pq.write_table(rows(1), table / "data/lang=de/part-1.parquet")
-    for given in (table, table / "part-0.parquet", table / "data/lang=de/part-1.parquet"):
+    (table / part).mkdir(parents=True)
+    pq.write_table(rows(1), table / part / "part-1.parquet")
+    for given in (table, table / "part-0.parquet", table / part, table / part / "part-1.parquet"):
         build(given, status=2)
         assert "whose files hold deleted rows, too: write its current rows as parquet" in capsys.readouterr().err
 
@@ -184,6 +199,13 @@ def test_a_selection_of_saved_rows_is_refused(build, rows, tmp_path, capsys):
     (folder / "state.json").write_text(json.dumps(state, indent=2))
     build(folder, status=2)
     assert "flatten_indices()" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("state", ["[]", '{"a": 1}\n{"b": 2}\n', ""])
+def test_a_file_beside_a_state_of_another_program_is_read(build, rows, tmp_path, state):
+    pq.write_table(rows(1), tmp_path / "x.parquet")
+    (tmp_path / "state.json").write_text(state)
+    assert list(build(tmp_path / "x.parquet")) == ["clip0"]
 
 
 def test_words_within_words_name_no_split(build, rows, tmp_path):

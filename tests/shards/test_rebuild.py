@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+from dataclasses import asdict
 
 import pytest
 
 from fastslm.datamodules.shards import build as building
+from fastslm.datamodules.shards.recipe import BuildFolder, ShardRecord
 from fastslm.datamodules.shards.shard_file import index_shard
+from fastslm.datamodules.shards.utterance import Refused
 
 
 def bytes_of(folder, pattern="*.tar"):
@@ -50,6 +53,15 @@ def test_a_recording_that_could_not_be_read_and_now_can_is_in_one_shard_and_no_o
     assert bytes_of(out) == bytes_of(tmp_path / "whole")
 
 
+def test_a_secret_before_a_quote_is_hidden_in_notes_that_can_be_read(tmp_path):
+    folder = BuildFolder(tmp_path)
+    refused = [Refused("m.jsonl:1", "a", "unreadable audio", 'cannot open "https://h/a.wav?token=abc"')]
+    folder.finish(ShardRecord("train-000000.tar", "plan", refused=refused))
+    found = folder.done("train-000000.tar", "plan").refused
+    assert found[0].detail == 'cannot open "https://h/a.wav?token=***"'
+    assert json.loads(folder.write_findings("broken", refused).read_text()) == asdict(found[0])
+
+
 def test_a_shard_that_the_plan_no_longer_has_is_removed(build, manifest, tmp_path, capsys):
     source, out = manifest(9), tmp_path / "out"
     command = (source, "--out", out, "--shard-size", "4samples", "--max-broken-share", 0.2)
@@ -88,7 +100,7 @@ def test_a_shard_that_was_copied_is_kept_and_indexed_as_it_is_now(built):
     before = shard.stat().st_ino
     again()
     assert shard.stat().st_ino == before
-    assert building.is_indexed(shard)
+    assert building.is_indexed(shard, "")
 
 
 def test_a_shard_of_another_build_is_made_again(built, build, manifest, tmp_path):

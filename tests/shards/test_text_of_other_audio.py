@@ -158,6 +158,29 @@ def test_sources_whose_recordings_lie_in_folders_of_several_splits_are_noted(bui
     assert notes() == ["several splits in one"]
 
 
+@pytest.mark.parametrize("kind", ["rows", "folders"])
+def test_a_note_of_several_splits_names_where_each_is_first(build, save, json_lines, tmp_path, kind):
+    files = []
+    for name in "abcde":
+        split = "test" if name == "d" else "train"
+        audio = save(f"{split}/{name}.wav" if kind == "folders" else f"{name}.wav")
+        row = {"audio_filepath": str(audio), "text": "one"} | ({"split": split} if kind == "rows" else {})
+        files.append(json_lines(tmp_path / f"{name}.jsonl", [row]))
+    assert len(build(files)) == 5
+    (note,) = map(json.loads, (tmp_path / "out/notes.jsonl").read_text().splitlines())
+    first = files[3] if kind == "rows" else tmp_path / "test"
+    assert f"1 test (first {first}" in note["detail"]
+
+
+@pytest.mark.parametrize("inner", ["dev", "train-2"])
+def test_a_source_that_lies_in_another_has_a_split_of_its_own(build, save, tmp_path, notes, inner):
+    for folder in ("train", f"train/{inner}"):
+        save(f"{folder}/x.wav", 1.0 + len(folder) / 10)
+        (tmp_path / folder / "metadata.csv").write_text(f"file_name,transcription\nx.wav,one {len(folder)}\n")
+    build([tmp_path / "train", tmp_path / "train" / inner])
+    assert notes().count("several splits in one") == (inner == "dev")
+
+
 @pytest.mark.parametrize("other", ["clips", "test"])
 def test_a_folder_that_a_whole_corpus_lies_in_says_nothing_of_splits(build, save, tmp_path, notes, other):
     source = tmp_path / "dev" / "corpus"

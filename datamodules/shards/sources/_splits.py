@@ -37,19 +37,27 @@ def mixed(paths: Sequence[str]) -> list[Noted]:
 
 def told_apart(where: str, items: Iterable[Utterance | Refused | Noted]) -> Iterator[Utterance | Refused | Noted]:
     """Yield what sources hold, and at the end a note where it is of several splits by rows or where recordings lie."""
-    by_row, places = Counter[str](), Counter[str]()
+    by_row, by_place, places = Counter[str](), Counter[str](), Counter[str]()
+    first_row: dict[str, str] = {}
+    first_place: dict[str, str] = {}
     for item in items:
         if isinstance(item, Utterance) and item.split is None:
             said = (item.fields.get(name) for name in _COLUMNS)
-            by_row.update({split_of(f"{value}.") for value in said if isinstance(value, str)} - {""})
+            for split in {split_of(f"{value}.") for value in said if isinstance(value, str)} - {""}:
+                by_row[split] += 1
+                first_row.setdefault(split, item.where)
             places.update({_place(audio) for audio in item.audio})
         yield item
-    by_place = Counter[str]()
     for place, split in _by_place(places).items():
-        by_place[split] += places[place] if split else 0
-    for counts, what in ((by_row, "rows"), (+by_place, "the names of folders and tars")):
+        if split:
+            by_place[split] += places[place]
+            first_place.setdefault(split, place)
+    for counts, first, what in (
+        (by_row, first_row, "rows"),
+        (by_place, first_place, "the names of folders and tars"),
+    ):
         if len(counts) > 1:
-            named = ", ".join(f"{count} {split}" for split, count in counts.most_common())
+            named = ", ".join(f"{count} {split} (first {first[split]})" for split, count in counts.most_common())
             detail = (
                 f"{what} say {named}, and all go into one set of shards; make a source of each, and build each apart"
             )
@@ -65,11 +73,10 @@ def _place(audio: Audio) -> str:
 def _by_place(places: Iterable[str]) -> dict[str, str]:
     """Return the split that each place is of, by the last name in its path that has a word for one, or an empty text.
 
-    What all of them lie in says nothing: it may be the folder ``dev`` of whoever works there.
+    The folders above all of them say nothing: one may be the folder ``dev`` of whoever works there.
     """
     parts = {place: Path(place).parts for place in places}
     columns = zip(*parts.values(), strict=False)
     num_shared = len(list(itertools.takewhile(lambda names: len(set(names)) == 1, columns)))
-    return {
-        place: next(filter(None, map(split_of, reversed(names[num_shared:]))), "") for place, names in parts.items()
-    }
+    own = {place: names[min(num_shared, len(names) - 1) :] for place, names in parts.items()}
+    return {place: next(filter(None, map(split_of, reversed(names))), "") for place, names in own.items()}

@@ -46,17 +46,32 @@ def _files(folder: str) -> list[str]:
 
 def _with_rows_of_before(folder: str) -> str:
     """Return what is wrong where the files of a folder hold rows that were deleted or changed; else an empty text."""
-    marks = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
-    tables = [Path(folder).absolute()]
-    while "=" in tables[-1].name or tables[-1].name == "data":  # parts of a table, and where Iceberg has its files
-        tables.append(tables[-1].parent)
-    kind = next((kind for table in tables for mark, kind in marks.items() if any(table.glob(mark))), None)
-    if kind is not None:
-        return f"is a table of {kind}, whose files hold deleted rows, too: write its current rows as parquet elsewhere."
-    state = Path(folder, "state.json")
-    if state.is_file() and _list_in(state, "_indices_data_files", optional=True):
+    marks = {
+        "_delta_log": "Delta Lake",
+        ".hoodie": "Hudi",
+        ".hoodie_partition_metadata": "Hudi",
+        "metadata/[v0-9]*.metadata.json": "Iceberg",
+    }
+    lowest = Path(os.path.abspath(folder))
+    for table in (lowest, *lowest.parents):  # a table names the folders of its parts as it likes
+        for mark, kind in marks.items():
+            if any(table.glob(mark)):
+                return (
+                    f"is of a table of {kind} ({table}), whose files hold deleted rows, too: write its current rows as"
+                    " parquet elsewhere."
+                )
+    if _is_selection(Path(folder, "state.json")):
         return "is a selection of rows by indices: load_from_disk(...).flatten_indices().save_to_disk(...) writes them."
     return ""
+
+
+def _is_selection(state: Path) -> bool:
+    """Say whether ``save_to_disk`` noted that some rows of the files beside are meant."""
+    try:
+        values = json.loads(state.read_bytes())
+    except (OSError, ValueError, RecursionError):  # none, or of another program; where it is needed, _files says so
+        return False
+    return isinstance(values, dict) and bool(values.get("_indices_data_files"))
 
 
 def _is_cached(path: Path) -> bool:
@@ -64,18 +79,17 @@ def _is_cached(path: Path) -> bool:
     return path.name.startswith("cache-") and path.suffix == ".arrow"
 
 
-def _list_in(file: Path, name: str, optional: bool = False) -> list[Any]:
+def _list_in(file: Path, name: str) -> list[Any]:
     """Return a list that ``save_to_disk`` wrote into a JSON file.
 
     Raises:
         DataError: it is not there.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        found = (values.get(name) or []) if optional else values[name]
+        found = json.loads(file.read_text(encoding="utf-8"))[name]
         if isinstance(found, list) and all(isinstance(i, str) or isinstance(i["filename"], str) for i in found):
             return found
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file}: no {name!r} as save_to_disk writes it ({type(error).__name__}: {error}).") from error
     raise DataError(f"{file}: no {name!r} as save_to_disk writes it.")
 
@@ -177,7 +191,8 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
             detail = f"column {described.audio!r} is taken, and {other!r} holds audio, too; say which"
             yield Noted(path, "?", "two recordings", f"{detail}: --column audio={other}")
     check_columns(resolved, names, path)
-    if resolved.get("audio") and _DECODED.match(str(table.schema.field(resolved["audio"]).type)):
+    held = resolved.get("audio") in table.schema.names  # and not what a folder stands for
+    if held and _DECODED.match(str(table.schema.field(resolved["audio"]).type)):
         raise DataError(
             f"{path}: column {resolved['audio']!r} holds decoded samples, and encoded audio (bytes or paths) is read."
             " Write it with an Audio column, such as by dataset.cast_column('audio', datasets.Audio())."
