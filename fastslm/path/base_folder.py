@@ -1,5 +1,6 @@
 """What a folder is that was given for a base model, and is none that transformers can load."""
 
+import fnmatch
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ EXPORTED_TYPES = ("fastslm_speech", "fastslm")
 _CONFIG = "config.json"
 _WANTED = "Give the Hugging Face folder (config.json and safetensors)"
 _POINTER = b"version https://git-lfs"
+#: Files that transformers reads of a base model, beside one kind of weights, the first that is there.
+_TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _GGUF = f"is a model of llama.cpp (GGUF), whose weights are not trained on. {_WANTED} that it was made from."
 
 
@@ -45,7 +49,9 @@ def _what_else(folder: Path) -> str:
         return f"is empty. {_WANTED}."
     if odd := no_file_in(folder):
         return f"{odd}. {_WANTED}."
-    if pointers := sorted(path.name for path in folder.iterdir() if _is_pointer(path)):
+    weights = next((found for pattern in _WEIGHTS if (found := fnmatch.filter(names, pattern))), [])
+    texts = [name for pattern in _TEXTS for name in fnmatch.filter(names, pattern)]
+    if pointers := sorted(name for name in weights + texts if _is_pointer(folder / name)):
         return f"holds {pointers[0]} as a pointer of Git LFS alone. Run 'git lfs pull' in it, or download it again."
     if "model.bin" in names and any(name.startswith(("vocabulary.", "shared_vocabulary.")) for name in names):
         return f"is a model of CTranslate2 (faster-whisper). {_WANTED} of transformers that it was converted from."

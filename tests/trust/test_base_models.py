@@ -46,6 +46,10 @@ CT2 = {
             {"model.safetensors": b"version https://git-lfs.github.com/spec/v1\n", "config.json": {}},
             "model.safetensors as a pointer of Git LFS.*git lfs pull",
         ),
+        (
+            {"pytorch_model.bin": b"version https://git-lfs.github.com/spec/v1\n", "config.json": {}},
+            "pytorch_model.bin as a pointer of Git LFS.*git lfs pull",
+        ),
         ({"model-Q4_K_M.gguf": b"GGUF\3\0\0\0"}, r"llama\.cpp \(GGUF\).*it was made from"),
         ({"model.gguf": b"GGUF\3\0\0\0", "config.json": {"model_type": "llama"}}, "GGUF"),
         (
@@ -90,6 +94,14 @@ def test_a_file_is_no_folder(part, head, words, tmp_path):
     (tmp_path / "model.gguf").write_bytes(head)
     with pytest.raises(ConfigError, match=f"{KEYS[part]}: .*{words}"):
         part(str(tmp_path / "model.gguf"))
+
+
+@PARTS
+def test_pointers_of_formats_that_are_not_read_may_remain(part, tiny_llm, tiny_encoder, tmp_path):
+    made = shutil.copytree(tiny_llm if part is CausalLM else tiny_encoder, tmp_path / "model")
+    for name in ("pytorch_model.bin", "flax_model.msgpack", "tf_model.h5", "consolidated.safetensors"):
+        (made / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    part(str(made)).load()
 
 
 def test_an_encoder_is_no_llm_and_an_llm_no_encoder(tiny_encoder, tiny_waveform, tiny_llm):
