@@ -151,6 +151,18 @@ def test_a_name_of_the_hub_without_a_network_says_how_to_get_it(part, name):
 
 
 @PARTS
+def test_a_model_of_the_hub_with_an_adapter_beside_it_is_refused(part, tiny_llm, tiny_encoder, tmp_path, hub):
+    """Transformers would load the base model that the adapter names, with the adapter in it."""
+    made = shutil.copytree(tiny_llm if part is CausalLM else tiny_encoder, tmp_path / "model")
+    hub("owner/plain", made)
+    part("owner/plain")
+    (made / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/other"}')
+    hub("owner/adapted", made)
+    with pytest.raises(ConfigError, match=f"{KEYS[part]}: owner/adapted holds an adapter of PEFT.*Merge it"):
+        part("owner/adapted")
+
+
+@PARTS
 def test_overrides_name_no_code_of_the_hub(part, tiny_llm, tiny_encoder):
     folder, overrides = tiny_llm if part is CausalLM else tiny_encoder, {"_attn_implementation": "owner/kernel"}
     with pytest.raises(ConfigError, match="overrides: unknown '_attn_implementation'"):
