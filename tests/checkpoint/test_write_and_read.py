@@ -363,6 +363,17 @@ def test_a_model_in_use_warns_where_the_llm_has_changed_under_it(built, save, ti
     assert bases_of(folder)["encoder"] == before["encoder"]
 
 
+def test_one_byte_of_a_large_tokenizer_tells(tmp_path):
+    """Its vocabulary has megabytes, and a merge may be exchanged for one as long."""
+    content = bytearray(b" " * (1 << 20))
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    before = fingerprint(str(tmp_path), of_tokenizer=True)
+    content[10_000] ^= 1
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    fingerprint.cache_clear()
+    assert fingerprint(str(tmp_path), of_tokenizer=True) != before
+
+
 def test_another_chat_template_is_told_and_training_does_not_go_on_with_it(
     built, save, tiny_encoder, tiny_llm, tmp_path, capsys
 ):
