@@ -253,6 +253,25 @@ def make_module(tiny_encoder, tiny_llm):
 
 
 @pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Return a maker of repositories in an empty cache of the hub, as a download leaves them: ``hub(name, folder)``."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(constants, name, str(cache), raising=False)
+
+    def add(name, folder):
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        repository = cache / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+
+    return add
+
+
+@pytest.fixture
 def run_config(tmp_path, tiny_encoder, tiny_llm, make_shards, trained_like_the_demo):
     """Return a file that makes ``fastslm fit`` a run of seconds: 12 recordings, 10 steps, validation at 5 and 10."""
     config = {

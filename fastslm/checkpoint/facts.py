@@ -69,13 +69,13 @@ def base_fingerprints(settings: Mapping[str, Any]) -> dict[str, str]:
 
 @lru_cache(maxsize=8)
 def fingerprint(folder: str, of_tokenizer: bool = False) -> str:
-    """Return 16 hex digits of the configuration and weights in a folder; of large files, samples spread over them.
+    """Return 16 hex digits of the configuration and weights in a folder; of large weights, samples spread over them.
 
     Another training run changes every sample, so this tells models apart at the cost of a few reads.
 
     Args:
         folder: of a base model.
-        of_tokenizer: return those of its tokenizer and chat template instead.
+        of_tokenizer: return those of its tokenizer and chat template instead, which may differ in a byte.
     """
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
@@ -86,7 +86,7 @@ def fingerprint(folder: str, of_tokenizer: bool = False) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
-            if size <= _SAMPLES * _SAMPLE_BYTES:
+            if of_tokenizer or size <= _SAMPLES * _SAMPLE_BYTES:
                 digest.update(file.read())
                 continue
             for i in range(_SAMPLES):

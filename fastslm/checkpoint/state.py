@@ -64,6 +64,11 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
     return {f"{_PATH}{name}": buffer for name, buffer in path.named_buffers() if name in persistent}
 
 
+def base_buffers(module: nn.Module) -> set[str]:
+    """Return the names of the buffers of encoder and LLM, which checkpoints once left to the base models."""
+    return {name for name in _buffers(module) if part_of_tensor(module, name) in _BASE_PARTS}
+
+
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
     """Return the whole shape of a tensor, also where a sharded strategy left a shard of it."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
@@ -97,17 +102,12 @@ def check_state(
     Raises:
         CheckpointError: keys are missing or unexpected, or shapes differ; all of them are counted and some named.
     """
-    storable = storable_tensors(module)
-    known = {name: shape_of(tensor) for name, tensor in storable.items()}
+    known = {name: shape_of(tensor) for name, tensor in storable_tensors(module).items()}
     present = {part_of_tensor(module, name) for name in state if name in known}
     required = set() if purpose == "initialize" else set(stored_names(module))
     whole = present if purpose == "initialize" else present & set(_BASE_PARTS)
     required |= {name for name in known if part_of_tensor(module, name) in whole - {""}}
-    required -= {  # once they were left to the base model
-        name
-        for name, tensor in storable.items()
-        if not isinstance(tensor, nn.Parameter) and part_of_tensor(module, name) in _BASE_PARTS
-    }
+    required -= base_buffers(module)
     unexpected = [name for name in state if name not in known]
     shapes = [
         f"{name} {tuple(state[name].shape)} in the checkpoint, {shape} in the model"

@@ -111,9 +111,16 @@ class Note:
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the names of settings that have another value now; what was noted before there was one may lack it."""
+    """Return the names of settings that have another value now; what was noted before there was one may lack it.
+
+    So may a setting of several values lack one of them: marks of base models once had none of the tokenizer.
+    """
     known = {**now, **_MEANT, **before}
-    return [name for name, value in now.items() if known[name] != value]
+    return [
+        name
+        for name, value in now.items()
+        if ({**value, **known[name]} if isinstance(value, Mapping) else known[name]) != value
+    ]
 
 
 #: What is at the place of a transcript: ``nothing``; one that is ``finished``; one of the recording before it was

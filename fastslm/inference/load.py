@@ -76,7 +76,7 @@ def find_model(path: Any) -> Path:
         raise ConfigError("model: its name is empty.")
     given = Path(os.path.expanduser(name))
     try:
-        is_here = given.exists()
+        is_here = given.exists() or given.is_symlink()  # a checkpoint's link leads nowhere without its trainer state
     except OSError as error:  # a name that is too long
         raise ConfigError(f"model: {name}: {error.strerror}.") from error
     if not is_here and looks_like_hub(name):

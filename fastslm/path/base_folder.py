@@ -1,5 +1,6 @@
 """What a folder is that was given for a base model, and is none that transformers can load."""
 
+import fnmatch
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ EXPORTED_TYPES = ("fastslm_speech", "fastslm")
 _CONFIG = "config.json"
 _WANTED = "Give the Hugging Face folder (config.json and safetensors)"
 _POINTER = b"version https://git-lfs"
+#: Files that transformers reads of a base model, beside one kind of weights, the first that is there.
+_TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _GGUF = f"is a model of llama.cpp (GGUF), whose weights are not trained on. {_WANTED} that it was made from."
+_MERGE = "Merge it into its base model first (merge_and_unload), and give that."
+_WITH_ADAPTER = f"holds an adapter of PEFT beside the model. {_MERGE}"
 
 
 def base_folder(name: str, key: str) -> str:
@@ -45,7 +51,9 @@ def _what_else(folder: Path) -> str:
         return f"is empty. {_WANTED}."
     if odd := no_file_in(folder):
         return f"{odd}. {_WANTED}."
-    if pointers := sorted(path.name for path in folder.iterdir() if _is_pointer(path)):
+    weights = next((found for pattern in _WEIGHTS if (found := fnmatch.filter(names, pattern))), [])
+    texts = [name for pattern in _TEXTS for name in fnmatch.filter(names, pattern)]
+    if pointers := sorted(name for name in weights + texts if _is_pointer(folder / name)):
         return f"holds {pointers[0]} as a pointer of Git LFS alone. Run 'git lfs pull' in it, or download it again."
     if "model.bin" in names and any(name.startswith(("vocabulary.", "shared_vocabulary.")) for name in names):
         return f"is a model of CTranslate2 (faster-whisper). {_WANTED} of transformers that it was converted from."
@@ -54,8 +62,7 @@ def _what_else(folder: Path) -> str:
     if ".gguf" in kinds and ".safetensors" not in kinds:
         return _GGUF
     if "adapter_config.json" in names:
-        what = "holds an adapter of PEFT beside the model" if _CONFIG in names else "is an adapter of PEFT alone"
-        return f"{what}. Merge it into its base model first (merge_and_unload), and give that."
+        return _WITH_ADAPTER if _CONFIG in names else f"is an adapter of PEFT alone. {_MERGE}"
     if "checkpoints" in names or "checkpoint.json" in names:
         return f"is a run of fastslm. To train on from it: --init_from {folder}; here, give the base model it names."
     if _CONFIG not in names:
@@ -99,6 +106,18 @@ def refuse_kernels(config: Any, name: str, key: str) -> None:
             )
         if isinstance(value, dict) or hasattr(value, "model_type"):
             refuse_kernels(value, name, key)
+
+
+def refuse_adapter(name: str, key: str) -> None:
+    """Refuse a base model with an adapter beside it, also on the hub: transformers would load that one's base model.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    from transformers.utils import find_adapter_config_file
+
+    if find_adapter_config_file(resolve(name, key)) is not None:
+        raise ConfigError(f"{key}: {name} {_WITH_ADAPTER}")
 
 
 def cannot_load(name: str, key: str, config: Any, error: BaseException) -> ConfigError:

@@ -112,7 +112,10 @@ class FrameCache:
 
 
 def _sources(kind: type) -> list[bytes]:
-    """Return the files of a class of another package: its own, and those of its package that it takes names from."""
+    """Return the files of a class of another package: its own, and those of its package that it takes names from.
+
+    A package's own file may take names from all of its modules that are loaded: rather one too many than old frames.
+    """
     package, waiting, found = kind.__module__.partition(".")[0], [kind.__module__], dict[str, bytes]()
     while waiting:
         name = waiting.pop()

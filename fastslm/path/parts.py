@@ -31,11 +31,11 @@ def settle_parts(
 
 
 def load_encoder(encoder: Encoder) -> None:
-    """Let an encoder bring its weights; those that it draws are the same in every process and whatever the seed.
+    """Let an encoder bring its weights, on the CPU; those that it draws are the same everywhere and whatever the seed.
 
     A frozen encoder is in no checkpoint, and neither is a later stage's before it has trained.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # a GPU, where Lightning builds, draws other numbers
         torch.default_generator.manual_seed(0)
         encoder.load()
 

@@ -21,8 +21,8 @@ class Request:
         brought: what the name stands for where a model brings its own tasks; None takes the installed one.
 
     Raises:
-        ConfigError: the task is unknown, lacks its question, needs several fields, or has a language and does not
-            translate; or one of the words is no text.
+        ConfigError: the task is unknown, lacks its question, needs several fields and has no words of one's own,
+            or has a language and does not translate; or one of the words is no text.
     """
 
     task: str = "asr"
@@ -39,12 +39,13 @@ class Request:
                 checked_text(value or "", name)
             except DataError as error:
                 raise ConfigError(f"{error}.") from error
-        if len(self._needed) > 1:
+        if len(self._needed) > 1 and (self.prompt is None or _fields(self._bare)):
             raise ConfigError(
                 f"task: {self.task} cannot be asked of audio alone: its words need {' and '.join(self._needed)}, and a"
-                " request brings one of them at most, as its prompt. Evaluate it on samples that have them."
+                " request brings one of them at most, as its prompt. Evaluate it on samples that have them"
+                f"{'' if _fields(self._bare) else ', or give words of your own as the prompt'}."
             )
-        if self._needed and not (self.prompt or "").strip():
+        if len(self._needed) == 1 and not (self.prompt or "").strip():
             raise ConfigError(f"task: {self.task} needs a {self._needed[0]}; give one as the prompt.")
         if self.prompt is not None and not self.prompt.strip():
             raise ConfigError("prompt: it is empty. Say what to ask, or leave it out for the task's own words.")
@@ -66,15 +67,19 @@ class Request:
     def messages(self) -> list[dict[str, str]]:
         """Return the user's turn, as training puts it."""
         task, words = self.definition, ""
-        if self.prompt is not None and not self._needed:
-            task = replace(task, prompt=task.prompt.partition("{audio}")[0] + "{audio}")
-            words = f"\n{as_text(self.prompt.strip())}"
+        if self.prompt is not None and len(self._needed) != 1:
+            task, words = self._bare, f"\n{as_text(self.prompt.strip())}"
         fields = {**dict.fromkeys(self._needed, self.prompt), "target_language": self.language}
         return [{"role": "user", "content": asked(task, fields) + words}]
 
     @property
     def _needed(self) -> list[str]:
-        return [name for name in self.definition.needed_fields if name != "target_language"]
+        return _fields(self.definition)
+
+    @property
+    def _bare(self) -> Task:
+        """The task without its words behind the audio, where words of one's own come."""
+        return replace(self.definition, prompt=self.definition.prompt.partition("{audio}")[0] + "{audio}")
 
     def ids(self, prompter: Prompter) -> tuple[list[int], list[int]]:
         """Return the prompt's ids before and after the speech tokens.
@@ -95,3 +100,8 @@ class Request:
     def words(self) -> str:
         """What is asked, without marks."""
         return plain(self.messages()[0]["content"].partition(AUDIO_END)[2]).strip()
+
+
+def _fields(task: Task) -> list[str]:
+    """Return the fields of a sample that a task's words need."""
+    return [name for name in task.needed_fields if name != "target_language"]

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from fastslm.checkpoint.sharded import ShardedReader
-from fastslm.checkpoint.state import stored_names
+from fastslm.checkpoint.state import base_buffers, stored_names
 from fastslm.path.model import SpeechLM
 
 _LOOPS = "meta.pt"  # Lightning's name for what is neither weights nor optimizer state
@@ -87,9 +87,11 @@ class FSDP2(ModelParallelStrategy):
         assert self.model is not None
         assert self.lightning_module is not None
         path = Path(self.broadcast(checkpoint_path))
-        stored = set(stored_names(self.lightning_module))
+        reader = ShardedReader(path)
+        there = {name.removeprefix("state_dict.") for name in reader.read_metadata().state_dict_metadata}
+        stored = set(stored_names(self.lightning_module)) - (base_buffers(self.lightning_module) - there)
         weights = {name: value for name, value in self.model.state_dict().items() if name in stored}
-        load({"state_dict": weights}, storage_reader=ShardedReader(path))  # into the weights themselves
+        load({"state_dict": weights}, storage_reader=reader)  # into the weights themselves
         for number, optimizer in enumerate(self.optimizers):
             states = {f"optimizer_{number}": get_optimizer_state_dict(self.model, optimizer)}
             load(states, storage_reader=ShardedReader(path))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError, nearest
-from fastslm.path.base_folder import base_folder, cannot_load, no_configuration, refuse_kernels
+from fastslm.path.base_folder import base_folder, cannot_load, no_configuration, refuse_adapter, refuse_kernels
 from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change
 
@@ -204,7 +204,9 @@ class PretrainedEncoder(Encoder):
 
         if isinstance(self._source, _Known):
             return self._source.config
-        return AutoConfig.from_pretrained(base_folder(self.pretrained, KEY), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(base_folder(self.pretrained, KEY), trust_remote_code=False)
+        refuse_adapter(self.pretrained, KEY)
+        return config
 
     def _preprocessor(self) -> dict[str, Any]:
         """Return what the folder's preprocessor_config.json says, empty when there is none."""

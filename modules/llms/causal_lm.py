@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
-from fastslm.path.base_folder import base_folder, cannot_load, no_configuration, refuse_kernels
+from fastslm.path.base_folder import base_folder, cannot_load, no_configuration, refuse_adapter, refuse_kernels
 from fastslm.path.loss import label_loss
 from fastslm.path.one_sequence import one_sequence
 from fastslm.path.pretrained import dtype_on, reason, resolve
@@ -150,6 +150,7 @@ class CausalLM(LanguageModel):
         except Exception as error:  # transformers raises whatever a value makes it stumble over
             raise no_configuration(pretrained, _KEY, error) from error
         refuse_kernels(config, pretrained, _KEY)
+        refuse_adapter(pretrained, _KEY)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
             raise ConfigError(
                 f"{_KEY}: {pretrained!r} is a {config.model_type!r} model, which is no LLM that continues a text. If it"

@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 
 from fastslm.checkpoint import check_state, load_weights, open_checkpoint, stored_names, verify_trainer_state
 from fastslm.checkpoint.compare import compare
@@ -22,6 +23,7 @@ from fastslm.commands.checkpoint import convert
 from fastslm.errors import CheckpointError
 from fastslm.modules.encoders.parakeet import ParakeetEncoder
 from fastslm.modules.llms.causal_lm import LoRA
+from fastslm.strategies import FSDP2
 from fastslm.training.start_weights import resolve_checkpoint
 from tests.inference.tiny_run import settings_of
 
@@ -118,6 +120,33 @@ def test_statistics_of_a_trained_encoder_come_back_in_this_stage_and_the_next(bu
     assert of_before.keys() < weights_of(module).keys()
     for purpose in ("resume", "initialize"):
         check_state(module, of_before, "a checkpoint without them", purpose)
+
+
+def test_fsdp2_goes_on_from_states_without_the_statistics_of_an_encoder_that_trains(
+    built, make_module, save, tiny_parakeet
+):
+    module = make_module(train_parts=("encoder",))
+    module.parts = (ParakeetEncoder(str(tiny_parakeet)), *module.parts[1:])
+    module.configure_model()
+    strategy = FSDP2()
+    strategy.model = strategy._lightning_module = module
+    strategy.optimizers = []
+    wanted = weights_of(module)
+    of_before = {name: value for name, value in wanted.items() if name in dict(module.named_parameters())}
+    assert of_before.keys() < wanted.keys()
+
+    def resumed(state):
+        folder = save(module, write_state=partial(save_sharded, {"state_dict": state})) / "trainer.ckpt"
+        torch.save({}, folder / "meta.pt")
+        disturb(module)
+        strategy.load_checkpoint(folder)
+        return weights_of(module)
+
+    for state in (of_before, wanted):
+        assert_same(resumed(state), wanted)
+    lost = next(iter(of_before))
+    with pytest.raises(CheckpointException, match="Missing key"):  # a parameter was always there
+        resumed({name: value for name, value in wanted.items() if name != lost})
 
 
 @pytest.mark.parametrize("given", ["folder", "last", "last.ckpt", "trainer.ckpt", "checkpoints", "run"])
@@ -332,6 +361,17 @@ def test_a_model_in_use_warns_where_the_llm_has_changed_under_it(built, save, ti
             open_run(path)
     assert bases_of(folder)["llm"] != before["llm"]
     assert bases_of(folder)["encoder"] == before["encoder"]
+
+
+def test_one_byte_of_a_large_tokenizer_tells(tmp_path):
+    """Its vocabulary has megabytes, and a merge may be exchanged for one as long."""
+    content = bytearray(b" " * (1 << 20))
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    before = fingerprint(str(tmp_path), of_tokenizer=True)
+    content[10_000] ^= 1
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    fingerprint.cache_clear()
+    assert fingerprint(str(tmp_path), of_tokenizer=True) != before
 
 
 def test_another_chat_template_is_told_and_training_does_not_go_on_with_it(

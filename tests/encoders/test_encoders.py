@@ -17,6 +17,7 @@ from fastslm.modules.encoders.parakeet import ParakeetEncoder, log_mel
 from fastslm.modules.encoders.waveform import WaveformEncoder
 from fastslm.modules.encoders.whisper import WhisperEncoder
 from fastslm.modules.llms.causal_lm import CausalLM
+from fastslm.path.parts import load_encoder
 from fastslm.training.lightning_module import SpeechLMModule
 
 WINDOW = 16_000
@@ -282,6 +283,16 @@ def test_rows_do_not_see_each_other_nor_padding_how_much_there_is(encoder_of, na
         for num_samples in (WINDOW,) if name == "whisper" else (WINDOW, length, length + 1000, 20_000):
             alone = run(encoder, [length], num_samples)[0]
             torch.testing.assert_close(row[:count], alone[:count], atol=2e-5, rtol=0)
+
+
+def test_drawn_weights_are_those_of_the_cpu_where_lightning_builds_on_another_device(folder_of):
+    """Each kind of device draws other numbers from a seed; here one without any stands for a GPU."""
+    used, trained = (class_of("whisper")(folder_of("whisper"), initialize="random") for _ in range(2))
+    load_encoder(used)
+    with torch.device("meta"):
+        load_encoder(trained)
+    after = trained.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in used.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["hubert-group", "conformer-relative", "parakeet"])

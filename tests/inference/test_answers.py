@@ -245,6 +245,13 @@ def test_a_task_that_needs_several_fields_of_a_sample_cannot_be_asked_of_audio_a
         Request("contexts", prompt, None, task)
 
 
+def test_words_of_ones_own_stand_in_place_of_those_that_need_several_fields():
+    task = Task("compare", "{audio}\nCompare {a} with {b}", "answer")
+    assert Request("compare", "Who speaks?", None, task).words == "Who speaks?"
+    with pytest.raises(ConfigError, match=r"need a and b, .* or give words of your own as the prompt"):
+        Request("compare", None, None, task)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

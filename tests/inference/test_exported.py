@@ -184,25 +184,6 @@ def test_the_code_in_the_folder_is_not_run_and_lightning_not_imported(run_folder
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """Return a maker of repositories in an empty cache of the hub, as a download leaves them: ``hub(name, folder)``."""
-    from huggingface_hub import constants
-
-    cache = tmp_path / "hub"
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        monkeypatch.setattr(constants, name, str(cache), raising=False)
-
-    def add(name, folder):
-        commit = "0123456789abcdef0123456789abcdef01234567"
-        repository = cache / f"models--{name.replace('/', '--')}"
-        shutil.copytree(folder, repository / "snapshots" / commit)
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text(commit)
-
-    return add
-
-
 def test_a_name_of_the_hub_is_taken_from_its_cache(exported, hub, model, noise, tmp_path, write_audio, capsys):
     hub("owner/my-model", exported)
     loaded = fastslm.load("owner/my-model", device="cpu")

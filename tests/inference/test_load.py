@@ -83,12 +83,16 @@ def test_a_folder_that_a_kill_or_a_hand_has_left_incomplete_is_refused(trained):
 
 
 @pytest.mark.parametrize("state", ["a removed trainer state", "no links", "links copied as files"])
-def test_the_best_checkpoint_is_found_without_its_trainer_state_and_without_links(trained, tmp_path, state):
+def test_the_best_checkpoint_is_found_without_its_trainer_state_and_without_links(
+    trained, tmp_path, monkeypatch, state
+):
     folder, _ = trained
     checkpoints = folder / "checkpoints"
     if state == "a removed trainer state":
         (checkpoints / "best-step=1" / "trainer.ckpt").unlink()
         assert open_run(checkpoints / "best-step=1.ckpt").step == 1
+        monkeypatch.chdir(folder)
+        assert find_model("checkpoints/best-step=1.ckpt").name == "best-step=1"  # also a name as those of the hub
     elif state == "no links":
         for link in [path for path in checkpoints.iterdir() if path.is_symlink()]:
             link.unlink()

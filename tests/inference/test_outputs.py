@@ -91,6 +91,13 @@ def test_a_setting_that_is_newer_than_a_note_had_its_meaning_of_before():
     assert changed_settings({"beams": 1}, {"beams": 2, "letters": False}) == ["beams"]
 
 
+def test_a_mark_of_the_tokenizer_is_newer_than_notes_with_marks_of_base_models():
+    now = {"base_models": {"llm": "a", "tokenizer": "b"}}
+    assert changed_settings({"base_models": {"llm": "a"}}, now) == []
+    assert changed_settings({"base_models": {"llm": "c"}}, now) == ["base_models"]
+    assert changed_settings({"base_models": {"llm": "a", "tokenizer": "d"}}, now) == ["base_models"]
+
+
 def test_texts_of_another_llm_at_the_same_place_are_not_kept(tiny_encoder, wordy_llm, recording, tmp_path, capsys):
     llm = shutil.copytree(wordy_llm, tmp_path / "llm")
     run = write_run(tmp_path / "run", settings_of(tiny_encoder, llm))

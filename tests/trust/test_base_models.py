@@ -46,6 +46,10 @@ CT2 = {
             {"model.safetensors": b"version https://git-lfs.github.com/spec/v1\n", "config.json": {}},
             "model.safetensors as a pointer of Git LFS.*git lfs pull",
         ),
+        (
+            {"pytorch_model.bin": b"version https://git-lfs.github.com/spec/v1\n", "config.json": {}},
+            "pytorch_model.bin as a pointer of Git LFS.*git lfs pull",
+        ),
         ({"model-Q4_K_M.gguf": b"GGUF\3\0\0\0"}, r"llama\.cpp \(GGUF\).*it was made from"),
         ({"model.gguf": b"GGUF\3\0\0\0", "config.json": {"model_type": "llama"}}, "GGUF"),
         (
@@ -92,6 +96,14 @@ def test_a_file_is_no_folder(part, head, words, tmp_path):
         part(str(tmp_path / "model.gguf"))
 
 
+@PARTS
+def test_pointers_of_formats_that_are_not_read_may_remain(part, tiny_llm, tiny_encoder, tmp_path):
+    made = shutil.copytree(tiny_llm if part is CausalLM else tiny_encoder, tmp_path / "model")
+    for name in ("pytorch_model.bin", "flax_model.msgpack", "tf_model.h5", "consolidated.safetensors"):
+        (made / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    part(str(made)).load()
+
+
 def test_an_encoder_is_no_llm_and_an_llm_no_encoder(tiny_encoder, tiny_waveform, tiny_llm):
     for encoder in (tiny_encoder, tiny_waveform):
         with pytest.raises(ConfigError, match=r"model\.llm\.pretrained: .* is no LLM.*model\.encoder\.pretrained"):
@@ -136,6 +148,18 @@ def test_an_llm_without_its_tokenizer_is_named(tiny_llm, tmp_path, kept):
 def test_a_name_of_the_hub_without_a_network_says_how_to_get_it(part, name):
     with pytest.raises(ConfigError, match=f"{KEYS[part]}: .*'{name}'.*hf download {name}"):
         part(name)
+
+
+@PARTS
+def test_a_model_of_the_hub_with_an_adapter_beside_it_is_refused(part, tiny_llm, tiny_encoder, tmp_path, hub):
+    """Transformers would load the base model that the adapter names, with the adapter in it."""
+    made = shutil.copytree(tiny_llm if part is CausalLM else tiny_encoder, tmp_path / "model")
+    hub("owner/plain", made)
+    part("owner/plain")
+    (made / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/other"}')
+    hub("owner/adapted", made)
+    with pytest.raises(ConfigError, match=f"{KEYS[part]}: owner/adapted holds an adapter of PEFT.*Merge it"):
+        part("owner/adapted")
 
 
 @PARTS
