@@ -35,9 +35,12 @@ def load_encoder(encoder: Encoder) -> None:
 
     A frozen encoder is in no checkpoint, and neither is a later stage's before it has trained.
     """
+    device = torch.get_default_device()
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # a GPU, where Lightning builds, draws other numbers
         torch.default_generator.manual_seed(0)
         encoder.load()
+    if device.type == "cuda":
+        encoder.to(device)
 
 
 def size_of(parameters: Iterable[nn.Parameter]) -> int:
