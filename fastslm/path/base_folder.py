@@ -91,6 +91,28 @@ def _is_pointer(path: Path) -> bool:
         return file.read(len(_POINTER)) == _POINTER
 
 
+def read_config(name: str, key: str) -> Any:
+    """Return transformers' configuration of a base model.
+
+    Args:
+        name: see ``resolve``.
+        key: the configuration key the name came from, for the error.
+
+    Raises:
+        ConfigError: there is none, or it is not of a base model alone, computed by transformers' own code.
+    """
+    from transformers import AutoConfig
+
+    folder = base_folder(name, key)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever a value makes it stumble over
+        raise no_configuration(name, key, error) from error
+    refuse_kernels(config, name, key)
+    refuse_adapter(name, key)
+    return config
+
+
 def refuse_kernels(config: Any, name: str, key: str) -> None:
     """Refuse a configuration of transformers, or its values, that has code of the hub compute a part of the model.
 

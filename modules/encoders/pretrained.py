@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastslm.contracts import Encoder
 from fastslm.errors import ConfigError, nearest
-from fastslm.path.base_folder import base_folder, cannot_load, no_configuration, refuse_adapter, refuse_kernels
+from fastslm.path.base_folder import cannot_load, read_config, refuse_kernels
 from fastslm.path.pretrained import dtype_on, reason, resolve
 from fastslm.settings import Change
 
@@ -172,13 +172,11 @@ class PretrainedEncoder(Encoder):
     def _read(self, overrides: dict[str, Any] | None) -> Any:
         from huggingface_hub.errors import StrictDataclassError
 
-        try:
-            whole = self._whole_config()
-        except ConfigError:
-            raise
-        except Exception as error:  # transformers raises whatever a value makes it stumble over
-            raise no_configuration(self.pretrained, KEY, error) from error
-        refuse_kernels(whole, self.pretrained, KEY)
+        if isinstance(self._source, _Known):
+            whole = self._source.config
+            refuse_kernels(whole, self.pretrained, KEY)
+        else:
+            whole = read_config(self.pretrained, KEY)
         config = copy.deepcopy(self._encoder_config(whole))
         if config is None:
             from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -197,15 +195,6 @@ class PretrainedEncoder(Encoder):
                 setattr(config, name, value)
             except (TypeError, ValueError, StrictDataclassError) as error:
                 raise ConfigError(f"model.encoder.overrides: {name} cannot be {value!r}: {reason(error)}") from error
-        return config
-
-    def _whole_config(self) -> Any:
-        from transformers import AutoConfig
-
-        if isinstance(self._source, _Known):
-            return self._source.config
-        config = AutoConfig.from_pretrained(base_folder(self.pretrained, KEY), trust_remote_code=False)
-        refuse_adapter(self.pretrained, KEY)
         return config
 
     def _preprocessor(self) -> dict[str, Any]:

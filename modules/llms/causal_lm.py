@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError, MissingExtraError, nearest
-from fastslm.path.base_folder import base_folder, cannot_load, no_configuration, refuse_adapter, refuse_kernels
+from fastslm.path.base_folder import cannot_load, read_config
 from fastslm.path.loss import label_loss
 from fastslm.path.one_sequence import one_sequence
 from fastslm.path.pretrained import dtype_on, reason, resolve
@@ -125,7 +125,7 @@ class CausalLM(LanguageModel):
         liger: bool = False,
     ) -> None:
         super().__init__()
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer
 
         self.pretrained = pretrained
         self.initialize = initialize
@@ -144,20 +144,14 @@ class CausalLM(LanguageModel):
                 "model.llm.quantize: 4-bit weights are pretrained ones that stay frozen, trained through adapters. Set"
                 " initialize: pretrained and lora, or leave quantize out."
             )
-        folder = base_folder(pretrained, _KEY)
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever a value makes it stumble over
-            raise no_configuration(pretrained, _KEY, error) from error
-        refuse_kernels(config, pretrained, _KEY)
-        refuse_adapter(pretrained, _KEY)
+        config = read_config(pretrained, _KEY)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
             raise ConfigError(
                 f"{_KEY}: {pretrained!r} is a {config.model_type!r} model, which is no LLM that continues a text. If it"
                 " is the speech encoder, it belongs to model.encoder.pretrained."
             )
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(resolve(pretrained, _KEY), trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{_KEY}: no tokenizer at {pretrained!r}{_NO_TOKENIZER} ({reason(error)})") from error
         if self.tokenizer.vocab_size <= len(self.tokenizer.all_special_ids):  # what transformers makes of no file
