@@ -11,6 +11,8 @@ from fastslm.checkpoint import facts
 from fastslm.checkpoint.reader import Checkpoint
 from fastslm.checkpoint.state import Purpose
 from fastslm.configuration.renamed import renamed
+from fastslm.path.foreign_code import changed_code
+from fastslm.plugins import class_of
 from fastslm.settings import Change
 
 #: Where things lie and what is printed: of no interest to anybody.
@@ -63,6 +65,7 @@ def compare(checkpoint: Checkpoint, module: Any, config: Mapping[str, Any], purp
         _compare_bases(checkpoint.manifest.get("base_models", {}), facts.base_models(module), purpose, found)
         _compare_vocabularies(checkpoint.manifest.get("vocabulary", {}), facts.vocabulary(module), found)
         _compare_versions(checkpoint.manifest.get("versions", {}), facts.package_versions(), found)
+        _compare_code(checkpoint.manifest.get("code", {}), config.get("model", {}), found)
     return found
 
 
@@ -226,3 +229,12 @@ def _compare_versions(before: Mapping[str, str], now: Mapping[str, str], found: 
     changed = [f"{name} {old} -> {now[name]}" for name, old in before.items() if now.get(name, old) != old]
     if changed:
         found.told.append(f"versions: {', '.join(changed)}")
+
+
+def _compare_code(before: Mapping[str, str], settings: Mapping[str, Any], found: Differences) -> None:
+    parts = {part: settings.get(part) for part in ("encoder", "abstractor", "llm")}
+    paths = {f"{part}s": given.get("class_path") for part, given in parts.items() if isinstance(given, Mapping)}
+    kinds = [class_of(kind, path) for kind, path in paths.items() if path]
+    found.told += [
+        f"the code of {name} is other than when the checkpoint was saved" for name in changed_code(before, kinds)
+    ]

@@ -21,6 +21,7 @@ from fastslm.configuration.renamed import renamed
 from fastslm.contracts import Encoder, LanguageModel
 from fastslm.errors import CheckpointError, ConfigError
 from fastslm.path.build import AbstractorFactory, build
+from fastslm.path.foreign_code import warn_of_other_code
 from fastslm.path.letters import LetterHead
 from fastslm.path.model import SpeechLM
 from fastslm.path.parts import load_encoder, settle_parts
@@ -100,6 +101,8 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     model = build_path(_as_before(settings), device, tensors)
     _load(model, tensors, str(checkpoint.path))
     _warn_of_other_bases(checkpoint, settings)
+    parts = (type(part) for part in (model.encoder, model.abstractor, model.llm))
+    warn_of_other_code(checkpoint.manifest.get("code", {}), parts, str(checkpoint.path))
     step = int(checkpoint.manifest.get("step", 0))
     metrics = dict(checkpoint.manifest.get("metrics", {}))
     told = checkpoint.trained_on

@@ -23,6 +23,7 @@ from fastslm.export.remote.token_counts import token_counts
 from fastslm.export.sources import export_sources
 from fastslm.export.stock import llm_state, save_stock_llm
 from fastslm.files import whole_folder
+from fastslm.path.foreign_code import code_digests
 from fastslm.path.model import SpeechLM
 from fastslm.path.template import keep_switches
 from fastslm.tasks import tasks
@@ -110,6 +111,7 @@ def _config(run: Run, merged: bool) -> FastSLMConfig:
         encoder_config=copy.deepcopy(path.encoder.export_config()),
         text_config=copy.deepcopy(llm.config),
         class_paths={name: f"{kind.__module__}.{kind.__qualname__}" for name, kind in kinds.items()},
+        code=code_digests(kinds.values()),
         encoder=path.encoder.export_arguments(),
         abstractor=dict(arguments),
         budget=asdict(budget),

@@ -13,6 +13,7 @@ from fastslm.errors import CheckpointError, ConfigError, FastSLMError, HubError
 from fastslm.export.checksum import verify_checksums, verify_list
 from fastslm.files import no_file_in, open_file
 from fastslm.path.base_folder import EXPORTED_TYPES, refuse_kernels
+from fastslm.path.foreign_code import warn_of_other_code
 from fastslm.path.model import SpeechLM
 from fastslm.path.pretrained import reason
 from fastslm.path.prompt import Prompter, plain
@@ -122,6 +123,7 @@ def open_exported(folder: Path) -> Model:
         refuse_kernels(stored, "its config.json", f"model {folder}")
         kinds = {f"{part}_class": class_of(f"{part}s", config.class_paths[part]) for part in ("encoder", "abstractor")}
         kind: Any = type(FastSLMForConditionalGeneration.__name__, (FastSLMForConditionalGeneration,), kinds)
+        warn_of_other_code(config.code, kinds.values(), f"model {folder}")
         model, info = kind.from_pretrained(folder, config=config, output_loading_info=True, local_files_only=True)
         verify_checksums(folder)
         tokenizer = AutoTokenizer.from_pretrained(

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from fastslm.contracts import Encoder
 from fastslm.files import whole_file
+from fastslm.path.foreign_code import source_files
 from fastslm.path.settings import SpeechSettings
 
 #: Raised when the same samples would give other frames: windows, front ends or the file layout changed.
@@ -48,7 +48,7 @@ class FrameCache:
         kind = (type(encoder).__module__, encoder.identity(), encoder.given_arguments())
         versions = [version(package) for package in ("fastslm", "transformers")]
         digest = hashlib.sha256(repr((_FORMAT_VERSION, kind, windows, versions)).encode())
-        for source in _sources(type(encoder)):
+        for source in source_files(type(encoder)):
             digest.update(source)
         for name, weight in sorted(encoder.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -109,26 +109,6 @@ class FrameCache:
             return None
         frames = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
         return frames.view(torch.bfloat16) if frames.dtype == torch.int16 else frames
-
-
-def _sources(kind: type) -> list[bytes]:
-    """Return the files of a class of another package: its own, and those of its package that it takes names from.
-
-    A package's own file may take names from all of its modules that are loaded: rather one too many than old frames.
-    """
-    package, waiting, found = kind.__module__.partition(".")[0], [kind.__module__], dict[str, bytes]()
-    while waiting:
-        name = waiting.pop()
-        module = sys.modules.get(name)
-        if module is None or name in found or name.partition(".")[0] != package or package == "fastslm":
-            continue
-        file = getattr(module, "__file__", None)
-        found[name] = Path(file).read_bytes() if file else b""
-        waiting += [
-            value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", ""))
-            for value in vars(module).values()
-        ]
-    return [source for _, source in sorted(found.items())]
 
 
 def _checksum(path: Path, content: memoryview) -> bytes:

@@ -165,8 +165,10 @@ class Budget:
         """
         context = self.sketch.module.context_length
         most = bisect.bisect_right(range(1, context + 1), context, key=self.positions)
-        if 0 < most <= around and getattr(self, task)(most).total <= capacity:
-            return Longest(most * self.window_seconds, "context")  # one simulation in place of the curve's three
+        memory = getattr(self, task)
+        # `around` was simulated for the plan's own line, so it is asked first: a shorter recording needs no more
+        if 0 < most <= around and (memory(around).total <= capacity or memory(most).total <= capacity):
+            return Longest(most * self.window_seconds, "context")
         low, high = 0, most
         while low < high:
             middle = (low + high + 1) // 2

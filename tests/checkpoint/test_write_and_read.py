@@ -1,5 +1,6 @@
 """What a checkpoint holds, what the writer and the reader refuse, and how weights go from model to model."""
 
+import importlib
 import json
 import os
 import shutil
@@ -28,6 +29,14 @@ from fastslm.training.start_weights import resolve_checkpoint
 from tests.inference.tiny_run import settings_of
 
 ALL = ("abstractor", "projector", "lora")
+
+
+THEIR_AVERAGE = """from fastslm.modules.abstractors.avg_pool import AvgPool
+
+
+class Average(AvgPool):
+    pass
+"""
 
 
 @pytest.fixture
@@ -391,6 +400,24 @@ def test_another_chat_template_is_told_and_training_does_not_go_on_with_it(
     assert "its tokenizer or chat template has other content" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="its tokenizer or chat template has other content"):
         load_weights(module, checkpoint, "resume", report=False)
+
+
+def test_other_code_of_another_packages_part_is_told_to_who_goes_on_and_who_uses_it(
+    built, save, tiny_encoder, tiny_llm, tmp_path, monkeypatch
+):
+    (tmp_path / "their_average.py").write_text(THEIR_AVERAGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    abstractor = {"class_path": "their_average.Average"}
+    module = built()
+    module.run_config["model"] = settings_of(tiny_encoder, tiny_llm, abstractor=abstractor, train_parts=[])
+    module.path.abstractor.__class__ = importlib.import_module("their_average").Average
+    checkpoint = open_checkpoint(save(module))
+    assert load_weights(module, checkpoint, "resume", report=False).told == []
+    (tmp_path / "their_average.py").write_text(THEIR_AVERAGE + "\nCHANGED = True\n")
+    found = load_weights(module, checkpoint, "resume", report=False)
+    assert found.told == ["the code of their_average.Average is other than when the checkpoint was saved"]
+    with pytest.warns(UserWarning, match=r"the code of their_average\.Average has changed since"):
+        open_run(checkpoint.path)
 
 
 def test_another_vocabulary_is_refused_with_the_token_that_moved(built, save):

@@ -1,6 +1,7 @@
 """Compressors of other packages: exported with their source when it stands by itself, refused by name when not."""
 
 import sys
+import warnings
 from importlib import import_module
 
 import numpy as np
@@ -12,6 +13,7 @@ from fastslm.checkpoint.run import open_run
 from fastslm.errors import ConfigError
 from fastslm.export.folder import export_llm, export_model
 from fastslm.export.sources import export_sources, flat_name
+from fastslm.inference.exported import open_exported
 from fastslm.modules.abstractors.avg_pool import AvgPool
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
@@ -100,6 +102,23 @@ def test_what_a_folder_cannot_carry_is_refused_with_file_line_and_name(their_pac
     text = message.replace("line 3", "line 4")
     with pytest.raises(ConfigError, match=text):
         export_sources(WhisperEncoder, import_module("their_pooling.pool").Pooling)
+
+
+def test_other_code_of_a_compressor_than_the_one_trained_with_is_told(tmp_path, their_package, make_run):
+    """The installed package runs, and not the code in the folder; both versions fit the same weights."""
+    their_package(
+        pool=POOLING.format(imports="from .scale import twice", value="twice(self.projector(chosen))"),
+        scale="def twice(x):\n    return 2 * x\n",
+    )
+    run = open_run(make_run(tmp_path / "run", "their_pooling.pool.Pooling", lora=None))
+    export_model(run, tmp_path / "out")
+    their_package(scale="def twice(x):\n    return 3 * x\n")
+    with pytest.warns(UserWarning, match=r"out: the code of their_pooling\.pool\.Pooling has changed since"):
+        open_exported(tmp_path / "out")
+    their_package(scale="def twice(x):\n    return 2 * x\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        open_exported(tmp_path / "out")
 
 
 def test_an_encoder_of_several_files_comes_along_whatever_the_compressor(their_package):

@@ -13,6 +13,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         encoder_config: transformers' configuration of the speech encoder.
         text_config: transformers' configuration of the LLM.
         class_paths: import paths of encoder and abstractor, for processes that have their packages.
+        code: digests of the source of those that are of other packages, by import path.
         encoder: arguments of the encoder beyond its configuration.
         abstractor: arguments of the compressor beyond widths and budget.
         budget: arguments of ``TokenBudget``, at the rate that decided the sizes of the weights.
@@ -38,6 +39,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         encoder_config: Any = None,
         text_config: Any = None,
         class_paths: dict[str, str] | None = None,
+        code: dict[str, str] | None = None,
         encoder: dict[str, Any] | None = None,
         abstractor: dict[str, Any] | None = None,
         budget: dict[str, Any] | None = None,
@@ -56,6 +58,7 @@ class FastSLMConfig(PretrainedConfig):  # type: ignore[misc]
         self.encoder_config = _config(encoder_config)
         self.text_config = _config(text_config)
         self.class_paths = class_paths or {}
+        self.code = code or {}
         path = dict(path or {})
         first = {"mel_range": path.pop("mel_range")} if "mel_range" in path else {}  # where it stood in version 0.1
         self.encoder = {**first, **(encoder or {})}
