@@ -27,6 +27,7 @@ from .plan.costs import CostTable, costs_of
 from .plan.plan import Costs, Mixture
 from .plan.sampler import PlanSampler
 from .planned import PlannedSource, Planning
+from .reading.store import unsigned
 
 __all__ = ["Source", "WebDatasetModule"]
 
@@ -252,7 +253,7 @@ class WebDatasetModule(PlannedSource):
         """Return what tells the data of a split from other data; of streams, which nobody reads before, the names."""
         if not self.streams(split):
             return super().fingerprint(split)
-        names = list(expand(patterns_of(self._sources(split)), f"data.{split}_shards"))
+        names = [unsigned(name) for name in expand(patterns_of(self._sources(split)), f"data.{split}_shards")]
         return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
     def dataset(self, split: Split, sampler: PlanSampler) -> Dataset[Batch]:

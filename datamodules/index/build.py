@@ -18,7 +18,7 @@ from fastslm.processes.children import ProcessPool, shielded_context
 from fastslm.redaction import redacted
 from fastslm.tasks import tasks
 
-from ..reading.store import Store, TarState, is_remote
+from ..reading.store import Store, TarState, is_remote, unsigned
 from .columns import RECORDING_COLUMNS, SAMPLE_COLUMNS, ShardRows, pack_keys
 from .dialogues import is_outdated
 from .scan import scan_tar
@@ -64,7 +64,7 @@ class IndexBuilder:
         """
         first: dict[str, str] = {}
         for shard in shards:
-            place = shard if is_remote(shard) else os.path.realpath(shard)
+            place = unsigned(shard) if is_remote(shard) else os.path.realpath(shard)
             if place in first:
                 other = "" if first[place] == shard else f" (as {first[place]}, too)"
                 raise DataError(f"shard {shard}: is named more than once{other}, and its samples would be too.")
@@ -111,7 +111,7 @@ class IndexBuilder:
         return self._renewed(shard, state, stale)
 
     def _cached(self, shard: str) -> Path:
-        place = shard if is_remote(shard) else os.path.abspath(shard)
+        place = unsigned(shard) if is_remote(shard) else os.path.abspath(shard)
         return self.cache / "index" / f"{hashlib.sha256(place.encode()).hexdigest()[:24]}.npz"
 
     def _read(self, target: str) -> ShardRows | None:

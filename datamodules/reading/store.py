@@ -4,6 +4,7 @@ import errno
 import io
 import itertools
 import os
+import re
 import shutil
 import stat
 import sys
@@ -30,6 +31,12 @@ _REMOTE_BUFFER_BYTES = 4 << 20
 _MAX_MEMORY_BYTES = 8 << 20
 _MOST_INDEX_BYTES = 1 << 28  # millions of samples; in place of an index a server may give anything, even the tar
 _TIMEOUT_SECONDS = 60
+#: In queries, what says who may read and until when, and not what: of S3, CloudFront, Google and Azure.
+_SIGNING = re.compile(
+    r"x-(amz|goog)-.*|signature|expires|policy|key-pair-id|(aws)?accesskeyid|googleaccessid|token"
+    r"|sig|s[ptevr]|ss|srt|spr|sip|sk(oid|tid|t|e|s|v)",
+    re.IGNORECASE,
+)
 _EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 T = TypeVar("T")
@@ -47,6 +54,13 @@ class TarState:
 def is_remote(shard: str) -> bool:
     """Say whether a shard is a URL rather than a path."""
     return "://" in shard
+
+
+def unsigned(url: str) -> str:
+    """Return a URL without what signs it, which is another each time that an object's owner gives out its address."""
+    place, _, query = url.partition("?")
+    kept = "&".join(field for field in query.split("&") if not _SIGNING.fullmatch(field.partition("=")[0]))
+    return f"{place}?{kept}" if kept else place
 
 
 def tar_state(path: str | int) -> TarState:

@@ -146,6 +146,24 @@ def test_without_an_index_a_shard_is_fetched_once_and_its_index_is_kept(remote, 
     assert len(batch) == 6
 
 
+def test_a_shard_that_is_signed_anew_is_the_same_shard(remote, server, data_of):
+    """Signatures expire within hours: a run goes on with other ones, and fetches no whole shard again."""
+    remote(index=False)
+
+    def signed(mark):
+        query = f"?versionId=3&X-Amz-Date=2026{mark}&X-Amz-Expires=3600&X-Amz-Signature={mark}"
+        data = data_of(val_shards=f"{server.url}/train-00000{{0..1}}.tar{query}")
+        data.setup("validate")
+        return data, sum(count for _, _, count in server.requests)
+
+    first, after_first = signed("0a")
+    second, after_second = signed("1b")
+    assert second.fingerprint("val") == first.fingerprint("val")
+    assert after_second - after_first < (server.folder / "train-000000.tar").stat().st_size
+    with pytest.raises(DataError, match="is named more than once"):
+        data_of(val_shards=[f"{server.url}/train-000000.tar?sig={mark}" for mark in "ab"]).setup("validate")
+
+
 def test_an_index_that_may_not_be_read_is_made_anew_with_a_message(remote, server, capsys):
     server.refused = ".index.npz"  # stores say so of a file that is not there, too
     data = remote()
