@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -75,7 +76,8 @@ class CausalLM(LanguageModel):
         overrides: values that replace those of the folder's config when ``initialize`` is ``random``.
         lora: adapters; made when ``model.train_parts`` names lora. Null leaves the LLM without.
         dtype: dtype of the weights that do not train; ``auto`` is bfloat16 on a GPU that has it, else float32.
-        attention: transformers' attention implementation; null lets it choose what the model supports.
+        attention: transformers' attention implementation; null lets it choose what the model supports, and so does
+            ``flash_attention_2`` without a GPU or the package flash-attn, which a line says.
         gradient_checkpointing: recompute layers in the backward pass instead of keeping their activations. ``auto``
             recomputes as many as must be so that the others' fit into half of what is free, decided anew for each
             batch; under ZeRO-3 and FSDP2, and where the LLM itself trains, all. ``selective`` keeps the products of
@@ -207,10 +209,14 @@ class CausalLM(LanguageModel):
         self.width = int(getattr(table, "ds_shape", table.shape)[-1])  # ZeRO-3 leaves an empty tensor here
 
     def settle(self, device: torch.device) -> None:
-        """Choose the dtype, and whether to pack."""
+        """Choose dtype and attention, and whether to pack."""
         self._device, self.dtype = device, dtype_on(device, self._dtype_setting)
-        fused = device.type == "cuda" and self.attention == "flash_attention_2"
-        self.can_pack = fused if self.packing == "auto" else self.packing
+        # Where it is missing, transformers would fetch one from the hub and run it, if the package `kernels` is there.
+        if self.attention == "flash_attention_2" and (device.type != "cuda" or find_spec("flash_attn") is None):
+            lacking = "needs a GPU" if device.type != "cuda" else "needs the package flash-attn, which is not installed"
+            _tell(f"model.llm.attention: flash_attention_2 {lacking}. The LLM runs with torch's attention.")
+            self.attention = None
+        self.can_pack = self.attention == "flash_attention_2" if self.packing == "auto" else self.packing
 
     def leave_out_adapters(self) -> None:
         """Make no adapters in ``load``."""
@@ -253,9 +259,7 @@ class CausalLM(LanguageModel):
             make_lean(model, in_place=self.gradient_checkpointing != "selective")
         make_norms_lean(model)
         if self.liger and (lacking := use_liger(model, self._device)) is not None:
-            from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
-
-            rank_zero_warn(f"model.llm.liger: {lacking}. The LLM runs without them.", stacklevel=2)
+            _tell(f"model.llm.liger: {lacking}. The LLM runs without them.")
         if self.gradient_checkpointing:
             selective = self.gradient_checkpointing == "selective"
             contexts = {"context_fn": keeping_products(self.lora.rank if self.lora else 0)} if selective else {}
@@ -280,9 +284,7 @@ class CausalLM(LanguageModel):
 
     def _quantization(self) -> Any:
         """Return transformers' settings for 4-bit weights, where this machine can have them."""
-        import importlib.util
-
-        if importlib.util.find_spec("bitsandbytes") is None:
+        if find_spec("bitsandbytes") is None:
             raise MissingExtraError("bitsandbytes", "qlora", "model.llm.quantize")
         from transformers import BitsAndBytesConfig
         from transformers.integrations import is_deepspeed_zero3_enabled
@@ -469,3 +471,10 @@ class CausalLM(LanguageModel):
         finally:
             cache.add(cache.layers_of.get_seq_length() - before)
             cache.cut(before)
+
+
+def _tell(text: str) -> None:
+    """Warn once, on the first rank."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+
+    rank_zero_warn(text, stacklevel=3)

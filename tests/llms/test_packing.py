@@ -7,6 +7,7 @@ import torch
 from families import FAMILIES
 from transformers import modeling_flash_attention_utils as flash
 
+from fastslm.modules.llms import causal_lm
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
 from fastslm.path.loss import label_loss
 from fastslm.path.packing import check_packing
@@ -144,7 +145,8 @@ def test_fused_attention_is_told_where_dialogues_end(family, monkeypatch):
     assert calls == [(ends, ends, {"max_seqlen_q": 40, "max_seqlen_k": 40})] * 2
 
 
-def test_it_is_tried_where_fused_attention_is_in_use_and_where_it_is_asked_for(tiny_llm):
+def test_it_is_tried_where_fused_attention_is_in_use_and_where_it_is_asked_for(tiny_llm, monkeypatch):
+    monkeypatch.setattr(causal_lm, "find_spec", lambda name: name)  # as if flash-attn were installed
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     for packing, attention, device, tried in (
         ("auto", "flash_attention_2", gpu, True), ("auto", None, gpu, False), ("auto", "sdpa", cpu, False),
@@ -153,3 +155,15 @@ def test_it_is_tried_where_fused_attention_is_in_use_and_where_it_is_asked_for(t
         llm = CausalLM(str(tiny_llm), packing=packing, attention=attention)
         llm.settle(device)
         assert (llm.can_pack, llm.packs) == (tried, False)
+
+
+@pytest.mark.parametrize(("device", "said"), [("cpu", "needs a GPU"), ("cuda", "needs the package flash-attn")])
+def test_without_the_package_or_a_gpu_fused_attention_is_left_out_and_a_line_says_so(tiny_llm, device, said):
+    llm = CausalLM(str(tiny_llm), attention="flash_attention_2")
+    with pytest.warns(
+        UserWarning, match=f"model.llm.attention: flash_attention_2 {said}.* runs with torch's attention"
+    ):
+        llm.settle(torch.device(device))
+    llm.load()
+    assert llm.causal_lm.config._attn_implementation == "sdpa"
+    assert not llm.can_pack
