@@ -477,4 +477,4 @@ def _tell(text: str) -> None:
     """Warn once, on the first rank."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 
-    rank_zero_warn(text, stacklevel=3)
+    rank_zero_warn(text, stacklevel=5)
