@@ -18,6 +18,7 @@ _POINTER = b"version https://git-lfs"
 _TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _GGUF = f"is a model of llama.cpp (GGUF), whose weights are not trained on. {_WANTED} that it was made from."
+_MOST_LAYERS = 10_000
 _MERGE = "Merge it into its base model first (merge_and_unload), and give that."
 _WITH_ADAPTER = f"holds an adapter of PEFT beside the model. {_MERGE}"
 
@@ -109,8 +110,20 @@ def read_config(name: str, key: str) -> Any:
     except Exception as error:  # transformers raises whatever a value makes it stumble over
         raise no_configuration(name, key, error) from error
     refuse_kernels(config, name, key)
+    _refuse_depth(config.to_dict(), name, key)
     refuse_adapter(name, key)
     return config
+
+
+def _refuse_depth(values: dict[str, Any], name: str, key: str) -> None:
+    """Refuse a number of layers that no model has: building them would end all memory before weights are looked at."""
+    for setting, value in values.items():
+        if isinstance(value, dict):
+            _refuse_depth(value, name, key)
+        elif str(setting).endswith("layers") and isinstance(value, int) and value > _MOST_LAYERS:
+            raise ConfigError(
+                f"{key}: {name} has {value:,} {setting} by its {_CONFIG}, which is damaged. Copy it again."
+            )
 
 
 def refuse_kernels(config: Any, name: str, key: str) -> None:

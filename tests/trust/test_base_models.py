@@ -62,6 +62,11 @@ CT2 = {
         ),
         ({"config.json": {"model_type": "qwen3", "_attn_implementation": "a/b"}}, "code of the hub.*never run"),
         ({"config.json": {"model_type": "qwen3", "dtype": "float99"}}, "float99"),
+        (
+            {"config.json": {"model_type": "llama", "num_hidden_layers": 10**8}},
+            "100,000,000 num_hidden_layers.*damaged",
+        ),
+        ({"config.json": {"model_type": "whisper", "encoder_layers": 10**8}}, "100,000,000 encoder_layers.*damaged"),
         ({"config.yaml": b"a: 1", "checkpoints/last.ckpt": b""}, r"run of fastslm.*--init_from"),
         ({"config.json": {"model_type": "fastslm"}, "model.safetensors": b""}, r"exported.*fastslm transcribe"),
         ({"config.json": {"model_type": "fastslm_speech"}, "model.safetensors": b""}, r"exported.*fastslm transcribe"),
