@@ -155,8 +155,11 @@ class AnsweringModel:
                 f"{seconds / 60:.1f} minutes of audio make {num_positions} positions, and the LLM has"
                 f" {self.path.llm.context_length}. Transcribe it section by section (section_minutes)."
             )
-        wanted = given or self.max_new_tokens or int(32 + self.new_tokens_per_second * seconds)
-        return min(wanted, room)
+        return min(given or self.max_new_tokens or self.longest_answer(seconds), room)
+
+    def longest_answer(self, seconds: float) -> int:
+        """Return how many tokens an answer about so much audio may have, where nothing else is said."""
+        return int(32 + self.new_tokens_per_second * seconds)
 
     def guarded(self, attempt: Callable[[Decoding, list[int]], Generated], decoding: Decoding) -> Generated:
         """Return an answer that does not run in circles if there is a way, with its attempts and its temperature.

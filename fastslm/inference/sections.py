@@ -50,6 +50,11 @@ class _Section:
     num_rewritten: int = 0
     begins: bool = False
 
+    @property
+    def num_tokens(self) -> int:
+        """Its speech tokens."""
+        return sum(map(len, self.tokens))
+
 
 class _Writer:
     """Encodes, and writes one section after another."""
@@ -96,6 +101,7 @@ class _Writer:
 
     def write(self, section: _Section, last: bool) -> None:
         """Write a section; all but the last one leave their last word to the next."""
+        self._make_room(section)
         start = [token for earlier in self.context for token in earlier.ids]
         start = start[self.context[0].num_rewritten :] if self.context else []
         generated = self.model.guarded(lambda how, more: self._attempt(section, start, how, more), self.decoding)
@@ -120,6 +126,21 @@ class _Writer:
             self.context.pop(0)
         if self.on_progress:
             self.on_progress("section", section.end - section.start)
+
+    def _make_room(self, section: _Section) -> None:
+        """Leave out earlier sections, the first one first, while with them the LLM has no room for the answer."""
+        limits = (
+            self.model.longest_answer(section.end - section.start),
+            self.model.max_new_tokens,
+            self.max_new_tokens,
+        )
+        most = self.model.path.llm.context_length
+        room = most - len(self.before) - len(self.after) - min(filter(None, limits))
+        while self.context and section.num_tokens + sum(s.num_tokens + len(s.ids) for s in self.context) > room:
+            self.context.pop(0)
+        if not self.context and self.left:  # its audio is not in this section's prompt: the word stays where it was
+            self.done[-1].ids += self.left
+            self.left = []
 
     def _attempt(self, section: _Section, start: list[int], decoding: Decoding, more: list[int]) -> Generated:
         model, memory = self.model, self.model.new_memory()
@@ -195,7 +216,7 @@ def transcribe(
     num_tokens, end = 0, 0.0
     try:
         for section in writer.sections(encode(model.path, [source]), num_windows):
-            num_tokens, end = num_tokens + sum(len(tokens) for tokens in section.tokens), section.end
+            num_tokens, end = num_tokens + section.num_tokens, section.end
             if waiting is not None:
                 writer.write(waiting, last=False)
                 segments.add(writer.done[:-1])  # the last one may still get a word

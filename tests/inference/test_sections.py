@@ -157,6 +157,21 @@ def test_a_loop_in_one_section_does_not_reach_the_next(perfect, monkeypatch):
     assert perfect.transcribe(audio, section_minutes=20 / 60).text == "".join(words).strip()
 
 
+@pytest.mark.parametrize("by_window", [True, False])
+def test_earlier_sections_are_left_out_where_the_llm_has_no_room_for_them(perfect, monkeypatch, by_window):
+    """A minute of context is 120 positions of audio and as many of text; hours went lost in the middle."""
+    words, audio = spoken(3, 150)
+    asked = {"segments": by_window, "section_minutes": 1 if by_window else 4 / 60, "max_new_tokens": 12}
+    monkeypatch.setattr(perfect.path.llm, "context_length", 100)
+    answer = perfect.transcribe(audio, **asked)
+    assert not answer.truncated
+    assert answer.text == "".join(words).strip()
+    monkeypatch.setattr(perfect.path.llm, "context_length", 44)  # a section alone, beside 24 of the prompt
+    alone = perfect.transcribe(audio, **asked)
+    assert alone.seconds == answer.seconds
+    assert len(alone.text.split()) == pytest.approx(len(words), rel=0.2)  # words on a seam are cut in two
+
+
 def test_sections_of_the_tiny_model_cover_the_audio_and_end_within_their_limits(model, noise):
     answer = model.transcribe(noise(31), section_minutes=6 / 60, max_new_tokens=5)
     assert answer.seconds == 31
