@@ -118,6 +118,7 @@ def _with_unique_keys(
     first: dict[str, str] = {}
     numbers: dict[str, int] = {}
     texts: dict[int, tuple[int, str]] = {}
+    splits: dict[int, tuple[str | None, str]] = {}
     for item in items:
         if isinstance(item, Utterance):
             _spell(item)
@@ -140,9 +141,20 @@ def _with_unique_keys(
             elif first.setdefault(item.key, item.where) and item.key != unicodedata.normalize("NFC", name):
                 yield Noted(item.where, name, "key spelt anew", f"called {item.key}")
             yield from said_otherwise(item, texts)
+            yield from _in_other_split(item, splits)
             yield from Noted.of(item, remarks)
             yield from doubts(item)
         yield item
+
+
+def _in_other_split(item: Utterance, splits: dict[int, tuple[str | None, str]]) -> Iterator[Noted]:
+    """Note that one of its recordings, or another part of it, is in another of the sources' own splits, too."""
+    for audio in item.audio:
+        split, where = splits.setdefault(hash(audio.recording), (item.split, item.where))
+        if split != item.split:
+            here, there = (name or "that without a name" for name in (item.split, split))
+            detail = f"split {there} has it, too, in {where}; leave it out of {there} or {here}"
+            yield Noted(item.where, item.key, "recording in several splits", detail)
 
 
 def _spell(utterance: Utterance) -> None:

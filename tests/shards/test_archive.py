@@ -1,10 +1,13 @@
 """Tars of a whole corpus as they are downloaded, manifests and audio files in them, to shards."""
 
+import gzip
 import json
 import tarfile
 
 import numpy as np
 import pytest
+
+from fastslm.datamodules.shards.sources.archive import split_names
 
 
 @pytest.fixture
@@ -15,7 +18,10 @@ def corpus(tmp_path, save):
         for i in range(4):
             save(f"c/audio/{'ü' if i == 3 else 'u'}{i}.wav", 1.0 + i, 200 + 100 * i)
         for manifest, rows in manifests.items():
-            (tmp_path / "c" / f"{manifest}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            path = tmp_path / "c" / (manifest if "." in manifest else f"{manifest}.jsonl")
+            path.parent.mkdir(exist_ok=True)
+            lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
         (tmp_path / "c" / "COPYRIGHT").write_text("free")
         with tarfile.open(tmp_path / name, "w") as tar:
             tar.add(tmp_path / "c", "corpus")
@@ -42,6 +48,86 @@ def test_each_of_several_manifests_is_a_split_of_its_name(build, corpus, tmp_pat
     build(corpus(train=[row("u0", "one"), row("u1", "two")], dev=[row("u2", "three")]))
     names = sorted(path.name for path in (tmp_path / "out").glob("*.tar"))
     assert names == ["dev-000000.tar", "train-000000.tar"]
+
+
+@pytest.fixture
+def splits(tmp_path, samples_of):
+    """Return the keys of the samples of each split that a build made."""
+
+    def read():
+        names = {path.name.rpartition("-")[0] for path in (tmp_path / "out").glob("*.tar")}
+        return {name: list(samples_of(tmp_path / "out", f"{name}-*.tar")) for name in names}
+
+    return read
+
+
+def test_manifests_of_one_name_are_splits_called_by_their_folders_too(build, corpus, splits, notes):
+    rows = [[{"file_name": f"../audio/u{i}.wav", "transcription": "words"}] for i in range(2)]
+    build(corpus(**{"train/metadata": rows[0], "test/metadata": rows[1]}))
+    assert splits() == {"train-metadata": ["u0"], "test-metadata": ["u1"]}
+    assert notes() == ["members left out"]
+
+
+@pytest.mark.parametrize(
+    ("manifests", "expected"),
+    [
+        (["dev"], ["dev"]),
+        (["en/train", "de/dev"], ["train", "dev"]),
+        (["en/train", "de/train", "dev"], ["en-train", "de-train", "c-dev"]),
+        (["train/en/m", "dev/en/m"], ["train-en-m", "dev-en-m"]),
+        (["train", "train.part2"], ["train", "train.part2"]),
+    ],
+)
+def test_a_split_has_as_many_folders_in_its_name_as_tell_it_from_others(manifests, expected):
+    assert list(split_names(f"c/{name}.jsonl" for name in manifests).values()) == expected
+
+
+def test_manifests_that_are_one_unpacked_and_packed_are_one_split():
+    assert set(split_names(["train.jsonl", "train.jsonl.gz"]).values()) == {"train"}
+
+
+def test_manifests_are_found_by_the_endings_that_they_have_as_files(build, corpus, splits):
+    names = ("train.jsonl", "train.part2.jsonl", "dev.jsonl.gz", "test.json")
+    build(corpus(**{name: [row(f"{'ü' if i == 3 else 'u'}{i}", "words")] for i, name in enumerate(names)}))
+    assert splits() == {"train": ["u0"], "train.part2": ["u1"], "dev": ["u2"], "test": ["ü3"]}
+
+
+@pytest.mark.parametrize("other", [row("u1", "two", offset=0.5), row("u2", "three")], ids=["shared", "its own"])
+def test_a_recording_in_several_splits_is_noted(build, corpus, notes, tmp_path, other):
+    build(corpus(train=[row("u0", "one"), row("u1", "two", id="whole")], dev=[other | {"id": "part"}]))
+    shared = [note for note in map(json.loads, (tmp_path / "out/notes.jsonl").open()) if "splits" in note["reason"]]
+    assert [note["detail"] for note in shared] == [
+        f"split dev has it, too, in {tmp_path}/corpus.tar/corpus/dev.jsonl line 1; leave it out of dev or train"
+    ] * (other["text"] == "two")
+
+
+@pytest.mark.parametrize("kind", ["rows", "folders"])
+def test_a_manifest_in_a_tar_of_several_splits_is_noted_once(build, corpus, save, notes, kind):
+    if kind == "rows":
+        rows = [row("u0", "one", split="train"), row("u1", "two", split="dev")]
+    else:
+        rows = [row(f"{split}/x", "one") for split in ("train", "dev") if save(f"c/audio/{split}/x.wav")]
+    build(corpus(manifest=rows))
+    assert notes().count("several splits in one") == 1
+
+
+@pytest.mark.parametrize("name", ["meta.jsonl", "a.jsonl", "a.words.jsonl", "meta.json"])
+@pytest.mark.parametrize("value", [{"shard": 3, "word": "one"}, {"file": "elsewhere.wav"}], ids=["no audio", "audio"])
+def test_json_lines_beside_samples_that_name_none_of_them_leave_them_samples(
+    build, save, write_shard, tmp_path, name, value
+):
+    key, _, extension = name.partition(".")
+    samples = {k: {"flac": save(f"{k}.flac").read_bytes(), "json": {"text": k}} for k in ("a", "b")}
+    samples.setdefault(key, {})[extension] = json.dumps(value).encode()
+    write_shard(tmp_path / "t.tar", samples.items())
+    assert list(build(tmp_path / "t.tar", "--max-broken-share", 0.5)) == ["a", "b"]
+
+
+def test_samples_whose_json_names_their_audio_are_samples(build, save, write_shard, tmp_path, notes):
+    audio = save("a.flac").read_bytes()
+    write_shard(tmp_path / "t.tar", [(k, {"flac": audio, "json": {"text": k, "file": f"{k}.flac"}}) for k in "ab"])
+    assert {key: sample.fields["text"] for key, sample in build(tmp_path / "t.tar").items()} == {"a": "a", "b": "b"}
+    assert not notes()
 
 
 def test_what_is_missing_or_in_no_manifest_is_counted(build, corpus, tmp_path, reasons):

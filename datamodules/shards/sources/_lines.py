@@ -114,17 +114,25 @@ def json_objects(name: str, numbered: Iterable[tuple[int, str]]) -> Iterator[tup
             )
 
 
+def is_json_lines(path: str) -> bool:
+    """Say whether a file is called as JSON lines are."""
+    return path.lower().removesuffix(".gz").endswith(JSON_LINES)
+
+
 def first_object(path: str) -> dict[str, Any]:
     """Return the first object of a file of JSON lines that is not empty, an empty one where there is none."""
-    if os.path.isfile(path) and path.removesuffix(".gz").endswith(JSON_LINES):
-        found = (value for _, value in itertools.islice(json_lines(path), _FIRST_LINES))
-        return next((value for value in found if isinstance(value, dict) and value), {})
-    return {}
+    return first_of(json_lines(path)) if os.path.isfile(path) and is_json_lines(path) else {}
+
+
+def first_of(rows: Iterable[tuple[str, dict[str, Any] | Refused]]) -> dict[str, Any]:
+    """Return the first object of JSON lines that is not empty, an empty one where there is none."""
+    found = (value for _, value in itertools.islice(rows, _FIRST_LINES))
+    return next((value for value in found if isinstance(value, dict) and value), {})
 
 
 def no_objects(path: str) -> str:
     """Return why a file that is called like JSON lines holds no object; an empty text for other files."""
-    if not os.path.isfile(path) or not path.removesuffix(".gz").endswith(JSON_LINES):
+    if not os.path.isfile(path) or not is_json_lines(path):
         return ""
     where, value = next(json_lines(path), ("", None))
     if value is None:

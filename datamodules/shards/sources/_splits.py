@@ -15,6 +15,7 @@ _SPLITS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_SEVERAL = "several splits in one"
 _COLUMNS = ("split", "subset", "partition")
 _SPLIT_WORD = re.compile(rf"(?<![^\W\d_])({'|'.join(itertools.chain(*_SPLITS.values()))})(?![^\W\d_])", re.IGNORECASE)
 
@@ -32,15 +33,20 @@ def mixed(paths: Sequence[str]) -> list[Noted]:
         return []
     named = ", ".join(f"{split} ({first[split]})" for split in _SPLITS if split in first)
     detail = f"{named} go into one set of shards; for a set of each, run the command once for each, with another --out"
-    return [Noted(named, "?", "several splits in one", detail)]
+    return [Noted(named, "?", _SEVERAL, detail)]
 
 
 def told_apart(where: str, items: Iterable[Utterance | Refused | Noted]) -> Iterator[Utterance | Refused | Noted]:
-    """Yield what sources hold, and at the end a note where it is of several splits by rows or where recordings lie."""
+    """Yield what sources hold, and at the end a note where it is of several splits by rows or where recordings lie.
+
+    Where a reader has noted as much, nothing is added.
+    """
     by_row, by_place, places = Counter[str](), Counter[str](), Counter[str]()
     first_row: dict[str, str] = {}
     first_place: dict[str, str] = {}
+    is_noted = False
     for item in items:
+        is_noted |= isinstance(item, Noted) and item.reason == _SEVERAL
         if isinstance(item, Utterance) and item.split is None:
             said = (item.fields.get(name) for name in _COLUMNS)
             for split in {split_of(f"{value}.") for value in said if isinstance(value, str)} - {""}:
@@ -56,12 +62,12 @@ def told_apart(where: str, items: Iterable[Utterance | Refused | Noted]) -> Iter
         (by_row, first_row, "rows"),
         (by_place, first_place, "the names of folders and tars"),
     ):
-        if len(counts) > 1:
+        if len(counts) > 1 and not is_noted:
             named = ", ".join(f"{count} {split} (first {first[split]})" for split, count in counts.most_common())
             detail = (
                 f"{what} say {named}, and all go into one set of shards; make a source of each, and build each apart"
             )
-            yield Noted(where, "?", "several splits in one", detail)
+            yield Noted(where, "?", _SEVERAL, detail)
             return
 
 

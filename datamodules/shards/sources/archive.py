@@ -1,60 +1,116 @@
 """Tars of a whole corpus, as they are downloaded: manifests and the audio files that they name, side by side."""
 
+import itertools
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import BinaryIO
+
+from fastslm.errors import DataError
 
 from ...reading.audio import open_region
 from ...reading.store import tar_state
 from ...reading.tar import Contents, Member, Members
 from ..utterance import Noted, Refused, Utterance
 from . import nemo
-from ._lines import json_objects, lines_of
+from ._lines import first_of, is_json_lines, json_objects, lines_of
+from ._splits import told_apart
 from .options import SourceOptions
 
-_MANIFESTS = ("jsonl", "ndjson", "manifest")
 
+def manifests(tar: str, contents: Contents, file: BinaryIO, options: SourceOptions) -> dict[str, Member]:
+    """Return the manifests in a tar by name: JSON lines that name audio, as those beside audio files do.
 
-def manifests(groups: Mapping[str, Members]) -> dict[str, Member]:
-    """Return the manifests among the members of a tar, by name."""
-    return {f"{key}.{kind}": group[kind] for key, group in groups.items() for kind in _MANIFESTS if kind in group}
-
-
-def read(tar: str, contents: Contents, file: BinaryIO, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:
-    """Yield the utterances of the manifests in a tar; relative paths start from the manifest's folder in it.
-
-    Of several manifests each is a split, and called like its file: ``train.jsonl`` and ``dev.jsonl``.
+    Where they name not one of its members, the tar is one of samples, and has none.
     """
-    found = manifests(contents.groups)
-    places = {unicodedata.normalize("NFC", name): member for name, member in contents.places.items()}
-    spelt = {_spelt_small(name): name for name in reversed(places)}
-    used: set[str] = set()
+    of_samples = {member for group in contents.groups.values() if _is_sample(group) for member in group.values()}
+    found = {
+        name: member
+        for name, member in contents.places.items()
+        if is_json_lines(name) and not os.path.basename(name).startswith(".") and member not in of_samples
+        if _names_audio(f"{tar}/{name}", member, file, options)
+    }
+    places = _Places(contents)
+    items = (item for name, member in found.items() for item in _items(f"{tar}/{name}", name, member, file, options))
+    named = (audio.path for item in items if isinstance(item, Utterance) for audio in item.audio)
+    return found if any(map(places.find, named)) else {}
+
+
+def read(
+    tar: str, found: Mapping[str, Member], contents: Contents, file: BinaryIO, options: SourceOptions
+) -> Iterator[Utterance | Refused | Noted]:
+    """Yield the utterances of the manifests in a tar, each manifest a split where there are several."""
+    places, used, splits = _Places(contents), set[str](), split_names(found)
     state = tar_state(file.fileno())
     for name, member in found.items():
-        numbered = lines_of(f"{tar}/{name}", open_region(file.fileno(), *member))
-        root = options.audio_root or os.path.dirname(name)
-        split = os.path.splitext(os.path.basename(name))[0] if len(found) > 1 else None
-        for item in nemo.from_rows(json_objects(f"{tar}/{name}", numbered), root, options):
+        where = f"{tar}/{name}"
+        for item in told_apart(where, _items(where, name, member, file, options)):
             if not isinstance(item, Utterance):
                 yield item
                 continue
-            audio = []
-            for part in item.audio:
-                inside = unicodedata.normalize("NFC", os.path.normpath(part.path))
-                inside = inside if inside in places else spelt.get(_spelt_small(inside), inside)
-                if inside in places:
-                    used.add(inside)
-                    offset, size = places[inside]
-                    audio.append(replace(part, path=tar, region=(offset, size), num_bytes=size, container=state))
-            if len(audio) < len(item.audio):
+            inside = [place for audio in item.audio if (place := places.find(audio.path))]
+            if len(inside) < len(item.audio):
                 yield Refused(item.where, item.key, "missing audio", f"the tar has no member {item.audio[0].path}")
-            else:
-                yield replace(item, audio=audio, split=split)
-    unused = len(places) - len(used) - len(found)
+                continue
+            used.update(inside)
+            regions = [places.members[place] for place in inside]
+            audio = [
+                replace(part, path=tar, region=(offset, size), num_bytes=size, container=state)
+                for part, (offset, size) in zip(item.audio, regions, strict=True)
+            ]
+            yield replace(item, audio=audio, split=splits[name] if len(found) > 1 else None)
+    unused = len(places.members) - len(used) - len(found)
     if unused:
         yield Noted(tar, "?", "members left out", f"{unused} members that no manifest names")
+
+
+def split_names(names: Iterable[str]) -> dict[str, str]:
+    """Return what the split of each manifest is called: its name, behind as many folders as tell all of them apart."""
+    parts = {name: tuple(_without_ending(name).split("/")) for name in names}
+    num_apart = len(set(parts.values()))
+    depth = next(n for n in itertools.count(1) if len({path[-n:] for path in parts.values()}) == num_apart)
+    return {name: "-".join(path[-depth:]) for name, path in parts.items()}
+
+
+class _Places:
+    """The members of a tar by the names that a manifest may give them."""
+
+    def __init__(self, contents: Contents) -> None:
+        self.members = {unicodedata.normalize("NFC", name): member for name, member in contents.places.items()}
+        self._spelt = {_spelt_small(name): name for name in reversed(self.members)}
+
+    def find(self, path: str) -> str | None:
+        """Return the name of the member that a path of a manifest means, None if there is none."""
+        name = unicodedata.normalize("NFC", os.path.normpath(path))
+        return name if name in self.members else self._spelt.get(_spelt_small(name))
+
+
+def _is_sample(group: Members) -> bool:
+    """Say whether members of one name are a sample: words, and a file of another kind."""
+    others = (name for name in group if name != "txt" and not is_json_lines(f".{name}"))
+    return not group.keys().isdisjoint(("json", "txt")) and any(others)
+
+
+def _names_audio(where: str, member: Member, file: BinaryIO, options: SourceOptions) -> bool:
+    try:
+        first = first_of(json_objects(where, lines_of(where, open_region(file.fileno(), *member))))
+    except DataError:  # is raised again, or refused as a sample's, where it is read
+        return not where.endswith(".json")
+    return nemo.names_audio(first, options.columns.get("audio"))
+
+
+def _items(
+    where: str, name: str, member: Member, file: BinaryIO, options: SourceOptions
+) -> Iterator[Utterance | Refused | Noted]:
+    """Yield what the rows of a manifest are; relative paths start from its folder in the tar."""
+    numbered = lines_of(where, open_region(file.fileno(), *member))
+    return nemo.from_rows(json_objects(where, numbered), options.audio_root or os.path.dirname(name), options)
+
+
+def _without_ending(name: str) -> str:
+    root, ending = os.path.splitext(name)
+    return os.path.splitext(root)[0] if ending.lower() == ".gz" else root
 
 
 def _spelt_small(name: str) -> str:

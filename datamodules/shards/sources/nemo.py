@@ -18,7 +18,12 @@ _SEVERAL = ("audios", "audio_paths", "audio_files")  # of chats, as other traine
 
 def detect(path: str) -> bool:
     """Say whether this is a manifest: JSON lines that name an audio file."""
-    return bool(set(first_object(path)) & set(USUAL_NAMES["audio"]))
+    return names_audio(first_object(path))
+
+
+def names_audio(row: Iterable[str], column: str | None = None) -> bool:
+    """Say whether a row has a column that is called as audio usually is, or ``column``."""
+    return not {*USUAL_NAMES["audio"], column}.isdisjoint(row)
 
 
 def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | Noted]:

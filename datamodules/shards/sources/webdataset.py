@@ -46,12 +46,12 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
         try:
             with open_file(shard) as file:
                 contents = read_groups(file, shard)
-                is_archive = bool(archive.manifests(contents.groups))
-                noted = [item for item in contents.noted if not (is_archive and item.detail.endswith(NO_SAMPLE))]
+                manifests = archive.manifests(shard, contents, file, options)
+                noted = [item for item in contents.noted if not (manifests and item.detail.endswith(NO_SAMPLE))]
                 yield from (Noted(shard, item.key, item.reason, item.detail) for item in noted)
                 yield from (Refused(shard, item.key, item.reason, item.detail) for item in contents.lost)
-                if is_archive:
-                    yield from archive.read(shard, contents, file, options)
+                if manifests:
+                    yield from archive.read(shard, manifests, contents, file, options)
                     continue
                 left: Counter[str] = Counter()
                 state = tar_state(file.fileno())
@@ -80,7 +80,10 @@ def _tars(folder: str) -> list[str]:
 def _sample(shard: str, key: str, members: Members, descriptor: int, options: SourceOptions) -> Utterance | Refused:
     fields: dict[str, Any] = {}
     if not {"json", "txt"} & members.keys():
-        detail = "no .json or .txt lies beside it; where a manifest has the texts, unpack the tars and build from it"
+        detail = (
+            "no .json or .txt lies beside it, and the tar has no manifest that names its files; where one elsewhere has"
+            " the texts, unpack the tars and build from it"
+        )
         return Refused(shard, key, "missing text", detail)
     try:
         if "json" in members:
