@@ -84,7 +84,7 @@ def check_monitors(callbacks: Sequence[Any], values: Collection[str]) -> None:
     scores = {f"val/{name}" for task in tasks().values() for name in task.metrics}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if monitor in scores and monitor not in values:
+        if monitor not in values and any(f"{monitor}/".startswith(f"{score}/") for score in scores):
             raise ConfigError(
                 f"trainer.callbacks: {type(callback).__name__} waits for {monitor!r}, and no sample of data.val_shards"
                 f" that is answered in text gives it. Set its 'monitor' to one of {', '.join(sorted(values))}."
