@@ -35,6 +35,8 @@ _ONE_BY_ONE = ("recurrent_gemma",)
 #: Linear layers (of Jamba, of Gemma 3n) whose weights are read without a call: an adapter there would have no effect,
 #: and a data-parallel step would wait for its gradient.
 _NEVER_CALLED = ("dt_proj", "correction_coefs")
+#: How classes of linear layers end.
+_LINEAR = ("Linear", "Conv1D", "Linear4bit")
 
 
 @dataclass
@@ -45,7 +47,7 @@ class LoRA:
         rank: rank of an adapter.
         alpha: the adapter's output is scaled by alpha / rank.
         dropout: dropout in front of an adapter, 0..1 (the release: 0.01). It costs a mask of each layer's input.
-        targets: ``all-linear``, or the names of the linear layers to adapt, such as ``q_proj``.
+        targets: ``all-linear``, or a list of names of linear layers, such as ``[q_proj, v_proj]``.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -54,7 +56,7 @@ class LoRA:
     rank: int = setting(16, changes="weights")
     alpha: float = setting(64, changes="weights")
     dropout: float = setting(0.0, changes="nothing")
-    targets: str | Sequence[str] = setting("all-linear", changes="weights")
+    targets: Literal["all-linear"] | Sequence[str] = setting("all-linear", changes="weights")
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -303,20 +305,18 @@ class CausalLM(LanguageModel):
     def _add_adapters(model: Any, lora: LoRA) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
-        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-        present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        layers = dict(model.named_modules())
+        present = {name.rpartition(".")[2] for name in layers}
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+            exclude_modules=[name for name in _NEVER_CALLED if name in present] or None,
+            task_type="CAUSAL_LM",
+        )
         try:
-            inject_adapter_in_model(
-                LoraConfig(
-                    r=lora.rank,
-                    lora_alpha=lora.alpha,  # type: ignore[arg-type]
-                    lora_dropout=lora.dropout,
-                    target_modules=targets,
-                    exclude_modules=[name for name in _NEVER_CALLED if name in present] or None,
-                    task_type="CAUSAL_LM",
-                ),
-                model,
-            )
+            inject_adapter_in_model(config, model)
         except ValueError as error:
             if "lora_dropout" in str(error):  # PEFT adapts stacked experts, and has no dropout for them
                 raise ConfigError(
@@ -328,7 +328,9 @@ class CausalLM(LanguageModel):
                     "model.llm.lora.targets: PEFT cannot adapt out_proj and conv1d of Mamba layers. Name the layers to"
                     " adapt without them, such as '[in_proj]', and q_proj, v_proj of a hybrid's attention."
                 ) from error
+            _check_targets(lora.targets, config, layers)
             raise ConfigError(f"model.llm.lora.targets: {reason(error)}") from error
+        _check_targets(lora.targets, config, layers)  # PEFT passes over what it does not find, where it finds anything
 
     def _select_positions(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._positions is None:
@@ -469,3 +471,22 @@ class CausalLM(LanguageModel):
         finally:
             cache.add(cache.layers_of.get_seq_length() - before)
             cache.cut(before)
+
+
+def _check_targets(named: str | Sequence[str], config: Any, layers: Mapping[str, Any]) -> None:
+    """Refuse targets that no layer is called.
+
+    Args:
+        named: the targets of the setting.
+        config: PEFT's, used, when names of experts that transformers stacks are none of its targets any more.
+        layers: modules of the LLM by name, before it had adapters.
+    """
+    usable = {f".{name}": layer for name, layer in layers.items() if not name.endswith(_NEVER_CALLED)}
+    for target in () if isinstance(named, str) else sorted(config.target_modules):
+        if any(name.endswith(f".{target}") for name in usable):
+            continue
+        linear = {n.rpartition(".")[2] for n, layer in usable.items() if type(layer).__name__.endswith(_LINEAR)}
+        raise ConfigError(
+            f"model.llm.lora.targets: no layer of this LLM that can have an adapter is called {target!r}."
+            f"{nearest(target, linear)} There are {', '.join(sorted(linear))}."
+        )
