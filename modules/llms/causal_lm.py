@@ -190,10 +190,11 @@ class CausalLM(LanguageModel):
         text_config = config.get_text_config()
         # OPT-350m embeds in 512 features and has layers of 1024; `_hold` knows from the table itself.
         self.width = int(getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size)
-        own_length = int(getattr(text_config, "max_position_embeddings", 0)) or None
+        names = ("max_position_embeddings", "max_seq_len")  # the second is MPT's
+        own_length = next(filter(None, (getattr(text_config, name, None) for name in names)), 1 << 30)
         if context_length is not None and context_length < 1:
             raise ConfigError(f"model.llm.context_length: {context_length} must be at least 1, or null.")
-        self.context_length = context_length or own_length or 1 << 30
+        self._own_length, self.context_length = int(own_length), context_length or int(own_length)
 
     def _hold(self, causal_lm: Any) -> None:
         from transformers import GenerationConfig
@@ -244,6 +245,8 @@ class CausalLM(LanguageModel):
             if info["missing_keys"]:
                 missing = ", ".join(sorted(info["missing_keys"])[:3])
                 raise ConfigError(f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights: {missing}")
+        if self.context_length > self._own_length:
+            self._check_beyond(model)
         num_ids = max(len(self.tokenizer), *(i + 1 for i in self.tokenizer.added_tokens_decoder), 0)  # may have gaps
         if num_ids > model.get_input_embeddings().num_embeddings:
             tokens = self.tokenizer.convert_ids_to_tokens(range(num_ids))
@@ -255,9 +258,7 @@ class CausalLM(LanguageModel):
             make_lean(model, in_place=self.gradient_checkpointing != "selective")
         make_norms_lean(model)
         if self.liger and (lacking := use_liger(model, self._device)) is not None:
-            from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
-
-            rank_zero_warn(f"model.llm.liger: {lacking}. The LLM runs without them.", stacklevel=2)
+            _warn(f"model.llm.liger: {lacking}. The LLM runs without them.")
         if self.gradient_checkpointing:
             selective = self.gradient_checkpointing == "selective"
             contexts = {"context_fn": keeping_products(self.lora.rank if self.lora else 0)} if selective else {}
@@ -300,6 +301,13 @@ class CausalLM(LanguageModel):
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=self.dtype,
         )
+
+    def _check_beyond(self, model: Any) -> None:
+        """Refuse more positions than an LLM has a table for; say what others were made for."""
+        said = f"model.llm.context_length: {self.context_length} positions, and {self.pretrained!r}"
+        if getattr(self.config.get_text_config(), "rope_parameters", None) is None and not model._is_stateful:
+            raise ConfigError(f"{said} has {self._own_length}. Set no more, or null.")
+        _warn(f"{said} was made for {self._own_length}: what it makes of longer audio may be of no use.")
 
     @staticmethod
     def _add_adapters(model: Any, lora: LoRA) -> None:
@@ -471,6 +479,12 @@ class CausalLM(LanguageModel):
         finally:
             cache.add(cache.layers_of.get_seq_length() - before)
             cache.cut(before)
+
+
+def _warn(note: str) -> None:
+    from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+
+    rank_zero_warn(note, stacklevel=3)
 
 
 def _check_targets(named: str | Sequence[str], config: Any, layers: Mapping[str, Any]) -> None:
