@@ -19,6 +19,7 @@ from fastslm.errors import ConfigError
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.llms.causal_lm import CausalLM
 from fastslm.path.model import SpeechLM
+from fastslm.processes.signals import EXIT_STATUS
 from fastslm.training import lightning_module
 from fastslm.training.first_gradients import FirstGradients
 
@@ -167,6 +168,19 @@ def test_a_compiler_that_fails_is_named_and_not_the_llm(stopped, monkeypatch):
     message = stopped("--model.compile_parts", "[llm]")
     assert "model.compile_parts: torch.compile fails here (BackendCompilerFailed: " in message
     assert "no such instruction" in message
+    assert "where a compiler was killed before, remove /" in message
+
+
+@pytest.mark.slow
+def test_a_compiler_that_a_signal_has_ended_too_is_no_mistake_of_the_user(monkeypatch, run_config, capsys):
+    def ended(graph, inputs):
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(lightning_module, "missing_for_compiling", lambda: None)
+    monkeypatch.setattr(lightning_module, "compile_layers", lambda llm: llm.causal_lm.compile(backend=ended))
+    assert main(["fit", "--config", str(run_config), "--model.compile_parts", "[llm]"]) == EXIT_STATUS
+    assert "stopped after step 0 by a signal, which ended torch.compile too" in capsys.readouterr().err
 
 
 @pytest.fixture
