@@ -81,6 +81,8 @@ def test_a_callback_that_waits_for_a_score_of_a_task_that_is_not_there_is_told()
     check_monitors(callbacks, {"val/wer": 0.5, "val/loss": 1.0})
     with pytest.raises(ConfigError, match=r"waits for 'val/wer'.*val/bleu, val/error, val/loss"):
         check_monitors(callbacks, {"val/bleu", "val/error", "val/loss"})
+    with pytest.raises(ConfigError, match=r"waits for 'val/wer/kx'.*val/wer, val/wer/ka"):
+        check_monitors([SimpleNamespace(monitor="val/wer/kx")], {"val/wer", "val/wer/ka"})
 
 
 @pytest.mark.slow

@@ -68,9 +68,10 @@ def test_named_targets_choose_the_adapted_layers(tiny_llm):
     assert adapted == {"q_proj", "v_proj"}
 
 
-def test_a_target_that_matches_no_layer_is_refused(tiny_llm):
-    llm = CausalLM(str(tiny_llm), lora=LoRA(targets=["q_prj"]))
-    with pytest.raises(ConfigError, match=r"model\.llm\.lora\.targets.*q_prj"):
+@pytest.mark.parametrize("others", [[], ["k_proj", "self_attn.v_proj"]])
+def test_a_target_that_matches_no_layer_is_refused(tiny_llm, others):
+    llm = CausalLM(str(tiny_llm), lora=LoRA(targets=[*others, "q_porj"]))
+    with pytest.raises(ConfigError, match=r"model\.llm\.lora\.targets: no layer .* 'q_porj'\. Did you mean 'q_proj'\?"):
         llm.load()
 
 

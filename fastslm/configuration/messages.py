@@ -55,6 +55,7 @@ _KINDS = {
     "<class 'tuple'>": "a list",
     "<class 'dict'>": "a mapping",
     "collections.abc.Sequence[int]": "a list of whole numbers",
+    "collections.abc.Sequence[str]": "a list of names",
 }
 
 
@@ -149,7 +150,9 @@ def _mistyped(message: str) -> str | None:
 def _words(name: str) -> str:
     """Return what values of a type are, by the parser's name of it; an empty text for types without words."""
     choices = re.fullmatch(r"typing\.Literal\[(.+)\]", name)
-    return f"one of {choices[1]}" if choices else _KINDS.get(name, "")
+    if choices is None:
+        return _KINDS.get(name, "")
+    return f"one of {choices[1]}" if "," in choices[1] else choices[1]
 
 
 def _key(message: str) -> str:

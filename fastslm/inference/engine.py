@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastslm.contracts import KVCache, LanguageModel
 from fastslm.errors import ConfigError
+from fastslm.path.finite import check_logits
 
 from .arguments import real_number, whole_number
 from .beam import beam_search
@@ -78,6 +79,9 @@ def read(llm: LanguageModel, embeddings: Tensor, cache: KVCache, attention_mask:
         embeddings: what comes next, S at least 1.
         cache: what was read before; S positions are added.
         attention_mask: ``[B, cache.num_positions + S]``, 0 at the left padding; None when nothing is padded.
+
+    Raises:
+        ConfigError: the logits are no numbers.
     """
     logits, done = embeddings.new_empty(0), 0
     while done < embeddings.shape[1]:
@@ -85,6 +89,7 @@ def read(llm: LanguageModel, embeddings: Tensor, cache: KVCache, attention_mask:
         end = cache.num_positions + chunk.shape[1]
         logits = llm.extend(chunk, None if attention_mask is None else attention_mask[:, :end], cache)
         done += chunk.shape[1]
+    check_logits(logits, embeddings)
     return logits
 
 

@@ -1,4 +1,4 @@
-"""Callbacks that a run cannot do with, and callbacks that wait for what nothing logs: refused before the first step."""
+"""Callbacks that a run cannot do with, or that wait for what nothing logs or for its worst: refused before a step."""
 
 import os
 from collections.abc import Iterable
@@ -44,8 +44,9 @@ _REFUSED: dict[type[Callback], str] = {
         " saves every so many steps, and a run saves on a signal by itself."
     ),
 }
-#: Beginnings of names that callbacks of ours and Lightning's log.
-_LOGGED = ("train/", "rate/", "rate_epoch/", "data/", "lr-")
+#: What training logs besides validation, and beginnings of names that callbacks of ours and Lightning's log.
+_LOSSES = ("train/loss", "train/alignment_loss", "data/broken")
+_LOGGED = ("rate/", "rate_epoch/", "lr-")
 _OURS = ("fastslm.", "lightning.", "pytorch_lightning.")
 
 
@@ -54,7 +55,7 @@ def check_callbacks(trainer: L.Trainer, run_folder: Path | None = None) -> None:
 
     Raises:
         ConfigError: one changes what the run relies on, cannot save where it is to, saves under the name of another,
-            or waits for a name that nothing logs.
+            waits for a name that nothing logs, or takes its worst value for the best.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
@@ -66,16 +67,31 @@ def check_callbacks(trainer: L.Trainer, run_folder: Path | None = None) -> None:
             if run_folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 _check_place(callback, Path(os.path.realpath(run_folder)))
     _check_names(trainer.checkpoint_callbacks)
-    if not all(type(callback).__module__.startswith(_OURS) for callback in callbacks):
-        return  # another package's may log what it likes
-    scores = {f"val/{name}" for task in tasks().values() for name in task.metrics} | {"val/error", "val/loss"}
+    best = {f"val/{name}": metric.best for task in tasks().values() for name, metric in task.metrics.items()}
+    best |= dict.fromkeys(("val/error", "val/loss", *_LOSSES), 0.0)
+    ours = all(type(callback).__module__.startswith(_OURS) for callback in callbacks)
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if monitor is None or monitor.startswith(_LOGGED) or any(f"{monitor}/".startswith(f"{s}/") for s in scores):
+        if monitor is None or monitor.startswith(_LOGGED):
             continue
+        score = next((name for name in best if f"{monitor}/".startswith(f"{name}/")), None)  # or that of one language
+        if score is not None:
+            _check_mode(callback, "max" if best[score] > 0 else "min")
+        elif ours:  # another package's callback may log what it likes
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__} waits for {monitor!r}, which nothing logs."
+                f"{nearest(monitor.replace('_', '/', 1), best)} Validation gives"
+                f" {', '.join(sorted(name for name in best if name.startswith('val/')))}."
+            )
+
+
+def _check_mode(callback: Any, mode: str) -> None:
+    """Refuse one that would keep the worst checkpoint, or end a run that gets better."""
+    given = getattr(callback, "mode", None)
+    if {given, mode} == {"min", "max"}:
         raise ConfigError(
-            f"trainer.callbacks: {type(callback).__name__} waits for {monitor!r}, which nothing logs."
-            f"{nearest(monitor.replace('_', '/', 1), scores)} Validation gives {', '.join(sorted(scores))}."
+            f"trainer.callbacks: {type(callback).__name__}.mode: {given} takes the worst {callback.monitor} for the"
+            f" best, since {'higher' if mode == 'max' else 'lower'} is better. Set mode: {mode}."
         )
 
 

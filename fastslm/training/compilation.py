@@ -65,4 +65,9 @@ def compiler_failure(error: BaseException) -> str | None:
     if compiler is None or not isinstance(error, compiler.TorchDynamoException):
         return None
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return f"model.compile_parts: torch.compile fails here ({reason}). Leave out the part, or all of them: []."
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return (
+        f"model.compile_parts: torch.compile fails here ({reason}). Leave out the part, or all of them: []; where a"
+        f" compiler was killed before, remove {cache_dir()}, in which it may have left a part of a file."
+    )

@@ -15,6 +15,7 @@ from fastslm.errors import ConfigError
 from fastslm.inference.guards import first_round
 from fastslm.metrics import Scores
 from fastslm.path.batch import Batch
+from fastslm.path.finite import check_logits
 from fastslm.path.listen import Speech
 from fastslm.path.model import SpeechLM
 from fastslm.tasks import tasks
@@ -84,11 +85,23 @@ def check_monitors(callbacks: Sequence[Any], values: Collection[str]) -> None:
     scores = {f"val/{name}" for task in tasks().values() for name in task.metrics}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if monitor in scores and monitor not in values:
+        if monitor not in values and any(f"{monitor}/".startswith(f"{score}/") for score in scores):
             raise ConfigError(
                 f"trainer.callbacks: {type(callback).__name__} waits for {monitor!r}, and no sample of data.val_shards"
                 f" that is answered in text gives it. Set its 'monitor' to one of {', '.join(sorted(values))}."
             )
+
+
+def check_first_answer(path: SpeechLM, batch: Batch, speech: Speech) -> None:
+    """Refuse an LLM whose logits after the batch's first prompt are no numbers, where no loss would show it.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    layout = path.text.prompts(batch.dialogues, speech.rows, [0])
+    embeddings = path.text.embed(layout, speech.tokens)
+    last = torch.tensor([embeddings.shape[1] - 1], device=embeddings.device)
+    check_logits(path.llm(embeddings, None, last), embeddings)
 
 
 def write_answers(

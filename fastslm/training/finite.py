@@ -1,4 +1,4 @@
-"""Stops a training whose loss is no longer a number, on all ranks together and before the weights take it up."""
+"""Stops where a loss is no number, on all ranks together and in training before the weights take it up."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,8 @@ from fastslm.errors import TrainingError
 from fastslm.processes.ranks import gathered
 
 _SHOWN = 8
+_SLOWER = "Set a lower model.optimizer.learning_rate or more warmup_steps, or look at these samples."
+_BROKEN = "Look at these samples, or use another checkpoint: its weights may be broken."
 
 
 def check_losses(trainer: L.Trainer, model: L.LightningModule, batches: Sequence[tuple[Sequence[str], Tensor]]) -> None:
@@ -33,20 +35,25 @@ def check_losses(trainer: L.Trainer, model: L.LightningModule, batches: Sequence
         ", ".join(keys) + (f" (rank {rank})" if trainer.world_size > 1 else "") for rank, keys, _ in found[:_SHOWN]
     ]
     more = f" and those of {len(found) - _SHOWN} more batches" if len(found) > _SHOWN else ""
+    if trainer.state.fn != "fit":
+        raise TrainingError(
+            f"the loss is {found[0][2]:g}. Samples: {'; '.join(samples)}{more}. {_half(trainer, model) or _BROKEN}"
+        )
     stage = "validation" if trainer.validating or trainer.sanity_checking else "training"
     step = trainer.global_step if stage == "validation" else trainer.global_step + 1
     raise TrainingError(
         f"training stopped at step {step}: the {stage} loss is {found[0][2]:g}. Samples: {'; '.join(samples)}{more}."
-        f" trainer.precision is {trainer.precision}. {_advice(trainer, model)} Checkpoints from before are kept:"
-        " --ckpt_path last goes on from the newest."
+        f" trainer.precision is {trainer.precision}. {_half(trainer, model) or _SLOWER} Checkpoints from before are"
+        " kept: --ckpt_path last goes on from the newest."
     )
 
 
-def _advice(trainer: L.Trainer, model: L.LightningModule) -> str:
+def _half(trainer: L.Trainer, model: L.LightningModule) -> str | None:
+    """Return what to do where anything is computed in float16; None where nothing is."""
     half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-    if half or str(trainer.precision).startswith("16"):
-        return (
-            "float16 ends at 65504 and rounds small steps to nothing: set trainer.precision to bf16-mixed or 32-true,"
-            " and model.llm.dtype to auto."
-        )
-    return "Set a lower model.optimizer.learning_rate or more warmup_steps, or look at these samples."
+    if not half and not str(trainer.precision).startswith("16"):
+        return None
+    return (
+        "float16 ends at 65504 and rounds small steps to nothing: set trainer.precision to bf16-mixed or 32-true, and"
+        " model.llm.dtype to auto."
+    )

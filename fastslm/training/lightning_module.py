@@ -40,7 +40,14 @@ from fastslm.training.adapter_gaps import adapter_gaps
 from fastslm.training.additions import TrainingAdditions
 from fastslm.training.compilation import compile_layers, missing_for_compiling, uncompiled
 from fastslm.training.data_source import ModelFacts, source_of, train_from
-from fastslm.training.evaluation import Evaluation, check_monitors, chosen_keys, spell, write_answers
+from fastslm.training.evaluation import (
+    Evaluation,
+    check_first_answer,
+    check_monitors,
+    chosen_keys,
+    spell,
+    write_answers,
+)
 from fastslm.training.finite import check_losses
 from fastslm.training.first_gradients import FirstGradients
 from fastslm.training.optim import OptimizerSettings, build_optimizer, build_schedule, early_end
@@ -342,15 +349,22 @@ class SpeechLMModule(L.LightningModule):
             loss_sum, num_labels, rows = spell(self.path, batch, speech)
         self._evaluation = self._evaluation or Evaluation(self.device)
         self._evaluation.add(loss_sum, num_labels, rows)
-        if self.trainer.state.fn == "fit" and num_labels:
+        if num_labels:
             self._unchecked.append((batch.keys, loss_sum))
         return {"rows": rows, "speech_tokens": sum(map(len, speech.rows))}
 
-    def transcribe(self, batch: Batch) -> list[dict[str, Any]]:
-        """Return one row per dialogue with key, task, reference, hypothesis, audio seconds and weight."""
+    def transcribe(self, batch: Batch, *, check: bool = False) -> list[dict[str, Any]]:
+        """Return one row per dialogue with key, task, reference, hypothesis, audio seconds and weight.
+
+        Args:
+            batch: its dialogues.
+            check: refuse logits that are no numbers.
+        """
         assert self.path is not None
         num_groups = self._agree(batch, asked=True).num_groups if shards_parameters(self.trainer.strategy) else 1
         speech = self.path.listen(batch, num_groups)
+        if check:
+            check_first_answer(self.path, batch, speech)
         return write_answers(self.path, batch, speech, range(len(batch)), self.settings.limit)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -359,7 +373,7 @@ class SpeechLMModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return rows as ``transcribe`` does."""
-        return {"rows": self.transcribe(batch)}
+        return {"rows": self.transcribe(batch, check=batch_idx == 0)}
 
     def on_validation_epoch_start(self) -> None:
         """Choose what is answered in text: within training at most ``max_generated`` recordings of all ranks."""
@@ -382,8 +396,8 @@ class SpeechLMModule(L.LightningModule):
         self._evaluation = None
         for name, value in values.items():
             self.log(name, value, prog_bar=name.count("/") == 1, rank_zero_only=False)  # languages are in the logs
+        check_losses(self.trainer, self, self._unchecked)
         if self.trainer.state.fn == "fit":
-            check_losses(self.trainer, self, self._unchecked)
             check_monitors(self.trainer.callbacks, values)  # type: ignore[attr-defined]
 
     # -- optimizer and checkpoint ----------------------------------------------------------------------------------

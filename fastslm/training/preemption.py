@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fastslm.path.batch import Batch, ends_step
 from fastslm.processes.signals import ENDING, EXIT_STATUS, Terminated
+from fastslm.training.compilation import compiler_failure
 from fastslm.training.lightning_counters import uncount_validation
 from fastslm.training.lightning_module import SpeechLMModule
 
@@ -109,9 +110,17 @@ class Preemption(L.Callback):
             signal.signal(number, signal.SIG_IGN)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave signals as they were where a run fails, for then nothing is torn down; one that saved is at its end."""
-        if not isinstance(exception, Terminated):
-            self.teardown(trainer, pl_module, "fit")
+        """Leave signals as they were where a run fails, for then nothing is torn down; one that saved is at its end.
+
+        Raises:
+            Preempted: it fails since the signal has also ended the compiler that its step was waiting for.
+        """
+        if isinstance(exception, Terminated):
+            return
+        self.teardown(trainer, pl_module, "fit")
+        if self._asked is not None and compiler_failure(exception) is not None:
+            where = "a signal, which ended torch.compile too; --ckpt_path last goes on from the newest checkpoint"
+            raise Preempted(f"stopped after step {trainer.global_step} by {where}", self._status) from exception
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave signals as they were."""

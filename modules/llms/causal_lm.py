@@ -36,6 +36,8 @@ _ONE_BY_ONE = ("recurrent_gemma",)
 #: Linear layers (of Jamba, of Gemma 3n) whose weights are read without a call: an adapter there would have no effect,
 #: and a data-parallel step would wait for its gradient.
 _NEVER_CALLED = ("dt_proj", "correction_coefs")
+#: How classes of linear layers end.
+_LINEAR = ("Linear", "Conv1D", "Linear4bit")
 
 
 @dataclass
@@ -46,7 +48,7 @@ class LoRA:
         rank: rank of an adapter.
         alpha: the adapter's output is scaled by alpha / rank.
         dropout: dropout in front of an adapter, 0..1 (the release: 0.01). It costs a mask of each layer's input.
-        targets: ``all-linear``, or the names of the linear layers to adapt, such as ``q_proj``.
+        targets: ``all-linear``, or a list of names of linear layers, such as ``[q_proj, v_proj]``.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -55,7 +57,7 @@ class LoRA:
     rank: int = setting(16, changes="weights")
     alpha: float = setting(64, changes="weights")
     dropout: float = setting(0.0, changes="nothing")
-    targets: str | Sequence[str] = setting("all-linear", changes="weights")
+    targets: Literal["all-linear"] | Sequence[str] = setting("all-linear", changes="weights")
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -190,10 +192,11 @@ class CausalLM(LanguageModel):
         text_config = config.get_text_config()
         # OPT-350m embeds in 512 features and has layers of 1024; `_hold` knows from the table itself.
         self.width = int(getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size)
-        own_length = int(getattr(text_config, "max_position_embeddings", 0)) or None
+        names = ("max_position_embeddings", "max_seq_len")  # the second is MPT's
+        own_length = next(filter(None, (getattr(text_config, name, None) for name in names)), 1 << 30)
         if context_length is not None and context_length < 1:
             raise ConfigError(f"model.llm.context_length: {context_length} must be at least 1, or null.")
-        self.context_length = context_length or own_length or 1 << 30
+        self._own_length, self.context_length = int(own_length), context_length or int(own_length)
 
     def _hold(self, causal_lm: Any) -> None:
         from transformers import GenerationConfig
@@ -214,7 +217,7 @@ class CausalLM(LanguageModel):
         # Where it is missing, transformers would fetch one from the hub and run it, if the package `kernels` is there.
         if self.attention == "flash_attention_2" and (device.type != "cuda" or find_spec("flash_attn") is None):
             lacking = "needs a GPU" if device.type != "cuda" else "needs the package flash-attn, which is not installed"
-            _tell(f"model.llm.attention: flash_attention_2 {lacking}. The LLM runs with torch's attention.")
+            _warn(f"model.llm.attention: flash_attention_2 {lacking}. The LLM runs with torch's attention.")
             self.attention = None
         self.can_pack = self.attention == "flash_attention_2" if self.packing == "auto" else self.packing
 
@@ -248,6 +251,8 @@ class CausalLM(LanguageModel):
             if info["missing_keys"]:
                 missing = ", ".join(sorted(info["missing_keys"])[:3])
                 raise ConfigError(f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights: {missing}")
+        if self.context_length > self._own_length:
+            self._check_beyond(model)
         num_ids = max(len(self.tokenizer), *(i + 1 for i in self.tokenizer.added_tokens_decoder), 0)  # may have gaps
         if num_ids > model.get_input_embeddings().num_embeddings:
             tokens = self.tokenizer.convert_ids_to_tokens(range(num_ids))
@@ -259,7 +264,7 @@ class CausalLM(LanguageModel):
             make_lean(model, in_place=self.gradient_checkpointing != "selective")
         make_norms_lean(model)
         if self.liger and (lacking := use_liger(model, self._device)) is not None:
-            _tell(f"model.llm.liger: {lacking}. The LLM runs without them.")
+            _warn(f"model.llm.liger: {lacking}. The LLM runs without them.")
         if self.gradient_checkpointing:
             selective = self.gradient_checkpointing == "selective"
             contexts = {"context_fn": keeping_products(self.lora.rank if self.lora else 0)} if selective else {}
@@ -301,24 +306,29 @@ class CausalLM(LanguageModel):
             bnb_4bit_compute_dtype=self.dtype,
         )
 
+    def _check_beyond(self, model: Any) -> None:
+        """Refuse more positions than an LLM has a table for; say what others were made for."""
+        said = f"model.llm.context_length: {self.context_length} positions, and {self.pretrained!r}"
+        if getattr(self.config.get_text_config(), "rope_parameters", None) is None and not model._is_stateful:
+            raise ConfigError(f"{said} has {self._own_length}. Set no more, or null.")
+        _warn(f"{said} was made for {self._own_length}: what it makes of longer audio may be of no use.")
+
     @staticmethod
     def _add_adapters(model: Any, lora: LoRA) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
-        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-        present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        layers = dict(model.named_modules())
+        present = {name.rpartition(".")[2] for name in layers}
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+            exclude_modules=[name for name in _NEVER_CALLED if name in present] or None,
+            task_type="CAUSAL_LM",
+        )
         try:
-            inject_adapter_in_model(
-                LoraConfig(
-                    r=lora.rank,
-                    lora_alpha=lora.alpha,  # type: ignore[arg-type]
-                    lora_dropout=lora.dropout,
-                    target_modules=targets,
-                    exclude_modules=[name for name in _NEVER_CALLED if name in present] or None,
-                    task_type="CAUSAL_LM",
-                ),
-                model,
-            )
+            inject_adapter_in_model(config, model)
         except ValueError as error:
             if "lora_dropout" in str(error):  # PEFT adapts stacked experts, and has no dropout for them
                 raise ConfigError(
@@ -330,7 +340,9 @@ class CausalLM(LanguageModel):
                     "model.llm.lora.targets: PEFT cannot adapt out_proj and conv1d of Mamba layers. Name the layers to"
                     " adapt without them, such as '[in_proj]', and q_proj, v_proj of a hybrid's attention."
                 ) from error
+            _check_targets(lora.targets, config, layers)
             raise ConfigError(f"model.llm.lora.targets: {reason(error)}") from error
+        _check_targets(lora.targets, config, layers)  # PEFT passes over what it does not find, where it finds anything
 
     def _select_positions(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._positions is None:
@@ -473,8 +485,27 @@ class CausalLM(LanguageModel):
             cache.cut(before)
 
 
-def _tell(text: str) -> None:
+def _warn(note: str) -> None:
     """Warn once, on the first rank."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 
-    rank_zero_warn(text, stacklevel=5)
+    rank_zero_warn(note, stacklevel=5)
+
+
+def _check_targets(named: str | Sequence[str], config: Any, layers: Mapping[str, Any]) -> None:
+    """Refuse targets that no layer is called.
+
+    Args:
+        named: the targets of the setting.
+        config: PEFT's, used, when names of experts that transformers stacks are none of its targets any more.
+        layers: modules of the LLM by name, before it had adapters.
+    """
+    usable = {f".{name}": layer for name, layer in layers.items() if not name.endswith(_NEVER_CALLED)}
+    for target in () if isinstance(named, str) else sorted(config.target_modules):
+        if any(name.endswith(f".{target}") for name in usable):
+            continue
+        linear = {n.rpartition(".")[2] for n, layer in usable.items() if type(layer).__name__.endswith(_LINEAR)}
+        raise ConfigError(
+            f"model.llm.lora.targets: no layer of this LLM that can have an adapter is called {target!r}."
+            f"{nearest(target, linear)} There are {', '.join(sorted(linear))}."
+        )

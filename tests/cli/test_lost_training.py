@@ -17,17 +17,19 @@ from fastslm.datamodules.loading.dataset import ShardDataset
 from fastslm.datamodules.webdataset import WebDatasetModule
 from fastslm.errors import ConfigError
 from fastslm.modules.abstractors.hta import HTA
+from fastslm.modules.llms.causal_lm import CausalLM
 from fastslm.path.model import SpeechLM
+from fastslm.processes.signals import EXIT_STATUS
 from fastslm.training import lightning_module
 from fastslm.training.first_gradients import FirstGradients
 
 
 @pytest.fixture
 def stopped(run_config, capsys):
-    """Return a runner of ``fastslm fit`` that must end in a sentence; gives it."""
+    """Return a runner of ``fastslm fit``, or of another command, that must end in a sentence; gives it."""
 
-    def run(*flags):
-        assert main(["fit", "--config", str(run_config), *flags]) == 2
+    def run(*flags, command="fit"):
+        assert main([command, "--config", str(run_config), *flags]) == 2
         message = capsys.readouterr().err
         assert "Traceback" not in message
         return next(line for line in message.splitlines() if line.startswith("fastslm: error:"))
@@ -88,6 +90,14 @@ def test_a_validation_loss_that_is_not_finite_stops_before_a_checkpoint_is_calle
     message = stopped()
     assert f"stopped at step 5: the validation loss is inf. Samples: {', '.join(passed[0])}." in message
     assert not list(tmp_path.glob("run/checkpoints/best*"))
+
+
+def test_an_llm_that_gives_no_numbers_gives_no_results(stopped, monkeypatch, run_config):
+    assert main(["fit", "--config", str(run_config), "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]) == 0
+    forward = CausalLM.forward
+    monkeypatch.setattr(CausalLM, "forward", lambda *arguments, **named: forward(*arguments, **named) * math.nan)
+    assert "the loss is nan. Samples: " in stopped(command="validate")
+    assert "the LLM's logits are no numbers in float32." in stopped(command="predict")
 
 
 def test_weights_that_are_no_numbers_are_not_saved(stopped, monkeypatch, tmp_path):
@@ -158,6 +168,19 @@ def test_a_compiler_that_fails_is_named_and_not_the_llm(stopped, monkeypatch):
     message = stopped("--model.compile_parts", "[llm]")
     assert "model.compile_parts: torch.compile fails here (BackendCompilerFailed: " in message
     assert "no such instruction" in message
+    assert "where a compiler was killed before, remove /" in message
+
+
+@pytest.mark.slow
+def test_a_compiler_that_a_signal_has_ended_too_is_no_mistake_of_the_user(monkeypatch, run_config, capsys):
+    def ended(graph, inputs):
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(lightning_module, "missing_for_compiling", lambda: None)
+    monkeypatch.setattr(lightning_module, "compile_layers", lambda llm: llm.causal_lm.compile(backend=ended))
+    assert main(["fit", "--config", str(run_config), "--model.compile_parts", "[llm]"]) == EXIT_STATUS
+    assert "stopped after step 0 by a signal, which ended torch.compile too" in capsys.readouterr().err
 
 
 @pytest.fixture

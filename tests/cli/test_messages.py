@@ -63,6 +63,10 @@ def mistake(run_config, capsys):
         (["--model.tokens_per_window", "[8, 4.5]"], ["model.tokens_per_window: 4.5 must be a whole number."]),
         (["--trainer.max_steps", "8.5"], ["trainer.max_steps: 8.5 must be a whole number."]),
         (["--trainer.devices+=x"], ["trainer: `devices` selected with `CPUAccelerator` should be an int > 0."]),
+        (
+            ["--model.llm.lora.targets", "q_proj"],
+            ["model.llm.lora.targets: q_proj must be 'all-linear' or a list of names."],
+        ),
         (["--model.train_parts", "abstractor"], ["model.train_parts: abstractor must be a list."]),
         (["--model.optimizer.betas", "0.9"], ["model.optimizer.betas: 0.9 must be a list."]),
         (

@@ -82,6 +82,13 @@ EARLY = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/error", "p
          ["EarlyStopping waits for 'val_loss'", "Did you mean 'val/loss'?"]),
         (["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor", "wer"],
          ["ModelCheckpoint waits for 'wer'", "val/error"]),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "train/los"],
+         ["EarlyStopping waits for 'train/los'", "Did you mean 'train/loss'?"]),
+        (["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor", "val/chrf"],
+         ["ModelCheckpoint.mode: min takes the worst val/chrf for the best, since higher is better. Set mode: max."]),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/wer/de",
+          "--trainer.callbacks.mode", "max"],
+         ["EarlyStopping.mode: max takes the worst val/wer/de", "lower is better. Set mode: min."]),
         (["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.001"],
          ["StochasticWeightAveraging", "model.optimizer.schedule"]),
         (["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"], ["EMAWeightAveraging"]),
@@ -140,7 +147,7 @@ def test_the_callbacks_of_every_run_stay_beside_a_list_of_the_user(fit, tmp_path
 
 @pytest.mark.slow
 def test_one_of_them_that_the_user_names_is_the_users(fit, tmp_path):
-    best = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/loss", "mode": "max", "filename": "mine"}}
+    best = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/loss", "save_top_k": 1, "filename": "mine"}}
     status, said = fit(
         *listed(tmp_path, best, {"class_path": "LastCheckpoint", "init_args": {"every_n_train_steps": 1}})
     )

@@ -81,6 +81,14 @@ def test_prompt_and_answer_keep_within_the_context_of_the_llm(folder, processor)
         model(**inputs)
 
 
+def test_an_llm_that_gives_no_numbers_is_no_empty_answer(folder, processor):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.float16)
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 1e30  # beyond what float16 holds
+    with pytest.raises(ValueError, match="no numbers in float16"):
+        model.generate(**processor(np.zeros(16_000, np.float32)))
+
+
 def test_tokens_are_added_to_a_model_that_goes_on_answers_trains_and_is_saved(folder, processor, tmp_path):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     audio = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) / 9

@@ -14,6 +14,7 @@ from fastslm.inference import engine
 from fastslm.inference.beam import beam_search
 from fastslm.inference.engine import Decoding, Memory, read, write
 from fastslm.modules.llms.causal_lm import CausalLM
+from fastslm.path.finite import check_logits
 
 STOP = [2]
 
@@ -331,3 +332,13 @@ def test_wide_beam_search_finds_the_best_of_all_answers():
         logits = llm.extend(llm.embed(torch.tensor([[1]])), None, cache)
         answer = beam_search(llm, cache, logits, 4, [0], 16)
         assert (*answer.ids, *([0] if answer.end == "stop" else [])) == best
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_refused_and_those_of_tokens_ruled_out_are_not(llm, value):
+    ruled_out = torch.tensor([[0.5, -math.inf]])
+    check_logits(ruled_out, ruled_out)
+    with pytest.raises(ConfigError, match=r"no numbers in float16\..* bfloat16 or float32"):
+        check_logits(torch.tensor([[0.5, value]]), ruled_out.half())
+    with pytest.raises(ConfigError, match=r"no numbers in float32\."):
+        Memory(llm, STOP).answer(torch.full((4, llm.width), value), 2, Decoding())

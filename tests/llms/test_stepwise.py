@@ -11,8 +11,6 @@ from fastslm.path.splice import splice
 from fastslm.path.stepwise import check_stepwise
 from fastslm.training.adapter_gaps import adapter_gaps
 
-TARGETS = ["q_proj", "v_proj", "in_proj"]  # PEFT refuses others of Mamba's
-
 
 def loaded(folder, **lora):
     llm = CausalLM(str(folder), lora=LoRA(rank=2, **{"dropout": 0.0, **lora}))
@@ -29,7 +27,7 @@ def test_an_llm_that_reads_step_by_step_as_whole_passes_and_keeps_its_mode(famil
 
 @pytest.mark.parametrize("name", list(REFUSED))
 def test_one_that_cannot_is_refused_with_its_class_and_the_way_out(family, name):
-    llm = loaded(family(name), targets=TARGETS)
+    llm = loaded(family(name), targets=["in_proj"] if "Mamba" in name else ["q_proj", "v_proj"])  # PEFT refuses others
     with pytest.raises(ConfigError) as refused:
         check_stepwise(llm)
     assert type(llm.causal_lm).__name__ in str(refused.value)
@@ -118,6 +116,11 @@ def test_fit_says_what_has_no_adapter(family, run_config, capsys):
     flags = ["--model.llm.pretrained", str(family("LFM2")), "--model.llm.lora.targets", "[q_proj]"]
     assert main(["fit", "--config", str(run_config), *flags, "--trainer.max_steps", "1"]) == 0
     assert "fastslm: model.llm.lora: no adapter in 1 of the LLM's 2 layers" in capsys.readouterr().err
+
+
+def test_experts_that_are_stacked_now_may_be_named_as_they_were(family):
+    lines = adapter_gaps(loaded(family("Qwen3-MoE"), targets=["gate_proj", "up_proj", "down_proj"]))
+    assert not any("experts" in line for line in lines)
 
 
 def test_dropout_that_experts_cannot_have_is_named_by_its_own_key(family):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessor, PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils.hub import cached_file
@@ -23,6 +23,7 @@ from fastslm.export.remote.configuration_fastslm import FastSLMConfig
 from fastslm.export.remote.parts import Abstractor, Encoder
 from fastslm.path.batch import Batch, Dialogue
 from fastslm.path.build import build
+from fastslm.path.finite import check_logits
 from fastslm.path.model import SpeechLM
 from fastslm.path.settings import SpeechSettings
 
@@ -69,6 +70,18 @@ class TextModel(LanguageModel):
             eos_token_id=list(stop_ids),
             pad_token_id=stop_ids[0],
         )
+
+
+class _Finite(LogitsProcessor):  # type: ignore[misc]
+    """Refuses logits that are no numbers, and leaves others as they are."""
+
+    def __init__(self, embeddings: Tensor) -> None:
+        self.embeddings = embeddings
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return ``scores``."""
+        check_logits(scores, self.embeddings)
+        return scores
 
 
 def path_of(config: FastSLMConfig, llm: TextModel, encoder: Any = Encoder, abstractor: Any = Abstractor) -> SpeechLM:
@@ -287,7 +300,8 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         has room for.
 
         Raises:
-            ValueError: there are no ids, or they and the audio leave no room in the LLM's context.
+            ValueError: there are no ids, they and the audio leave no room in the LLM's context, or its logits are no
+                numbers.
         """
         if input_ids is None:
             raise ValueError("Give input_ids, and input_features with audio_feature_lens, as the processor makes them.")
@@ -306,6 +320,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
             settings.max_new_tokens = min(most, room)
         if generation_config is not None:  # transformers takes either a whole configuration or single settings
             others["generation_config"] = settings
+        others["logits_processor"] = [_Finite(embeddings), *(others.get("logits_processor") or [])]
         return causal_lm.generate(inputs_embeds=embeddings, attention_mask=mask, **others)
 
     @torch.no_grad()
