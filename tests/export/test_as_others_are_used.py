@@ -1,8 +1,11 @@
 """What people do with the models and processors of transformers works with exported ones, or is refused in words."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, GenerationConfig
 
 import fastslm
@@ -100,3 +103,27 @@ def test_tokens_are_added_to_a_model_that_goes_on_answers_trains_and_is_saved(fo
     again = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
     assert again.generate(**inputs, **options).tolist() == before
     assert fastslm.load(tmp_path, device="cpu").path.llm.causal_lm.get_output_embeddings().weight.shape[0] == size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "targets"), [("default", ["q_proj"]), ("mine", ["q_proj"]), ("mine", "all-linear"), ("default", ["fc1"])]
+)
+def test_adapters_beside_those_that_were_trained_are_refused(folder, processor, name, targets):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    inputs, adapter = processor(np.zeros(16_000, np.float32)), LoraConfig(r=2, target_modules=targets)
+    before = model(**inputs).logits
+    for add in (partial(get_peft_model, model), model.add_adapter):
+        with pytest.raises(ValueError, match=r"has trained adapters of its own, .* again with --merge-lora"):
+            add(adapter, adapter_name=name)
+    assert torch.equal(model(**inputs).logits, before)
+
+
+@torch.no_grad()
+def test_a_merged_model_with_a_fresh_adapter_says_what_it_said(tmp_path, run, processor):
+    export_model(run, tmp_path / "out", merge_lora=True)
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    inputs = processor(np.zeros(16_000, np.float32))
+    before = model(**inputs).logits
+    more = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    torch.testing.assert_close(more(**inputs).logits, before)

@@ -27,6 +27,18 @@ from fastslm.path.model import SpeechLM
 from fastslm.path.settings import SpeechSettings
 
 
+def _refuse_more_adapters(*_: Any, **__: Any) -> None:
+    """Refuse what PEFT would do without a word: draw the trained adapters anew, or switch them off.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        "The LLM of this model has trained adapters of its own, which another one would replace or switch off: export"
+        " the run again with --merge-lora, and add adapters to that model."
+    )
+
+
 class TextModel(LanguageModel):
     """A causal LM from its configuration, with adapters in its layers when they are not merged."""
 
@@ -37,12 +49,16 @@ class TextModel(LanguageModel):
         if lora is not None:
             try:
                 from peft import LoraConfig, inject_adapter_in_model
+                from peft.tuners.tuners_utils import BaseTunerLayer
             except ImportError as error:
                 raise ImportError(
                     "This model's adapters are not merged, and need the package peft: pip install peft, or export again"
                     " with --merge-lora."
                 ) from error
             inject_adapter_in_model(LoraConfig(task_type="CAUSAL_LM", **lora), self.causal_lm)
+            for layer in self.causal_lm.modules():
+                if isinstance(layer, BaseTunerLayer):  # PEFT calls these wherever it adds an adapter to a model
+                    vars(layer).update(update_layer=_refuse_more_adapters, set_adapter=_refuse_more_adapters)
 
     def load(self) -> None:
         """Do nothing: weights come with the folder."""
