@@ -64,6 +64,35 @@ def test_a_limit_of_no_tokens_is_refused_as_transformers_does(folder, processor,
     assert model.generate(**inputs, max_new_tokens=None, min_new_tokens=2).shape[1] > 1
 
 
+def test_a_configuration_of_the_callers_leaves_the_limit_of_the_folder_to_the_folder(folder, processor):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    model.generation_config.max_new_tokens = 3
+    inputs = processor(np.zeros(16_000, np.float32))
+    for settings in (None, GenerationConfig(), GenerationConfig(num_beams=2), GenerationConfig(min_new_tokens=2)):
+        assert model.generate(**inputs, generation_config=settings, min_new_tokens=3).shape[1] == 3
+    settings = GenerationConfig(max_new_tokens=5)
+    assert model.generate(**inputs, generation_config=settings, min_new_tokens=5).shape[1] == 5
+    assert settings.eos_token_id is None
+    assert model.generation_config.max_new_tokens == 3
+
+
+def test_options_that_read_the_ids_of_the_prompt_are_refused(folder, processor):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor(np.zeros(16_000, np.float32))
+    for options in (
+        {"assistant_model": model},
+        {"encoder_no_repeat_ngram_size": 2},
+        {"encoder_repetition_penalty": 1.1},
+        {"prefill_chunk_size": 8},
+        {"guidance_scale": 1.5},
+        {"generation_config": GenerationConfig(guidance_scale=1.5)},
+    ):
+        name = "guidance_scale" if "generation_config" in options else next(iter(options))
+        with pytest.raises(ValueError, match=f"generate: {name} would read the ids of the whole prompt"):
+            model.generate(**inputs, **options)
+    assert model.generate(**inputs, guidance_scale=1.0, assistant_model=None, max_new_tokens=2).shape[1] <= 2
+
+
 def test_prompt_and_answer_keep_within_the_context_of_the_llm(folder, processor):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     audio = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) / 9

@@ -169,6 +169,16 @@ def _unsplit(model: nn.Module) -> set[str]:
     return {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
 
 
+#: Options of ``generate`` that take the prompt from its ids. The LLM gets embeddings.
+_READ_PROMPT_IDS = (
+    "assistant_model",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "guidance_scale",
+    "prefill_chunk_size",
+)
+
+
 class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Speech and text in, text out; recordings of any length.
 
@@ -303,17 +313,25 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         has room for.
 
         Raises:
-            ValueError: there are no ids, or they and the audio leave no room in the LLM's context.
+            ValueError: there are no ids, an option reads more ids than there are, or ids and audio leave no room in the
+                LLM's context.
         """
         if input_ids is None:
             raise ValueError("Give input_ids, and input_features with audio_feature_lens, as the processor makes them.")
+        settings = copy.deepcopy(generation_config or self.generation_config)
+        settings.update(**self.generation_config.to_dict(), defaults_only=True)  # what the caller leaves open
+        given = {name: others.get(name, getattr(settings, name, None)) for name in _READ_PROMPT_IDS}
+        if useless := [name for name, value in given.items() if value not in (None, 0, 1)]:  # these change nothing
+            raise ValueError(
+                f"generate: {', '.join(useless)} would read the ids of the whole prompt, and speech tokens have none:"
+                " leave it out."
+            )
         embeddings, mask, _, seconds = self._splice(input_ids, attention_mask, input_features, audio_feature_lens, None)
         room = self._room(embeddings, mask, least=1)
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device)
         causal_lm: Any = self.path.llm.causal_lm
-        causal_lm.generation_config = copy.deepcopy(self.generation_config)  # fills in what the caller leaves open
-        settings = copy.deepcopy(generation_config) or causal_lm.generation_config
+        causal_lm.generation_config = settings
         most = others.pop("max_new_tokens", None)
         most = settings.max_new_tokens if most is None else most
         if most is None and others.get("max_length") is None and settings.max_length is None:
