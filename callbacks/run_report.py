@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from fastslm.configuration.figures import own_style
 from fastslm.files import write_atomically
@@ -93,7 +94,8 @@ class RunReport(L.Callback):
             interval = getattr(trainer, "val_check_interval", "a time")  # Lightning keeps times under another name
             print(f"  validation  the last weights were not validated (val_check_interval is {interval}); to do it:")
             print(f"              fastslm validate --config {folder}/config.yaml --ckpt_path {checkpoint}")
-        print(f"  logs        {folder}  (tensorboard --logdir {folder})")
+        boards = [logger.save_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        print(f"  logs        {folder}" + "".join(f"  (tensorboard --logdir {place})" for place in boards))
         if plot := draw_history(read_history(folder), folder / "training.png"):
             print(f"  plot        {plot}")
         assert isinstance(pl_module, SpeechLMModule)

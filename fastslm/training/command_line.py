@@ -17,6 +17,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from transformers.utils.logging import set_tqdm_hook
@@ -30,6 +31,7 @@ from fastslm.configuration.replaced_classes import replacement_logger
 from fastslm.configuration.shell_commands import check_commands
 from fastslm.errors import ConfigError, FastSLMError, TrainingError, cause_of
 from fastslm.files import write_atomically
+from fastslm.path.pretrained import reason
 from fastslm.plugins import discover
 from fastslm.processes.launched import is_first_process
 from fastslm.processes.ranks import has_lost_another
@@ -56,9 +58,10 @@ from fastslm.training.watchdog import Watchdog
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` of the run without passwords and signatures: run folders are passed on.
+    """Writes ``config.yaml`` of the run without passwords and signatures, and gives loggers what it says.
 
-    Lightning would write it where the first of the loggers does, which may be a folder of many runs.
+    Run folders are passed on. Lightning would write it where the first of the loggers does, which may be a folder of
+    many runs.
     """
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -66,6 +69,26 @@ class _SaveConfig(SaveConfigCallback):
         name = "config.yaml" if stage == "fit" else f"config-{TrainerFn(stage).value}.yaml"
         text = self.parser.dump(self.config, skip_none=False, skip_validation=True)
         write_atomically(Path(trainer.default_root_dir) / name, redacted(text))
+        if stage == "fit":
+            assert isinstance(pl_module, SpeechLMModule)
+            for logger in trainer.loggers:
+                _log_settings(logger, pl_module.run_config, Path(trainer.default_root_dir))
+
+
+def _log_settings(logger: Logger, settings: dict[str, Any], folder: Path) -> None:
+    """Give a logger the settings of a run, unless it logs where ``config.yaml`` has them.
+
+    Args:
+        logger: of any package.
+        settings: all of them, redacted.
+        folder: of the run.
+    """
+    if logger.log_dir is not None and Path(logger.log_dir) == folder:
+        return
+    try:
+        logger.log_hyperparams(settings)
+    except Exception as error:  # whatever its package raises: MLflow, of a run that goes on, where a value has changed
+        _tell(f"trainer.logger: {type(logger).__name__} did not take the settings of this run: {reason(error)}")
 
 
 class TrainingCLI(LightningCLI):

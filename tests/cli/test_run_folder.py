@@ -7,14 +7,16 @@ import shutil
 import threading
 
 import pytest
+import yaml
 from filelock import FileLock
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from fastslm import cli
 from fastslm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fastslm.training import run_folder
-from fastslm.training.command_line import TrainingCLI, command_line
+from fastslm.training.command_line import TrainingCLI, _log_settings, command_line
 from fastslm.training.full_disk import full_disk
 
 ONE_STEP = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
@@ -109,9 +111,10 @@ def their_metrics(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_metrics_that_a_logger_of_the_users_would_delete_are_moved_aside(fit, their_metrics, tmp_path):
+def test_the_metrics_that_a_logger_of_the_users_would_delete_are_moved_aside(fit, their_metrics, tmp_path, capsys):
     place, flags = their_metrics
     fit(*ONE_STEP, *flags)
+    assert "--logdir" not in capsys.readouterr().out
     assert (place / "metrics.csv.before-1").read_text() == "step,train/loss\n1,2.5\n"
     first = (place / "metrics.csv").read_text()
     assert "val/loss" in first
@@ -122,14 +125,27 @@ def test_the_metrics_that_a_logger_of_the_users_would_delete_are_moved_aside(fit
     assert (place / "metrics.csv.before-2").read_text() == first
 
 
-def test_the_configuration_of_a_run_lies_in_its_folder_whatever_logs_first(fit, tmp_path):
+def test_the_configuration_of_a_run_lies_in_its_folder_and_in_what_other_loggers_write(fit, tmp_path, capsys):
     loggers = [
         {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "logs")}},
         {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path / "run"), "name": "", "version": ""}},
     ]
     fit(*ONE_STEP, "--trainer.logger", json.dumps(loggers))
-    assert (tmp_path / "run" / "config.yaml").exists()
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert not list(tmp_path.glob("logs/**/config.yaml"))
+    assert [yaml.safe_load(file.read_text()) for file in tmp_path.glob("**/hparams.yaml")] == [config]
+    assert f"(tensorboard --logdir {tmp_path / 'logs'})" in capsys.readouterr().out
+
+
+def test_a_logger_that_refuses_the_settings_of_a_run_does_not_end_it(tmp_path, capsys):
+    class Fixed(CSVLogger):
+        def log_hyperparams(self, params):
+            raise ValueError("Changing values is not allowed.\nSee ...")
+
+    _log_settings(Fixed(str(tmp_path / "logs")), {"seed_everything": 0}, tmp_path / "run")
+    assert capsys.readouterr().err == (
+        "fastslm: trainer.logger: Fixed did not take the settings of this run: Changing values is not allowed.\n"
+    )
 
 
 def test_metrics_are_put_back_where_nothing_was_trained(tmp_path):

@@ -1,8 +1,11 @@
 """What people do with the models and processors of transformers works with exported ones, or is refused in words."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, GenerationConfig
 
 import fastslm
@@ -61,6 +64,35 @@ def test_a_limit_of_no_tokens_is_refused_as_transformers_does(folder, processor,
     assert model.generate(**inputs, max_new_tokens=None, min_new_tokens=2).shape[1] > 1
 
 
+def test_a_configuration_of_the_callers_leaves_the_limit_of_the_folder_to_the_folder(folder, processor):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    model.generation_config.max_new_tokens = 3
+    inputs = processor(np.zeros(16_000, np.float32))
+    for settings in (None, GenerationConfig(), GenerationConfig(num_beams=2), GenerationConfig(min_new_tokens=2)):
+        assert model.generate(**inputs, generation_config=settings, min_new_tokens=3).shape[1] == 3
+    settings = GenerationConfig(max_new_tokens=5)
+    assert model.generate(**inputs, generation_config=settings, min_new_tokens=5).shape[1] == 5
+    assert settings.eos_token_id is None
+    assert model.generation_config.max_new_tokens == 3
+
+
+def test_options_that_read_the_ids_of_the_prompt_are_refused(folder, processor):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor(np.zeros(16_000, np.float32))
+    for options in (
+        {"assistant_model": model},
+        {"encoder_no_repeat_ngram_size": 2},
+        {"encoder_repetition_penalty": 1.1},
+        {"prefill_chunk_size": 8},
+        {"guidance_scale": 1.5},
+        {"generation_config": GenerationConfig(guidance_scale=1.5)},
+    ):
+        name = "guidance_scale" if "generation_config" in options else next(iter(options))
+        with pytest.raises(ValueError, match=f"generate: {name} would read the ids of the whole prompt"):
+            model.generate(**inputs, **options)
+    assert model.generate(**inputs, guidance_scale=1.0, assistant_model=None, max_new_tokens=2).shape[1] <= 2
+
+
 def test_prompt_and_answer_keep_within_the_context_of_the_llm(folder, processor):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     audio = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) / 9
@@ -108,3 +140,27 @@ def test_tokens_are_added_to_a_model_that_goes_on_answers_trains_and_is_saved(fo
     again = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
     assert again.generate(**inputs, **options).tolist() == before
     assert fastslm.load(tmp_path, device="cpu").path.llm.causal_lm.get_output_embeddings().weight.shape[0] == size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "targets"), [("default", ["q_proj"]), ("mine", ["q_proj"]), ("mine", "all-linear"), ("default", ["fc1"])]
+)
+def test_adapters_beside_those_that_were_trained_are_refused(folder, processor, name, targets):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    inputs, adapter = processor(np.zeros(16_000, np.float32)), LoraConfig(r=2, target_modules=targets)
+    before = model(**inputs).logits
+    for add in (partial(get_peft_model, model), model.add_adapter):
+        with pytest.raises(ValueError, match=r"has trained adapters of its own, .* again with --merge-lora"):
+            add(adapter, adapter_name=name)
+    assert torch.equal(model(**inputs).logits, before)
+
+
+@torch.no_grad()
+def test_a_merged_model_with_a_fresh_adapter_says_what_it_said(tmp_path, run, processor):
+    export_model(run, tmp_path / "out", merge_lora=True)
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    inputs = processor(np.zeros(16_000, np.float32))
+    before = model(**inputs).logits
+    more = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    torch.testing.assert_close(more(**inputs).logits, before)

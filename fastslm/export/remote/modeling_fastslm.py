@@ -28,6 +28,18 @@ from fastslm.path.model import SpeechLM
 from fastslm.path.settings import SpeechSettings
 
 
+def _refuse_more_adapters(*_: Any, **__: Any) -> None:
+    """Refuse what PEFT would do without a word: draw the trained adapters anew, or switch them off.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        "The LLM of this model has trained adapters of its own, which another one would replace or switch off: export"
+        " the run again with --merge-lora, and add adapters to that model."
+    )
+
+
 class TextModel(LanguageModel):
     """A causal LM from its configuration, with adapters in its layers when they are not merged."""
 
@@ -38,12 +50,16 @@ class TextModel(LanguageModel):
         if lora is not None:
             try:
                 from peft import LoraConfig, inject_adapter_in_model
+                from peft.tuners.tuners_utils import BaseTunerLayer
             except ImportError as error:
                 raise ImportError(
                     "This model's adapters are not merged, and need the package peft: pip install peft, or export again"
                     " with --merge-lora."
                 ) from error
             inject_adapter_in_model(LoraConfig(task_type="CAUSAL_LM", **lora), self.causal_lm)
+            for layer in self.causal_lm.modules():
+                if isinstance(layer, BaseTunerLayer):  # PEFT calls these wherever it adds an adapter to a model
+                    vars(layer).update(update_layer=_refuse_more_adapters, set_adapter=_refuse_more_adapters)
 
     def load(self) -> None:
         """Do nothing: weights come with the folder."""
@@ -164,6 +180,16 @@ def names_in_folders(causal_lm: Any) -> dict[str, str]:
 def _unsplit(model: nn.Module) -> set[str]:
     """Return the classes of transformers' layers in a model that must lie on one device whole."""
     return {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+
+
+#: Options of ``generate`` that take the prompt from its ids. The LLM gets embeddings.
+_READ_PROMPT_IDS = (
+    "assistant_model",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "guidance_scale",
+    "prefill_chunk_size",
+)
 
 
 class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -300,18 +326,25 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         has room for.
 
         Raises:
-            ValueError: there are no ids, they and the audio leave no room in the LLM's context, or its logits are no
-                numbers.
+            ValueError: there are no ids, an option reads more ids than there are, ids and audio leave no room in the
+                LLM's context, or its logits are no numbers.
         """
         if input_ids is None:
             raise ValueError("Give input_ids, and input_features with audio_feature_lens, as the processor makes them.")
+        settings = copy.deepcopy(generation_config or self.generation_config)
+        settings.update(**self.generation_config.to_dict(), defaults_only=True)  # what the caller leaves open
+        given = {name: others.get(name, getattr(settings, name, None)) for name in _READ_PROMPT_IDS}
+        if useless := [name for name, value in given.items() if value not in (None, 0, 1)]:  # these change nothing
+            raise ValueError(
+                f"generate: {', '.join(useless)} would read the ids of the whole prompt, and speech tokens have none:"
+                " leave it out."
+            )
         embeddings, mask, _, seconds = self._splice(input_ids, attention_mask, input_features, audio_feature_lens, None)
         room = self._room(embeddings, mask, least=1)
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device)
         causal_lm: Any = self.path.llm.causal_lm
-        causal_lm.generation_config = copy.deepcopy(self.generation_config)  # fills in what the caller leaves open
-        settings = copy.deepcopy(generation_config) or causal_lm.generation_config
+        causal_lm.generation_config = settings
         most = others.pop("max_new_tokens", None)
         most = settings.max_new_tokens if most is None else most
         if most is None and others.get("max_length") is None and settings.max_length is None:
