@@ -24,19 +24,21 @@ class Voices:
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
         self._counts: dict[str, int] = {}
+        self._first: dict[tuple[int, int | None], str] = {}  # the first voice of each recording and channel
 
     def add(self, utterance: Utterance, joins: str | None) -> None:
         """Count who speaks; ``joins`` says by what utterances are joined, see ``ListingOptions``."""
         voice = voice_of(utterance)
         self._counts[voice] = self._counts.get(voice, 0) + 1
-        self._parent.setdefault(voice, voice)
-        stretches = [audio for audio in utterance.audio if audio.start_seconds is not None]
-        ties = [f"~{(*audio.recording, audio.channel)}" for audio in stretches]  # sorted behind what is drawn
+        self._root(voice)
+        for audio in utterance.audio:
+            self._tie(voice, self._first.setdefault((hash(audio.recording), audio.channel), voice))
         if joins == "chapter" and utterance.group is not None:
-            ties.append(f"joined {utterance.group}")
-        for tie in ties:
-            root, other = self._root(voice), self._root(tie)
-            self._parent[max(root, other)] = min(root, other)
+            self._tie(voice, f"joined {utterance.group}")
+
+    def _tie(self, voice: str, other: str) -> None:
+        first, last = sorted((self._root(voice), self._root(other)))
+        self._parent[last] = first
 
     def _root(self, name: str) -> str:
         self._parent.setdefault(name, name)
@@ -47,6 +49,8 @@ class Voices:
 
     def dev(self, share: float, seed: int) -> set[str]:
         """Return voices that speak about ``share`` of all utterances, drawn by ``seed``."""
+        for (recording, _), voice in self._first.items():  # what mixes the channels of a recording holds each of them
+            self._tie(voice, self._first.get((recording, None), voice))
         sizes: dict[str, int] = {}
         for voice, count in self._counts.items():
             sizes[self._root(voice)] = sizes.get(self._root(voice), 0) + count

@@ -59,8 +59,8 @@ def test_shuffling_follows_the_seed(build, manifest, tmp_path):
 
 
 def test_a_dev_split_shares_no_speaker(build, save, json_lines, samples_of, tmp_path):
-    wav = str(save("a.wav", 0.5))
-    rows = [{"audio_filepath": wav, "id": f"u{i}", "text": "x", "speaker": f"s{i % 10}"} for i in range(60)]
+    wavs = [str(save(f"{i}.wav", 0.5)) for i in range(10)]
+    rows = [{"audio_filepath": wavs[i % 10], "id": f"u{i}", "text": "x", "speaker": f"s{i % 10}"} for i in range(60)]
     build(json_lines(tmp_path / "m.jsonl", rows), "--dev-share", 0.2)
     train, dev = (samples_of(tmp_path / "out", f"{name}-*.tar") for name in ("train", "dev"))
     assert len(train) == 48
@@ -82,6 +82,31 @@ def test_a_dev_split_shares_no_recording(build, save, json_lines, samples_of, tm
     recordings = [{(key[:2], sample.fields["channel"]) for key, sample in split.items()} for split in (train, dev)]
     assert [len(train), len(dev)] == [12, 4]
     assert not recordings[0] & recordings[1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"task": "sqqa", "question": "what?", "answer": "that"},
+        {"speaker": "of another release {}", "text": "x"},
+        {"speaker": "of a part {}", "text": "x", "offset": 0.5, "duration": 0.5},
+        {"speaker": "of a channel {}", "text": "x", "channel": 1},
+    ],
+    ids=["none", "whole", "part", "channel"],
+)
+def test_a_dev_split_shares_no_file_with_rows_that_name_another_speaker(
+    build, save, json_lines, samples_of, tmp_path, other
+):
+    rows = []
+    for i in range(8):
+        path = str(save(f"{i}.wav", 1.0, 300 + 50 * i, channels=2))
+        rows.append({"audio_filepath": path, "id": f"{i}-named", "text": "x", "speaker": f"s{i % 4}"})
+        fields = {name: value.format(i) if name == "speaker" else value for name, value in other.items()}
+        rows.append({"audio_filepath": path, "id": f"{i}-other", **fields})
+    build(json_lines(tmp_path / "m.jsonl", rows), "--dev-share", 0.3)
+    train, dev = ({key[0] for key in samples_of(tmp_path / "out", f"{name}-*.tar")} for name in ("train", "dev"))
+    assert len(train | dev) == 8
+    assert not train & dev
 
 
 def test_speakers_numbered_anew_in_each_file_make_no_dev_split(build, save, json_lines, tmp_path, capsys):
