@@ -306,6 +306,8 @@ def _remarks(streams: list[Stream], seconds: float) -> list[str]:
 
 def _check_sound(sound: Any) -> None:
     """Raise where a header cannot be true; for ``soundfile.SoundFile`` and what ``soundfile.info`` returns."""
+    if sound.format == "MPC2K":  # of a sampler; told by two bytes, with which samples without a header may begin, too
+        raise DataError("unreadable audio: it is no format of recordings; raw samples need a header, such as WAV's")
     check_rate(sound.samplerate)
     if sound.frames <= 0 or sound.channels <= 0:
         raise DataError("unreadable audio: it holds no samples")

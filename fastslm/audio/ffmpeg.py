@@ -32,6 +32,15 @@ _PAUSE_BYTES = 6  # at most, in a frame that says how a pause sounds; one of spe
 _BARE = {"aac", "ac3", "eac3", "dts"}
 #: Whose header tells how long they are; of other files FFmpeg guesses it from their bit rate.
 _TELLING = {"mov", "matroska", "asf", "flv", "caf", "tta", "wv", "rm"}
+#: Formats that recordings come in, by FFmpeg's names. It knows hundreds more, of games and instruments, and tells some
+#: of them by so few bytes that samples without a header and damaged files pass for them, and become noise.
+_RECORDINGS = {
+    "aa", "aac", "ac3", "act", "aea", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "asf_o", "au", "avi", "avr", "caf",
+    "codec2", "dsf", "dss", "dts", "dtshd", "dv", "eac3", "flac", "flv", "gsm", "gxf", "iamf", "iff", "ilbc", "ircam",
+    "live_flv", "loas", "matroska", "mlp", "mov", "mp3", "mpc", "mpc8", "mpeg", "mpegts", "mxf", "nistsphere", "nut",
+    "ogg", "oma", "pvf", "qcp", "qoa", "rm", "sbc", "sds", "shn", "sox", "swf", "tak", "truehd", "tta", "voc", "vqf",
+    "w64", "wav", "wsd", "wtv", "wv", "xwma",
+}  # fmt: skip
 #: Matroska and WebM, ASF, AMR, Flash, SoX, and VOC, of whose later blocks libsndfile takes the headers for samples.
 _CONTAINERS = (b"\x1aE\xdf\xa3", b"\x30\x26\xb2\x75", b"#!AMR", b"FLV\x01", b".SoX", b"XoS.", b"Creative Voi")
 
@@ -67,11 +76,15 @@ def _open(file: BinaryIO) -> tuple[Any, Any]:
             raise DataError(f"unreadable audio: {why}") from error
         bare = "; raw samples need a header, such as WAV's" * isinstance(error, av.error.InvalidDataError)
         raise DataError(f"unreadable audio: {_short(error)}{bare}") from error
-    if not container.streams.audio:
-        container.close()
-        raise DataError("unreadable audio: it holds no audio stream")
-    stream = container.streams.audio[0]
     try:
+        if not container.streams.audio:
+            raise DataError("unreadable audio: it holds no audio stream")
+        if (name := _name(container)) not in _RECORDINGS:
+            raise DataError(
+                f"unreadable audio: to FFmpeg it looks like {name!r}, which is no format of recordings; raw samples"
+                " need a header, such as WAV's"
+            )
+        stream = container.streams.audio[0]
         if stream.codec_context is None:
             why = "FFmpeg has no decoder for its codec; convert it with a program that has one"
             raise DataError(f"unreadable audio: {why}")
@@ -80,6 +93,10 @@ def _open(file: BinaryIO) -> tuple[Any, Any]:
         container.close()
         raise
     return container, stream
+
+
+def _name(container: Any) -> str:
+    return str(container.format.name).split(",")[0]
 
 
 def av_info(file: BinaryIO, decode: bool = False) -> AudioInfo:
@@ -198,7 +215,7 @@ def _cut(file: BinaryIO, start: float, stop: float | None, remarks: list[str] | 
             if start and is_mpeg:
                 origin = max(stream.start_time or 0, 0)
                 skip_to = origin + place / stream.time_base
-            elif start and container.format.name.split(",")[0] in _INDEXED:
+            elif start and _name(container) in _INDEXED:
                 origin = _origin(next(container.decode(stream), None))
                 container.seek(origin + int(place / stream.time_base), stream=stream)
             position, end, lost = None, 0.0, 0.0
@@ -246,7 +263,7 @@ def _origin(first: Any) -> int:
 
 def _least_seconds(container: Any, stream: Any) -> float:
     """Return what the sound lasts at least by its header; 0 where that does not tell."""
-    if container.format.name.split(",")[0] not in _TELLING or stream.codec_context.name in _BY_DURATION:
+    if _name(container) not in _TELLING or stream.codec_context.name in _BY_DURATION:
         return 0.0
     told = float((stream.duration or 0) * stream.time_base)
     if not told and len(container.streams) == 1:  # Matroska tells the length of the whole
@@ -267,7 +284,7 @@ def _frames(container: Any, stream: Any, skip_to: Any) -> Iterator[Any]:
     """
     import av
 
-    may_lose = stream.codec_context.name in _BY_DURATION or container.format.name.split(",")[0] not in _TELLING
+    may_lose = stream.codec_context.name in _BY_DURATION or _name(container) not in _TELLING
     for packet in container.demux(stream):
         if skip_to is not None and packet.pts is not None and packet.pts < skip_to:
             continue

@@ -337,6 +337,13 @@ def test_what_is_no_audio_is_named(data, what):
         read_info(io.BytesIO(data))
 
 
+@pytest.mark.parametrize("begin", [[4, 20], [0x0401, 0]], ids=["of a game", "of a sampler"])
+def test_samples_without_a_header_are_no_audio_though_they_begin_as_another_format_does(begin):
+    samples = np.array(begin + [8000] * 20_000, "<i2")
+    with pytest.raises(DataError, match="no format of recordings; raw samples need a header"):
+        read_info(io.BytesIO(samples.tobytes()))
+
+
 def test_a_file_is_what_its_bytes_are_whatever_its_name(tmp_path, capfd):
     kinds = {
         "WAV": encode("WAV"),
