@@ -315,8 +315,12 @@ def _silence(packet: Any) -> Any:
 
 
 def _track_remarks(container: Any) -> list[str]:
-    count = len(container.streams.audio)
-    return [f"several sound tracks: {count}, of which the first is taken"] if count > 1 else []
+    stream, count = container.streams.audio[0], len(container.streams.audio)
+    remarks = [f"several sound tracks: {count}, of which the first is taken"] if count > 1 else []
+    late = float((stream.start_time or 0) * stream.time_base) - (container.start_time or 0) / 1_000_000
+    if late > _DOUBTFUL_SECONDS:
+        remarks.append(f"late sound: it begins {late:.2f} s behind the file; times are counted from its own begin")
+    return remarks
 
 
 def _planar(frame: Any) -> Any:

@@ -37,7 +37,7 @@ def ffmpeg(container, codec, late_seconds=0, samples=TONE, rate=RATE, size=1152,
     return buffer.getvalue()
 
 
-def video(container, codec):
+def video(container, codec, late_seconds=0):
     """Return the tone beside grey pictures."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
@@ -49,7 +49,7 @@ def video(container, codec):
             output.mux(pictures.encode(picture))
             begin = tenth * RATE // 10
             frame = av.AudioFrame.from_ndarray(TONE[None, begin : begin + RATE // 10].copy(), "flt", "mono")
-            frame.sample_rate, frame.pts = RATE, begin
+            frame.sample_rate, frame.pts = RATE, begin + late_seconds * RATE
             for part in av.AudioResampler(sound.format.name).resample(frame):
                 output.mux(sound.encode(part))
         output.mux([*pictures.encode(None), *sound.encode(None)])
@@ -335,6 +335,17 @@ def test_a_rate_that_no_recording_has_is_refused(rate):
 def test_what_is_no_audio_is_named(data, what):
     with pytest.raises(DataError, match=what):
         read_info(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("late_seconds", [0, 2])
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
+def test_sound_that_begins_behind_its_video_is_told(container, late_seconds):
+    data, remarks = video(container, "aac", late_seconds), []
+    decode(io.BytesIO(data), remarks=remarks)
+    assert read_info(io.BytesIO(data)).remarks == tuple(remarks)
+    told = [remark for remark in remarks if remark.startswith("late sound: it begins ")]
+    assert len(told) == bool(late_seconds)
+    assert all(float(remark.split()[4]) == pytest.approx(late_seconds, abs=0.1) for remark in told)
 
 
 @pytest.mark.parametrize("begin", [[4, 20], [0x0401, 0]], ids=["of a game", "of a sampler"])
