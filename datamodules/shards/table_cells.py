@@ -22,7 +22,7 @@ class Described:
 
     Attributes:
         audio: the column of type Audio, or of bytes under a usual name; None where there is none.
-        others: further columns of type Audio.
+        others: further columns of type Audio, or of bytes and path where nothing says of what.
         binary: columns that hold encoded audio: bytes, or bytes and path.
         labels: names by number, of columns that hold class labels.
     """
@@ -199,4 +199,5 @@ def describe(table: Table) -> Described:
     if not candidates and not {*USUAL_NAMES["audio"]} & {*table.schema.names}:  # bytes may be anything
         candidates = [*binary]
     audio = candidates[0] if candidates else None
-    return Described(audio, [name for name in marked if name != audio], binary, labels)
+    alike = [name for name, kind in binary.items() if kind == "struct" and name not in features]
+    return Described(audio, [name for name in (*marked, *alike) if name != audio], binary, labels)

@@ -264,8 +264,12 @@ def check_fields(fields: dict[str, Any], num_recordings: int) -> None:
 
 
 def letters_of(words: str) -> str:
-    """Return a text without spaces, signs and case, as words are compared."""
-    return "".join(character for character in words.casefold() if character.isalnum())
+    """Return a text without spaces, signs and case, as words are compared: its letters, their marks, and numbers.
+
+    Many scripts write vowels as marks.
+    """
+    composed = unicodedata.normalize("NFC", words.casefold())
+    return "".join(c for c in composed if c.isalnum() or unicodedata.category(c)[0] == "M")
 
 
 def stem(path: str) -> str:

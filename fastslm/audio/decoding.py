@@ -20,7 +20,7 @@ from fastslm.audio.ogg import ogg_streams
 from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.audio.resampling import Blocks, check_rate, resampled
 from fastslm.audio.stale_headers import stale_stream
-from fastslm.audio.streams import LONGEST_SECONDS, SLACK_SECONDS, Clamped, Stream, excerpt, size_of
+from fastslm.audio.streams import LONGEST_SECONDS, SLACK_SECONDS, Clamped, Stream, after_id3, excerpt, size_of
 from fastslm.audio.wav import is_wav, wav_streams
 from fastslm.audio.whole import check_whole
 from fastslm.errors import DataError
@@ -76,6 +76,9 @@ def streams_of(file: BinaryIO, thorough: bool = True) -> list[Stream]:
 
 
 def _other(file: BinaryIO) -> Stream:
+    begin = after_id3(file)
+    if 0 < begin < size_of(file):  # FFmpeg looks for the format in the first megabyte, which a picture may fill
+        file = excerpt(file, begin, size_of(file) - begin)
     file.seek(0)
     try:
         is_exact = not soundfile.info(Clamped(file)).subtype.startswith("MPEG")

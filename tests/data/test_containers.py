@@ -65,6 +65,7 @@ def frames_of(data):
     return note + 8, int.from_bytes(data[note + 8 : note + 12], "big")
 
 
+PICTURE = b"ID3\x04\x00\x00\x01\x00\x00\x00" + bytes(1 << 21)  # a tag of 2 MB
 SELDOM = {
     "MP3 in WAV": lambda: ffmpeg("wav", "libmp3lame"),
     "ALAC in CAF": lambda: ffmpeg("caf", "alac"),
@@ -78,6 +79,8 @@ SELDOM = {
     "Matroska that begins late": lambda: ffmpeg("matroska", "pcm_s16le", late_seconds=5),
     "MP3 behind zeros": lambda: bytes(4096) + encode("MP3"),
     "MP3 with a tag and zeros": lambda: b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10 + 500) + encode("MP3"),
+    "AAC with a picture in its tag": lambda: PICTURE + ffmpeg("adts", "aac"),
+    "WavPack with a picture in its tag": lambda: PICTURE + ffmpeg("wv", "wavpack"),
     "WAV of mu-law": lambda: encode("WAV", "ULAW"),
     "WAV of ADPCM": lambda: encode("WAV", "MS_ADPCM"),
     "big-endian WAV": lambda: encode("WAV", endian="BIG"),

@@ -420,6 +420,14 @@ def test_decoded_samples_in_a_data_set_are_refused_as_such(build, tmp_path, caps
     assert "holds decoded samples" in capsys.readouterr().err
 
 
+def test_lists_of_recordings_in_a_data_set_are_refused_as_such(build, tmp_path, capsys):
+    pyarrow = pytest.importorskip("pyarrow")
+    row = {"audio": [{"bytes": b"RIFF", "path": "a.wav"}] * 2, "text": "one"}
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist([row]), tmp_path / "d.parquet")
+    build(tmp_path / "d.parquet", status=2)
+    assert "holds lists of recordings" in capsys.readouterr().err
+
+
 def test_a_packed_tar_beside_others_is_not_passed_over(build, write_shard, flac, tmp_path, reasons):
     write_shard(tmp_path / "tars/a.tar", [("a", {"flac": flac(0.3), "json": {"text": "one"}})])
     (tmp_path / "tars/b.tar.gz").write_bytes(gzip.compress((tmp_path / "tars/a.tar").read_bytes()))

@@ -132,13 +132,17 @@ def encoded(samples):
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def test_of_two_audio_columns_the_one_that_is_called_so_is_taken_and_it_is_noted(build, tone, tmp_path, notes):
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_of_two_audio_columns_the_one_that_is_called_so_is_taken_and_it_is_noted(
+    build, tone, tmp_path, notes, is_marked
+):
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
     audio = {"sampling_rate": 16000, "_type": "Audio"}
     marked = json.dumps({"info": {"features": {"noise": audio, "audio": audio}}})
     table = pa.table({"noise": [encoded(tone(1.0, 700))], "audio": [encoded(tone(1.0, 300))], "text": ["a"]})
-    pq.write_table(table.replace_schema_metadata({"huggingface": marked}), tmp_path / "x.parquet")
+    table = table.replace_schema_metadata({"huggingface": marked} if is_marked else None)
+    pq.write_table(table, tmp_path / "x.parquet")
     (sample,) = build(tmp_path / "x.parquet").values()
     assert hertz(sample) == 300
     (note,) = notes()

@@ -240,10 +240,11 @@ def test_two_texts_of_one_sample_in_a_tar_are_refused(build, write_shard, flac, 
         ("a", {**both, "txt": b"two"}),
         ("b", {**both, "txt": b"one\n"}),
         ("c", {"flac": flac(0.2), "txt": b"three"}),
+        ("d", {"flac": flac(0.2), "json": {"task": "asr", "text": "one"}, "txt": b"two"}),
     ]
     write_shard(tmp_path / "t.tar", shards)
     assert list(build(tmp_path / "t.tar", "--max-broken-share", 0.5)) == ["b", "c"]
-    assert reasons() == {"two texts": 1}
+    assert reasons() == {"two texts": 2}
 
 
 @pytest.mark.parametrize(
@@ -362,6 +363,7 @@ def test_a_name_with_two_values_in_an_object_is_refused(
     ("more", "reason"),
     [
         ({"transcript": "other words"}, ["two texts"]), ({"sentence": "ONE."}, []), ({"normalized_text": "1"}, []),
+        ({"text": "मेरा", "sentence": "मेरी"}, ["two texts"]), ({"text": "é", "sentence": "e\u0301"}, []),
         ({"path": "b.wav"}, ["two recordings"]), ({"path": "clips/a.mp3"}, []), ({"file": ""}, []),
     ],
     ids=lambda value: " ".join(value),

@@ -23,6 +23,7 @@ from ._splits import split_of
 from .options import SourceOptions
 
 _DECODED = re.compile(r"(large_|fixed_size_)?list<|struct<(.*, )?array: ")  # types of Arrow
+_SEVERAL = re.compile(r"(large_|fixed_size_)?list<\w+: struct<(.*, )?bytes: ")
 _NUMBERED = re.compile(r"(?P<split>.+?)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{8,})?(?P<rest>\..*)?")
 _TABLES = (".arrow", ".parquet")
 _LARGE_GROUP_BYTES = 1 << 30
@@ -192,7 +193,13 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
             yield Noted(path, "?", "two recordings", f"{detail}: --column audio={other}")
     check_columns(resolved, names, path)
     held = resolved.get("audio") in table.schema.names  # and not what a folder stands for
-    if held and _DECODED.match(str(table.schema.field(resolved["audio"]).type)):
+    kind = str(table.schema.field(resolved["audio"]).type) if held else ""
+    if _SEVERAL.match(kind):
+        raise DataError(
+            f"{path}: column {resolved['audio']!r} holds lists of recordings, and one a row is read. Write a row of"
+            " each."
+        )
+    if _DECODED.match(kind):
         raise DataError(
             f"{path}: column {resolved['audio']!r} holds decoded samples, and encoded audio (bytes or paths) is read."
             " Write it with an Audio column, such as by dataset.cast_column('audio', datasets.Audio())."

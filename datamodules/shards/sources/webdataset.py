@@ -14,7 +14,7 @@ from ...reading.store import tar_state
 from ...reading.tar import NO_SAMPLE, Members, read_groups, read_text, recording_names, recordings_of
 from ..naming import renamed, resolve_columns
 from ..times import TIMES, stated_length, untaken
-from ..utterance import Audio, Noted, Refused, Utterance
+from ..utterance import Audio, Noted, Refused, Utterance, answer_field
 from . import archive
 from ._doubts import other_text
 from .options import SourceOptions
@@ -96,7 +96,7 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
         stated = stated_length(times)
         if "txt" in members:
             text = read_text(descriptor, members["txt"]).decode("utf-8-sig").strip()
-            if text and "task" not in fields and fields.get("text") not in (None, "", text):
+            if text and answer_field(fields) in ("text", None) and fields.get("text") not in (None, "", text):
                 raise DataError(f"two texts: the .json says {fields['text']!r:.60}, the .txt {text!r:.60}")
             fields["text"] = fields.get("text") or text
     except UnicodeDecodeError as error:
