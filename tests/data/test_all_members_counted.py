@@ -233,6 +233,24 @@ def test_doubtful_samples_are_findings_of_check_and_counts_of_training(tar_of, f
     assert "val data: to be looked at: 1 x same sample twice" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"start": 1.0, "end": 2.0}, {"offset_ms": 1000, "end_ms": 2000}, {"begin_time": "0.5", "end_time": "1.5"},
+        {"duration": "00:00:01"}, {"duration_ms": 1000}, {"duration": "long"},
+    ],
+    ids=lambda times: " ".join(times),
+)  # fmt: skip
+def test_times_that_a_build_refuses_are_findings(tar_of, flac, check, times):
+    tar = tar_of(("a.flac", flac(4.0)), ("a.json", as_json("one two", **times)))
+    assert check(tar) == {"a": "unusable fields" if times.get("duration") == "long" else "other length than stated"}
+
+
+@pytest.mark.parametrize("times", [{"start": 7.0, "end": 11.0}, {"duration": 64_000}, {"duration_ms": 4000}])
+def test_times_of_where_a_recording_was_cut_out_are_none(tar_of, flac, check, times):
+    assert check(tar_of(("a.flac", flac(4.0)), ("a.json", as_json("one two", **times)))) == {}
+
+
 def test_validation_samples_that_are_trained_on_are_counted_whatever_their_shard_and_key(tar_of, flac, data_of):
     dev = [(f"b{i}.{e}", d) for i in range(3) for e, d in (("flac", flac(0.5, seed=i)), ("json", as_json(f"n {i}")))]
     other = [("a.flac", flac(0.5, seed=9)), ("a.json", as_json("words"))]
