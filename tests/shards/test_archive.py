@@ -130,6 +130,19 @@ def test_samples_whose_json_names_their_audio_are_samples(build, save, write_sha
     assert not notes()
 
 
+def test_a_list_of_something_else_beside_samples_is_left_out_by_name(build, save, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"text": "one"}))
+    (tmp_path / "m.jsonl").write_text(json.dumps({"word": "one", "start": 0.1}))
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for path, name in (("a.json", "u0.json"), ("m.jsonl", "u0.jsonl"), ("m.jsonl", "stats.jsonl")):
+            tar.add(tmp_path / path, name)
+        tar.add(save("a.wav"), "u0.wav")
+    assert list(build(tmp_path / "t.tar")) == ["u0"]
+    assert not (tmp_path / "out" / "broken.jsonl").read_text()
+    (note,) = [json.loads(line) for line in (tmp_path / "out" / "notes.jsonl").read_text().splitlines()]
+    assert note["detail"] == "2 of samples that end in .jsonl"
+
+
 def test_what_is_missing_or_in_no_manifest_is_counted(build, corpus, tmp_path, reasons):
     samples = build(corpus(manifest=[row("u0", "one"), row("u9", "nine")]), "--max-broken-share", 0.9)
     assert list(samples) == ["u0"]

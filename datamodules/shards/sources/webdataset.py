@@ -19,6 +19,7 @@ from . import archive
 from ._doubts import other_text
 from .options import SourceOptions
 
+_LISTS = ("jsonl", "ndjson", "manifest")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
@@ -56,6 +57,9 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
                 left: Counter[str] = Counter()
                 state = tar_state(file.fileno())
                 for key, members in contents.groups.items():
+                    if all(name.lower().removesuffix(".gz").endswith(_LISTS) for name in members):  # no sample's
+                        left.update(members.keys())
+                        continue
                     sample = _sample(shard, key, members, file.fileno(), options)
                     for audio in sample.audio if isinstance(sample, Utterance) else ():
                         audio.container = state
