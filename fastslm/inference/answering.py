@@ -24,6 +24,13 @@ from .words import Vocabulary
 _FALLBACK_TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
+def way_out(request: Request) -> str:
+    """Return what to do where a recording is too long for the LLM's context."""
+    if request.definition.timed:
+        return "Transcribe it section by section (section_minutes)."
+    return "Give a shorter recording, or a part of it: such an answer is about the whole."
+
+
 class AnsweringModel:
     """What ``Model`` and the ways in which it answers (streams, sections, batches) stand on.
 
@@ -130,14 +137,14 @@ class AnsweringModel:
             self._vocabularies[spaced] = Vocabulary(self.path.prompter.tokenizer, self._text_lock, spaced)
         return self._vocabularies[spaced]
 
-    def limit(self, seconds: float, given: int | None, num_positions: int, in_sections: bool = True) -> int:
+    def limit(self, seconds: float, given: int | None, num_positions: int, way_out: str = "") -> int:
         """Return the most new tokens of an answer.
 
         Args:
             seconds: audio it is about.
             given: what the caller asked for; None follows the audio.
             num_positions: positions of the prompt.
-            in_sections: the caller can transcribe the audio section by section instead.
+            way_out: what the caller can do where it is the audio that is too long, a sentence; empty: nothing.
 
         Raises:
             DataError: the prompt leaves no room in the LLM's context.
@@ -145,7 +152,7 @@ class AnsweringModel:
         room = self.path.llm.context_length - num_positions
         settings = self.path.listener.settings
         speech = seconds * self.path.abstractor.budget.tokens_per_window / settings.window_seconds
-        if room < 1 and (speech < num_positions / 2 or not in_sections):
+        if room < 1 and (speech < num_positions / 2 or not way_out):
             raise DataError(
                 f"the prompt makes {num_positions} positions, {speech:.0f} of them of audio, and the LLM has"
                 f" {self.path.llm.context_length}. Ask in fewer words."
@@ -153,7 +160,7 @@ class AnsweringModel:
         if room < 1:
             raise DataError(
                 f"{seconds / 60:.1f} minutes of audio make {num_positions} positions, and the LLM has"
-                f" {self.path.llm.context_length}. Transcribe it section by section (section_minutes)."
+                f" {self.path.llm.context_length}. {way_out}"
             )
         return min(given or self.max_new_tokens or self.longest_answer(seconds), room)
 

@@ -12,7 +12,7 @@ from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError, FastSLMError
 from fastslm.path.request import Request
 
-from .answering import AnsweringModel
+from .answering import AnsweringModel, way_out
 from .audio import AudioSource, name_of, open_audio
 from .engine import Decoding, read, write
 from .generated import Generated
@@ -84,7 +84,7 @@ def transcribe(
         if recording.error is None:
             num_positions = len(before) + len(after) + sum(len(t) for t in recording.tokens)
             try:
-                recording.limit = model.limit(recording.seconds, max_new_tokens, num_positions)
+                recording.limit = model.limit(recording.seconds, max_new_tokens, num_positions, way_out(request))
             except FastSLMError as error:
                 recording.fail(error)
     good = [r for r in recordings if r.error is None]

@@ -216,6 +216,7 @@ class Model(AnsweringModel):
         source = _opened(audio, sample_rate_hz)
         stream = AudioStream(self, requests[0], keep_tokens=False)
         stream.add(source, on_progress)
+        stream.check_questions(requests)  # before the first answer, which would be lost
         answers = []
         for request in requests:
             answer = stream.answer(

@@ -117,7 +117,10 @@ class Answer:
         """What a reader of the text has to know, one sentence each; empty when all is well."""
         found = []
         if self.truncated:
-            found.append(f"cut off at {len(self.tokens)} tokens (max_new_tokens): the rest of the audio is not in it")
+            where = "at the end of a section" if len(self.segments) > 1 else f"at {len(self.tokens)} tokens"
+            found.append(
+                f"cut off {where}, by max_new_tokens or the LLM's context: what follows in the audio is missing"
+            )
         if self.loop is not None:
             what = f"a phrase {self.loop.repeats} times over" if self.loop.period else "itself"
             found.append(

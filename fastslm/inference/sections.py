@@ -8,7 +8,7 @@ by the next one, which has all of it.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -77,6 +77,7 @@ class _Writer:
         self.attempts, self.temperature, self.truncated = 1, decoding.temperature, False
         self.longest_pass = self.listening = 0.0  # seconds, of audio and of work
         self.num_signal_samples = 0
+        self.num_alone = 0  # sections without the one before, for which there was no room
 
     def sections(self, windows: Iterator[SpeechPart], num_windows: int) -> Iterator[_Section]:
         """Yield sections of ``num_windows`` windows as they are encoded."""
@@ -129,18 +130,14 @@ class _Writer:
 
     def _make_room(self, section: _Section) -> None:
         """Leave out earlier sections, the first one first, while with them the LLM has no room for the answer."""
-        limits = (
-            self.model.longest_answer(section.end - section.start),
-            self.model.max_new_tokens,
-            self.max_new_tokens,
-        )
-        most = self.model.path.llm.context_length
-        room = most - len(self.before) - len(self.after) - min(filter(None, limits))
+        longest = self.model.longest_answer(section.end - section.start)
+        answer = min(longest, self.max_new_tokens or self.model.max_new_tokens or longest)
+        room = self.model.path.llm.context_length - len(self.before) - len(self.after) - answer
         while self.context and section.num_tokens + sum(s.num_tokens + len(s.ids) for s in self.context) > room:
             self.context.pop(0)
         if not self.context and self.left:  # its audio is not in this section's prompt: the word stays where it was
             self.done[-1].ids += self.left
-            self.left = []
+            self.left, self.num_alone = [], self.num_alone + 1
 
     def _attempt(self, section: _Section, start: list[int], decoding: Decoding, more: list[int]) -> Generated:
         model, memory = self.model, self.model.new_memory()
@@ -151,7 +148,8 @@ class _Writer:
                 memory.read(tokens.to(model.dtype))
         rest = memory.embed([*self.after, *start, *more], model.device)
         seconds = section.end - section.start
-        limit = model.limit(seconds, self.max_new_tokens, memory.cache.num_positions + len(rest))
+        num_positions = memory.cache.num_positions + len(rest)
+        limit = model.limit(seconds, self.max_new_tokens, num_positions, "Take shorter sections (section_minutes).")
         generated = memory.answer(rest, limit, decoding, on_ids=self._wrote)
         return Generated([*more, *generated.ids], generated.end)
 
@@ -229,7 +227,7 @@ def transcribe(
     ids: list[int] = []
     for section in writer.done:
         ids += _behind(model, ids, section.ids) if section.begins else section.ids
-    return model.result(
+    answer = model.result(
         Generated(ids, "limit" if writer.truncated else "stop", writer.attempts, writer.temperature),
         request,
         seconds=end,
@@ -240,6 +238,13 @@ def transcribe(
         source=source.name,
         segments=segments.all,
     )
+    if not writer.num_alone:
+        return answer
+    doubt = (
+        f"has {writer.num_alone} sections that the LLM's context had no room for beside the one before: words where"
+        " they begin may be wrong; take shorter ones (section_minutes)"
+    )
+    return replace(answer, doubts=(*answer.doubts, doubt))
 
 
 def _behind(model: AnsweringModel, before: Sequence[int], ids: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ from fastslm.audio.resampling import Resampler
 from fastslm.errors import ConfigError, DataError
 from fastslm.path.request import Request
 
-from .answering import AnsweringModel
+from .answering import AnsweringModel, way_out
 from .arguments import check_limits
 from .audio import AudioSource
 from .engine import Decoding, Memory
@@ -155,7 +155,7 @@ class AudioStream:
         try:
             for part in encode(self._model.path, [source]):
                 seconds = self._num_samples / SAMPLE_RATE_HZ + part.seconds
-                self._model.limit(seconds, None, self._memory.cache.num_positions + len(part.tokens))
+                self._check_question(self._request, seconds, len(part.tokens))
                 self._take(part)
                 if on_progress:
                     on_progress("encoded", part.seconds)
@@ -163,6 +163,23 @@ class AudioStream:
             raise DataError(f"{source.name}: {error}") from error
         spent = time.perf_counter() - begin - (self.timings.prefill - prefill)
         self.timings += Timings(encode=spent)
+
+    def check_questions(self, requests: Sequence[Request]) -> None:
+        """Raise an error where one of several requests about whole recordings leaves no room for its answer.
+
+        Raises:
+            DataError: it does; says which.
+        """
+        for request in requests:
+            try:
+                self._check_question(request, self.seconds)
+            except DataError as error:
+                raise DataError(f"question {request.words[:60]!r}: {error}") from error
+
+    def _check_question(self, request: Request, seconds: float, num_more: int = 0) -> None:
+        before, after = self._model.ids_of(request)
+        others = len(before) - len(self._before) + len(after)
+        self._model.limit(seconds, None, self._memory.cache.num_positions + num_more + others, way_out(request))
 
     def _check_room(self, num_given: int) -> None:
         """Raise an error where so many samples leave no room for the rest of the prompt and an answer.
@@ -248,7 +265,7 @@ class AudioStream:
                 rest = torch.cat([tail.tokens.to(rest.dtype), rest])
             seconds = self._num_samples / SAMPLE_RATE_HZ + (tail.seconds if tail else 0.0)
             num_positions = memory.cache.num_positions + len(rest)
-            limit = model.limit(seconds, max_new_tokens, num_positions, in_sections=not self._num_given)
+            limit = model.limit(seconds, max_new_tokens, num_positions, "" if self._num_given else way_out(request))
             shown = TextChunks(model, on_text) if on_text else None
 
             def on_ids(ids: list[int]) -> None:

@@ -398,6 +398,23 @@ def test_one_thread_may_push_while_another_asks(model, noise):
     assert stream.answer(max_new_tokens=12).tokens == model.transcribe(samples, max_new_tokens=12).tokens
 
 
+def test_a_question_without_room_is_named_before_the_others_are_answered(model, noise, monkeypatch):
+    samples, told = noise(60), []
+    monkeypatch.setattr(model.path.llm, "context_length", 200)
+    with pytest.raises(DataError, match=r"question 'why why .*and the LLM has 200"):
+        model.ask(samples, ["Who?", "why " * 60], max_new_tokens=3, on_text=told.append)
+    assert told == []
+    assert len(model.ask(samples, ["Who?", "What?"], max_new_tokens=3)) == 2
+
+
+@pytest.mark.parametrize("task", ["ssum", "sqqa"])
+def test_a_recording_too_long_for_an_answer_about_the_whole_is_not_sent_to_sections(model, noise, monkeypatch, task):
+    monkeypatch.setattr(model.path.llm, "context_length", 100)
+    with pytest.raises(DataError, match=r"and the LLM has 100\. Give a shorter recording") as raised:
+        model.transcribe(noise(60), task=task, prompt="Who?")
+    assert "section" not in str(raised.value)
+
+
 def test_a_question_that_fills_the_context_is_named_rather_than_the_audio(model, noise):
     with pytest.raises(DataError, match=r"positions, 4 of them of audio, and the LLM has 4096. Ask in fewer words"):
         model.ask(noise(2), "word " * 9000)

@@ -168,8 +168,27 @@ def test_earlier_sections_are_left_out_where_the_llm_has_no_room_for_them(perfec
     assert answer.text == "".join(words).strip()
     monkeypatch.setattr(perfect.path.llm, "context_length", 44)  # a section alone, beside 24 of the prompt
     alone = perfect.transcribe(audio, **asked)
+    assert [warning for warning in alone.warnings if "words where they begin may be wrong" in warning]
     assert alone.seconds == answer.seconds
     assert len(alone.text.split()) == pytest.approx(len(words), rel=0.2)  # words on a seam are cut in two
+
+
+def test_a_limit_above_the_models_own_makes_room_for_answers_of_sections(perfect, monkeypatch):
+    words, audio = spoken(3, 60)
+    monkeypatch.setattr(perfect, "max_new_tokens", 4)
+    monkeypatch.setattr(perfect.path.llm, "context_length", 100)
+    answer = perfect.transcribe(audio, section_minutes=15 / 60, max_new_tokens=30)
+    assert not answer.truncated
+    assert len(answer.text.split()) == len(words)
+
+
+def test_of_sections_that_are_cut_off_and_too_long_ones_the_true_way_out_is_said(perfect, monkeypatch):
+    _, audio = spoken(3, 60)
+    cut = perfect.transcribe(audio, section_minutes=15 / 60, max_new_tokens=3)
+    assert cut.warnings[0].startswith("cut off at the end of a section, by max_new_tokens or the LLM's context")
+    monkeypatch.setattr(perfect.path.llm, "context_length", 50)
+    with pytest.raises(DataError, match=r"the LLM has 50\. Take shorter sections"):
+        perfect.transcribe(audio, section_minutes=0.5)
 
 
 def test_sections_of_the_tiny_model_cover_the_audio_and_end_within_their_limits(model, noise):
