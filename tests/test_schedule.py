@@ -10,7 +10,7 @@ from fastslm.errors import ConfigError
 from fastslm.strategies import ZeRORehearsal
 from fastslm.strategies.support import fuses_optimizer
 from fastslm.training import optim
-from fastslm.training.optim import OptimizerSettings, build_schedule
+from fastslm.training.optim import OptimizerSettings, build_schedule, schedule_gap
 
 
 def factors(settings, max_steps, num):
@@ -44,6 +44,22 @@ def test_the_warm_up_grows_with_the_run():
 def test_none_and_one_are_numbers_of_steps():
     for steps in (0, 0.0, 1, 1.0):
         assert factors(OptimizerSettings(warmup_steps=steps, schedule="constant"), -1, 2) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, None),
+        ({"schedule": "constant", "total_steps": 10}, None),
+        ({"total_steps": 10}, "total_steps 10: the learning rate is zero from that step on"),
+        ({"warmup_steps": 40}, "warmup_steps 40: the run ends after 40 steps"),
+        ({"warmup_steps": 100, "schedule": "constant"}, "warmup_steps 100: the run ends after 40 steps"),
+    ],
+)
+def test_a_schedule_that_is_not_that_of_the_run_is_told(settings, words):
+    trainer = SimpleNamespace(max_steps=40, max_epochs=-1)
+    note = schedule_gap(trainer, OptimizerSettings(**{"warmup_steps": 0.03, **settings}))
+    assert note is None if words is None else words in note
 
 
 @pytest.mark.parametrize(

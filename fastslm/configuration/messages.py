@@ -83,9 +83,22 @@ def shorten(message: str, options: Iterable[str], plugins: Sequence[Plugin]) -> 
         return f"unknown option --{name}.{_nearest(name, options)} 'fastslm COMMAND --help' lists all options."
     if found := re.search(r"(?:Group '([\w.]+)' )?does not accept option '([\w.]+)'", message):
         return _unknown(".".join(filter(None, found.groups())), options)
-    if key == "model.optimizer" and re.search(r"import path string: |Given value type: <class 'str'>", message):
+    if key == "model.optimizer" and re.search(
+        r"import path string: |Given value type: <class 'str'>|Subclasses are disabled", message
+    ):
         ways = "settings such as model.optimizer.learning_rate, which --print_config shows"
         return f"{key}: the optimizer is AdamW. It takes {ways}, and no other class."
+    beside = r"""class_path'?[=:] ?'[\w.]+', '?(?!init_args|dict_kwargs)(\w+)'?[=:]"""
+    if found := re.search(beside, message) or re.search(r"Option 'class_path' is not accepted()", message):
+        what, place = repr(found[1]) if found[1] else "an argument", _place(message[: found.start()]) or key
+        return (
+            f"{place}: {what} stands beside class_path, where it is not read. Put it a level deeper, under init_args."
+        )
+    if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+        return f"{key}: there is no {found[2]!r} in {found[1]}.{nearest(found[2], dir(sys.modules.get(found[1])))}"
+    of_class = r"Not a valid subclass of .*Given value type: <class '(?:bool|int|float)'>\s+Given value: (\S+)"
+    if found := re.search(of_class, message, re.DOTALL) or re.search(r"import path string: (true|false)\b", message):
+        return f"{_place(message[: found.start()])}: {found[1]} must be a mapping of settings, or null."
     if found := re.search(r"[Ee]xpected a dot import path string: (\S+)", message):
         for plugin in plugins:
             if plugin.problem and plugin.name == found[1]:
@@ -158,6 +171,11 @@ def _words(name: str) -> str:
 def _key(message: str) -> str:
     found = re.search(r'[Pp]arser key "([^"]+)"|^--([\w.]+)\.help:', message)
     return (found[1] or found[2]) if found else "configuration"
+
+
+def _place(before: str) -> str:
+    """Return the key that a message names in parts, the outermost first."""
+    return ".".join(re.findall(r'[Pp]arser key "([^"]+)"', before))
 
 
 def _kind(key: str) -> str:

@@ -184,6 +184,11 @@ class TrainingCLI(LightningCLI):
                 f"run_folder: {redacted(config.run_folder)} is an address, and a run is written to a folder. Name one,"
                 " and copy the run there afterwards."
             )
+        if os.path.expandvars(config.run_folder) != config.run_folder:
+            raise ConfigError(
+                f"run_folder: {config.run_folder} names a variable of the environment, which only a shell fills in."
+                " Write the folder out, or give it on the command line, as --run_folder."
+            )
         folder = Path(os.path.expanduser(config.run_folder))
         if command == "fit" and config.trainer.fast_dev_run:
             _tell(f"trainer.fast_dev_run only tries a few batches: nothing is kept, and {folder} stays as it is.")

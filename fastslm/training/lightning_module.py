@@ -50,7 +50,7 @@ from fastslm.training.evaluation import (
 )
 from fastslm.training.finite import check_losses
 from fastslm.training.first_gradients import FirstGradients
-from fastslm.training.optim import OptimizerSettings, build_optimizer, build_schedule, early_end
+from fastslm.training.optim import OptimizerSettings, build_optimizer, build_schedule, schedule_gap
 from fastslm.training.seed import run_seed
 from fastslm.training.settings import ModelSettings
 from fastslm.training.startup_checks import (
@@ -169,7 +169,7 @@ class SpeechLMModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Check what training is fed with."""
         check_loader(self.trainer)
-        self._tell(early_end(self.trainer, self.optimizer_settings))
+        self._tell(schedule_gap(self.trainer, self.optimizer_settings))
 
     def _tell(self, *notes: str | None) -> None:
         """Print what there is to say, on the first rank."""

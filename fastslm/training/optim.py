@@ -116,21 +116,32 @@ def build_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def early_end(trainer: Any, settings: OptimizerSettings) -> str | None:
-    """Return what to tell people whose run ends by its epochs, long before the rate is at zero; None elsewhere.
+def schedule_gap(trainer: Any, settings: OptimizerSettings) -> str | None:
+    """Return what to tell people whose schedule is not as long as their run, or all warm-up; None elsewhere.
 
     The trainer has made its training loader.
     """
     total = settings.total_steps or trainer.max_steps
-    if settings.schedule == "constant" or (trainer.max_epochs or -1) < 0:
-        return None
-    steps = trainer.max_epochs * (trainer.num_training_batches // trainer.accumulate_grad_batches)
-    if steps >= total:
-        return None
-    return (
-        f"trainer.max_epochs {trainer.max_epochs} ends the run after {steps} steps, and the learning rate falls to zero"
-        f" at step {total}. For a whole schedule set model.optimizer.total_steps to {steps}."
-    )
+    warmup, decays = _warmup_steps(settings.warmup_steps, total), settings.schedule != "constant"
+    by_epochs, end = math.inf, math.inf if trainer.max_steps < 0 else trainer.max_steps
+    if (trainer.max_epochs or -1) > 0:
+        by_epochs = trainer.max_epochs * (trainer.num_training_batches // trainer.accumulate_grad_batches)
+    if decays and by_epochs < total:
+        return (
+            f"trainer.max_epochs {trainer.max_epochs} ends the run after {by_epochs} steps, and the learning rate falls"
+            f" to zero at step {total}. For a whole schedule set model.optimizer.total_steps to {by_epochs}."
+        )
+    if decays and min(by_epochs, end) > total:
+        return (
+            f"model.optimizer.total_steps {total}: the learning rate is zero from that step on, and the run goes on."
+            " Set it to the steps of the run, or to null."
+        )
+    if warmup >= min(by_epochs, end):
+        return (
+            f"model.optimizer.warmup_steps {settings.warmup_steps}: the run ends after {min(by_epochs, end)} steps,"
+            " before the learning rate is what was asked for. Set fewer, or a share of all steps, such as 0.03."
+        )
+    return None
 
 
 def _warmup_steps(given: int | float, total: int) -> int:

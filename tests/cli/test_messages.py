@@ -64,6 +64,25 @@ def mistake(run_config, capsys):
         (["--trainer.max_steps", "8.5"], ["trainer.max_steps: 8.5 must be a whole number."]),
         (["--trainer.devices+=x"], ["trainer: `devices` selected with `CPUAccelerator` should be an int > 0."]),
         (
+            ["--model.llm", "{class_path: CausalLM, pretrained: x}"],
+            ["model.llm: an argument stands beside class_path", "Put it a level deeper, under init_args."],
+        ),
+        (
+            ["--model.abstractor", "{class_path: HTA, head_width: 7}"],
+            ["model.abstractor: 'head_width' stands beside class_path"],
+        ),
+        (
+            ["--trainer.logger", "{class_path: CSVLogger, save_dir: x}"],
+            ["trainer.logger: 'save_dir' stands beside class_path"],
+        ),
+        (
+            ["--trainer.logger", "lightning.pytorch.loggers.NeptunLogger"],
+            ["trainer.logger: there is no 'NeptunLogger' in lightning.pytorch.loggers."],
+        ),
+        (["--model.optimizer", "{class_path: torch.optim.AdamW}"], ["model.optimizer: the optimizer is AdamW."]),
+        (["--model.spec_augment", "true"], ["model.spec_augment: true must be a mapping of settings, or null."]),
+        (["--model.llm.lora", "true"], ["model.llm.lora: true must be a mapping of settings, or null."]),
+        (
             ["--model.llm.lora.targets", "q_proj"],
             ["model.llm.lora.targets: q_proj must be 'all-linear' or a list of names."],
         ),
