@@ -391,7 +391,8 @@ class LanguageModel(nn.Module, ABC):
         Args:
             embeddings: ``[B, S, D_llm]``, left-padded.
             attention_mask: ``[B, S]`` int64, 1 where there is a token.
-            max_new_tokens: most tokens of a continuation.
+            max_new_tokens: most tokens of a continuation. Rows whose prompts leave less room in ``context_length`` may
+                write anything beyond it, and must not fail.
             stop_ids: ids that end an answer.
         """
 
@@ -405,6 +406,9 @@ class LanguageModel(nn.Module, ABC):
 
     def extend(self, embeddings: Tensor, attention_mask: Tensor | None, cache: KVCache) -> Tensor:
         """Read on from what ``cache`` holds and return the logits ``[B, V]`` of the last position only.
+
+        A row that is done stays beside others for a while: single positions beyond ``context_length`` may have any
+        logits, and must not fail.
 
         Args:
             embeddings: ``[B, S, D_llm]``, S at least 1.

@@ -287,7 +287,19 @@ def _until(ids, stop):
 def test_answers_do_not_see_the_reference(build):
     path = build().eval()
     first, second = sample(path, 2.0, "one"), sample(path, 2.0, "ninety nine ninety nine")
-    assert path.generate(Batch.of([first]), 6).tolist() == path.generate(Batch.of([second]), 6).tolist()
+    found = [path.generate(Batch.of([each]), 6)[0].tolist() for each in (first, second)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("room", [0, 3, 12])
+def test_answers_end_where_their_own_prompts_leave_no_more_room_in_the_context(build, monkeypatch, room):
+    path = build().eval()
+    samples = [sample(path, 5.2, "two", 2), sample(path, 0.7, "one", 1)]
+    batch, stop = Batch.of(samples), path.prompter.stop_ids[0]
+    expected = [_until(ids, stop) for ids in path.generate(batch, 8)]
+    length = path.text.prompts(batch.dialogues, path.listen(batch).rows, [0]).num_tokens[0]
+    monkeypatch.setattr(path.llm, "context_length", length + room)
+    assert [_until(ids, stop) for ids in path.generate(batch, 8)] == [expected[0][:room], expected[1]]
 
 
 def test_parts_cover_every_parameter_once(build):

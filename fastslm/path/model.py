@@ -155,8 +155,10 @@ class SpeechLM(nn.Module):
     @torch.no_grad()
     def generate(
         self, batch: Batch, max_new_tokens: int, speech: Speech | None = None, chosen: Sequence[int] | None = None
-    ) -> Tensor:
-        """Return greedy answers ``[B, L]`` int64 to the batch's prompts; the reference answers are not seen.
+    ) -> list[Tensor]:
+        """Return greedy answers, each ``[L]`` int64, to the batch's prompts; the reference answers are not seen.
+
+        Each ends at the latest where its own prompt leaves no more room in the LLM's context.
 
         Args:
             batch: what is asked.
@@ -168,7 +170,10 @@ class SpeechLM(nn.Module):
         layout = self.text.prompts(batch.dialogues, speech.rows, range(len(batch)) if chosen is None else chosen)
         embeddings = self.text.embed(layout, speech.tokens)
         mask = torch.ones_like(layout.source) if layout.attention_mask is None else layout.attention_mask
-        return self.llm.generate(embeddings, mask.to(embeddings.device), max_new_tokens, self.prompter.stop_ids)
+        rooms = [max(0, self.llm.context_length - length) for length in layout.num_tokens]
+        most = max(1, min(max_new_tokens, max(rooms)))
+        answers = self.llm.generate(embeddings, mask.to(embeddings.device), most, self.prompter.stop_ids)
+        return [answer[:room] for answer, room in zip(answers, rooms, strict=True)]
 
     def train(self, mode: bool = True) -> "SpeechLM":
         """Set training mode; a frozen encoder stays in evaluation mode."""

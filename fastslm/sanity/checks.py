@@ -349,7 +349,7 @@ def generation(training: Training) -> Check:
     limit = 2 * max(len(d.labels) - d.num_prompt_ids for d in batch.dialogues) + 8
     while True:
         with subject.precision():
-            answers = subject.path.eval().generate(batch, limit).tolist()
+            answers = [answer.tolist() for answer in subject.path.eval().generate(batch, limit)]
         endless = [answer for answer in answers if not set(answer) & set(prompter.stop_ids)]
         if not endless or not training.goes_on:
             break

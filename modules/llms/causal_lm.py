@@ -206,6 +206,7 @@ class CausalLM(LanguageModel):
         # The head sees label positions only: logits of a 150k vocabulary at every position would be the largest
         # tensor of the step. A hook, so that scaling and capping after the head stay the model's own.
         causal_lm.get_output_embeddings().register_forward_pre_hook(self._select_positions)
+        causal_lm.register_forward_pre_hook(self._stay_in_context, with_kwargs=True)
         self.takes_labels = give_loss(causal_lm)
         self.causal_lm = causal_lm
         table = causal_lm.get_input_embeddings().weight
@@ -349,6 +350,15 @@ class CausalLM(LanguageModel):
             return None
         (hidden, *rest) = arguments
         return (hidden.flatten(0, 1)[self._positions], *rest)
+
+    def _stay_in_context(
+        self, _module: Any, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Hold written tokens at the last position of the context, which rows that are done would pass in a batch."""
+        position_ids = named.get("position_ids")
+        if position_ids is not None and position_ids.shape[-1] == 1:
+            named = {**named, "position_ids": position_ids.clamp(max=self.context_length - 1)}
+        return arguments, named
 
     def _recomputed(self, embeddings: Tensor) -> contextlib.AbstractContextManager[None]:
         if self._recomputing is None:
