@@ -42,9 +42,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = (room[..., :end, :] for room in self._rooms)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep rows, in that order."""
-        super().batch_select_indices(indices)
+        super().reorder_cache(beam_idx)
         self._rooms = None  # what is held now is a copy of its own
 
 
@@ -92,7 +92,7 @@ class HFCache(KVCache):
 
     def select(self, rows: Tensor) -> None:
         """Keep ``rows``, in that order; a row may come more than once."""
-        self.layers_of.batch_select_indices(rows)
+        self.layers_of.reorder_cache(rows)  # of the two that transformers has, the one that recurrent states know
 
     def copy(self) -> "HFCache":
         """Return a cache of its own that holds the same."""

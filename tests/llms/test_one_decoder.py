@@ -7,7 +7,8 @@ import torch
 from families import FAMILIES, write
 from tokenizer_kinds import KINDS, TEMPLATES, make_tokenizer
 
-from fastslm.inference.engine import Decoding, Memory
+from fastslm.inference.engine import Decoding, Memory, read
+from fastslm.inference.engine import write as write_all
 from fastslm.modules.llms.causal_lm import CausalLM, LoRA
 from fastslm.path.prompt import Prompter
 
@@ -45,3 +46,22 @@ def test_validation_and_use_answer_a_prompt_alike(tmp_path, tiny_llm, place):
     used = Memory(llm, prompter.stop_ids).answer(embeddings, 8, Decoding()).ids
     end = next((i for i, token in enumerate(validated) if token in prompter.stop_ids), len(validated))
     assert validated[:end] == used
+
+
+@pytest.mark.parametrize(
+    "name", ["Llama", "Mistral", "Gemma 3 (text)", "Qwen3-Next", "RecurrentGemma", "Jamba", "LFM2"]
+)
+def test_rows_that_leave_a_batch_and_beams_leave_the_others_as_they_are(family, name):
+    """A cache of keys and values, of a sliding window, or of recurrent states keeps chosen rows alike."""
+    llm = CausalLM(str(family(name)), dtype="float32")
+    llm.load()
+    llm.eval()
+    limits, longest = [2, 3, 12], 9
+    with torch.inference_mode():
+        prompts = [llm.embed(torch.randint(3, 400, (longest,))) for _ in limits]
+        alone = [Memory(llm, []).answer(one, most, Decoding()).ids for one, most in zip(prompts, limits, strict=True)]
+        cache = llm.new_cache()
+        *_, together = write_all(llm, cache, read(llm, torch.stack(prompts), cache, None), limits, [], Decoding())
+        beams = Memory(llm, []).answer(prompts[2], 12, Decoding(beams=3)).ids
+    assert [answer.ids for answer in together] == alone
+    assert len(beams) == 12
