@@ -102,6 +102,8 @@ def test_prompt_and_answer_keep_within_the_context_of_the_llm(folder, processor)
     settings = GenerationConfig(max_new_tokens=9, min_new_tokens=9)
     for options in ({"max_new_tokens": 9, "min_new_tokens": 3}, {"generation_config": settings}, {"min_new_tokens": 3}):
         assert model.generate(**inputs, **options).shape[1] == 3
+    assert model.generate(**inputs, max_length=longest + 50, min_new_tokens=3).shape[1] == 3
+    assert model.generate(**inputs, max_length=longest + 2, min_new_tokens=2).shape[1] == 2
     assert model.generate(**inputs, max_new_tokens=2, min_new_tokens=2).shape[1] == 2
     model.config.context_length = longest
     assert model(**inputs).logits.shape[1] == longest

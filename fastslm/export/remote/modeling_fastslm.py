@@ -345,9 +345,12 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
             mask = torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device)
         causal_lm: Any = self.path.llm.causal_lm
         causal_lm.generation_config = settings
-        most = others.pop("max_new_tokens", None)
+        most, longest = others.pop("max_new_tokens", None), others.pop("max_length", None)
         most = settings.max_new_tokens if most is None else most
-        if most is None and others.get("max_length") is None and settings.max_length is None:
+        longest = settings.max_length if longest is None else longest
+        if longest is not None:  # of prompt and answer
+            settings.max_length = min(longest, embeddings.shape[1] + room)
+        elif most is None:
             most = int(32 + self.config.new_tokens_per_second * seconds)
         if most is not None:
             settings.max_new_tokens = min(most, room)
