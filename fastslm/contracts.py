@@ -324,6 +324,7 @@ class LanguageModel(nn.Module, ABC):
         tokenizer: its tokenizer, with a chat template.
         in_step: ranks share its parameters, so while one of them still generates the others run along; set by the
             training.
+        can_batch: rows of a batch, with padding at the left, are written as each alone.
         can_pack: ``forward`` takes ``lengths``, and it is wanted there.
         packs: training gives it dialogues end to end; set where ``fastslm.path.packing`` found them to be kept apart.
         takes_labels: ``forward`` takes ``labels``.
@@ -335,6 +336,7 @@ class LanguageModel(nn.Module, ABC):
     #: What another value of a constructor argument changes, where it is not ``run``; see ``fastslm.settings``.
     changes: ClassVar[Mapping[str, Change]] = {}
     in_step: bool = False
+    can_batch: bool = True
     can_pack: bool = False
     packs: bool = False
     takes_labels: bool = False

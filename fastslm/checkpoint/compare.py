@@ -232,8 +232,8 @@ def _compare_versions(before: Mapping[str, str], now: Mapping[str, str], found: 
 
 
 def _compare_code(before: Mapping[str, str], settings: Mapping[str, Any], found: Differences) -> None:
-    parts = {part: settings.get(part) for part in ("encoder", "abstractor", "llm")}
-    paths = {f"{part}s": given.get("class_path") for part, given in parts.items() if isinstance(given, Mapping)}
+    parts = {f"{part}s": settings.get(part) for part in ("encoder", "abstractor", "llm")}
+    paths = {kind: given.get("class_path") if isinstance(given, Mapping) else given for kind, given in parts.items()}
     kinds = [class_of(kind, path) for kind, path in paths.items() if path]
     found.told += [
         f"the code of {name} is other than when the checkpoint was saved" for name in changed_code(before, kinds)

@@ -3,9 +3,10 @@
 Everything that uses a trained model (``fastslm.load``, transcribe, ask, export, attention) comes through ``open_run``.
 """
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from fastslm.path.prompt import Prompter
 from fastslm.path.settings import SpeechSettings
 from fastslm.plugins import class_of
 
+#: The tensor of an adapter, and the layer that has it.
+_ADAPTED = re.compile(r"path\.llm\.causal_lm\.(.+)\.lora_A\.")
+
 
 @dataclass
 class Run:
@@ -43,6 +47,7 @@ class Run:
         trained_on: what it was trained on, as far as that is known.
         letters: reads the letters that its speech tokens spell, where training compared them.
         llm_reads: whether the LLM was trained to read them too.
+        code: digests of the source code of parts of other packages, with which it was trained; see ``code_digests``.
     """
 
     path: SpeechLM
@@ -53,6 +58,7 @@ class Run:
     trained_on: TrainedOn
     letters: LetterHead | None = None
     llm_reads: bool = True
+    code: dict[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -98,11 +104,12 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     config = renamed(checkpoint.config)
     settings = _settings_of(checkpoint, config)
     tensors = checkpoint.tensors()
-    model = build_path(_as_before(settings), device, tensors)
+    model = build_path(_as_before(settings, tensors), device, tensors)
     _load(model, tensors, str(checkpoint.path))
     _warn_of_other_bases(checkpoint, settings)
     parts = (type(part) for part in (model.encoder, model.abstractor, model.llm))
-    warn_of_other_code(checkpoint.manifest.get("code", {}), parts, str(checkpoint.path))
+    code = dict(checkpoint.manifest.get("code", {}))
+    warn_of_other_code(code, parts, str(checkpoint.path))
     step = int(checkpoint.manifest.get("step", 0))
     metrics = dict(checkpoint.manifest.get("metrics", {}))
     told = checkpoint.trained_on
@@ -110,7 +117,7 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     letters = _letters(settings, model.llm.width, tensors, str(checkpoint.path))
     reads = bool(settings.get("answer_weight", 1.0))
     model.requires_grad_(False).eval()
-    return Run(model, config, checkpoint.path, step, metrics, trained_on, letters, reads)
+    return Run(model, config, checkpoint.path, step, metrics, trained_on, letters, reads, code)
 
 
 def bases_of(path: Path) -> dict[str, str]:
@@ -149,12 +156,17 @@ def _warn_of_other_bases(checkpoint: Checkpoint, settings: Mapping[str, Any]) ->
                 )
 
 
-def _as_before(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return stored settings of a model with what they meant before there was a setting that they lack."""
+def _as_before(settings: Mapping[str, Any], stored: Iterable[str]) -> Mapping[str, Any]:
+    """Return stored settings of a model with what they meant before a setting was there, or took fewer values."""
     llm = settings.get("llm")
     if not isinstance(llm, Mapping) or str(llm.get("class_path")).rpartition(".")[2] != "CausalLM":
         return settings
-    return {**settings, "llm": {**llm, "init_args": {"new_rows": "alike", **(llm.get("init_args") or {})}}}
+    arguments = {"new_rows": "alike", **(llm.get("init_args") or {})}
+    lora = arguments.get("lora")
+    if isinstance(lora, Mapping) and isinstance(lora.get("targets"), str) and lora["targets"] != "all-linear":
+        found = (_ADAPTED.match(name) for name in stored)  # what a pattern chose
+        arguments["lora"] = {**lora, "targets": sorted({match[1] for match in found if match})}
+    return {**settings, "llm": {**llm, "init_args": arguments}}
 
 
 def _letters(settings: Mapping[str, Any], width: int, stored: Mapping[str, Tensor], source: str) -> LetterHead | None:

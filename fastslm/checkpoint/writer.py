@@ -36,7 +36,6 @@ from fastslm.checkpoint.state import part_of_tensor, some
 from fastslm.checkpoint.trained_on import TrainedOn
 from fastslm.errors import CheckpointError
 from fastslm.files import WAYS_OUT, partial_of, sealed, writing
-from fastslm.path.foreign_code import code_digests
 from fastslm.processes.ranks import gathered
 
 FORMAT = 1
@@ -168,7 +167,7 @@ def _manifest(
         "base_models": facts.base_models(module),
         "vocabulary": facts.vocabulary(module),
         "versions": facts.package_versions(),
-        "code": code_digests(map(type, (module.path.encoder, module.path.abstractor, module.path.llm))),
+        "code": module.code,
         "data": {name: value for name, value in data.items() if isinstance(value, (str, int, float, bool))},
         "trained_on": trained_on.plain(),
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1},

@@ -270,8 +270,8 @@ class _Transcription:
                 return self.model.transcribe_batch([job.audio for job in jobs], on_progress=bar, **together)
             by_window = self.options.format in TIMED
             return [self.model.transcribe(jobs[0].audio, segments=by_window, on_progress=bar, **self.settings)]
-        except FastSLMError as error:  # of one file alone: a batch gives errors in place of answers
-            return [error]
+        except FastSLMError as error:  # a batch gives errors in place of answers, but for what is wrong with all
+            return [error] * len(jobs)
         except OutOfMemoryError:
             if len(jobs) > 1:
                 bar.say(f"{len(jobs)} files side by side do not fit in memory: one by one (--batch-size 1).")

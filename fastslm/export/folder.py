@@ -111,7 +111,7 @@ def _config(run: Run, merged: bool) -> FastSLMConfig:
         encoder_config=copy.deepcopy(path.encoder.export_config()),
         text_config=copy.deepcopy(llm.config),
         class_paths={name: f"{kind.__module__}.{kind.__qualname__}" for name, kind in kinds.items()},
-        code=code_digests(kinds.values()),
+        code={name: run.code.get(name, here) for name, here in code_digests(kinds.values()).items()},
         encoder=path.encoder.export_arguments(),
         abstractor=dict(arguments),
         budget=asdict(budget),

@@ -91,14 +91,19 @@ def transcribe(
     if not good:
         return [r.error for r in recordings if r.error is not None]
     prompts = _prompts(model, good, before, after)
-    if decoding.beams > 1:  # beams are rows already
-        read_at = encoded_at
-        generated = [model.new_memory().answer(p, r.limit, decoding) for p, r in zip(prompts, good, strict=True)]
-    else:
-        generated, read_at = _write(model, prompts, [r.limit for r in good], decoding, on_progress)
+    generated: Sequence[Generated | None]
+    try:
+        if decoding.beams > 1 or not model.path.llm.can_batch:  # beams are rows already
+            generated, read_at = _one_by_one(model, good, prompts, decoding), encoded_at
+        else:
+            generated, read_at = _write(model, prompts, [r.limit for r in good], decoding, on_progress)
+    except FastSLMError:  # of one of them, which is told when it is its turn
+        generated, read_at = _one_by_one(model, good, prompts, decoding), encoded_at
     total = sum(r.seconds for r in good)
     answers = {}
     for recording, prompt, first in zip(good, prompts, generated, strict=True):
+        if first is None:
+            continue
         share = recording.seconds / total
         answers[id(recording)] = _answer(
             model, recording, prompt, first, request, decoding,
@@ -128,6 +133,20 @@ def _prompts(
     memory = model.new_memory()
     first, last = memory.embed(before, model.device), memory.embed(after, model.device)
     return [torch.cat([first, *(tokens.to(first.dtype) for tokens in r.tokens), last]) for r in recordings]
+
+
+def _one_by_one(
+    model: AnsweringModel, recordings: Sequence[_Recording], prompts: Sequence[Tensor], decoding: Decoding
+) -> list[Generated | None]:
+    """Return what is written after each prompt alone; None where that fails."""
+    found: list[Generated | None] = []
+    for recording, prompt in zip(recordings, prompts, strict=True):
+        try:
+            found.append(model.new_memory().answer(prompt, recording.limit, decoding))
+        except FastSLMError as error:
+            recording.fail(error)
+            found.append(None)
+    return found
 
 
 @torch.inference_mode()

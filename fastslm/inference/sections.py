@@ -78,6 +78,7 @@ class _Writer:
         self.longest_pass = self.listening = 0.0  # seconds, of audio and of work
         self.num_signal_samples = 0
         self.num_alone = 0  # sections without the one before, for which there was no room
+        self.way_out = ""  # where a section alone is too long; by window none is shorter
 
     def sections(self, windows: Iterator[SpeechPart], num_windows: int) -> Iterator[_Section]:
         """Yield sections of ``num_windows`` windows as they are encoded."""
@@ -149,7 +150,7 @@ class _Writer:
         rest = memory.embed([*self.after, *start, *more], model.device)
         seconds = section.end - section.start
         num_positions = memory.cache.num_positions + len(rest)
-        limit = model.limit(seconds, self.max_new_tokens, num_positions, "Take shorter sections (section_minutes).")
+        limit = model.limit(seconds, self.max_new_tokens, num_positions, self.way_out)
         generated = memory.answer(rest, limit, decoding, on_ids=self._wrote)
         return Generated([*more, *generated.ids], generated.end)
 
@@ -208,6 +209,7 @@ def transcribe(
     window_seconds = model.path.listener.window_samples / SAMPLE_RATE_HZ
     num_windows = 1 if by_window else max(1, round(seconds / window_seconds))
     writer = _Writer(model, request, decoding, max(seconds, window_seconds), max_new_tokens, on_progress)
+    writer.way_out = "" if by_window else "Take shorter sections (section_minutes)."
     began = time.perf_counter()
     segments = _SectionSegments(model, on_segment)
     waiting: _Section | None = None
@@ -240,9 +242,10 @@ def transcribe(
     )
     if not writer.num_alone:
         return answer
+    kind, way_out = ("windows", "") if by_window else ("sections", "; take shorter ones (section_minutes)")
     doubt = (
-        f"has {writer.num_alone} sections that the LLM's context had no room for beside the one before: words where"
-        " they begin may be wrong; take shorter ones (section_minutes)"
+        f"has {writer.num_alone} {kind} that the LLM's context had no room for beside the one before: words where they"
+        f" begin may be wrong{way_out}"
     )
     return replace(answer, doubts=(*answer.doubts, doubt))
 

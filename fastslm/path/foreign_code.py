@@ -1,32 +1,55 @@
 """The source code of parts of other packages: with other code, the same weights give other numbers."""
 
+import ast
 import hashlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 
 
 def source_files(kind: type) -> list[bytes]:
-    """Return the files of a class of another package: its own, and those of its package that it takes names from.
+    """Return the files of a class of another package: its own, and those of its package that it imports.
 
-    A package's own file may take names from all of its modules that are loaded: rather one too many than one missed.
-    A class of this package has none.
+    They are found by the import statements in them, so that what else of the package is loaded makes no difference.
+    A class of this package has none, nor has one that is in no file.
     """
     package, waiting, found = kind.__module__.partition(".")[0], [kind.__module__], dict[str, bytes]()
-    while waiting:
+    while waiting and package != "fastslm":
         name = waiting.pop()
-        module = sys.modules.get(name)
-        if module is None or name in found or name.partition(".")[0] != package or package == "fastslm":
+        if name in found or name.partition(".")[0] != package:
             continue
-        file = getattr(module, "__file__", None)
-        found[name] = Path(file).read_bytes() if file else b""
-        waiting += [
-            value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", ""))
-            for value in vars(module).values()
-        ]
+        path = _file_of(name)
+        if path is not None:
+            found[name] = path.read_bytes()
+            inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            waiting += _imported(found[name], inside)
     return [source for _, source in sorted(found.items())]
+
+
+def _file_of(name: str) -> Path | None:
+    """Return the file of a module, by where the package lies that is loaded; None for what is no file."""
+    package, *names = name.split(".")
+    top = sys.modules.get(package)
+    if not hasattr(top, "__path__"):  # a module that is no package
+        places = [Path(str(getattr(top, "__file__", None))).with_suffix(".py")]
+    else:
+        stems = [Path(folder, *names) for folder in getattr(top, "__path__", ())]
+        places = [place for stem in stems for place in (stem / "__init__.py", stem.with_name(f"{stem.name}.py"))]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _imported(source: bytes, package: str) -> Iterator[str]:
+    """Yield the modules that a file inside ``package`` imports, and names that may be modules."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, package) if node.level else relative
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def code_digests(kinds: Iterable[type]) -> dict[str, str]:

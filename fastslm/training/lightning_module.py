@@ -29,6 +29,7 @@ from fastslm.contracts import Encoder, LanguageModel
 from fastslm.errors import ConfigError
 from fastslm.path.batch import Batch, Int64Array
 from fastslm.path.build import AbstractorFactory, build
+from fastslm.path.foreign_code import code_digests
 from fastslm.path.model import Output, SpeechLM
 from fastslm.path.packing import check_packing
 from fastslm.path.parts import load_encoder, settle_parts
@@ -124,6 +125,8 @@ class SpeechLMModule(L.LightningModule):
         self.run_config: dict[str, Any] = {}
         #: Weights that ``configure_model`` brings besides those of the base models, and what for; the command sets it.
         self.weights: tuple[Checkpoint, Purpose] | None = None
+        #: Digests of the source code of parts of other packages, as they were loaded.
+        self.code: dict[str, str] = {}
         #: Names of base-model tensors that do not train here but did before: checkpoints hold them too.
         self.carried: frozenset[str] = frozenset()
 
@@ -157,6 +160,10 @@ class SpeechLMModule(L.LightningModule):
         if self.weights is not None and self.global_rank == 0:
             self.trained_on = TrainedOn.of([self.weights[0].trained_on])
         notes: list[str | None] = [*adapter_gaps(self.path.llm)] if "lora" in self.settings.train_parts else []
+        if (missed := getattr(self.path.llm, "missed_targets", None)) is not None:
+            if self.weights is None:  # a run that goes on has trained without them
+                raise ConfigError(missed)
+            notes.append(missed)
         if not shards_parameters(self.trainer.strategy):  # elsewhere no rank has the LLM whole
             with self.trainer.precision_plugin.forward_context(), uncompiled(self.settings.compile_parts):
                 notes.append(check_stepwise(self.path.llm))
@@ -197,8 +204,9 @@ class SpeechLMModule(L.LightningModule):
             cast_trainable(self.path, strategy)
         if self.weights is not None:  # stored as precisely as they trained, so not before they have that dtype here
             load_weights(self, *self.weights, report=self.global_rank == 0)
+        self.code = code_digests(map(type, (self.path.encoder, self.path.abstractor, self.path.llm)))
         if strategy is not None:
-            shard(self.path, strategy)
+            shard(self.path, strategy)  # FSDP2 gives the parts classes of its own
         missing = missing_for_compiling() if self.settings.compile_parts else None
         self._tell(missing)
         for part in self.settings.compile_parts if missing is None else ():

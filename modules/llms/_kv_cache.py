@@ -1,15 +1,19 @@
 """What a Hugging Face causal LM has read, in buffers with room: one more position writes one, and copies none."""
 
+import contextlib
 import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from fastslm.contracts import KVCache
 
+#: Attributes of modules that hold a state of what was read.
+_STATES = ("conv1d_state", "recurrent_states")
 _LEAST_ROOM = 256  # positions kept free at least, and an eighth of what is held
 
 
@@ -61,9 +65,12 @@ class HFCache(KVCache):
 
     Args:
         config: the LLM's configuration, which tells what kind each layer is.
+        keepers: modules of the LLM that keep a state of what was read in themselves; see ``modules_with_state``.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, keepers: Sequence[nn.Module] = ()) -> None:
+        self._keepers = [(module, name) for module in keepers for name in _STATES if hasattr(module, name)]
+        self._states: list[Tensor | None] = [None for _ in self._keepers]
         self.layers_of = DynamicCache(config=config)
         layers = self.layers_of.layers
         for i, layer in enumerate(layers):
@@ -80,6 +87,14 @@ class HFCache(KVCache):
         """Count what the model has just read."""
         self._num_positions += num_positions
 
+    @contextlib.contextmanager
+    def states_in_place(self) -> Iterator[None]:
+        """Within it, modules that keep a state have the one that belongs to this cache."""
+        for (module, name), state in zip(self._keepers, self._states, strict=True):
+            setattr(module, name, state)
+        yield
+        self._states = [getattr(module, name) for module, name in self._keepers]
+
     @property
     def can_cut(self) -> bool:
         """Whether ``cut`` works: not where a layer has already let go of what it would need again."""
@@ -93,10 +108,19 @@ class HFCache(KVCache):
     def select(self, rows: Tensor) -> None:
         """Keep ``rows``, in that order; a row may come more than once."""
         self.layers_of.reorder_cache(rows)  # of the two that transformers has, the one that recurrent states know
+        self._states = [None if state is None else state[rows] for state in self._states]
 
     def copy(self) -> "HFCache":
         """Return a cache of its own that holds the same."""
-        return copy.deepcopy(self)
+        made = copy.copy(self)  # the modules stay the LLM's
+        made.layers_of = copy.deepcopy(self.layers_of)
+        made._states = copy.deepcopy(self._states)
+        return made
+
+
+def modules_with_state(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that keep a state of what was read in themselves, and not in the cache: RecurrentGemma's."""
+    return [module for module in model.modules() if any(hasattr(module, name) for name in _STATES)]
 
 
 def positions_of(attention_mask: Tensor, num_positions: int) -> Tensor:

@@ -33,6 +33,8 @@ _NO_TOKENIZER = (
 )
 #: Model types that forget their convolution's state when they read on by several positions at once.
 _ONE_BY_ONE = ("recurrent_gemma",)
+#: Model types that read padding at the left as input, and that count it as positions.
+_NOT_BESIDE_OTHERS = ("recurrent_gemma", "mpt")
 #: Linear layers (of Jamba, of Gemma 3n) whose weights are read without a call: an adapter there would have no effect,
 #: and a data-parallel step would wait for its gradient.
 _NEVER_CALLED = ("dt_proj", "correction_coefs")
@@ -142,6 +144,7 @@ class CausalLM(LanguageModel):
         self.quantize = quantize
         self.new_rows = new_rows
         self.liger = liger
+        self.missed_targets: str | None = None
         self._device = torch.device("cpu")
         if quantize is not None and (initialize == "random" or lora is None):
             raise ConfigError(
@@ -188,7 +191,7 @@ class CausalLM(LanguageModel):
         return made
 
     def _describe(self, config: Any, context_length: int | None) -> None:
-        self.config = config
+        self.config, self.can_batch = config, config.model_type not in _NOT_BESIDE_OTHERS
         text_config = config.get_text_config()
         # OPT-350m embeds in 512 features and has layers of 1024; `_hold` knows from the table itself.
         self.width = int(getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size)
@@ -197,6 +200,11 @@ class CausalLM(LanguageModel):
         if context_length is not None and context_length < 1:
             raise ConfigError(f"model.llm.context_length: {context_length} must be at least 1, or null.")
         self._own_length, self.context_length = int(own_length), context_length or int(own_length)
+        if self.context_length > self._own_length and _has_table(config):
+            self.context_length = self._own_length  # 1 << 30 is what exports of before have of an MPT
+            if context_length != 1 << 30:
+                named = f"model.llm.context_length: {context_length} positions, and {self.pretrained!r}"
+                _warn(f"{named} has {self._own_length}, which are taken.")
 
     def _hold(self, causal_lm: Any) -> None:
         from transformers import GenerationConfig
@@ -253,7 +261,10 @@ class CausalLM(LanguageModel):
                 missing = ", ".join(sorted(info["missing_keys"])[:3])
                 raise ConfigError(f"{_KEY}: {self.pretrained!r} lacks {len(info['missing_keys'])} weights: {missing}")
         if self.context_length > self._own_length:
-            self._check_beyond(model)
+            _warn(
+                f"model.llm.context_length: {self.context_length} positions, and {self.pretrained!r} was made for"
+                f" {self._own_length}: what it makes of longer audio may be of no use."
+            )
         num_ids = max(len(self.tokenizer), *(i + 1 for i in self.tokenizer.added_tokens_decoder), 0)  # may have gaps
         if num_ids > model.get_input_embeddings().num_embeddings:
             tokens = self.tokenizer.convert_ids_to_tokens(range(num_ids))
@@ -261,7 +272,7 @@ class CausalLM(LanguageModel):
         if self.lora is not None:
             from ._lean_lora import make_lean
 
-            self._add_adapters(model, self.lora)
+            self.missed_targets = self._add_adapters(model, self.lora)
             make_lean(model, in_place=self.gradient_checkpointing != "selective")
         make_norms_lean(model)
         if self.liger and (lacking := use_liger(model, self._device)) is not None:
@@ -307,15 +318,9 @@ class CausalLM(LanguageModel):
             bnb_4bit_compute_dtype=self.dtype,
         )
 
-    def _check_beyond(self, model: Any) -> None:
-        """Refuse more positions than an LLM has a table for; say what others were made for."""
-        said = f"model.llm.context_length: {self.context_length} positions, and {self.pretrained!r}"
-        if getattr(self.config.get_text_config(), "rope_parameters", None) is None and not model._is_stateful:
-            raise ConfigError(f"{said} has {self._own_length}. Set no more, or null.")
-        _warn(f"{said} was made for {self._own_length}: what it makes of longer audio may be of no use.")
-
     @staticmethod
-    def _add_adapters(model: Any, lora: LoRA) -> None:
+    def _add_adapters(model: Any, lora: LoRA) -> str | None:
+        """Add adapters, and return what is wrong with their targets: PEFT passes over names that no layer has."""
         from peft import LoraConfig, inject_adapter_in_model
 
         layers = dict(model.named_modules())
@@ -341,9 +346,9 @@ class CausalLM(LanguageModel):
                     "model.llm.lora.targets: PEFT cannot adapt out_proj and conv1d of Mamba layers. Name the layers to"
                     " adapt without them, such as '[in_proj]', and q_proj, v_proj of a hybrid's attention."
                 ) from error
-            _check_targets(lora.targets, config, layers)
-            raise ConfigError(f"model.llm.lora.targets: {reason(error)}") from error
-        _check_targets(lora.targets, config, layers)  # PEFT passes over what it does not find, where it finds anything
+            missed = _missed_targets(lora.targets, config, layers)
+            raise ConfigError(missed or f"model.llm.lora.targets: {reason(error)}") from error
+        return _missed_targets(lora.targets, config, layers)
 
     def _select_positions(self, _module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._positions is None:
@@ -431,9 +436,9 @@ class CausalLM(LanguageModel):
 
     def new_cache(self) -> KVCache:
         """Return an empty cache for ``extend``."""
-        from ._kv_cache import HFCache
+        from ._kv_cache import HFCache, modules_with_state
 
-        return HFCache(self.causal_lm.config)
+        return HFCache(self.causal_lm.config, modules_with_state(self.causal_lm))
 
     def extend(self, embeddings: Tensor, attention_mask: Tensor | None, cache: KVCache) -> Tensor:
         """Read on and return the logits ``[B, V]`` of the last position; see ``LanguageModel.extend``."""
@@ -446,14 +451,15 @@ class CausalLM(LanguageModel):
                 seen = None if attention_mask is None else attention_mask[:, : cache.num_positions + 1]
                 logits = self.extend(embeddings[:, end - 1 : end], seen, cache)
             return logits
-        output = self.causal_lm(
-            inputs_embeds=embeddings,
-            attention_mask=attention_mask,
-            position_ids=None if attention_mask is None else positions_of(attention_mask, num_new),
-            past_key_values=cache.layers_of,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with cache.states_in_place():
+            output = self.causal_lm(
+                inputs_embeds=embeddings,
+                attention_mask=attention_mask,
+                position_ids=None if attention_mask is None else positions_of(attention_mask, num_new),
+                past_key_values=cache.layers_of,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         cache.add(num_new)
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
@@ -502,8 +508,8 @@ def _warn(note: str) -> None:
     rank_zero_warn(note, stacklevel=5)
 
 
-def _check_targets(named: str | Sequence[str], config: Any, layers: Mapping[str, Any]) -> None:
-    """Refuse targets that no layer is called.
+def _missed_targets(named: str | Sequence[str], config: Any, layers: Mapping[str, Any]) -> str | None:
+    """Return which target no layer is called, for people; None where all are found.
 
     Args:
         named: the targets of the setting.
@@ -515,7 +521,16 @@ def _check_targets(named: str | Sequence[str], config: Any, layers: Mapping[str,
         if any(name.endswith(f".{target}") for name in usable):
             continue
         linear = {n.rpartition(".")[2] for n, layer in usable.items() if type(layer).__name__.endswith(_LINEAR)}
-        raise ConfigError(
+        return (
             f"model.llm.lora.targets: no layer of this LLM that can have an adapter is called {target!r}."
             f"{nearest(target, linear)} There are {', '.join(sorted(linear))}."
         )
+    return None
+
+
+def _has_table(config: Any) -> bool:
+    """Say whether an LLM has a table of positions, and none beyond its end."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    is_stateful = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._is_stateful
+    return getattr(config.get_text_config(), "rope_parameters", None) is None and not is_stateful

@@ -24,6 +24,7 @@ from fastslm.commands.checkpoint import convert
 from fastslm.errors import CheckpointError
 from fastslm.modules.encoders.parakeet import ParakeetEncoder
 from fastslm.modules.llms.causal_lm import LoRA
+from fastslm.path.foreign_code import code_digests
 from fastslm.strategies import FSDP2
 from fastslm.training.start_weights import resolve_checkpoint
 from tests.inference.tiny_run import settings_of
@@ -410,7 +411,8 @@ def test_other_code_of_another_packages_part_is_told_to_who_goes_on_and_who_uses
     abstractor = {"class_path": "their_average.Average"}
     module = built()
     module.run_config["model"] = settings_of(tiny_encoder, tiny_llm, abstractor=abstractor, train_parts=[])
-    module.path.abstractor.__class__ = importlib.import_module("their_average").Average
+    kind = module.path.abstractor.__class__ = importlib.import_module("their_average").Average
+    module.code = code_digests([kind])
     checkpoint = open_checkpoint(save(module))
     assert load_weights(module, checkpoint, "resume", report=False).told == []
     (tmp_path / "their_average.py").write_text(THEIR_AVERAGE + "\nCHANGED = True\n")

@@ -83,7 +83,9 @@ def test_options_that_read_the_ids_of_the_prompt_are_refused(folder, processor):
         {"assistant_model": model},
         {"encoder_no_repeat_ngram_size": 2},
         {"encoder_repetition_penalty": 1.1},
-        {"prefill_chunk_size": 8},
+        {"prefill_chunk_size": 1},
+        {"prompt_lookup_num_tokens": 3},
+        {"use_mtp": True},
         {"guidance_scale": 1.5},
         {"generation_config": GenerationConfig(guidance_scale=1.5)},
     ):

@@ -17,6 +17,7 @@ from fastslm.inference.exported import open_exported
 from fastslm.modules.abstractors.avg_pool import AvgPool
 from fastslm.modules.abstractors.hta import HTA
 from fastslm.modules.encoders.whisper import WhisperEncoder
+from fastslm.path.foreign_code import changed_code, code_digests, source_files
 
 POOLING = '''"""A compressor that is not part of fastslm."""
 
@@ -121,6 +122,32 @@ def test_other_code_of_a_compressor_than_the_one_trained_with_is_told(tmp_path, 
         open_exported(tmp_path / "out")
 
 
+def test_an_export_notes_the_code_that_the_weights_were_trained_with(tmp_path, their_package, make_run):
+    their_package(pool=POOLING.format(**PLAIN))
+    run = open_run(make_run(tmp_path / "run", "their_pooling.pool.Pooling", lora=None))
+    run.code = {"their_pooling.pool.Pooling": "of version 1"}  # as its checkpoint has it
+    export_model(run, tmp_path / "out")
+    with pytest.warns(UserWarning, match=r"out: the code of their_pooling\.pool\.Pooling has changed since"):
+        open_exported(tmp_path / "out")
+
+
+def test_the_code_of_a_class_is_what_its_files_import_and_not_what_is_loaded(their_package):
+    their_package(
+        __init__="from .scale import twice\n\nclass Pool:\n    pass\n",
+        scale="from . import units\n\ndef twice(x):\n    return 2 * x\n",
+        units="ONE = 1\n",
+        other="import their_pooling\n",
+    )
+    kind = import_module("their_pooling").Pool
+    before = code_digests([kind])
+    assert len(source_files(kind)) == 3
+    import_module("their_pooling.other")
+    assert code_digests([kind]) == before
+    their_package(__init__="from .scale import twice\n\nclass Pool:\n    pass\n", units="ONE = 2\n")
+    assert list(changed_code(before, [kind])) == ["their_pooling.Pool"]
+    assert code_digests([AvgPool]) == {}
+
+
 def test_an_encoder_of_several_files_comes_along_whatever_the_compressor(their_package):
     their_package(
         enc="from fastslm.contracts import Encoder\nfrom .front import front\n\nclass Bank(Encoder):\n    pass\n",
@@ -129,6 +156,21 @@ def test_an_encoder_of_several_files_comes_along_whatever_the_compressor(their_p
     files = export_sources(import_module("their_pooling.enc").Bank, AvgPool)
     assert "from .their_pooling_front import front" in files["their_pooling_enc.py"]
     assert files["their_pooling_front.py"].startswith("def front")
+
+
+def test_a_run_with_a_pattern_or_a_missing_name_in_its_targets_and_too_long_a_context_opens(tmp_path, make_run):
+    """Before, PEFT's patterns and names without a layer were taken."""
+    folder = make_run(tmp_path / "run", lora={"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj"]})
+    expected = open_run(folder).path.state_dict()
+    place = folder / "checkpoints" / "last.ckpt"
+    for targets in (r".*\.(q|v)_proj", ["q_proj", "v_proj", "query_key_value"]):
+        stored = torch.load(place, weights_only=False)
+        stored["fastslm_config"]["model"]["llm"]["init_args"]["lora"]["targets"] = targets
+        stored["fastslm_config"]["model"]["llm"]["init_args"]["context_length"] = 10_000
+        torch.save(stored, place)
+        opened = open_run(folder).path.state_dict()
+        assert opened.keys() == expected.keys()
+        assert all(torch.equal(opened[name], expected[name]) for name in expected)
 
 
 SCALED = """from fastslm.modules.llms.causal_lm import CausalLM

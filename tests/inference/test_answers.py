@@ -148,6 +148,24 @@ def test_a_batch_with_beams_gives_the_answers_of_its_files_alone(model, noise):
     assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
 
 
+def test_one_recording_that_fails_in_the_llm_leaves_the_others_of_its_batch(model, noise, monkeypatch):
+    recordings = [noise(2), noise(3), noise(1)]
+    alone = [model.transcribe(recording, max_new_tokens=5).tokens for recording in recordings]
+    extend = type(model.path.llm).extend
+
+    def failing(llm, embeddings, *others):
+        if embeddings.shape[1] > 20 and (embeddings.shape[0] > 1 or embeddings.shape[1] == longest):
+            raise ConfigError("model.llm: its logits are no numbers in float16.")
+        return extend(llm, embeddings, *others)
+
+    before, after = model.ids_of(model.request("asr", None, None))
+    longest = len(before) + len(after) + 6
+    monkeypatch.setattr(type(model.path.llm), "extend", failing)
+    first, second, third = model.transcribe_batch(recordings, max_new_tokens=5)
+    assert (first.tokens, third.tokens) == (alone[0], alone[2])
+    assert "no numbers" in str(second)
+
+
 def test_what_cannot_be_read_stands_in_its_place_in_a_batch(model, noise, tmp_path):
     (tmp_path / "text.wav").write_text("no audio at all")
     results = model.transcribe_batch([noise(1), tmp_path / "text.wav", noise(2)], max_new_tokens=3)

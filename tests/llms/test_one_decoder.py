@@ -62,6 +62,23 @@ def test_rows_that_leave_a_batch_and_beams_leave_the_others_as_they_are(family, 
         alone = [Memory(llm, []).answer(one, most, Decoding()).ids for one, most in zip(prompts, limits, strict=True)]
         cache = llm.new_cache()
         *_, together = write_all(llm, cache, read(llm, torch.stack(prompts), cache, None), limits, [], Decoding())
-        beams = Memory(llm, []).answer(prompts[2], 12, Decoding(beams=3)).ids
+        again, memory = llm.new_cache(), Memory(llm, [])
+        logits = read(llm, torch.stack(prompts), again, None)
+        again.select(torch.tensor([2, 2, 0]))
+        token = torch.stack([row.argmax() for row in logits[[2, 2, 0]]])
+        beside = llm.extend(llm.embed(token[:, None]), None, again)
+        apart = [
+            llm.extend(llm.embed(token[i][None, None]), None, cache_of(llm, prompts[j])) for i, j in ((0, 2), (2, 0))
+        ]
+        memory.read(prompts[1])
+        asked = [memory.answer(prompts[0], 5, Decoding()).ids for _ in range(2)]
     assert [answer.ids for answer in together] == alone
-    assert len(beams) == 12
+    torch.testing.assert_close(beside[[0, 2]], torch.cat(apart), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(beside[0], beside[1])
+    assert asked[0] == asked[1]
+
+
+def cache_of(llm, prompt):
+    cache = llm.new_cache()
+    read(llm, prompt[None], cache, None)
+    return cache

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from fastslm.errors import ConfigError
 from fastslm.inference import engine
 from fastslm.inference.engine import Decoding, Memory, read, write
 from fastslm.modules.llms.causal_lm import CausalLM
@@ -15,10 +14,9 @@ def test_the_context_is_the_llms_own(family, name):
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "OPT", "MPT"])
-def test_more_positions_than_a_table_has_are_refused(family, name):
-    llm = CausalLM(str(family(name)), context_length=2000)
-    with pytest.raises(ConfigError, match=r"context_length: 2000 positions, and '.*' has 512\. Set no more"):
-        llm.load()
+def test_of_more_positions_than_a_table_has_its_own_are_taken_and_a_line_says_so(family, name):
+    with pytest.warns(UserWarning, match=r"context_length: 2000 positions, and '.*' has 512, which are taken"):
+        assert CausalLM(str(family(name)), context_length=2000).context_length == 512
 
 
 @pytest.mark.parametrize("name", ["Llama", "Jamba"])

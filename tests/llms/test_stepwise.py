@@ -112,6 +112,13 @@ def test_where_all_is_adapted_nothing_is_said(family, name):
     assert adapter_gaps(loaded(family(name))) == []
 
 
+def test_fit_refuses_a_target_that_no_layer_has_before_the_first_step(run_config, capsys, tmp_path):
+    flags = ["--model.llm.lora", "{}", "--model.llm.lora.targets", "[q_proj, v_porj]", "--model.train_parts", "[lora]"]
+    assert main(["fit", "--config", str(run_config), *flags]) == 2
+    assert "error: model.llm.lora.targets: no layer of this LLM" in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
 def test_fit_says_what_has_no_adapter(family, run_config, capsys):
     flags = ["--model.llm.pretrained", str(family("LFM2")), "--model.llm.lora.targets", "[q_proj]"]
     assert main(["fit", "--config", str(run_config), *flags, "--trainer.max_steps", "1"]) == 0

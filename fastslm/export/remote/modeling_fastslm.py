@@ -184,12 +184,17 @@ def _unsplit(model: nn.Module) -> set[str]:
 
 #: Options of ``generate`` that take the prompt from its ids. The LLM gets embeddings.
 _READ_PROMPT_IDS = (
+    "assistant_early_exit",
     "assistant_model",
     "encoder_no_repeat_ngram_size",
     "encoder_repetition_penalty",
     "guidance_scale",
     "prefill_chunk_size",
+    "prompt_lookup_num_tokens",
+    "use_mtp",
 )
+#: Those that change nothing at 1.
+_NEUTRAL_AT_ONE = ("encoder_repetition_penalty", "guidance_scale")
 
 
 class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -334,7 +339,7 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         settings = copy.deepcopy(generation_config or self.generation_config)
         settings.update(**self.generation_config.to_dict(), defaults_only=True)  # what the caller leaves open
         given = {name: others.get(name, getattr(settings, name, None)) for name in _READ_PROMPT_IDS}
-        if useless := [name for name, value in given.items() if value not in (None, 0, 1)]:  # these change nothing
+        if useless := [n for n, value in given.items() if value and not (value == 1 and n in _NEUTRAL_AT_ONE)]:
             raise ValueError(
                 f"generate: {', '.join(useless)} would read the ids of the whole prompt, and speech tokens have none:"
                 " leave it out."
