@@ -145,6 +145,16 @@ def test_a_manifest_in_a_tar_of_several_splits_is_noted_once(build, corpus, save
     assert notes().count("several splits in one") == 1
 
 
+def test_splits_that_are_mixed_in_a_tar_hide_none_that_are_mixed_elsewhere(
+    build, corpus, save, json_lines, tmp_path, notes
+):
+    tar = corpus(manifest=[row(f"{split}/x", "one") for split in ("train", "dev") if save(f"c/audio/{split}/x.wav")])
+    paths = {"train": save("a.wav", 1.0), "dev": save("b.wav", 2.0)}
+    rows = [{"audio_filepath": str(path), "text": "a", "split": split} for split, path in paths.items()]
+    build([tar, json_lines(tmp_path / "m.jsonl", rows)])
+    assert notes().count("several splits in one") == 2
+
+
 @pytest.mark.parametrize("name", ["meta.jsonl", "a.jsonl", "a.words.jsonl", "meta.json"])
 @pytest.mark.parametrize("value", [{"shard": 3, "word": "one"}, {"file": "elsewhere.wav"}], ids=["no audio", "audio"])
 def test_json_lines_beside_samples_that_name_none_of_them_leave_them_samples(

@@ -44,9 +44,10 @@ def read(
     """Yield the utterances of the manifests in a tar, each manifest a split where there are several."""
     places, used, splits = _Places(contents), set[str](), split_names(found)
     state = tar_state(file.fileno())
+    has_splits = len(found) > 1  # else its rows are asked with those of the other sources
     for name, member in found.items():
         where = f"{tar}/{name}"
-        for item in told_apart(where, _items(where, name, member, file, options)):
+        for item in told_apart(where, _items(where, name, member, file, options), by_rows=has_splits):
             if not isinstance(item, Utterance):
                 yield item
                 continue
@@ -60,7 +61,7 @@ def read(
                 replace(part, path=tar, region=(offset, size), num_bytes=size, container=state)
                 for part, (offset, size) in zip(item.audio, regions, strict=True)
             ]
-            yield replace(item, audio=audio, split=splits[name] if len(found) > 1 else None)
+            yield replace(item, audio=audio, split=splits[name] if has_splits else None)
     unused = len(places.members) - len(used) - len(found)
     if unused:
         yield Noted(tar, "?", "members left out", f"{unused} members that no manifest names")
