@@ -28,9 +28,12 @@ def doubts(fields: Mapping[str, Any], recordings: Sequence[AudioInfo]) -> Iterat
     if len(recordings) != 1:
         return
     seconds = recordings[0].seconds
+    columns = time_columns(tuple(fields))
     try:  # as a build from the same tar asks
-        stated = stated_length({name: fields[column] for name, column in time_columns(tuple(fields)).items()})
-        Audio("", stated=stated).stretch(seconds)
+        stated = stated_length({name: fields[column] for name, column in columns.items()})
+        if not Audio("", stated=stated).fits(seconds):
+            said = ", ".join(f"{column} {fields[column]!r:.40}" for column in columns.values())
+            yield DataError(f"other length than stated: its json says {said}, and the recording has {seconds:.2f} s")
     except DataError as error:
         yield error
     times = list(segment_times(fields.get("segments")))

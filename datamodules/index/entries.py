@@ -12,6 +12,7 @@ from fastslm.audio.rate import SAMPLE_RATE_HZ
 from fastslm.errors import DataError
 from fastslm.path.broken import Broken
 
+from ..reading.store import unsigned
 from ..reading.tar import text_of
 from .build import ShardIndex
 from .columns import ShardRows
@@ -108,7 +109,7 @@ class Entries:
         key = text_of(self.key_bytes[begin:end].tobytes())
         place = int(np.searchsorted(self.ambiguous, sample))
         if place < len(self.ambiguous) and self.ambiguous[place] == sample:
-            key = f"{key}@{self.shard_of(index)}"
+            key = f"{key}@{unsigned(self.shard_of(index))}"
         return key if chunk < 0 else f"{key}/{self.chunks['number'][chunk]}"
 
     def __getitem__(self, index: int) -> Entry:

@@ -34,9 +34,10 @@ _TIMEOUT_SECONDS = 60
 #: In queries, what says who may read and until when, and not what: of S3, CloudFront, Google and Azure.
 _SIGNING = re.compile(
     r"x-(amz|goog)-.*|signature|expires|policy|key-pair-id|(aws)?accesskeyid|googleaccessid|token"
-    r"|sig|s[ptevr]|ss|srt|spr|sip|sk(oid|tid|t|e|s|v)",
-    re.IGNORECASE,
+    r"|sig|s[ptevr]|ss|srt|spr|sip|sk(oid|tid|t|e|s|v)"
 )
+#: One of them is in each query that is signed; without it a field of those names may say what is meant.
+_SIGNATURES = ("sig", "signature", "x-amz-signature", "x-goog-signature")
 _EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 T = TypeVar("T")
@@ -59,7 +60,10 @@ def is_remote(shard: str) -> bool:
 def unsigned(url: str) -> str:
     """Return a URL without what signs it, which is another each time that an object's owner gives out its address."""
     place, _, query = url.partition("?")
-    kept = "&".join(field for field in query.split("&") if not _SIGNING.fullmatch(field.partition("=")[0]))
+    fields = [(field.partition("=")[0].lower(), field) for field in query.split("&")]
+    if not is_remote(url) or dict(fields).keys().isdisjoint(_SIGNATURES):
+        return url
+    kept = "&".join(field for name, field in fields if not _SIGNING.fullmatch(name))
     return f"{place}?{kept}" if kept else place
 
 

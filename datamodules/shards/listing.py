@@ -118,7 +118,7 @@ def _with_unique_keys(
     first: dict[str, str] = {}
     numbers: dict[str, int] = {}
     texts: dict[int, tuple[int, str]] = {}
-    splits: dict[int, tuple[str | None, str]] = {}
+    splits: dict[int, tuple[str, str]] = {}
     for item in items:
         if isinstance(item, Utterance):
             _spell(item)
@@ -147,13 +147,14 @@ def _with_unique_keys(
         yield item
 
 
-def _in_other_split(item: Utterance, splits: dict[int, tuple[str | None, str]]) -> Iterator[Noted]:
+def _in_other_split(item: Utterance, splits: dict[int, tuple[str, str]]) -> Iterator[Noted]:
     """Note that one of its recordings, or another part of it, is in another of the sources' own splits, too."""
+    if item.split is None:
+        return
     for audio in item.audio:
         split, where = splits.setdefault(hash(audio.recording), (item.split, item.where))
         if split != item.split:
-            here, there = (name or "that without a name" for name in (item.split, split))
-            detail = f"split {there} has it, too, in {where}; leave it out of {there} or {here}"
+            detail = f"split {split} has it, too, in {where}; leave it out of {split} or {item.split}"
             yield Noted(item.where, item.key, "recording in several splits", detail)
 
 

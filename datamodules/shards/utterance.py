@@ -21,6 +21,8 @@ MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "NA", "<NA>", "N/A", 
 NO_TEXT = frozenset(
     ("\\n", "#name?", "#ref!", "#value!", "#null!", "#num!", "#div/0!", "ignore_time_segment_in_scoring", "!sil")
 ).union(name.casefold() for name in MISSING)
+#: Marks that change no word: the dot that a small Turkish İ is left with, and how a sign is drawn.
+_NO_LETTERS = frozenset(("\u0307", *map(chr, range(0xFE00, 0xFE10))))
 #: Rounding in manifests, and what encoders add at the end of lossy files.
 TOLERANCE_SECONDS = 0.2
 #: A whole file may be longer than its source says by this: lengths are rounded down, or left out the end's silence.
@@ -112,7 +114,7 @@ class Audio:
                     f" {total_seconds:.2f} s, so that the stretch may be another"
                 )
             return begin, min(end, total_seconds)
-        if not self._fits(total_seconds):
+        if not self.fits(total_seconds):
             raise DataError(
                 f"other length than stated: the source says {end if self.stated is None else self.stated:g}, and"
                 f" the file has {total_seconds:.2f} s, so that the text may be of another stretch; to take one, state"
@@ -120,7 +122,7 @@ class Audio:
             )
         return 0.0, total_seconds
 
-    def _fits(self, total_seconds: float) -> bool:
+    def fits(self, total_seconds: float) -> bool:
         """Say whether a whole file of ``total_seconds`` is as long as its source says."""
         if self.stated is None:
             return self.seconds is None or abs(self.seconds - total_seconds) <= LONGER_SECONDS
@@ -269,7 +271,7 @@ def letters_of(words: str) -> str:
     Many scripts write vowels as marks.
     """
     composed = unicodedata.normalize("NFC", words.casefold())
-    return "".join(c for c in composed if c.isalnum() or unicodedata.category(c)[0] == "M")
+    return "".join(c for c in composed if c.isalnum() or (unicodedata.category(c)[0] == "M" and c not in _NO_LETTERS))
 
 
 def stem(path: str) -> str:

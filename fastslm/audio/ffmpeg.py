@@ -35,11 +35,11 @@ _TELLING = {"mov", "matroska", "asf", "flv", "caf", "tta", "wv", "rm"}
 #: Formats that recordings come in, by FFmpeg's names. It knows hundreds more, of games and instruments, and tells some
 #: of them by so few bytes that samples without a header and damaged files pass for them, and become noise.
 _RECORDINGS = {
-    "aa", "aac", "ac3", "act", "aea", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "asf_o", "au", "avi", "avr", "caf",
-    "codec2", "dsf", "dss", "dts", "dtshd", "dv", "eac3", "flac", "flv", "gsm", "gxf", "iamf", "iff", "ilbc", "ircam",
-    "live_flv", "loas", "matroska", "mlp", "mov", "mp3", "mpc", "mpc8", "mpeg", "mpegts", "mxf", "nistsphere", "nut",
-    "ogg", "oma", "pvf", "qcp", "qoa", "rm", "sbc", "sds", "shn", "sox", "swf", "tak", "truehd", "tta", "voc", "vqf",
-    "w64", "wav", "wsd", "wtv", "wv", "xwma",
+    "aa", "aac", "ac3", "ac4", "act", "aea", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "asf_o", "au", "avi", "avr",
+    "caf", "codec2", "dhav", "dsf", "dss", "dts", "dtshd", "dv", "eac3", "flac", "flv", "gsm", "gxf", "iamf", "iff",
+    "ilbc", "ircam", "lc3", "live_flv", "loas", "matroska", "mlp", "mov", "mp3", "mpc", "mpc8", "mpeg", "mpegts", "mxf",
+    "nistsphere", "nut", "nuv", "ogg", "oma", "osq", "pvf", "qcp", "qoa", "rm", "sbc", "sds", "shn", "sox", "swf",
+    "tak", "truehd", "tta", "ty", "voc", "vqf", "w64", "wav", "wsd", "wtv", "wv", "wve", "xwma",
 }  # fmt: skip
 #: Matroska and WebM, ASF, AMR, Flash, SoX, and VOC, of whose later blocks libsndfile takes the headers for samples.
 _CONTAINERS = (b"\x1aE\xdf\xa3", b"\x30\x26\xb2\x75", b"#!AMR", b"FLV\x01", b".SoX", b"XoS.", b"Creative Voi")

@@ -358,6 +358,13 @@ def test_samples_without_a_header_are_no_audio_though_they_begin_as_another_form
         read_info(io.BytesIO(samples.tobytes()))
 
 
+def test_a_dictation_of_a_psion_is_a_recording():
+    header = b"ALawSoundFile**\0\x0f\x10" + struct.pack(">II6x", 8000, 1)
+    info = read_info(io.BytesIO(header + bytes(range(256)) * 32))
+    assert (info.sample_rate_hz, info.num_channels) == (8000, 1)
+    assert info.seconds == pytest.approx(1.0, abs=0.1)
+
+
 def test_a_file_is_what_its_bytes_are_whatever_its_name(tmp_path, capfd):
     kinds = {
         "WAV": encode("WAV"),

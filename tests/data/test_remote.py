@@ -164,6 +164,33 @@ def test_a_shard_that_is_signed_anew_is_the_same_shard(remote, server, data_of):
         data_of(val_shards=[f"{server.url}/train-000000.tar?sig={mark}" for mark in "ab"]).setup("validate")
 
 
+def test_samples_of_one_key_in_shards_that_are_signed_anew_are_the_same_samples(server, make_shards, data_of):
+    for name in "ab":
+        make_shards(server.folder / name, 1, 0.2)
+
+    def fingerprint(mark):
+        data = data_of(val_shards=[f"{server.url}/{name}/train-000000.tar?Signature={mark}" for name in "ab"])
+        data.setup("validate")
+        return data.fingerprint("val")
+
+    assert fingerprint("0a") == fingerprint("1b")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://b/a.tar", "s3://b/a.tar"),
+        ("https://h/a.tar?X-Amz-Date=1&X-Amz-Signature=2", "https://h/a.tar"),
+        ("https://h/a.tar?v=1&sv=2&se=3&sig=4", "https://h/a.tar?v=1"),
+        ("https://h/get?token=a", "https://h/get?token=a"),
+        ("https://h/get?st=0&sp=1", "https://h/get?st=0&sp=1"),
+        ("/a?sig=1.tar", "/a?sig=1.tar"),
+    ],
+)
+def test_only_of_a_signed_url_fields_of_who_may_read_are_left_out(url, expected):
+    assert _store.unsigned(url) == expected
+
+
 def test_an_index_that_may_not_be_read_is_made_anew_with_a_message(remote, server, capsys):
     server.refused = ".index.npz"  # stores say so of a file that is not there, too
     data = remote()

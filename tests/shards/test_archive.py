@@ -1,7 +1,9 @@
 """Tars of a whole corpus as they are downloaded, manifests and audio files in them, to shards."""
 
 import gzip
+import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -82,14 +84,46 @@ def test_a_split_has_as_many_folders_in_its_name_as_tell_it_from_others(manifest
     assert list(split_names(f"c/{name}.jsonl" for name in manifests).values()) == expected
 
 
-def test_manifests_that_are_one_unpacked_and_packed_are_one_split():
-    assert set(split_names(["train.jsonl", "train.jsonl.gz"]).values()) == {"train"}
+def test_a_manifest_that_is_also_there_packed_is_read_once(build, corpus, splits):
+    rows = [row("u0", "one")]
+    build(corpus(**{"train.jsonl": rows, "train.jsonl.gz": rows, "dev.jsonl.gz": [row("u1", "two")]}))
+    assert splits() == {"train": ["u0"], "dev": ["u1"]}
 
 
 def test_manifests_are_found_by_the_endings_that_they_have_as_files(build, corpus, splits):
     names = ("train.jsonl", "train.part2.jsonl", "dev.jsonl.gz", "test.json")
-    build(corpus(**{name: [row(f"{'ü' if i == 3 else 'u'}{i}", "words")] for i, name in enumerate(names)}))
-    assert splits() == {"train": ["u0"], "train.part2": ["u1"], "dev": ["u2"], "test": ["ü3"]}
+    rows = {name: [row(f"{'ü' if i == 3 else 'u'}{i}", "words")] for i, name in enumerate(names)}
+    rows["test.json"] *= 2
+    build(corpus(**rows))
+    assert splits() == {"train": ["u0"], "train.part2": ["u1"], "dev": ["u2"], "test": ["ü3", "ü3~2"]}
+
+
+def test_a_manifest_is_one_beside_files_of_its_name(build, corpus, splits):
+    beside = {f"train.{ending}": [{"hours": 1}] for ending in ("json", "txt", "tsv")}
+    build(corpus(train=[row("u0", "one")], dev=[row("u1", "two")], **beside))
+    assert splits() == {"train": ["u0"], "dev": ["u1"]}
+
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+
+
+@pytest.mark.parametrize(
+    ("manifests", "expected"),
+    [
+        ({"train": [row("u0", "one")], "chat": [CHAT]}, {"train": ["u0"], "chat": ["dialogue"]}),
+        ({"train": [CHAT, row("u0", "one")]}, {"train": ["dialogue", "u0"]}),
+    ],
+    ids=["manifest", "first row"],
+)
+def test_a_manifest_may_hold_dialogues_without_audio(build, corpus, splits, manifests, expected):
+    build(corpus(**manifests))
+    assert splits() == expected
+
+
+def test_fields_of_single_recordings_are_no_manifests(build, corpus, splits):
+    fields = {f"meta/u{i}.json": [{"file": f"../audio/u{i}.wav", "text": "fields"}] for i in range(3)}
+    build(corpus(train=[row("u0", "one"), row("u1", "two")], **fields))
+    assert splits() == {"train": ["u0", "u1"]}
 
 
 @pytest.mark.parametrize("other", [row("u1", "two", offset=0.5), row("u2", "three")], ids=["shared", "its own"])
@@ -111,6 +145,16 @@ def test_a_manifest_in_a_tar_of_several_splits_is_noted_once(build, corpus, save
     assert notes().count("several splits in one") == 1
 
 
+def test_splits_that_are_mixed_in_a_tar_hide_none_that_are_mixed_elsewhere(
+    build, corpus, save, json_lines, tmp_path, notes
+):
+    tar = corpus(manifest=[row(f"{split}/x", "one") for split in ("train", "dev") if save(f"c/audio/{split}/x.wav")])
+    paths = {"train": save("a.wav", 1.0), "dev": save("b.wav", 2.0)}
+    rows = [{"audio_filepath": str(path), "text": "a", "split": split} for split, path in paths.items()]
+    build([tar, json_lines(tmp_path / "m.jsonl", rows)])
+    assert notes().count("several splits in one") == 2
+
+
 @pytest.mark.parametrize("name", ["meta.jsonl", "a.jsonl", "a.words.jsonl", "meta.json"])
 @pytest.mark.parametrize("value", [{"shard": 3, "word": "one"}, {"file": "elsewhere.wav"}], ids=["no audio", "audio"])
 def test_json_lines_beside_samples_that_name_none_of_them_leave_them_samples(
@@ -128,6 +172,32 @@ def test_samples_whose_json_names_their_audio_are_samples(build, save, write_sha
     write_shard(tmp_path / "t.tar", [(k, {"flac": audio, "json": {"text": k, "file": f"{k}.flac"}}) for k in "ab"])
     assert {key: sample.fields["text"] for key, sample in build(tmp_path / "t.tar").items()} == {"a": "a", "b": "b"}
     assert not notes()
+
+
+@pytest.mark.parametrize("fault", ["a link to nothing", "a cut tail", "a question"])
+def test_samples_whose_json_names_their_audio_are_samples_beside_others(build, save, tmp_path, fault):
+    audio = save("a.flac").read_bytes()
+    members = {f"{k}.{e}": v for k in "abc" for e, v in (("flac", audio), ("json", _fields(f"{k}.flac", k)))}
+    if fault == "a question":
+        members["a_q1.json"] = _fields("a.flac", "why")
+    else:
+        members["c.lab"] = bytes(5000)
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            if name == "c.lab" and fault == "a link to nothing":
+                member.size, member.type, member.linkname = 0, tarfile.SYMTYPE, "gone"
+            tar.addfile(member, io.BytesIO(data))
+        end = tar.offset
+    if fault == "a cut tail":
+        os.truncate(tmp_path / "t.tar", end - 2000)
+    samples = build(tmp_path / "t.tar", "--max-broken-share", 0.9)
+    assert list(samples) == (["a", "b", "c"] if fault == "a question" else ["a", "b"])
+
+
+def _fields(file, text):
+    return json.dumps({"file": file, "text": text}).encode()
 
 
 def test_a_list_of_something_else_beside_samples_is_left_out_by_name(build, save, tmp_path):

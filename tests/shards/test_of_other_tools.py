@@ -146,7 +146,7 @@ def test_of_two_audio_columns_the_one_that_is_called_so_is_taken_and_it_is_noted
     (sample,) = build(tmp_path / "x.parquet").values()
     assert hertz(sample) == 300
     (note,) = notes()
-    assert note["detail"] == "column 'audio' is taken, and 'noise' holds audio, too; say which: --column audio=noise"
+    assert note["detail"] == "column 'audio' is taken, and 'noise' may hold audio, too; say which: --column audio=noise"
 
 
 def test_bytes_under_any_name_are_no_audio_beside_a_column_of_paths(build, save, tmp_path):

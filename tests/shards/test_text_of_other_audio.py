@@ -202,7 +202,8 @@ def test_the_length_of_a_sample_in_a_tar_is_told_in_any_way(shards, write_shard,
     write_shard(tmp_path / "t.tar", [("a", {"flac": flac(1.2), "json": {"text": "one", **stated}})])
     assert shards("index", tmp_path / "t.tar") == 0
     assert shards("check", tmp_path / "t.tar", "--workers", 1) == 1
-    assert "the source says 60" in capsys.readouterr().out
+    said = "".join(f"{name} {value!r}" for name, value in stated.items())
+    assert f"its json says {said}, and the recording has 1.20 s" in capsys.readouterr().out
 
 
 def test_a_text_without_a_visible_letter_is_none_in_training_too(shards, write_shard, flac, tmp_path, capsys):
@@ -364,6 +365,7 @@ def test_a_name_with_two_values_in_an_object_is_refused(
     [
         ({"transcript": "other words"}, ["two texts"]), ({"sentence": "ONE."}, []), ({"normalized_text": "1"}, []),
         ({"text": "मेरा", "sentence": "मेरी"}, ["two texts"]), ({"text": "é", "sentence": "e\u0301"}, []),
+        ({"text": "İyi", "sentence": "iyi"}, []), ({"text": "ok \u2764\ufe0f", "sentence": "ok \u2764"}, []),
         ({"path": "b.wav"}, ["two recordings"]), ({"path": "clips/a.mp3"}, []), ({"file": ""}, []),
     ],
     ids=lambda value: " ".join(value),

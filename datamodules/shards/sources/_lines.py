@@ -121,13 +121,12 @@ def is_json_lines(path: str) -> bool:
 
 def first_object(path: str) -> dict[str, Any]:
     """Return the first object of a file of JSON lines that is not empty, an empty one where there is none."""
-    return first_of(json_lines(path)) if os.path.isfile(path) and is_json_lines(path) else {}
+    return next(first_objects(json_lines(path)), {}) if os.path.isfile(path) and is_json_lines(path) else {}
 
 
-def first_of(rows: Iterable[tuple[str, dict[str, Any] | Refused]]) -> dict[str, Any]:
-    """Return the first object of JSON lines that is not empty, an empty one where there is none."""
-    found = (value for _, value in itertools.islice(rows, _FIRST_LINES))
-    return next((value for value in found if isinstance(value, dict) and value), {})
+def first_objects(rows: Iterable[tuple[str, dict[str, Any] | Refused]]) -> Iterator[dict[str, Any]]:
+    """Yield the objects in the first of JSON lines that are not empty."""
+    return (value for _, value in itertools.islice(rows, _FIRST_LINES) if isinstance(value, dict) and value)
 
 
 def no_objects(path: str) -> str:

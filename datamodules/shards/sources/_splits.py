@@ -36,19 +36,22 @@ def mixed(paths: Sequence[str]) -> list[Noted]:
     return [Noted(named, "?", _SEVERAL, detail)]
 
 
-def told_apart(where: str, items: Iterable[Utterance | Refused | Noted]) -> Iterator[Utterance | Refused | Noted]:
+def told_apart(
+    where: str, items: Iterable[Utterance | Refused | Noted], by_rows: bool = True
+) -> Iterator[Utterance | Refused | Noted]:
     """Yield what sources hold, and at the end a note where it is of several splits by rows or where recordings lie.
 
-    Where a reader has noted as much, nothing is added.
+    Args:
+        where: the place that the note names.
+        items: what they hold; utterances that have a split of their own are not asked.
+        by_rows: ask rows, too.
     """
     by_row, by_place, places = Counter[str](), Counter[str](), Counter[str]()
     first_row: dict[str, str] = {}
     first_place: dict[str, str] = {}
-    is_noted = False
     for item in items:
-        is_noted |= isinstance(item, Noted) and item.reason == _SEVERAL
         if isinstance(item, Utterance) and item.split is None:
-            said = (item.fields.get(name) for name in _COLUMNS)
+            said = (item.fields.get(name) for name in _COLUMNS if by_rows)
             for split in {split_of(f"{value}.") for value in said if isinstance(value, str)} - {""}:
                 by_row[split] += 1
                 first_row.setdefault(split, item.where)
@@ -62,7 +65,7 @@ def told_apart(where: str, items: Iterable[Utterance | Refused | Noted]) -> Iter
         (by_row, first_row, "rows"),
         (by_place, first_place, "the names of folders and tars"),
     ):
-        if len(counts) > 1 and not is_noted:
+        if len(counts) > 1:
             named = ", ".join(f"{count} {split} (first {first[split]})" for split, count in counts.most_common())
             detail = (
                 f"{what} say {named}, and all go into one set of shards; make a source of each, and build each apart"

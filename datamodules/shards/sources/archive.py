@@ -11,16 +11,16 @@ from fastslm.errors import DataError
 
 from ...reading.audio import open_region
 from ...reading.store import tar_state
-from ...reading.tar import Contents, Member, Members
+from ...reading.tar import Contents, Member, Members, recording_names
 from ..utterance import Noted, Refused, Utterance
 from . import nemo
-from ._lines import first_of, is_json_lines, json_objects, lines_of
+from ._lines import first_objects, is_json_lines, json_objects, lines_of
 from ._splits import told_apart
 from .options import SourceOptions
 
 
 def manifests(tar: str, contents: Contents, file: BinaryIO, options: SourceOptions) -> dict[str, Member]:
-    """Return the manifests in a tar by name: JSON lines that name audio, as those beside audio files do.
+    """Return the manifests in a tar by name: JSON lines that belong to no sample.
 
     Where they name not one of its members, the tar is one of samples, and has none.
     """
@@ -29,7 +29,8 @@ def manifests(tar: str, contents: Contents, file: BinaryIO, options: SourceOptio
         name: member
         for name, member in contents.places.items()
         if is_json_lines(name) and not os.path.basename(name).startswith(".") and member not in of_samples
-        if _names_audio(f"{tar}/{name}", member, file, options)
+        if not (name.endswith(".gz") and name.removesuffix(".gz") in contents.places)  # the same, packed
+        if _has_rows(f"{tar}/{name}", member, file, options)
     }
     places = _Places(contents)
     items = (item for name, member in found.items() for item in _items(f"{tar}/{name}", name, member, file, options))
@@ -43,9 +44,10 @@ def read(
     """Yield the utterances of the manifests in a tar, each manifest a split where there are several."""
     places, used, splits = _Places(contents), set[str](), split_names(found)
     state = tar_state(file.fileno())
+    has_splits = len(found) > 1  # else its rows are asked with those of the other sources
     for name, member in found.items():
         where = f"{tar}/{name}"
-        for item in told_apart(where, _items(where, name, member, file, options)):
+        for item in told_apart(where, _items(where, name, member, file, options), by_rows=has_splits):
             if not isinstance(item, Utterance):
                 yield item
                 continue
@@ -59,7 +61,7 @@ def read(
                 replace(part, path=tar, region=(offset, size), num_bytes=size, container=state)
                 for part, (offset, size) in zip(item.audio, regions, strict=True)
             ]
-            yield replace(item, audio=audio, split=splits[name] if len(found) > 1 else None)
+            yield replace(item, audio=audio, split=splits[name] if has_splits else None)
     unused = len(places.members) - len(used) - len(found)
     if unused:
         yield Noted(tar, "?", "members left out", f"{unused} members that no manifest names")
@@ -87,17 +89,20 @@ class _Places:
 
 
 def _is_sample(group: Members) -> bool:
-    """Say whether members of one name are a sample: words, and a file of another kind."""
-    others = (name for name in group if name != "txt" and not is_json_lines(f".{name}"))
-    return not group.keys().isdisjoint(("json", "txt")) and any(others)
+    """Say whether members of one name are a sample: words and audio."""
+    return not group.keys().isdisjoint(("json", "txt")) and bool(recording_names(group))
 
 
-def _names_audio(where: str, member: Member, file: BinaryIO, options: SourceOptions) -> bool:
+def _has_rows(where: str, member: Member, file: BinaryIO, options: SourceOptions) -> bool:
+    """Say whether JSON is a manifest by its name, or has rows that name audio; one object is that of a recording."""
+    if not where.lower().removesuffix(".gz").endswith(".json"):
+        return True
     try:
-        first = first_of(json_objects(where, lines_of(where, open_region(file.fileno(), *member))))
-    except DataError:  # is raised again, or refused as a sample's, where it is read
-        return not where.endswith(".json")
-    return nemo.names_audio(first, options.columns.get("audio"))
+        rows = first_objects(json_objects(where, lines_of(where, open_region(file.fileno(), *member))))
+        first = list(itertools.islice(rows, 2))
+    except DataError:  # is refused as a sample's where it is read
+        return False
+    return len(first) == 2 and nemo.names_audio(first[0], options.columns.get("audio"))
 
 
 def _items(

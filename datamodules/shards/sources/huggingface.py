@@ -189,7 +189,7 @@ def _rows(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | N
     if "audio" not in options.columns and described.audio is not None:
         resolved["audio"] = described.audio
         for other in described.others:
-            detail = f"column {described.audio!r} is taken, and {other!r} holds audio, too; say which"
+            detail = f"column {described.audio!r} is taken, and {other!r} may hold audio, too; say which"
             yield Noted(path, "?", "two recordings", f"{detail}: --column audio={other}")
     check_columns(resolved, names, path)
     held = resolved.get("audio") in table.schema.names  # and not what a folder stands for
