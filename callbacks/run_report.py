@@ -57,8 +57,10 @@ class RunReport(L.Callback):
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the rows of an earlier validation."""
+        """Forget the rows of an earlier evaluation."""
         self._rows = []
+
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the rows; print the result when validation is all there is."""

@@ -76,13 +76,32 @@ def test_a_score_that_has_nothing_to_divide_by_leaves_the_others_to_choose_the_b
     assert found["error"] == pytest.approx(0.0)
 
 
+def waiting(*monitors, sanity_checking=False, fast_dev_run=0):
+    callbacks = [SimpleNamespace(monitor=monitor) for monitor in monitors]
+    return SimpleNamespace(callbacks=callbacks, sanity_checking=sanity_checking, fast_dev_run=fast_dev_run)
+
+
 def test_a_callback_that_waits_for_a_score_of_a_task_that_is_not_there_is_told():
-    callbacks = [SimpleNamespace(monitor=None), SimpleNamespace(monitor="val/loss"), SimpleNamespace(monitor="val/wer")]
-    check_monitors(callbacks, {"val/wer": 0.5, "val/loss": 1.0})
+    trainer = waiting(None, "val/loss", "val/wer")
+    check_monitors(trainer, {"val/wer": 0.5, "val/loss": 1.0})
     with pytest.raises(ConfigError, match=r"waits for 'val/wer'.*val/bleu, val/error, val/loss"):
-        check_monitors(callbacks, {"val/bleu", "val/error", "val/loss"})
+        check_monitors(trainer, {"val/bleu", "val/error", "val/loss"})
     with pytest.raises(ConfigError, match=r"waits for 'val/wer/kx'.*val/wer, val/wer/ka"):
-        check_monitors([SimpleNamespace(monitor="val/wer/kx")], {"val/wer", "val/wer/ka"})
+        check_monitors(waiting("val/wer/kx"), {"val/wer", "val/wer/ka"})
+
+
+@pytest.mark.parametrize("few", [{"sanity_checking": True}, {"fast_dev_run": 1}])
+def test_a_few_batches_do_not_tell_which_languages_there_are(few):
+    check_monitors(waiting("val/wer/de", **few), {"val/wer", "val/wer/en"})
+
+
+@pytest.mark.parametrize("stage", ["validation", "test"])
+def test_what_an_evaluation_that_broke_off_has_left_is_not_of_the_next(make_module, stage):
+    module = make_module()
+    module._evaluation, module._unchecked = Evaluation(torch.device("cpu")), [(["earlier"], torch.tensor(math.nan))]
+    module._generated_keys = {"earlier"}  # of a validation within training
+    getattr(module, f"on_{stage}_epoch_start")()
+    assert (module._evaluation, module._unchecked, module._generated_keys) == (None, [], None)
 
 
 @pytest.mark.slow

@@ -33,6 +33,14 @@ def test_the_report_counts_the_recordings_that_its_word_error_rate_covers(capsys
     assert "WER 100.00%  CER 100.00%  over 1 whole recordings  loss 7.8900  over 3\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("stage", ["validation", "test", "predict"])
+def test_rows_of_an_earlier_evaluation_are_not_of_the_next(stage):
+    report = RunReport()
+    report._rows = [{"key": "earlier"}]
+    getattr(report, f"on_{stage}_start")(None, None)
+    assert report._rows == []
+
+
 def test_the_plot_is_drawn_whatever_the_matplotlibrc_of_the_user_wants(tmp_path, monkeypatch):
     import matplotlib
 

@@ -53,6 +53,8 @@ _OURS = ("fastslm.", "lightning.", "pytorch_lightning.")
 def check_callbacks(trainer: L.Trainer, run_folder: Path | None = None) -> None:
     """Check the callbacks of a fit that saves to ``run_folder``, None where the command has not made the trainer.
 
+    In an evaluation no callback waits for a value: a run that was trained with a wrong one can be evaluated.
+
     Raises:
         ConfigError: one changes what the run relies on, cannot save where it is to, saves under the name of another,
             waits for a name that nothing logs, or takes its worst value for the best.
@@ -67,6 +69,12 @@ def check_callbacks(trainer: L.Trainer, run_folder: Path | None = None) -> None:
             if run_folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 _check_place(callback, Path(os.path.realpath(run_folder)))
     _check_names(trainer.checkpoint_callbacks)
+    if trainer.state.fn in (None, "fit"):  # None: the command asks before the fit begins
+        _check_monitors(callbacks)
+
+
+def _check_monitors(callbacks: Iterable[Any]) -> None:
+    """Refuse one that waits for what nothing logs, or for the worst of a score."""
     best = {f"val/{name}": metric.best for task in tasks().values() for name, metric in task.metrics.items()}
     best |= dict.fromkeys(("val/error", "val/loss", *_LOSSES), 0.0)
     ours = all(type(callback).__module__.startswith(_OURS) for callback in callbacks)

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -184,7 +185,7 @@ class TrainingCLI(LightningCLI):
                 f"run_folder: {redacted(config.run_folder)} is an address, and a run is written to a folder. Name one,"
                 " and copy the run there afterwards."
             )
-        if os.path.expandvars(config.run_folder) != config.run_folder:
+        if re.search(r"\$\{?[^\W\d]", config.run_folder):  # whether it is set or not
             raise ConfigError(
                 f"run_folder: {config.run_folder} names a variable of the environment, which only a shell fills in."
                 " Write the folder out, or give it on the command line, as --run_folder."
@@ -318,6 +319,8 @@ def _in_one_sentence() -> Iterator[None]:
     except RecursionError as error:
         raise ConfigError("a value, or a file that a value names, is nested too deep to be a configuration.") from error
     except Exception as error:
+        if isinstance(error.__cause__, Preempted):  # raised when Lightning has closed what it closes after a failure
+            raise error.__cause__ from None
         if (ours := cause_of(error)) is not None:  # of a class that jsonargparse was making
             raise ours from None
         if has_lost_another(error):

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -76,14 +77,18 @@ def chosen_keys(source: DataSource | None, max_generated: int) -> set[str]:
     return set(by_chance[:max_generated])
 
 
-def check_monitors(callbacks: Sequence[Any], values: Collection[str]) -> None:
-    """Refuse a checkpoint callback that waits for a score which is none of the ``values`` that this validation gives.
+def check_monitors(trainer: L.Trainer, values: Collection[str]) -> None:
+    """Refuse a callback that waits for a score which is none of the ``values`` that this validation of a fit gives.
+
+    One of a few batches, at which no callback looks, does not tell which scores there are.
 
     Raises:
         ConfigError: naming what it could wait for instead.
     """
+    if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
     scores = {f"val/{name}" for task in tasks().values() for name in task.metrics}
-    for callback in callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = getattr(callback, "monitor", None)
         if monitor not in values and any(f"{monitor}/".startswith(f"{score}/") for score in scores):
             raise ConfigError(

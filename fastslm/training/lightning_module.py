@@ -274,6 +274,8 @@ class SpeechLMModule(L.LightningModule):
         assert self.path is not None
         self.path.abstractor.set_tokens_per_window(self.settings.rates[0])
 
+    on_test_start = on_predict_start = on_validation_start
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Bring the audio to the device without waiting for what it still computes."""
         return replace(batch, audio=upload(batch.audio, device))
@@ -384,11 +386,13 @@ class SpeechLMModule(L.LightningModule):
         return {"rows": self.transcribe(batch, check=batch_idx == 0)}
 
     def on_validation_epoch_start(self) -> None:
-        """Choose what is answered in text: within training at most ``max_generated`` recordings of all ranks."""
-        self._unchecked = []
+        """Begin anew, and choose what is answered in text: within training at most ``max_generated`` of all ranks."""
+        self._evaluation, self._unchecked = None, []  # what an evaluation that broke off has left is not of this one
         self._generated_keys = None
         if self.settings.max_generated is not None and self.trainer.state.fn == "fit":
             self._generated_keys = chosen_keys(source_of(self.trainer), self.settings.max_generated)
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss and the scores of each task over all ranks."""
@@ -404,9 +408,16 @@ class SpeechLMModule(L.LightningModule):
         self._evaluation = None
         for name, value in values.items():
             self.log(name, value, prog_bar=name.count("/") == 1, rank_zero_only=False)  # languages are in the logs
-        check_losses(self.trainer, self, self._unchecked)
-        if self.trainer.state.fn == "fit":
-            check_monitors(self.trainer.callbacks, values)  # type: ignore[attr-defined]
+        if self.trainer.state.fn == "fit":  # before a checkpoint is called best
+            check_losses(self.trainer, self, self._unchecked)
+            check_monitors(self.trainer, values)
+
+    def on_validation_end(self) -> None:
+        """Check the losses of an evaluation, whose answers callbacks have written by now."""
+        if self.trainer.state.fn != "fit":
+            check_losses(self.trainer, self, self._unchecked)
+
+    on_test_end = on_validation_end
 
     # -- optimizer and checkpoint ----------------------------------------------------------------------------------
 

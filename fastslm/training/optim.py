@@ -136,7 +136,7 @@ def schedule_gap(trainer: Any, settings: OptimizerSettings) -> str | None:
             f"model.optimizer.total_steps {total}: the learning rate is zero from that step on, and the run goes on."
             " Set it to the steps of the run, or to null."
         )
-    if warmup >= min(by_epochs, end):
+    if warmup > min(by_epochs, end):  # the last step of a warm-up has the full rate
         return (
             f"model.optimizer.warmup_steps {settings.warmup_steps}: the run ends after {min(by_epochs, end)} steps,"
             " before the learning rate is what was asked for. Set fewer, or a share of all steps, such as 0.03."

@@ -112,15 +112,14 @@ class Preemption(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave signals as they were where a run fails, for then nothing is torn down; one that saved is at its end.
 
-        Raises:
-            Preempted: it fails since the signal has also ended the compiler that its step was waiting for.
+        Where the signal has also ended the compiler that a step was waiting for, it is the cause of that failure.
         """
         if isinstance(exception, Terminated):
             return
         self.teardown(trainer, pl_module, "fit")
         if self._asked is not None and compiler_failure(exception) is not None:
-            where = "a signal, which ended torch.compile too; --ckpt_path last goes on from the newest checkpoint"
-            raise Preempted(f"stopped after step {trainer.global_step} by {where}", self._status) from exception
+            what = "a signal, which ended torch.compile too; nothing was saved now, and earlier checkpoints are kept"
+            exception.__cause__ = Preempted(f"stopped after step {trainer.global_step} by {what}", self._status)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave signals as they were."""

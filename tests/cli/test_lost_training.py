@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, get_worker_info
 
 from fastslm.cli import main
@@ -92,11 +93,12 @@ def test_a_validation_loss_that_is_not_finite_stops_before_a_checkpoint_is_calle
     assert not list(tmp_path.glob("run/checkpoints/best*"))
 
 
-def test_an_llm_that_gives_no_numbers_gives_no_results(stopped, monkeypatch, run_config):
+def test_an_llm_that_gives_no_numbers_is_told_and_what_it_answered_stays(stopped, monkeypatch, run_config, tmp_path):
     assert main(["fit", "--config", str(run_config), "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]) == 0
     forward = CausalLM.forward
     monkeypatch.setattr(CausalLM, "forward", lambda *arguments, **named: forward(*arguments, **named) * math.nan)
     assert "the loss is nan. Samples: " in stopped(command="validate")
+    assert len((tmp_path / "run" / "predictions-val.jsonl").read_text().splitlines()) == 3
     assert "the LLM's logits are no numbers in float32." in stopped(command="predict")
 
 
@@ -172,15 +174,20 @@ def test_a_compiler_that_fails_is_named_and_not_the_llm(stopped, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_compiler_that_a_signal_has_ended_too_is_no_mistake_of_the_user(monkeypatch, run_config, capsys):
+def test_a_compiler_that_a_signal_has_ended_too_is_no_mistake_and_loggers_are_closed(monkeypatch, run_config, capsys):
     def ended(graph, inputs):
         signal.raise_signal(signal.SIGTERM)
         raise RuntimeError("killed")
 
     monkeypatch.setattr(lightning_module, "missing_for_compiling", lambda: None)
     monkeypatch.setattr(lightning_module, "compile_layers", lambda llm: llm.causal_lm.compile(backend=ended))
+    closed = []
+    monkeypatch.setattr(CSVLogger, "finalize", lambda self, status: closed.append(status))
     assert main(["fit", "--config", str(run_config), "--model.compile_parts", "[llm]"]) == EXIT_STATUS
-    assert "stopped after step 0 by a signal, which ended torch.compile too" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "stopped after step 0 by a signal, which ended torch.compile too; nothing was saved now" in said
+    assert "Traceback" not in said
+    assert closed == ["failed"]
 
 
 @pytest.fixture

@@ -227,8 +227,9 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(fit, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="run_folder: s3://bucket/x is an address"):
         fit("--run_folder", "s3://bucket/x")
-    with pytest.raises(ConfigError, match=r"run_folder: \$HOME/x names a variable"):
-        fit("--run_folder", "$HOME/x")
+    for folder in ("$HOME/x", "runs/$IS_NOT_SET"):
+        with pytest.raises(ConfigError, match=r"run_folder: .*\$.* names a variable"):
+            fit("--run_folder", folder)
     assert not (tmp_path / "s3:").exists()
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     with pytest.raises(ConfigError, match=r"run_folder: .*link is a link to .*gone, which is not there"):

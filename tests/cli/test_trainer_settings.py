@@ -2,13 +2,18 @@
 
 import functools
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerState
 
 from fastslm.checkpoint import open_checkpoint
 from fastslm.cli import main
+from fastslm.errors import ConfigError
+from fastslm.training.callback_checks import check_callbacks
 
 
 @pytest.fixture
@@ -118,6 +123,16 @@ def test_a_setting_that_cannot_work_is_one_sentence_before_the_first_step(refuse
     message = refused(*flags)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("monitor", ["val/chrf", "train/los"])
+def test_what_callbacks_wait_for_is_asked_of_a_fit_and_not_of_the_evaluation_of_an_earlier_run(monitor):
+    waits = ModelCheckpoint(monitor=monitor, mode="min")
+    trainer = SimpleNamespace(callbacks=[waits], checkpoint_callbacks=[waits], state=TrainerState(fn="validate"))
+    check_callbacks(trainer)
+    trainer.state = TrainerState(fn="fit")
+    with pytest.raises(ConfigError, match=monitor):
+        check_callbacks(trainer)
 
 
 @pytest.mark.parametrize("logger", ["WandbLogger", "MLFlowLogger", "CometLogger"])
