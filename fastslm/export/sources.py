@@ -7,10 +7,10 @@ import ast
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from fastslm.errors import ConfigError
+from fastslm.path.foreign_code import modules_of
 
 #: What a process that loads an exported folder has anyway, or (peft) is told to install.
 _AT_HAND = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors", "peft", "jinja2"}
@@ -82,8 +82,9 @@ def _rewritten(module: str, own: set[str]) -> tuple[str, list[str]]:
         raise ConfigError(f"{module} cannot be exported: it has no source file.")
     text = Path(spec.origin).read_text(encoding="utf-8")
     lines, needed = text.splitlines(keepends=True), []
+    package = module if spec.origin.endswith("__init__.py") else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(text)):
-        for name in _modules_of(node, module, spec.origin.endswith("__init__.py")):
+        for name in modules_of(node, package):
             top = name.partition(".")[0]
             if top not in own:
                 if top not in _AT_HAND and top not in sys.stdlib_module_names:
@@ -98,15 +99,6 @@ def _rewritten(module: str, own: set[str]) -> tuple[str, list[str]]:
             lines[node.lineno - 1] = re.sub(r"from\s+\S+\s+import", f"from .{flat_name(name)} import", line, count=1)
             needed.append(_STAND_INS.get(name, name))
     return "".join(lines), needed
-
-
-def _modules_of(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        relative = "." * node.level + (node.module or "")
-        package = module if is_package else module.rpartition(".")[0]
-        yield importlib.util.resolve_name(relative, package)
 
 
 def _is_package(module: str) -> bool:

@@ -43,13 +43,18 @@ def _file_of(name: str) -> Path | None:
 def _imported(source: bytes, package: str) -> Iterator[str]:
     """Yield the modules that a file inside ``package`` imports, and names that may be modules."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            relative = "." * node.level + (node.module or "")
-            base = importlib.util.resolve_name(relative, package) if node.level else relative
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+        for name in modules_of(node, package):
+            yield name
+            if isinstance(node, ast.ImportFrom):
+                yield from (f"{name}.{alias.name}" for alias in node.names)
+
+
+def modules_of(node: ast.AST, package: str) -> Iterator[str]:
+    """Yield the modules that a statement inside ``package`` imports or takes names from; none for other nodes."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield importlib.util.resolve_name("." * node.level + (node.module or ""), package)
 
 
 def code_digests(kinds: Iterable[type]) -> dict[str, str]:
