@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fastslm.commands.parser import command_parser
 from fastslm.commands.streams import PrintedStream
+from fastslm.commands.transcribe import add_letters_option
 from fastslm.errors import ConfigError, MissingExtraError
 from fastslm.processes.signals import Terminated
 
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         help="memory for the cache of encoded recordings (default: 256M)",
     )
     made.add_argument("--section-minutes", type=float, metavar="M", help="as in fastslm transcribe, for hours of audio")
+    add_letters_option(made)
     made.add_argument("--allow-urls", action="store_true", help="fetch recordings from public http(s) addresses")
     made.add_argument(
         "--grace", type=int, default=30, metavar="SECONDS", help="time to finish requests on shutdown (default: 30)"
@@ -104,8 +106,10 @@ def _run(options: argparse.Namespace) -> int:
         )
     found = find_model(options.model)
     names = tuple(options.name or [_name_of(options.model)])
-    settings = Settings(names, api_key, options.max_upload, options.section_minutes, options.allow_urls)
-    load = functools.partial(_load, found, options.device, options.section_minutes)
+    settings = Settings(
+        names, api_key, options.max_upload, options.section_minutes, options.allow_urls, options.letters
+    )
+    load = functools.partial(_load, found, options.device, options.section_minutes, options.letters)
     with contextlib.ExitStack() as open_now:
         listener = open_now.enter_context(_listening(options.host, options.port))
         worker = Worker(load, options.queue, options.batch_size, options.cache)
@@ -131,11 +135,11 @@ def _run(options: argparse.Namespace) -> int:
         return int(worker.failed)
 
 
-def _load(model: Path, device: str | None, section_minutes: float | None) -> "Model":
+def _load(model: Path, device: str | None, section_minutes: float | None, letters: bool) -> "Model":
     """Return the model, in its own process, whose standard output and error are as those of the command.
 
     Raises:
-        ConfigError: it takes no sections.
+        ConfigError: it takes no sections, or spells no letters.
     """
     from fastslm.inference.engine import Decoding
     from fastslm.inference.load import load
@@ -144,7 +148,7 @@ def _load(model: Path, device: str | None, section_minutes: float | None) -> "Mo
     if sys.stderr is not None:
         sys.stdout = sys.stderr = PrintedStream(sys.stderr)
     loaded = load(model, device=device)
-    loaded.spells(Request(), Decoding(), section_minutes=section_minutes)
+    loaded.spells(Request(), Decoding(), letters, section_minutes=section_minutes)
     return loaded
 
 

@@ -54,8 +54,13 @@ def export_model(run: Run, folder: Path, *, merge_lora: bool = False) -> None:
 
     Raises:
         CheckpointError: the folder holds something.
-        ConfigError: a part of the model cannot be exported.
+        ConfigError: a part of the model cannot be exported, or the LLM has not learnt to read speech.
     """
+    if not run.llm_reads:
+        raise ConfigError(
+            "model.answer_weight: 0, so the LLM of this run has not learnt to read speech, and exported folders take"
+            " no letters along. Train stage 1 from it ('fastslm fit --init_from'), and export that."
+        )
     path = run.path
     sources = export_sources(type(path.encoder), type(path.abstractor))
     config = _config(run, merge_lora)

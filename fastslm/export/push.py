@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--private", action="store_true", help="make a new repository private; stop if it exists and is public"
     )
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to [main]")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to, made when it is not there [main]")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--message", default="Upload model with fastslm", help="of the commit [%(default)s]")
     given = parser.parse_args(arguments[1:])
@@ -83,6 +83,8 @@ def push(
                 " only: nothing was uploaded. Make it private in its settings, give another name, or leave --private"
                 " out to publish."
             )
+        if revision and not create_pr and not revision.startswith("refs/"):
+            api.create_branch(made.repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(
             repo_id=made.repo_id,
             folder_path=folder,

@@ -206,6 +206,7 @@ class AnsweringModel:
         source: str,
         segments: Sequence[Segment] = (),
         longest_pass: float | None = None,
+        by_letters: bool = False,
     ) -> Answer:
         """Put an answer together, with what is doubtful about it.
 
@@ -219,9 +220,13 @@ class AnsweringModel:
             source: name of the audio.
             segments: text by time.
             longest_pass: seconds of audio that were read together; None is all.
+            by_letters: it is what the speech tokens spell, and not what the LLM reads in them.
         """
         text = self.text_of(generated.ids)
         audio = guards.Audio(seconds, signal_seconds, seconds if longest_pass is None else longest_pass)
+        doubts = guards.doubts(text, request, audio, self.trained_on)
+        if not (self.llm_reads or by_letters):
+            doubts.append("is of an LLM that has not learnt to read speech (model.answer_weight was 0)")
         return Answer(
             text=text.strip(),
             tokens=tuple(generated.ids),
@@ -236,5 +241,5 @@ class AnsweringModel:
             attempts=generated.attempts,
             temperature=generated.temperature,
             segments=tuple(segments),
-            doubts=tuple(guards.doubts(text, request, audio, self.trained_on)),
+            doubts=tuple(doubts),
         )

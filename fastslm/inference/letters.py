@@ -334,4 +334,5 @@ def transcribe(
         timings=Timings(encoding, 0.0, time.perf_counter() - started - encoding),
         source=source.name,
         segments=segments.all,
+        by_letters=True,
     )

@@ -119,7 +119,6 @@ async def _complete(service: Service, request: Request) -> Response:
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=body.seed or 0,
             max_new_tokens=_most_tokens(body),
-            section_minutes=service.settings.section_minutes,
         )
     )
     upload = await _received(service, request, audio)

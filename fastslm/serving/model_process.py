@@ -43,6 +43,7 @@ class Asked:
         max_new_tokens: most tokens of the answer.
         section_minutes: write section by section.
         segments: give text by time.
+        letters: search the letters that the speech tokens spell.
     """
 
     task: str = "asr"
@@ -54,6 +55,7 @@ class Asked:
     max_new_tokens: int | None = None
     section_minutes: float | None = None
     segments: bool = False
+    letters: bool = False
 
 
 class Sent(NamedTuple):

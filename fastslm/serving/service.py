@@ -37,6 +37,7 @@ class Settings:
         most_upload_bytes: of a request.
         section_minutes: transcripts are made section by section.
         allow_urls: recordings may be fetched from URLs, public ones only.
+        letters: transcripts are searched among the letters that speech tokens spell.
     """
 
     names: tuple[str, ...]
@@ -44,6 +45,7 @@ class Settings:
     most_upload_bytes: int = 1 << 30
     section_minutes: float | None = None
     allow_urls: bool = False
+    letters: bool = False
 
 
 @dataclass
@@ -88,12 +90,16 @@ class Service:
             Decoding(1, asked.temperature, asked.top_p, asked.seed)
             check_limits(asked.max_new_tokens)
             brought = self.worker.tasks.get(asked.task)
-            timed = Question(asked.task, asked.prompt, asked.language, brought).definition.timed
+            task = Question(asked.task, asked.prompt, asked.language, brought).definition
         except FastSLMError as error:
             raise Problem(400, str(error)) from error
-        if asked.segments and not timed:
+        if asked.segments and not task.timed:
             raise Problem(400, f"response_format: task {asked.task} answers about the whole audio, not by time.")
-        return asked if timed else replace(asked, section_minutes=None)
+        return replace(
+            asked,
+            section_minutes=self.settings.section_minutes if task.timed else None,
+            letters=self.settings.letters and task.transcript,
+        )
 
     def begin(self, upload: Upload, asked: Asked, live: "Live | None" = None) -> Job:
         """Hand a request to the worker, which closes the recording.

@@ -88,7 +88,6 @@ async def _speech_to_text(service: Service, request: Request, task: str | None) 
                 _number(form, "temperature", float, "a number") or 0.0,
                 seed=_number(form, "seed", int, "a whole number") or 0,
                 max_new_tokens=_number(form, "max_completion_tokens", int, "a whole number"),
-                section_minutes=service.settings.section_minutes,
                 segments=by_time,
             )
         )

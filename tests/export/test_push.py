@@ -38,6 +38,11 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             hub.repo = json.loads(body)
             self.answer({"url": f"{hub.address}/me/model", "id": "me/model", "name": "me/model"})
+        elif self.path.startswith("/api/models/me/model/branch/"):
+            hub.branches.add(self.path.rpartition("/")[2])
+            self.answer({})
+        elif "/commit/" in self.path and self.path.rpartition("/")[2] not in hub.branches:
+            self.answer({"error": "Invalid rev id"}, 404)
         elif self.path == "/api/validate-yaml":
             hub.card = json.loads(body)["content"]
             self.answer({"errors": [], "warnings": []})
@@ -92,7 +97,7 @@ def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.address = f"http://127.0.0.1:{server.server_address[1]}"
     server.calls, server.files, server.store, server.repo = [], {}, {}, None
-    server.private, server.exists = True, False
+    server.private, server.exists, server.branches = True, False, {"main"}
     server.mode = lambda path: "lfs" if path.endswith(".safetensors") else "regular"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -143,6 +148,14 @@ def test_every_file_arrives_as_it_is(exported, hub, push):
     assert hub.repo.get("visibility") == "private" or hub.repo.get("private") is True
     assert hub.message == "First"
     assert any(call[0] == "PUT" for call in hub.calls)
+
+
+def test_a_branch_that_is_not_there_is_made(hub, push):
+    status, _, err = push(hub.address, "--revision", "next")
+    assert status == 0, err
+    assert hub.branches == {"main", "next"}
+    assert "model.safetensors" in hub.files
+    assert any(path.endswith("/commit/next") for _, path in hub.calls)
 
 
 @pytest.mark.parametrize("flags", [[], ["--create-pr"], ["--revision", "next"]])

@@ -15,6 +15,7 @@ import fastslm
 from fastslm import cli
 from fastslm.checkpoint.run import open_run
 from fastslm.errors import CheckpointError, ConfigError, DataError
+from fastslm.export.folder import export_model
 from fastslm.inference.guards import Audio
 from fastslm.inference.letters import _LLM_WEIGHT, _WORD_BONUS, LetterSearch
 from fastslm.inference.words import Vocabulary, WordModel
@@ -294,7 +295,17 @@ def test_what_the_llm_says_without_having_learnt_to_read_is_not_taken_for_a_tran
         speller, [noise(5)], speller.request(), fastslm.inference.engine.Decoding(), None, None, None
     )
     assert speller.transcribe(noise(5)).text != written[0].text
-    assert speller.ask(noise(5), "Who?").task == "sqqa"
+    assert not any("has not learnt" in doubt for doubt in speller.transcribe(noise(5)).doubts)
+    stream = speller.stream([noise(5)])
+    *_, _seconds = stream
+    for answer in (written[0], speller.ask(noise(5), "Who?"), stream.answer()):
+        assert "is of an LLM that has not learnt to read speech (model.answer_weight was 0)" in answer.doubts
+
+
+def test_an_llm_that_has_not_learnt_to_read_is_not_exported(letters_run, tmp_path):
+    with pytest.raises(ConfigError, match="has not learnt to read speech"):
+        export_model(open_run(letters_run), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_of_several_recordings_each_has_its_text_or_its_error(speller, noise, tmp_path):
@@ -377,6 +388,12 @@ def test_the_command_refuses_them_once_and_not_for_each_file(run_folder, letters
 def test_a_server_of_sections_refuses_them_before_it_begins(letters_run, capfd):
     assert cli.main(["serve", str(letters_run), "--device", "cpu", "--port", "0", "--section-minutes", "5"]) == 2
     assert "section_minutes: a search among letters" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_server_asked_for_letters_that_are_not_there_does_not_begin(run_folder, capfd):
+    assert cli.main(["serve", str(run_folder), "--device", "cpu", "--port", "0", "--letters"]) == 2
+    assert "spells none" in capfd.readouterr().err
 
 
 def test_letters_that_do_not_fit_their_setting_are_a_damaged_checkpoint(model, letters_run, tmp_path):

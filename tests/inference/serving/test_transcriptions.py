@@ -112,6 +112,13 @@ def test_a_server_that_goes_section_by_section_gives_the_text_of_the_command(ser
     assert "".join("".join(event.delta for event in deltas).split()) == "".join(expected.split())
 
 
+def test_a_server_of_letters_asks_transcripts_of_them_and_nothing_else(serve_here, model, talk, command):
+    ask = serve_here(model, letters=True).client().audio.transcriptions.create
+    with pytest.raises(openai.BadRequestError, match="spells none"):  # the tiny model has no letters
+        ask(model="scripted", file=talk)
+    assert ask(model="scripted", file=talk, extra_body={"task": "ssum"}).text == command(talk, "--task", "ssum").strip()
+
+
 def test_text_comes_in_chunks_that_together_are_the_text(server, talk, model):
     events = list(server.client().audio.transcriptions.create(model="tiny", file=talk, stream=True))
     expected = model.transcribe(talk)
