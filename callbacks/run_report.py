@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from fastslm.configuration.figures import own_style
@@ -37,6 +38,7 @@ class RunReport(L.Callback):
     def __init__(self, num_pairs: int = 4) -> None:
         self.num_pairs = num_pairs
         self._rows: list[dict[str, Any]] = []
+        self._counts = (0, 0, 0)
         self._validated_step = -1
         self._began = False
 
@@ -66,12 +68,14 @@ class RunReport(L.Callback):
         """Write the rows; print the result when validation is all there is."""
         self._validated_step = trainer.global_step
         self._write(trainer, "predictions-val")
+        self._count(trainer)
         if trainer.state.fn == "validate":
             self._print(trainer, "val")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the rows and print the result."""
         self._write(trainer, "predictions-test")
+        self._count(trainer)
         self._print(trainer, "test")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -85,6 +89,8 @@ class RunReport(L.Callback):
             return
         folder = Path(trainer.default_root_dir)
         self._print(trainer, "val")
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # nothing is kept
         paths = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
         checkpoint = next(filter(None, paths), "")
         went_on_from = None if self._began else trainer.ckpt_path
@@ -108,7 +114,7 @@ class RunReport(L.Callback):
         if pl_module.settings.letters_per_token:
             print(f"  letters     beside the LLM: fastslm transcribe FILES --model {folder} --letters")
         if sample_of(folder).exists():
-            print(f"  sample      {sample_of(folder)}, which training has not seen; to have it transcribed:")
+            print(f"  sample      {sample_of(folder)}, of the validation data; to have it transcribed:")
             print(f"\n    {command_for(folder)}")
 
     def _write(self, trainer: L.Trainer, name: str) -> Path:
@@ -123,6 +129,13 @@ class RunReport(L.Callback):
                     left.unlink(missing_ok=True)
         return path
 
+    def _count(self, trainer: L.Trainer) -> None:
+        """Count the rows of all ranks: those transcribed, all, and those that ran in circles."""
+        scored = {name for name, task in tasks().items() if "wer" in task.metrics}
+        transcribed, loops = sum(row["task"] in scored for row in self._rows), sum("loop" in row for row in self._rows)
+        mine = torch.tensor([transcribed, len(self._rows), loops], device=trainer.strategy.root_device)
+        self._counts = tuple(trainer.strategy.reduce(mine, reduce_op="sum").tolist())
+
     def _print(self, trainer: L.Trainer, stage: str) -> None:
         if not trainer.is_global_zero:
             return
@@ -132,15 +145,13 @@ class RunReport(L.Callback):
             print(f"    reference   {_clip(row['reference'])}")
             print(f"    hypothesis  {_clip(row['hypothesis'])}")
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{stage}/")}
+        transcribed, answered, num_loops = self._counts
         if f"{stage}/wer" in values:
-            scored = {name for name, task in tasks().items() if "wer" in task.metrics}
-            transcribed = sum(row["task"] in scored for row in self._rows)
             print(
                 f"\n  WER {values[f'{stage}/wer']:.2%}  CER {values[f'{stage}/cer']:.2%}  over {transcribed} whole"
-                f" recordings  loss {values[f'{stage}/loss']:.4f}  over {len(self._rows)}"
-                f"{' (of rank 0)' if trainer.world_size > 1 else ''}"
+                f" recordings  loss {values[f'{stage}/loss']:.4f}  over {answered}"
             )
-        if num_loops := sum("loop" in row for row in self._rows):
+        if num_loops:
             print(f"  {num_loops} of them repeated a phrase to the end and are cut after its first round")
         for names in _SHOWN:
             found = [(title, values[f"{stage}/{name}"]) for name, title in names if f"{stage}/{name}" in values]

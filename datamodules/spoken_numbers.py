@@ -81,19 +81,14 @@ class SpokenNumbers(WebDatasetModule):
             max_seconds=max_seconds,
             seed=corpus_seed,
         )
+        self._name_shards()
 
     def prepare_data(self) -> None:
         """Build the corpus, once per node, unless it is there, and index it."""
         folder = build_corpus(self.cache, self.corpus)
         if self.tasks is not None:
             build_tasks(folder, list(self.tasks))
-        self._name_shards()
         super().prepare_data()
-
-    def setup(self, stage: str) -> None:
-        """Name the shards, then index them."""
-        self._name_shards()
-        super().setup(stage)
 
     def _name_shards(self) -> None:
         folder = self.cache / f"spoken-numbers-{self.corpus.fingerprint}"

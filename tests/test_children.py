@@ -9,21 +9,26 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = """
-import os, signal, sys, time
-from fastslm.processes.children import ProcessPool, shielded_context
+WORK = """
+import time
 
-def slow(number):
-    open(f"{sys.argv[2]}/{number}", "w").close()
-    time.sleep(float(sys.argv[3]))
+def slow(begun, seconds, number):
+    open(f"{begun}/{number}", "w").close()
+    time.sleep(seconds)
     return number
+"""
+SCRIPT = """
+import signal, sys
+from functools import partial
+from fastslm.processes.children import ProcessPool, shielded_context
+from work import slow
 
 if __name__ == "__main__":
     got = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: got.append(number))
     with ProcessPool(2, shielded_context(sys.argv[1])) as pool:
-        done = list(pool.map(slow, range(2)))
+        done = list(pool.map(partial(slow, sys.argv[2], float(sys.argv[3])), range(2)))
     print(done, sorted(int(n) for n in got), flush=True)
 """
 
@@ -54,6 +59,7 @@ def pool_at_work(request, tmp_path):
     """Return a starter of a process whose two children work for some seconds, in a group of its own."""
     script = tmp_path / "pool.py"
     script.write_text(SCRIPT)
+    (tmp_path / "work.py").write_text(WORK)
     started = []
 
     def start(seconds):
@@ -105,6 +111,17 @@ def test_nothing_is_left_of_a_pool_whose_parent_was_killed(pool_at_work):
     while group_of(process) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not group_of(process)
+
+
+@pytest.mark.parametrize("method", [pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
+def test_a_script_runs_once_whether_it_guards_itself_or_not(tmp_path, method):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import sys\nfrom fastslm.processes.children import ProcessPool, shielded_context\nprint('begun')\n"
+        "with ProcessPool(2, shielded_context(sys.argv[1])) as pool:\n    print(list(pool.map(abs, [-1, -2])))\n"
+    )
+    done = subprocess.run([sys.executable, str(script), method], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("begun\n[1, 2]\n", "")
 
 
 def test_a_process_that_is_killed_while_another_starts_breaks_the_pool_and_nothing_else(tmp_path):

@@ -29,8 +29,11 @@ def test_the_report_counts_the_recordings_that_its_word_error_rate_covers(capsys
     row = {"key": "a", "audio_seconds": 1.0, "reference": "a", "hypothesis": "b"}
     report._rows = [row | {"task": task} for task in ("asr", "ssum", "dialogue")]
     metrics = {"val/wer": 1.0, "val/cer": 1.0, "val/loss": 7.89}
-    report._print(SimpleNamespace(is_global_zero=True, callback_metrics=metrics, world_size=1), "val")
-    assert "WER 100.00%  CER 100.00%  over 1 whole recordings  loss 7.8900  over 3\n" in capsys.readouterr().out
+    both = SimpleNamespace(root_device="cpu", reduce=lambda counts, reduce_op: 2 * counts)  # two ranks, alike
+    trainer = SimpleNamespace(is_global_zero=True, callback_metrics=metrics, strategy=both)
+    report._count(trainer)
+    report._print(trainer, "val")
+    assert "WER 100.00%  CER 100.00%  over 2 whole recordings  loss 7.8900  over 6\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stage", ["validation", "test", "predict"])

@@ -51,22 +51,29 @@ def _against(
         return None
     places = dict(zip(values, _spread(list(values.values())), strict=True))
     figure, axes = _figure()
-    top = 0.0
+    top, intervals = 0.0, list[tuple[float, float, Any]]()
     for i, (name, line) in enumerate(lines):
         points = sorted((places[s.name], *s.wer) for s in line if s.wer and s.name in places)
         if points:
             at, means, halves = zip(*points, strict=True)
             top = max(top, *means)
             spans = [half or 0.0 for half in halves]  # one seed has no interval
+            intervals += [(x, mean + span, _style(i)["color"]) for x, mean, span in zip(at, means, spans, strict=True)]
             joined = "-" if len(points) > 1 else "none"
             axes.errorbar(at, means, yerr=spans, label=name, **_style(i), capsize=3, linestyle=joined)
     # The interval of a variant whose seeds disagree may be wider than all else: it is cut off, the others not squeezed.
-    axes.set(
-        xlabel=label, ylabel="WER (%): mean and 95 % interval over seeds", ylim=(0, 1.15 * top or None), xscale="log"
-    )
+    top = 1.15 * top or 1.0
+    axes.set(xlabel=label, ylabel="WER (%): mean and 95 % interval over seeds", ylim=(0, top), xscale="log")
+    for x, _, color in (interval for interval in intervals if interval[1] > top):
+        axes.plot(x, top, marker="^", color=color, clip_on=False)
+    if any(interval[1] > top for interval in intervals):
+        axes.set_title("triangles: the interval goes on", fontsize="small")
     axes.xaxis.set_major_formatter("{x:g}")
-    decades = math.log10(max(values.values()) / min(values.values()))
-    axes.xaxis.set_minor_formatter("{x:g}" if decades < 1 else "")
+    least, most = min(values.values()), max(values.values())
+    axes.xaxis.set_minor_formatter("{x:g}" if most < 10 * least else "")
+    if _equal(least, most):  # the axis has one place, and what stands beside it is there too
+        axes.set_xticks([least], [f"{least:.3g} (all variants, side by side)"])
+        axes.minorticks_off()
     return f"WER against {what}", _save(figure, out / file)
 
 
@@ -100,7 +107,7 @@ def _spread(values: Sequence[float]) -> list[float]:
     """Return values with equal ones (within 0.5 %) moved a little apart on a logarithmic axis, so that none hides."""
     groups: list[list[int]] = []
     for i, value in enumerate(values):
-        same = next((group for group in groups if abs(values[group[0]] - value) <= 0.005 * value), None)
+        same = next((group for group in groups if _equal(values[group[0]], value)), None)
         if same is None:
             groups.append([i])
         else:
@@ -111,6 +118,10 @@ def _spread(values: Sequence[float]) -> list[float]:
         for place, i in enumerate(group):
             moved[i] *= math.exp((place - (len(group) - 1) / 2) * width)
     return moved
+
+
+def _equal(a: float, b: float) -> bool:
+    return abs(a - b) <= 0.005 * b
 
 
 def _learning_curves(out: Path, summaries: Sequence[Summary]) -> tuple[str, Path] | None:
@@ -124,7 +135,8 @@ def _learning_curves(out: Path, summaries: Sequence[Summary]) -> tuple[str, Path
     figure, axes = _figure(num_axes)
     loss, *wer = [axes] if num_axes == 1 else axes
     for i, (name, points) in enumerate(losses.items()):
-        loss.plot(*_smooth(points), label=name, color=_style(i)["color"], linewidth=1.2)
+        marker = "" if len(points) > 1 else "o"  # one point makes no line
+        loss.plot(*_smooth(points), label=name, color=_style(i)["color"], linewidth=1.2, marker=marker)
     for panel in wer:
         for i, points in enumerate(rates.values()):
             panel.plot([step for step, _ in points], [100 * value for _, value in points], **_style(i))

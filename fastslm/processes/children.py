@@ -7,11 +7,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
+from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 from fastslm.processes.signals import ENDING
@@ -41,6 +43,20 @@ def shielded() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)  # one that came meanwhile is delivered here
 
 
+@contextlib.contextmanager
+def _without_script() -> Iterator[None]:
+    """Start child processes within that do not run this process's script: what they do comes from modules.
+
+    One without ``if __name__ == "__main__"`` would begin anew in each of them, and wait for what its parent is doing.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
 def follow_parent() -> None:
     """End this child process when its parent has ended, or sends it SIGTERM."""
     parent = multiprocessing.parent_process()
@@ -66,7 +82,7 @@ def shielded_context(method: str) -> BaseContext:
 
 
 class ProcessPool(ProcessPoolExecutor):
-    """Processes that leave signals to this one and end with it.
+    """Processes that leave signals to this one and end with it; they run functions of modules, not of a script.
 
     Args:
         max_workers: most processes.
@@ -85,7 +101,7 @@ class ProcessPool(ProcessPoolExecutor):
         self, fn: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Future[Result]:
         """Hand in work; this is where processes are started."""
-        with shielded():
+        with shielded(), _without_script():
             return super().submit(fn, *args, **kwargs)
 
 

@@ -57,9 +57,10 @@ class _Doctor(TrainingCLI):
         """One process, no logger, no callbacks, no run folder."""
         trainer = self.config["fit"].trainer
         alone: dict[str, Any] = {
-            "devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "callbacks": None, "max_steps": 1,
-            "accumulate_grad_batches": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0,
-            "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+            "devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "callbacks": None,
+            "min_steps": None, "min_epochs": None, "accumulate_grad_batches": 1, "limit_val_batches": 0,
+            "num_sanity_val_steps": 0, "enable_checkpointing": False, "enable_progress_bar": False,
+            "enable_model_summary": False,
         }  # fmt: skip
         for name, value in alone.items():
             setattr(trainer, name, value)

@@ -22,6 +22,7 @@ from fastslm.strategies.support import keeps_masters, refuse_unsupported
 from fastslm.training.callback_checks import check_callbacks
 from fastslm.training.data_source import source_of
 from fastslm.training.rank_agreement import check_agreement, versions, weights_digest
+from fastslm.training.trainer_settings import refuse_overfitting
 
 _FREQUENCIES = ("inv_freq", "original_inv_freq")
 
@@ -39,6 +40,7 @@ def check_request(trainer: L.Trainer, run_config: dict[str, Any]) -> None:
             raise ConfigError(f"{package} {bad} is {why}.")
     refuse_unsupported(trainer)
     check_callbacks(trainer)
+    refuse_overfitting(trainer.overfit_batches)  # type: ignore[attr-defined]
     if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
         raise ConfigError(
             "trainer.plugins: AsyncCheckpointIO writes while training goes on, and a checkpoint here is whole before it"

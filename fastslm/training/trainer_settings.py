@@ -78,17 +78,26 @@ def _is_ours(logger: Namespace, folder: str) -> bool:
     return _name(logger) in places and made == (folder, "", places[_name(logger)])
 
 
+def refuse_overfitting(overfit_batches: int | float) -> None:
+    """Refuse what Lightning does by samplers of its own.
+
+    Raises:
+        ConfigError: it is asked for.
+    """
+    if overfit_batches:
+        raise ConfigError(
+            "trainer.overfit_batches: which samples make a batch is planned anew for every epoch. To train on a few"
+            " samples over and over, name one small shard as data.train_shards and as data.val_shards."
+        )
+
+
 def _refuse(trainer: Namespace) -> None:
     if trainer.barebones:
         raise ConfigError(
             "trainer.barebones: a run keeps checkpoints and logs, which this leaves out. Leave it out; trainer.logger"
             " false and trainer.enable_checkpointing false turn them off one by one."
         )
-    if trainer.overfit_batches:
-        raise ConfigError(
-            "trainer.overfit_batches: which samples make a batch is planned anew for every epoch. To train on a few"
-            " samples over and over, name one small shard as data.train_shards and as data.val_shards."
-        )
+    refuse_overfitting(trainer.overfit_batches)
     if trainer.limit_train_batches == 0:
         raise ConfigError("trainer.limit_train_batches: 0 trains nothing. Leave it out, or run fastslm validate.")
     if trainer.val_check_interval == 0:

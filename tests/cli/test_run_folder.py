@@ -78,7 +78,9 @@ def test_fast_dev_run_leaves_the_run_folder_alone(fit, tmp_path, capsys):
     trying = ("--trainer.fast_dev_run", "true")
     fit(*trying)
     assert not (tmp_path / "run").exists()
-    assert f"nothing is kept, and {tmp_path / 'run'} stays as it is" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert f"nothing is kept, and {tmp_path / 'run'} stays as it is" in shown.err
+    assert "fastslm transcribe" not in shown.out  # of a folder that has gone
     fit(*ONE_STEP)
     before = files(tmp_path / "run")
     fit(*trying)

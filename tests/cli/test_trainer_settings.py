@@ -4,6 +4,7 @@ import functools
 import importlib.util
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -14,6 +15,7 @@ from fastslm.checkpoint import open_checkpoint
 from fastslm.cli import main
 from fastslm.errors import ConfigError
 from fastslm.training.callback_checks import check_callbacks
+from fastslm.training.startup_checks import check_request
 
 
 @pytest.fixture
@@ -241,3 +243,9 @@ def test_a_logger_of_another_package_works_offline_and_leaves_ours_alone(
     assert list(tmp_path.glob(left))
     for name in ("metrics.csv", "config.yaml", "training.png"):
         assert (tmp_path / "run" / name).exists(), name
+
+
+def test_a_trainer_of_a_script_is_told_the_same():
+    trainer = L.Trainer(accelerator="cpu", overfit_batches=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(ConfigError, match=r"trainer\.overfit_batches: which samples"):
+        check_request(trainer, {})
