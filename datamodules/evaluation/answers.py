@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fastslm.commands.notes import changed_settings
 from fastslm.errors import ConfigError, DataError, FastSLMError
 from fastslm.evaluation.score import Transcript
-from fastslm.files import sealed, unsealed, write_atomically
+from fastslm.files import open_file, sealed, unsealed, write_atomically
 
 from .recordings import EvaluationSet, Recording
 
@@ -155,11 +155,12 @@ def _check_row(row: dict[str, Any]) -> None:
 def _read(kept: Path, answering: Answering, data: EvaluationSet) -> dict[str, dict[str, Any]]:
     """Return the answers of before by key; begins the file where there is none, or another is wanted."""
     try:
-        lines = kept.read_bytes().split(b"\n")
+        with open_file(kept) as file:
+            lines = file.read().split(b"\n")
     except FileNotFoundError:
         lines = []
     except OSError as error:
-        raise DataError(f"{kept}: cannot be read: {error}.") from error
+        raise DataError(f"{kept}: cannot be read: {error.strerror or error}.") from error
     whole = lines[:-1]  # a line that was cut off by a kill has no end
     found: dict[str, dict[str, Any]] = {}
     if whole and not answering.overwrite:

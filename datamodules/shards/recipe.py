@@ -15,7 +15,7 @@ import soundfile
 from filelock import FileLock, Timeout
 
 from fastslm.errors import DataError
-from fastslm.files import PARTIAL, sealed, unsealed, write_atomically
+from fastslm.files import PARTIAL, open_file, sealed, unsealed, write_atomically
 from fastslm.redaction import redacted_values
 
 from .part import Part
@@ -195,11 +195,13 @@ class BuildFolder:
 
     def done(self, name: str, plan: str) -> ShardRecord | None:
         """Return a finished shard; None where it has to be made, or made again because it is not as planned."""
+        marker = self._marker(name)
+        content = _content(marker) if marker.exists() else b""
         try:
-            values = unsealed(json.loads(self._marker(name).read_text()))
+            values = unsealed(json.loads(content))
             findings = {"refused": [Refused(**item) for item in values["refused"]]}
             record = ShardRecord(**{**values, **findings, "noted": [Noted(**item) for item in values["noted"]]})
-        except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of a version that noted less
+        except (ValueError, KeyError, TypeError):  # none, damaged, or of a version that noted less
             return None
         if record.plan != plan or any(item.reason in _PASSING for item in record.refused):
             return None
@@ -236,7 +238,12 @@ class BuildFolder:
 def shards_made(folder: Path) -> set[str]:
     """Return the names of the shards that builds noted to have made in a folder, but for those that came to nothing."""
     markers = (folder / _STATE).glob(f"*{_DONE}")
-    return {marker.name.removesuffix(_DONE) for marker in markers if b'"num_bytes": 0,' not in marker.read_bytes()}
+    return {marker.name.removesuffix(_DONE) for marker in markers if b'"num_bytes": 0,' not in _content(marker)}
+
+
+def _content(note: Path) -> bytes:
+    with open_file(note) as file:
+        return file.read()
 
 
 def _read_recipe(path: Path, overwrite: bool) -> dict[str, Any]:
@@ -247,7 +254,7 @@ def _read_recipe(path: Path, overwrite: bool) -> dict[str, Any]:
     """
     with guarded(path):
         try:
-            data = path.read_bytes()
+            data = _content(path)
         except FileNotFoundError:
             if overwrite:  # another part has cleared it away
                 return {}

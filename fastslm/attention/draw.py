@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastslm.configuration.figures import own_style
+from fastslm.files import whole_file
 
 from .collect import AttentionMaps, Shares, mean_shares
 
@@ -64,7 +65,8 @@ def draw_attention(
             _draw_shares(axes, row, shares)
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as partial:
+        figure.savefig(partial.file, dpi=130, format=path.suffix[1:].lower())
     return path
 
 

@@ -31,7 +31,7 @@ _VERSION = re.compile(r"-v\d+$")
 
 
 def folder_name(link: Path, step: int) -> str:
-    """Return a free name for the folder behind ``link``, such as ``last.ckpt`` or ``best-step=100.ckpt``."""
+    """Return a free name for the folder behind ``link``, such as ``last.ckpt`` or ``best-100.ckpt``."""
     name = link.name.removesuffix(".ckpt")
     stem = f"step-{step:06d}" if name == _LAST else name
     candidate, number = stem, 0
@@ -156,7 +156,7 @@ def last_complete(parent: Path) -> Path | None:
 
 def complete_in(parent: Path, name: str = "[!.]") -> list[Path]:
     """Return the folders of complete checkpoints whose names begin with one."""
-    return sorted(path.parent for path in parent.glob(f"{name}*/{MANIFEST}"))
+    return sorted(path.parent for path in parent.glob(f"{name}*/{MANIFEST}") if path.is_file())
 
 
 def not_complete(link: Path) -> CheckpointError:
@@ -164,10 +164,10 @@ def not_complete(link: Path) -> CheckpointError:
     folder = link.resolve()
     folder = folder.parent if folder.name == TRAINER_STATE else folder
     gone = f"is damaged: it has no {MANIFEST}" if folder.exists() else "is gone"
-    others = ", ".join(path.name for path in complete_in(link.parent)) or "none"
+    others = ", ".join(path.name for path in complete_in(link.parent))
+    way_out = f"Complete are {others} in {link.parent}: give the path of one, or" if others else "No other is complete:"
     return CheckpointError(
-        f"the {link.name.removesuffix('.ckpt')} checkpoint, {folder}, {gone}. Complete are {others} in {link.parent}:"
-        " give the path of one, or put the lost one back."
+        f"the {link.name.removesuffix('.ckpt')} checkpoint, {folder}, {gone}. {way_out} put the lost one back."
     )
 
 

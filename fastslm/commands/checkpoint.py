@@ -11,7 +11,7 @@ from fastslm.commands.parser import command_parser
 _EXAMPLES = """\
 examples:
   fastslm checkpoint inspect runs/hta                     the run's last checkpoint
-  fastslm checkpoint inspect runs/hta/checkpoints/best-step=300 --tensors
+  fastslm checkpoint inspect runs/hta/checkpoints/best-300 --tensors
   fastslm checkpoint convert runs/zero3 weights/          weights and configuration as a folder, for --init_from
   fastslm checkpoint convert runs/zero3 weights.ckpt      the same as one file that Lightning loads
   fastslm checkpoint convert runs/zero3 other/ --to universal   DeepSpeed's state for another number of processes

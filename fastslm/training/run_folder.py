@@ -67,10 +67,14 @@ class RunFolder:
         self._moved |= move_metrics(metrics)
 
     def end(self, has_trained: bool) -> None:
-        """Let others train in the folder, and put back what was moved if no step was trained."""
+        """Let others train in the folder, and put back what was moved where nothing has taken its place.
+
+        Args:
+            has_trained: whether a run has; what an untrained one has begun gives way to the earlier.
+        """
         self._release()
-        for path, aside in () if has_trained else self._moved.items():
-            if path.is_dir() and not any((path / _CHECKPOINTS).glob("*")):
+        for path, aside in self._moved.items():
+            if not has_trained and path.is_dir() and not any((path / _CHECKPOINTS).glob("*")):
                 shutil.rmtree(path)
                 print(f"Nothing was trained: the earlier run is in {path} again.", file=sys.stderr)
             if not path.exists():

@@ -162,6 +162,19 @@ def test_metrics_are_put_back_where_nothing_was_trained(tmp_path):
     assert [path.read_text() for path in metrics] == list(map(str, metrics))
 
 
+def test_metrics_are_put_back_where_a_run_that_had_nothing_left_to_do_wrote_none(tmp_path):
+    metrics = tmp_path / "run" / "metrics.csv"
+    metrics.parent.mkdir()
+    for wrote in (None, "its own"):
+        metrics.write_text("earlier")
+        folder = run_folder.RunFolder(tmp_path / "run", waits=False)
+        folder.make_room(resuming=True, metrics=[metrics])
+        if wrote:
+            metrics.write_text(wrote)
+        folder.end(has_trained=True)  # at step 3, all of them of the run before
+        assert metrics.read_text() == (wrote or "earlier")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "words"),
@@ -313,6 +326,11 @@ def test_a_last_checkpoint_that_is_gone_or_damaged_is_not_replaced_by_another(fi
         fit(*flags, "--ckpt_path", "last")
     shutil.rmtree(last)
     with pytest.raises(CheckpointError, match=r"the last checkpoint, .*, is gone\. Complete are"):
+        fit(*flags, "--ckpt_path", "last")
+    for manifest in folder.glob("*/checkpoint.json"):
+        manifest.unlink()
+        manifest.mkdir()
+    with pytest.raises(CheckpointError, match=r"is gone\. No other is complete"):
         fit(*flags, "--ckpt_path", "last")
 
     folder = whole / "checkpoints"

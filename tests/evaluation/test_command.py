@@ -1,6 +1,7 @@
 """``fastslm evaluate`` on shards: a model beside other systems, named sets, lengths, and what a kill leaves."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -193,6 +194,11 @@ def test_kept_answers_that_are_damaged_are_named_and_what_a_kill_cut_is_not_read
     status, shown = run(capsys, *words)
     assert status == 0
     assert answers.read_bytes() == whole
+    answers.unlink()
+    os.mkfifo(answers)
+    status, shown = run(capsys, *words)
+    assert status == 2
+    assert "clean.jsonl: cannot be read: it is a pipe" in shown.err
 
 
 def test_an_answer_of_other_audio_under_the_same_name_is_made_anew(capsys, tmp_path, write_shard, flac, model):

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
+from fastslm import cli
 from fastslm.datamodules.shards import build as building
 from fastslm.datamodules.shards.recipe import BuildFolder, ShardRecord
 from fastslm.datamodules.shards.shard_file import index_shard
@@ -143,6 +144,16 @@ def test_a_damaged_note_of_a_shard_has_it_made_again(built, content):
     (out / ".build" / "train-000001.tar.done.json").write_text(content)
     again()
     assert bytes_of(out) == whole
+
+
+def test_a_pipe_in_the_place_of_a_note_is_not_waited_for(built, capsys):
+    out, again = built
+    note = out / ".build" / "train-000001.tar.done.json"
+    note.unlink()
+    os.mkfifo(note)
+    assert cli.main(["shards", "check", str(out)]) == 2
+    again(status=2)
+    assert capsys.readouterr().err.count(f"{note}: it is a pipe") == 2
 
 
 @pytest.mark.parametrize("name", ["notes.jsonl", "broken.jsonl", "build.json"])
