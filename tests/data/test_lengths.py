@@ -360,6 +360,16 @@ def test_an_ogg_vorbis_that_was_not_cut_needs_no_further_package(seconds, rate):
     assert stream.decoder == "sound"
 
 
+@pytest.mark.parametrize("blocks", [5, 6])
+@pytest.mark.parametrize("claim", ["of the blocks", "with the byte behind", "too small"])
+def test_a_gsm_wav_has_the_samples_of_its_blocks_and_none_of_the_byte_that_pads_them(blocks, claim):
+    data = bytearray(encode(tone(320 * blocks / 8_000, rate=8_000) / 2, "WAV", "GSM610", 8_000))
+    begin = data.index(b"data") + 8
+    size = {"of the blocks": 65 * blocks, "with the byte behind": len(data) - begin, "too small": 65}[claim]
+    data[begin - 4 : begin] = size.to_bytes(4, "little")
+    check_length(bytes(data), 320 * blocks / 8_000)
+
+
 # -- MP3 ----------------------------------------------------------------------------------------------
 
 
