@@ -87,6 +87,12 @@ def test_words_that_differ_in_their_vowel_signs_alone_are_other_words(said, hear
     assert len(normalise(said).split()) == 2
 
 
+def test_a_turkish_capital_i_is_its_small_letter_and_cuts_no_word_in_two():
+    assert rate("word", ("İstanbul İZMİR", "istanbul izmir")) == 0.0
+    assert rate("word", ("İstanbul", unicodedata.normalize("NFD", "İstanbul"))) == 0.0
+    assert normalise("İstanbul İZMİR") == "istanbul izmir"
+
+
 def test_a_recording_without_reference_words_is_not_scored():
     assert rate("word", ("", "some words"), ("...", "more"), ("one", "one")) == 0.0
 

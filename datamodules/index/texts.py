@@ -23,7 +23,8 @@ from ..reading.store import Store
 from .columns import ShardRows, load_arrays, save_arrays
 from .dialogues import count_ids, dialogue_of, fields_of, prompts_of, task_of, tokenizer_digest, with_answer
 
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
+_LONGEST_PAUSE_SECONDS = 10.0  # kept beside a segment that does not fit with all of its pause
 _DAMAGED = -2  # ids of a text whose bytes are not those that were indexed
 
 #: What is known of a chunk.
@@ -218,12 +219,18 @@ def split_segments(segments: Any, max_seconds: float, duration: float) -> list[t
         raise DataError(f"unusable segments: they are not in order, or leave the recording of {duration:.1f} s")
     chunks, first = [], 0
     while first < len(times):
+        begin, end = cuts[first], cuts[first + 1]
+        if end - begin > max_seconds:
+            start, stop = times[first]
+            margin = min((max_seconds - (stop - start)) / 2, _LONGEST_PAUSE_SECONDS)
+            if margin < 0:
+                raise DataError(f"audio too long: the segment at {start:.1f} s alone exceeds the limit")
+            begin, end = max(begin, start - margin), min(end, stop + margin)
         last = first + 1
-        while last < len(times) and cuts[last + 1] - cuts[first] <= max_seconds:
+        while last < len(times) and cuts[last + 1] - begin <= max_seconds:
             last += 1
-        if cuts[last] - cuts[first] > max_seconds:
-            raise DataError(f"audio too long: the segment at {times[first][0]:.1f} s alone exceeds the limit")
-        chunks.append((first, last, cuts[first], cuts[last]))
+            end = cuts[last]
+        chunks.append((first, last, begin, end))
         first = last
     return chunks
 

@@ -11,12 +11,12 @@ from .utterance import TOLERANCE_SECONDS, letters_of
 
 
 class Gap(NamedTuple):
-    """What lies between two segments, in seconds; a cut may fall anywhere in it.
+    """What lies before, between or behind segments, in seconds; a cut may fall anywhere in it.
 
     Attributes:
         after: how many segments come before it.
-        begin: where the segments before it have all ended.
-        end: where the next one begins.
+        begin: where the segments before it have all ended; of the first, the begin of the recording.
+        end: where the next one begins; of the last, the end of the recording.
     """
 
     after: int
@@ -25,7 +25,7 @@ class Gap(NamedTuple):
 
 
 def gaps_of(segments: Any, total_seconds: float) -> list[Gap]:
-    """Return the gaps between segments in which nobody speaks, in order.
+    """Return the gaps in which nobody speaks, in order: before the segments, between them, and behind them.
 
     Raises:
         DataError: the segments have no times or texts, are out of order, or leave the recording.
@@ -39,10 +39,11 @@ def gaps_of(segments: Any, total_seconds: float) -> list[Gap]:
     if times and max(end for _, end in times) > total_seconds + TOLERANCE_SECONDS:
         raise DataError(f"unusable segments: they leave the recording of {total_seconds:.2f} s")
     gaps, latest = [], 0.0
-    for after, ((_, end), (following, _)) in enumerate(pairwise(times), 1):
-        latest = max(latest, end)
+    for after, (following, end) in enumerate([*times, (total_seconds, total_seconds)]):
+        latest = min(latest, total_seconds)
         if following >= latest:
             gaps.append(Gap(after, latest, min(following, total_seconds)))
+        latest = max(latest, end)
     return gaps
 
 

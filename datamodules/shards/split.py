@@ -20,18 +20,25 @@ from .utterance import Audio, Refused, Utterance, answer_field, is_timed, task_o
 PAUSE_SECONDS = 0.1
 _FRAME_SECONDS = 0.02
 _LONGEST_SEARCH_SECONDS = 10.0
+_ROUNDING_SECONDS = 0.002  # of two cuts, each to a millisecond
 
 
 def choose_gaps(gaps: Sequence[Gap], total_seconds: float, limit_seconds: float) -> list[Gap]:
     """Return the gaps, or parts of them, to cut in: chunks are at most ``limit_seconds`` long where the gaps allow it.
 
     Each chunk is made as long as a pause in the second half of what is allowed lets it be: the widest one is taken. A
-    gap that is no pause is cut in only where there is no pause at all in reach.
+    gap that is no pause is cut in only where there is no pause at all in reach. A pause after which no gap is in reach
+    is cut in twice, and what lies between belongs to no chunk.
+
+    Args:
+        gaps: all of the recording, from its begin to its end.
+        total_seconds: its length.
+        limit_seconds: longest chunk.
     """
     chosen: list[Gap] = []
-    begin = 0.0
+    pause, begin = gaps[0], 0.0
     while total_seconds - begin > limit_seconds:
-        later = [gap for gap in gaps if not chosen or gap.after > chosen[-1].after]
+        later = [gap for gap in gaps if gap.after > pause.after]
         last = begin + limit_seconds
         reach = [gap._replace(end=min(gap.end, last)) for gap in later if gap.begin <= last and gap.end > begin]
         far = [gap for gap in reach if gap.begin - begin >= limit_seconds / 2]
@@ -41,11 +48,16 @@ def choose_gaps(gaps: Sequence[Gap], total_seconds: float, limit_seconds: float)
         elif pauses or reach:
             cut = (pauses or reach)[-1]
         elif later:
-            cut = later[0]  # what lies before it is too long, and refused as a chunk
+            late = max(later[0].begin - limit_seconds + _ROUNDING_SECONDS, pause.end - _LONGEST_SEARCH_SECONDS)
+            if begin < late <= pause.end:
+                cut = pause._replace(begin=late)
+                chosen[-1:] = [gap._replace(end=min(gap.end, late)) for gap in chosen[-1:]]
+            else:
+                cut = later[0]  # what lies before it is too long, and refused as a chunk
         else:
             break
         chosen.append(cut)
-        begin = cut.begin
+        pause, begin = next(gap for gap in gaps if gap.after == cut.after), cut.begin
     return chosen
 
 
@@ -108,10 +120,8 @@ def split(utterance: Utterance, limit_seconds: float) -> list[Utterance | Refuse
         raise DataError(f"unusable segments: they do not spell the field {answer!r} of the recording")
     gaps = choose_gaps(gaps_of(segments, seconds), seconds, limit_seconds)
     bounds = list(zip([0, *(gap.after for gap in gaps)], [0.0, *find_cuts(utterance.audio[0], gaps)], strict=True))
-    return [
-        _chunk(utterance, number, names, first, last, limit_seconds)
-        for number, (first, last) in enumerate(pairwise([*bounds, (len(segments), seconds)]))
-    ]
+    spoken = [(first, last) for first, last in pairwise([*bounds, (len(segments), seconds)]) if first[0] < last[0]]
+    return [_chunk(utterance, number, names, *bound, limit_seconds) for number, bound in enumerate(spoken)]
 
 
 def _timed_fields() -> list[str]:

@@ -29,7 +29,8 @@ def check_words(key: str, fields: dict[str, Any]) -> None:
         if isinstance(value, str) and not value.isascii() and _BYTES.search(value):
             raw = value.encode("utf-8", "surrogateescape")
             raise DataError(
-                f"not UTF-8: {name} is {raw!r:.80}; save the source as UTF-8, such as by iconv -f WINDOWS-1252 -t UTF-8"
+                f"not UTF-8: {name} is {raw!r:.80}; save the source as UTF-8, such as by iconv -f ENCODING -t UTF-8,"
+                " where Windows has WINDOWS-1252 for French, WINDOWS-1250 for Polish and WINDOWS-1251 for Russian"
             )
     answer = fields.get(answer_field(fields) or "")
     if isinstance(answer, str) and _PATH.fullmatch(answer.strip()):

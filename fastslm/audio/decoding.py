@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import soundfile
 
-from fastslm.audio.ffmpeg import av_blocks, av_info, av_told_seconds, has_av, needs_av
+from fastslm.audio.ffmpeg import PREROLL_SECONDS, av_blocks, av_info, av_told_seconds, has_av, needs_av
 from fastslm.audio.flac import flac_streams, is_flac
 from fastslm.audio.info import AudioInfo
 from fastslm.audio.joined import begins_of
@@ -249,13 +249,13 @@ def _blocks(
         yield from av_blocks(stream.file, start_seconds, stop_seconds, remarks)
         return
     stream.file.seek(0)
-    with _as_data_error(), soundfile.SoundFile(Clamped(stream.file)) as sound:
+    with _as_data_error(), _Sound(Clamped(stream.file)) as sound:
         _check_sound(sound)
         rate_hz = sound.samplerate
         start = round(start_seconds * rate_hz)
         stop = sound.frames if stop_seconds is None else min(sound.frames, round(stop_seconds * rate_hz))
         if 0 < start < stop:
-            _go_to(sound, start, block_seconds * rate_hz)
+            sound.go_to(start, block_seconds * rate_hz)
         ready = (sound.subtype, sound.channels, rate_hz) == ("PCM_16", 1, SAMPLE_RATE_HZ)
         while start < stop:
             size = min(stop - start, block_seconds * rate_hz)
@@ -275,13 +275,25 @@ def _blocks(
             yield rate_hz, block
 
 
-def _go_to(sound: Any, start: int, block: int) -> None:
-    """Go to a sample of a sound at its begin; where libsndfile cannot (GSM), what lies before it is read."""
-    if sound.seekable():
-        sound.seek(start)
-        return
-    while start and (num_read := len(sound.read(min(start, block), dtype="float32"))):
-        start -= num_read
+class _Sound(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
+    """A sound that is read on where the last read ended.
+
+    soundfile seeks there behind each read of what is seekable, and libsndfile then decodes an MP3 from there anew.
+    """
+
+    def seekable(self) -> bool:
+        """Say that it is not."""
+        return False
+
+    def go_to(self, start: int, block: int) -> None:
+        """Go from the begin to a sample; what the decoder must have read before is read (all of it in GSM)."""
+        left = start
+        if super().seekable():
+            needed = round(PREROLL_SECONDS * self.samplerate) if self.subtype.startswith("MPEG") else 0
+            left = min(start, needed)
+            self.seek(start - left)
+        while left and (num_read := len(self.read(min(left, block), dtype="float32"))):
+            left -= num_read
 
 
 # -- what a header says, and what is there ----------------------------------------------------------------------------

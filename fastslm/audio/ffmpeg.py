@@ -17,7 +17,9 @@ from fastslm.audio.streams import Clamped
 from fastslm.errors import DataError, MissingExtraError
 
 _PURPOSE = "audio in m4a, aac, webm, a video, an MP3 that does not tell its length, or a file cut without encoding"
-_PREROLL_SECONDS = 0.6  # what a decoder needs before its output can be trusted; an MP3 of few bits most
+#: What a decoder needs before its output can be trusted. An MP3 needs most: a frame may take bits from the 255 bytes
+#: before it, and in the pauses of one of changing bit rate (24 kHz, stereo) these are 85 frames, of 24 ms each.
+PREROLL_SECONDS = 2.5
 _HEADER_TOLERANCE_SECONDS = 0.5  # by which a container misstates a length: an encoder's delay and its last packet
 _LOST_SECONDS = 0.25  # of a stream without an index that may be undecodable
 _DOUBTFUL_SECONDS = 0.25  # by which times of packets may differ from what they hold: an encoder's delay is up to 0.1 s
@@ -210,7 +212,7 @@ def _cut(file: BinaryIO, start: float, stop: float | None, remarks: list[str] | 
         try:
             is_mpeg = stream.codec_context.name in _BY_DURATION
             least = _least_seconds(container, stream)
-            place = max(0.0, start - _PREROLL_SECONDS)
+            place = max(0.0, start - PREROLL_SECONDS)
             origin, skip_to = None, None
             if start and is_mpeg:
                 origin = max(stream.start_time or 0, 0)

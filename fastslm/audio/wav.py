@@ -22,6 +22,7 @@ _FORMS = (b"RIFF", b"RF64", b"BW64")
 _SOUND_FORMATS = {1, 2, 3, 6, 7, 0x11, 0x31}  # of which libsndfile gives every sample: PCM, float, G.711, ADPCM, GSM
 _EXTENSIBLE = 0xFFFE
 _MANY_SAMPLES = (2, 0x11, 0x31)  # in a block: ADPCM, GSM
+_GSM = 0x31  # of which libsndfile takes the byte that pads an odd number of bytes for another block
 _MOST_CHUNKS = 1000  # that are gone through; zeros, too, are chunks without end
 _CHUNKS = (b"LIST", b"id3 ", b"bext", b"iXML", b"_PMX", b"JUNK")  # that tags come in, where they are whole
 _BLOCK_BYTES = 1 << 20
@@ -92,7 +93,11 @@ def wav_streams(file: BinaryIO) -> Iterator[Stream]:
         if following is not None:
             whole = begin == 0 and following == end
             seconds = data.claimed / data.byte_rate
-            yield Stream(file if whole else excerpt(file, begin, following - begin), claimed_seconds=seconds)
+            own = file if whole else excerpt(file, begin, following - begin)
+            if data.format == _GSM:
+                held = data.claimed - data.claimed % data.block_bytes
+                own = excerpt(file, data.begin, held, _header(data, held))
+            yield Stream(own, claimed_seconds=seconds)
             begin = following if following < end else None  # type: ignore[assignment]
             continue
         held = left - left % data.block_bytes
@@ -175,7 +180,8 @@ def _header(data: _Data, held: int) -> bytes:
     """Return the header of a WAV with these samples."""
     rest = len(data.fmt) + 12
     if held + rest < 1 << 32:
-        return struct.pack("<4sI4s", b"RIFF", held + rest, b"WAVE") + data.fmt + struct.pack("<4sI", b"data", held)
+        even = held + held % 2
+        return struct.pack("<4sI4s", b"RIFF", even + rest, b"WAVE") + data.fmt + struct.pack("<4sI", b"data", even)
     long = struct.pack("<4sIQQQI", b"ds64", 28, held + rest + 36, held, held // data.block_bytes, 0)
     start = struct.pack("<4sI4s", b"RF64", 0xFFFFFFFF, b"WAVE")
     return start + long + data.fmt + struct.pack("<4sI", b"data", 0xFFFFFFFF)

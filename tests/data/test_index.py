@@ -357,6 +357,22 @@ def test_a_long_recording_is_split_in_the_middle_of_gaps(index_of, flac):
     assert index.num_samples == [[68_800], [35_200], [56_000]]
 
 
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [
+        (segmented((8, 9)), [(6.5, 10.0)]),
+        (segmented((1, 2)), [(0.0, 3.5)]),
+        (segmented((0, 1), (1, 2), (8.5, 9.5)), [(0.0, 1.0), (1.0, 3.5), (7.0, 10.0)]),
+        (segmented((0, 4), (6, 10)), [(0.0, 4.0), (6.0, 10.0)]),
+    ],
+    ids=["before", "behind", "between", "no room"],
+)
+def test_of_a_pause_too_long_for_a_chunk_so_much_is_taken_as_fits(index_of, flac, segments, expected):
+    index = index_of(long_sample(flac, segments=segments), Limits(4.0, "split"))
+    assert not index.broken
+    assert [entry.span_seconds for entry in index.entries] == expected
+
+
 def test_a_recording_at_the_limit_is_whole(index_of, flac):
     index = index_of(long_sample(flac), Limits(10.0, "split"))
     assert [(entry.key, entry.segments) for entry in index.entries] == [("a", None)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fastslm.audio.decoding import decode, read_info, streams_of, told_seconds
+from fastslm.audio.decoding import decode, decoded, read_info, streams_of, told_seconds
 from fastslm.errors import DataError, MissingExtraError
 
 av = pytest.importorskip("av")
@@ -360,6 +360,16 @@ def test_an_ogg_vorbis_that_was_not_cut_needs_no_further_package(seconds, rate):
     assert stream.decoder == "sound"
 
 
+@pytest.mark.parametrize("blocks", [5, 6])
+@pytest.mark.parametrize("claim", ["of the blocks", "with the byte behind", "too small"])
+def test_a_gsm_wav_has_the_samples_of_its_blocks_and_none_of_the_byte_that_pads_them(blocks, claim):
+    data = bytearray(encode(tone(320 * blocks / 8_000, rate=8_000) / 2, "WAV", "GSM610", 8_000))
+    begin = data.index(b"data") + 8
+    size = {"of the blocks": 65 * blocks, "with the byte behind": len(data) - begin, "too small": 65}[claim]
+    data[begin - 4 : begin] = size.to_bytes(4, "little")
+    check_length(bytes(data), 320 * blocks / 8_000)
+
+
 # -- MP3 ----------------------------------------------------------------------------------------------
 
 
@@ -372,9 +382,10 @@ def without_first_frame(data):
     return data[begin + size :]
 
 
-def of_changing_rate(samples):
+def of_changing_rate(samples, rate=RATE):
     buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", RATE, 1, format="MP3", bitrate_mode="VARIABLE") as file:
+    channels = samples.ndim
+    with soundfile.SoundFile(buffer, "w", rate, channels, format="MP3", bitrate_mode="VARIABLE") as file:
         file.write(samples)
     return buffer.getvalue()
 
@@ -418,6 +429,23 @@ def test_a_part_of_an_mp3_is_that_stretch_of_the_whole(name):
     whole, part = decode(io.BytesIO(MP3S[name])), decode(io.BytesIO(MP3S[name]), 1.5, 2.5)
     assert len(part) == RATE
     np.testing.assert_allclose(part, whole[24_000:40_000], atol=2)
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["libsndfile", "FFmpeg"])
+@pytest.mark.parametrize(("rate", "channels"), [(RATE, 1), (24_000, 2)])
+def test_parts_and_blocks_of_an_mp3_of_changing_rate_are_right_from_the_first_sound_on(rate, channels, noted):
+    """A frame may need bits of frames before it: behind a pause, of those of two seconds."""
+    loud = np.random.default_rng(0).uniform(-0.3, 0.3, (rate, channels))
+    data = of_changing_rate(np.concatenate([np.zeros((6 * rate, channels)), loud]).squeeze(), rate)
+    data = data if noted else data.replace(b"Xing", bytes(4))
+    assert streams_of(io.BytesIO(data))[0].decoder == ("sound" if noted else "av")
+    whole = decode(io.BytesIO(data)).astype(int)
+    in_blocks = np.concatenate(list(decoded(io.BytesIO(data), block_seconds=2)))
+    assert np.abs(in_blocks - whole).max() < 3
+    for start in (5.95, 6.0, 6.05):
+        part = decode(io.BytesIO(data), start, start + 0.5)
+        expected = whole[round(start * RATE) :][: len(part)]
+        assert np.abs(part - expected)[80:-80].max() < 30  # the filter that changes the rate begins with the part
 
 
 def test_mp3s_of_two_rates_end_to_end_are_both_there():

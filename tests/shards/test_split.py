@@ -124,6 +124,24 @@ def test_a_stretch_without_any_gap_is_refused_and_the_rest_is_kept(build, long_r
     assert reasons() == {"too long between pauses": 1}
 
 
+@pytest.mark.parametrize("silence", [40.0, 11.5], ids=["above the limit", "below it"])
+def test_a_pause_too_long_for_a_chunk_is_left_out_and_no_word_with_it(build, long_recording, silence):
+    """Before the first segment, between two, and behind the last."""
+    spoken, now = [], 0.0
+    for text in ("one", "two"):
+        spoken.append(segment(now + silence, now + silence + 1.5, text))
+        now += silence + 1.5
+    samples = build(long_recording(spoken, now + silence), "--split-seconds", 12.0)
+    assert list(samples) == ["talk+0000", "talk+0001"]
+    assert [sample.fields["text"] for sample in samples.values()] == ["one", "two"]
+    for sample in samples.values():
+        assert sample.seconds <= 12.0
+        (said,) = sample.fields["segments"]
+        assert said["end"] - said["start"] == pytest.approx(1.5, abs=2e-3)
+        loud = np.flatnonzero(np.abs(sample.audio) > 0.05) / 16_000
+        assert loud[[0, -1]] == pytest.approx([said["start"], said["end"]], abs=5e-3)
+
+
 def test_nobody_is_cut_while_another_speaks(build, long_recording):
     segments = [
         segment(0.0, 2.0, "a"), segment(1.5, 3.5, "b"), segment(2.2, 2.4, "c"), segment(4.0, 5.0, "d"),
@@ -179,12 +197,13 @@ def test_chunks_are_short_wherever_the_gaps_allow_it(pairs, limit):
         now += gap + length
     gaps = gaps_of(segments, now)
     chosen = choose_gaps(gaps, now, limit)
-    assert [gap.after for gap in chosen] == sorted({gap.after for gap in chosen})
     bounds = [Gap(0, 0.0, 0.0), *chosen, Gap(len(segments), now, now)]
+    assert all((a.after, a.end) <= (b.after, b.begin) for a, b in pairwise(bounds))
     for before, after in pairwise(bounds):
-        if after.begin - before.begin > limit:  # then no gap between the two would have helped
-            between = [g for g in gaps if before.after < g.after < after.after]
-            assert not [g for g in between if g.begin - before.begin <= limit]
+        if before.after < after.after and after.end - before.begin > limit + 1e-9:  # what is said is too long
+            said = segments[before.after : after.after]
+            assert said[-1]["end"] - said[0]["start"] > limit - 0.002
+            assert not [g for g in gaps if before.after < g.after < after.after]
 
 
 def test_times_that_are_no_times_are_refused():
