@@ -76,6 +76,30 @@ def test_a_configuration_of_the_callers_leaves_the_limit_of_the_folder_to_the_fo
     assert model.generation_config.max_new_tokens == 3
 
 
+def test_a_request_that_comes_in_between_changes_no_setting_of_another(folder, processor, monkeypatch):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor(np.zeros(16_000, np.float32))
+    causal_lm = model.path.llm.causal_lm
+    started = causal_lm.generate
+
+    def interrupted(**options):
+        monkeypatch.setattr(causal_lm, "generate", started)
+        assert model.generate(**inputs, max_new_tokens=2).shape[1] <= 2  # as another thread at this place
+        return started(**options)
+
+    for settings in (None, GenerationConfig(eos_token_id=[])):
+        monkeypatch.setattr(causal_lm, "generate", interrupted)
+        answer = model.generate(**inputs, generation_config=settings, max_new_tokens=6, min_new_tokens=6)
+        assert answer.shape[1] == 6
+
+
+def test_an_answer_without_a_stop_goes_on_to_its_limit(folder, processor):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    stopped = model.generate(**processor(np.zeros(16_000, np.float32)), max_new_tokens=200)
+    endless = model.generate(**processor(np.zeros(16_000, np.float32)), max_new_tokens=200, eos_token_id=None)
+    assert stopped.shape[1] < endless.shape[1] == 200
+
+
 def test_options_that_read_the_ids_of_the_prompt_are_refused(folder, processor):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     inputs = processor(np.zeros(16_000, np.float32))
