@@ -35,6 +35,16 @@ def test_turns_of_parts_are_refused_with_the_call_that_asks_about_a_recording(pr
             processor.apply_chat_template([turns] if several else turns, tokenize=tokenize, return_dict=True)
 
 
+def test_texts_that_are_no_texts_are_refused_and_padding_may_be_called_longest(processor):
+    audio = np.zeros(16_000, np.float32)
+    for text in (5, b"abc", ["a", 5]):
+        with pytest.raises(ValueError, match=r"text is .*, and is to be a string, or a list of them"):
+            processor([audio, audio], task="sqqa", text=text)
+    assert processor(audio, padding="longest").keys() == processor(audio).keys()
+    with pytest.raises(ValueError, match="takes no padding"):
+        processor(audio, padding="max_length")
+
+
 def test_turns_of_text_become_what_the_tokenizer_makes_of_them(processor):
     turns = [{"role": "user", "content": "Who speaks?"}]
     for given in (turns, [turns, turns]):
@@ -62,6 +72,16 @@ def test_a_limit_of_no_tokens_is_refused_as_transformers_does(folder, processor,
         with pytest.raises(ValueError, match=name):
             model.generate(**inputs, **options)
     assert model.generate(**inputs, max_new_tokens=None, min_new_tokens=2).shape[1] > 1
+
+
+def test_a_limit_of_prompt_and_answer_below_the_prompt_is_refused_with_what_the_prompt_takes(folder, processor):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    model.generation_config.max_length = 20  # as Seq2SeqTrainer leaves it
+    inputs = processor(np.zeros(160_000, np.float32))
+    longest = model.prompt_embeds(**inputs)[0].shape[0]
+    with pytest.raises(ValueError, match=f"max_length is 20, .* alone makes {longest} .* give max_new_tokens"):
+        model.generate(**inputs)
+    assert model.generate(**inputs, max_new_tokens=2, min_new_tokens=2).shape[1] == 2
 
 
 def test_a_configuration_of_the_callers_leaves_the_limit_of_the_folder_to_the_folder(folder, processor):
@@ -182,6 +202,17 @@ def test_adapters_beside_those_that_were_trained_are_refused(folder, processor, 
         with pytest.raises(ValueError, match=r"has trained adapters of its own, .* again with --merge-lora"):
             add(adapter, adapter_name=name)
     assert torch.equal(model(**inputs).logits, before)
+
+
+@torch.no_grad()
+def test_after_a_refused_adapter_the_trained_ones_cannot_be_switched_off_for_good(folder):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    tensors = model.state_dict().keys()
+    with pytest.raises(ValueError, match="has trained adapters of its own"):
+        model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="No adapter loaded"):
+        model.disable_adapters()
+    assert model.state_dict().keys() == tensors
 
 
 @torch.no_grad()

@@ -272,6 +272,8 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         self._tied_weights_keys = {f"{llm_name}.{head}": f"{llm_name}.{table}" for head, table in tied.items()}
         self._no_split_modules = {*_unsplit(llm.causal_lm), *_unsplit(self.path.encoder)}
         self._keep_in_fp32_modules_strict = {f"path.{part}." for part in config.float32_parts}
+        if config.lora is not None:  # before anything of the model is changed for them
+            self.__dict__.update(add_adapter=_refuse_more_adapters, load_adapter=_refuse_more_adapters)
         self._takes_positions = "position_ids" in inspect.signature(llm.causal_lm.forward).parameters
         self._computed_done = False
         renaming = [WeightRenaming("^" + re.escape(n), m) for m, n in names_in_folders(llm.causal_lm).items()]
@@ -434,6 +436,12 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         most = settings.max_new_tokens if most is None else most
         longest = settings.max_length if longest is None else longest
         if longest is not None:  # of prompt and answer
+            if most is None and longest <= embeddings.shape[1]:
+                raise ValueError(
+                    f"max_length is {longest}, prompt included, and the prompt alone makes {embeddings.shape[1]}"
+                    " positions, those of its audio among them: give max_new_tokens. (Seq2SeqTrainer sets a"
+                    " max_length of 20 in model.generation_config, where there is none.)"
+                )
             settings.max_length = min(longest, embeddings.shape[1] + room)
         elif most is None:
             most = int(32 + self.config.new_tokens_per_second * seconds)
