@@ -18,7 +18,7 @@ from fastslm.errors import ConfigError
 from fastslm.export.card import model_card
 from fastslm.export.checksum import ROOM, write_checksum, write_list
 from fastslm.export.remote.configuration_fastslm import FastSLMConfig
-from fastslm.export.remote.modeling_fastslm import names_in_folders
+from fastslm.export.remote.modeling_fastslm import names_in_folders, renamed
 from fastslm.export.remote.token_counts import token_counts
 from fastslm.export.sources import export_sources
 from fastslm.export.stock import llm_state, save_stock_llm
@@ -170,12 +170,7 @@ def _state(path: SpeechLM, merged: bool) -> dict[str, Tensor]:
     tied = set(getattr(llm, "all_tied_weights_keys", {}))
     state |= {f"path.llm.causal_lm.{name}": value for name, value in text.items() if name not in tied}
     names = names_in_folders(llm)
-    return {_renamed(name, names): value.detach().cpu().contiguous() for name, value in state.items()}
-
-
-def _renamed(name: str, beginnings: dict[str, str]) -> str:
-    old = next((old for old in beginnings if name.startswith(old)), "")
-    return beginnings.get(old, "") + name.removeprefix(old)
+    return {renamed(name, names): value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def _save_weights(state: dict[str, Tensor], folder: Path) -> None:
@@ -245,8 +240,8 @@ def _check(folder: Path, state: dict[str, Tensor]) -> None:
         with torch.device("meta"):
             model = getattr(modeling, _MODEL_CLASS)(config)
         names = names_in_folders(model.path.llm.causal_lm)
-        expected = {_renamed(name, names): tuple(value.shape) for name, value in model.state_dict().items()}
-        tied = {_renamed(name, names) for name in model.all_tied_weights_keys}
+        expected = {renamed(name, names): tuple(value.shape) for name, value in model.state_dict().items()}
+        tied = {renamed(name, names) for name in model.all_tied_weights_keys}
     except Exception as error:  # whatever a third party's compressor does when it is built
         raise ConfigError(
             f"the exported files cannot build the model: {type(error).__name__}: {error}. Arguments of a compressor"

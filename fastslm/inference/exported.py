@@ -117,8 +117,18 @@ def open_exported(folder: Path) -> Model:
     if (folder / "adapter_config.json").exists():  # transformers would put what it names into the model
         raise CheckpointError(f"model {folder}: adapter_config.json is not part of an exported model. Remove it.")
     verify_list(folder)
+    if lost := [name for name in (_PROCESSOR, "tokenizer_config.json") if not (folder / name).exists()]:
+        raise CheckpointError(
+            f"model {folder}: it lacks {', '.join(lost)}: save the processor there, too"
+            " (processor.save_pretrained), which is that of the model it was trained from."
+        )
     try:
         stored, _ = FastSLMConfig.get_config_dict(folder, local_files_only=True)
+        if "quantization_config" in stored:
+            raise ConfigError(
+                f"model {folder}: its weights are quantised, and only transformers runs those"
+                " (AutoModel.from_pretrained). Give the folder that they were made from."
+            )
         config = FastSLMConfig.from_dict({**stored, "model_type": _TYPE})
         refuse_kernels(stored, "its config.json", f"model {folder}")
         kinds = {f"{part}_class": class_of(f"{part}s", config.class_paths[part]) for part in ("encoder", "abstractor")}

@@ -273,11 +273,22 @@ class Model(AnsweringModel):
                 window += 1
         return Embedding(torch.cat(chunks).clone(), torch.cat(times))
 
-    def prompt_embeds(self, audio: Any, *, task: str = "asr", prompt: str | None = None) -> Tensor:
-        """Return the whole prompt as embeddings ``[S, D_llm]``, for an engine that takes those in place of ids."""
-        before, after = self.ids_of(self.request(task, prompt))
+    def prompt_embeds(
+        self,
+        audio: Any,
+        *,
+        sample_rate_hz: int | None = None,
+        task: str = "asr",
+        prompt: str | None = None,
+        language: str | None = None,
+    ) -> Tensor:
+        """Return the whole prompt as embeddings ``[S, D_llm]``, for an engine that takes those in place of ids.
+
+        Arguments are those of ``transcribe``.
+        """
+        before, after = self.ids_of(self.request(task, prompt, language))
         memory = self.new_memory()
-        tokens = self.embed(audio).tokens
+        tokens = self.embed(audio, sample_rate_hz=sample_rate_hz).tokens
         embedded = [memory.embed(before, self.device), tokens.to(self.dtype), memory.embed(after, self.device)]
         return torch.cat(embedded).clone()
 

@@ -35,6 +35,16 @@ def test_turns_of_parts_are_refused_with_the_call_that_asks_about_a_recording(pr
             processor.apply_chat_template([turns] if several else turns, tokenize=tokenize, return_dict=True)
 
 
+def test_texts_that_are_no_texts_are_refused_and_padding_may_be_called_longest(processor):
+    audio = np.zeros(16_000, np.float32)
+    for text in (5, b"abc", ["a", 5]):
+        with pytest.raises(ValueError, match=r"text is .*, and is to be a string, or a list of them"):
+            processor([audio, audio], task="sqqa", text=text)
+    assert processor(audio, padding="longest").keys() == processor(audio).keys()
+    with pytest.raises(ValueError, match="takes no padding"):
+        processor(audio, padding="max_length")
+
+
 def test_turns_of_text_become_what_the_tokenizer_makes_of_them(processor):
     turns = [{"role": "user", "content": "Who speaks?"}]
     for given in (turns, [turns, turns]):
@@ -64,6 +74,16 @@ def test_a_limit_of_no_tokens_is_refused_as_transformers_does(folder, processor,
     assert model.generate(**inputs, max_new_tokens=None, min_new_tokens=2).shape[1] > 1
 
 
+def test_a_limit_of_prompt_and_answer_below_the_prompt_is_refused_with_what_the_prompt_takes(folder, processor):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    model.generation_config.max_length = 20  # as Seq2SeqTrainer leaves it
+    inputs = processor(np.zeros(160_000, np.float32))
+    longest = model.prompt_embeds(**inputs)[0].shape[0]
+    with pytest.raises(ValueError, match=f"max_length is 20, .* alone makes {longest} .* give max_new_tokens"):
+        model.generate(**inputs)
+    assert model.generate(**inputs, max_new_tokens=2, min_new_tokens=2).shape[1] == 2
+
+
 def test_a_configuration_of_the_callers_leaves_the_limit_of_the_folder_to_the_folder(folder, processor):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     model.generation_config.max_new_tokens = 3
@@ -74,6 +94,30 @@ def test_a_configuration_of_the_callers_leaves_the_limit_of_the_folder_to_the_fo
     assert model.generate(**inputs, generation_config=settings, min_new_tokens=5).shape[1] == 5
     assert settings.eos_token_id is None
     assert model.generation_config.max_new_tokens == 3
+
+
+def test_a_request_that_comes_in_between_changes_no_setting_of_another(folder, processor, monkeypatch):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor(np.zeros(16_000, np.float32))
+    causal_lm = model.path.llm.causal_lm
+    started = causal_lm.generate
+
+    def interrupted(**options):
+        monkeypatch.setattr(causal_lm, "generate", started)
+        assert model.generate(**inputs, max_new_tokens=2).shape[1] <= 2  # as another thread at this place
+        return started(**options)
+
+    for settings in (None, GenerationConfig(eos_token_id=[])):
+        monkeypatch.setattr(causal_lm, "generate", interrupted)
+        answer = model.generate(**inputs, generation_config=settings, max_new_tokens=6, min_new_tokens=6)
+        assert answer.shape[1] == 6
+
+
+def test_an_answer_without_a_stop_goes_on_to_its_limit(folder, processor):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    stopped = model.generate(**processor(np.zeros(16_000, np.float32)), max_new_tokens=200)
+    endless = model.generate(**processor(np.zeros(16_000, np.float32)), max_new_tokens=200, eos_token_id=None)
+    assert stopped.shape[1] < endless.shape[1] == 200
 
 
 def test_options_that_read_the_ids_of_the_prompt_are_refused(folder, processor):
@@ -158,6 +202,17 @@ def test_adapters_beside_those_that_were_trained_are_refused(folder, processor, 
         with pytest.raises(ValueError, match=r"has trained adapters of its own, .* again with --merge-lora"):
             add(adapter, adapter_name=name)
     assert torch.equal(model(**inputs).logits, before)
+
+
+@torch.no_grad()
+def test_after_a_refused_adapter_the_trained_ones_cannot_be_switched_off_for_good(folder):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    tensors = model.state_dict().keys()
+    with pytest.raises(ValueError, match="has trained adapters of its own"):
+        model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="No adapter loaded"):
+        model.disable_adapters()
+    assert model.state_dict().keys() == tensors
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fastslm.export.remote.processing_fastslm import FastSLMFeatureExtractor
 
@@ -17,6 +18,12 @@ def test_floats_become_int16_and_short_recordings_get_zeros(extract):
     assert found["audio_feature_lens"].tolist() == [3, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_are_taken_in_every_precision_and_with_gradients(extract, dtype):
+    samples = torch.tensor([0.5, -1.0], dtype=dtype, requires_grad=True)
+    assert extract(samples)["input_features"].tolist() == [[16384, -32768]]
+
+
 @pytest.mark.parametrize(
     ("audio", "settings", "words"),
     [
@@ -28,6 +35,8 @@ def test_floats_become_int16_and_short_recordings_get_zeros(extract):
         (np.zeros(5), {"sampling_rate": 8000}, "sampling_rate: 8000 must be 16000"),
         (np.zeros(5), {"sampling_rate": "16000"}, "sampling_rate: '16000' must be 16000, a number"),
         (np.zeros(5), {"return_tensors": "np"}, "PyTorch tensors"),
+        ("talk.wav", {}, "this one is a str: read files first"),
+        ({"array": np.zeros(5), "sampling_rate": 16_000}, {}, r"is a dict: .* of datasets' Audio give \['array'\]"),
     ],
 )
 def test_what_is_no_recording_is_refused_in_words(extract, audio, settings, words):

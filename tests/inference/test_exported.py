@@ -55,6 +55,18 @@ def test_an_exported_folder_says_what_its_run_says(exported, model, noise):
     assert not any(module.training for module in loaded.path.modules())
 
 
+def test_one_without_its_processor_or_with_quantised_weights_is_refused_with_the_way_out(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    (folder / "checksums.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(ConfigError, match="its weights are quantised, and only transformers runs those"):
+        fastslm.load(folder, device="cpu")
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"it lacks processor_config\.json: save the processor there, too"):
+        fastslm.load(folder, device="cpu")
+
+
 def test_one_whose_weights_are_in_several_files_says_the_same(sharded, model, noise):
     files = sorted(sharded.glob("*.safetensors"))
     assert len(files) > 1

@@ -139,3 +139,8 @@ def test_the_prompt_embeddings_are_what_the_llm_reads(model, noise):
     mask = torch.ones(embeddings.shape[:1], dtype=torch.int64)[None]
     ids = model.path.llm.generate(embeddings[None], mask, 6, model.path.prompter.stop_ids)[0].tolist()
     assert ids[: len(answer.tokens)] == list(answer.tokens)
+    assert torch.equal(model.prompt_embeds(samples, sample_rate_hz=16_000), embeddings)
+    assert len(model.prompt_embeds(samples, sample_rate_hz=8_000)) > len(embeddings)  # twice as long
+    spoken = [model.prompt_embeds(samples, task="ast", language=name) for name in ("Korean", "English")]
+    assert torch.equal(spoken[1], model.prompt_embeds(samples, task="ast"))
+    assert spoken[0].shape != spoken[1].shape or not torch.equal(*spoken)

@@ -1,10 +1,12 @@
 """An exported speech language model: transformers' interface around the same ``SpeechLM`` that was trained."""
 
 import copy
+import inspect
 import re
 import shutil
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessor, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, LogitsProcessor, PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils.hub import cached_file
@@ -46,6 +48,7 @@ class TextModel(LanguageModel):
     def __init__(self, config: Any, lora: dict[str, Any] | None) -> None:
         super().__init__()
         self.causal_lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        self.causal_lm.generation_config = GenerationConfig()  # fills in nothing: each call brings the whole of it
         self.width = self.causal_lm.get_input_embeddings().weight.shape[-1]  # may be narrower than the layers
         if lora is not None:
             try:
@@ -177,6 +180,19 @@ def names_in_folders(causal_lm: Any) -> dict[str, str]:
     return {f"path.{old}.": f"{new}." for old, new in parts.items()} | {f"{llm}{base}.": "language_model.", **heads}
 
 
+def renamed(name: str, beginnings: dict[str, str]) -> str:
+    """Return the name of a weight with another beginning, where it has one of these."""
+    old = next((old for old in beginnings if name.startswith(old)), "")
+    return beginnings.get(old, "") + name.removeprefix(old)
+
+
+def _take_names_of_folders(model: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Give weights that are about to be loaded their names in the model: Trainer reads them from a folder itself."""
+    beginnings = {prefix + new: prefix + old for old, new in names_in_folders(model.path.llm.causal_lm).items()}
+    for name in list(state):
+        state[renamed(name, beginnings)] = state.pop(name)
+
+
 def _unsplit(model: nn.Module) -> set[str]:
     """Return the classes of transformers' layers in a model that must lie on one device whole."""
     return {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
@@ -195,6 +211,36 @@ _READ_PROMPT_IDS = (
 )
 #: Those that change nothing at 1.
 _NEUTRAL_AT_ONE = ("encoder_repetition_penalty", "guidance_scale")
+
+
+class _Backbone(nn.Module):
+    """A model up to its LLM's head.
+
+    Args:
+        whole: that model; its parameters are not those of this.
+    """
+
+    _tp_plan = _pp_plan = None  # transformers asks base models for these
+
+    whole: Any
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__()
+        object.__setattr__(self, "whole", whole)
+
+    def forward(self, input_ids: Tensor, *others: Any, **named: Any) -> Any:
+        """Return the LLM's hidden states; arguments are those of the whole model.
+
+        Raises:
+            ValueError: the states would not stand where the ids do.
+        """
+        inputs = self.whole._llm_inputs(input_ids, *others, **named)
+        if inputs["inputs_embeds"].shape[:2] != input_ids.shape:
+            raise ValueError(
+                "This trainer compares hidden states with the ids of labels, and a recording has more tokens than its"
+                " one mark: give whole prompts, which processor(audio=..., text=...) makes of texts with <|AUDIO|>."
+            )
+        return self.whole.path.llm.causal_lm.base_model(**inputs)
 
 
 class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -226,9 +272,13 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         self._tied_weights_keys = {f"{llm_name}.{head}": f"{llm_name}.{table}" for head, table in tied.items()}
         self._no_split_modules = {*_unsplit(llm.causal_lm), *_unsplit(self.path.encoder)}
         self._keep_in_fp32_modules_strict = {f"path.{part}." for part in config.float32_parts}
+        if config.lora is not None:  # before anything of the model is changed for them
+            self.__dict__.update(add_adapter=_refuse_more_adapters, load_adapter=_refuse_more_adapters)
+        self._takes_positions = "position_ids" in inspect.signature(llm.causal_lm.forward).parameters
         self._computed_done = False
         renaming = [WeightRenaming("^" + re.escape(n), m) for m, n in names_in_folders(llm.causal_lm).items()]
         register_checkpoint_conversion_mapping(type(self).__name__, renaming, overwrite=True)
+        self.register_load_state_dict_pre_hook(_take_names_of_folders)
         self.post_init()
 
     @torch.no_grad()
@@ -295,25 +345,58 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
     ) -> Any:
         """Return the LLM's output; its logits ``[B, S, V]`` stand where each placeholder has become speech tokens.
 
+        Of whole prompts, with one mark for each speech token, they stand where the ids do: S is L, and padding stays
+        where it is. Of others, rows are padded at the right with labels, and at the left without.
+
         Args:
             input_ids: ``[B, L]``.
             attention_mask: ``[B, L]``, 0 at padding.
             input_features: int16 ``[R, N]``; None for text alone.
             audio_feature_lens: samples of each recording ``[R]``; None where no row is padded.
-            labels: ``[B, L]``, -100 where nothing is to be predicted. With labels rows are padded at the right, without
-                at the left.
-            inputs_embeds: the spliced sequence itself, ``[B, S, D_llm]``, in place of all of these.
+            labels: ``[B, L]``, -100 where nothing is to be predicted.
+            inputs_embeds: the spliced sequence itself, ``[B, S, D_llm]``, in place of ids and audio.
             others: passed to the LLM.
+
+        Raises:
+            ValueError: there are neither ids nor embeddings, or there is audio beside embeddings.
         """
+        given = (input_ids, attention_mask, input_features, audio_feature_lens, labels, inputs_embeds)
+        causal_lm: Any = self.path.llm.causal_lm
+        return causal_lm(**self._llm_inputs(*given, **others))
+
+    @property
+    def base_model(self) -> nn.Module:
+        """What trl's trainers run, which multiply by the head themselves: hidden states at the ids of whole prompts."""
+        return _Backbone(self)
+
+    def _llm_inputs(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        audio_feature_lens: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **others: Any,
+    ) -> dict[str, Any]:
+        """Return what the LLM is called with; arguments are those of ``forward``."""
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("Give input_ids (and input_features with audio_feature_lens), or inputs_embeds.")
             inputs_embeds, attention_mask, labels, _ = self._splice(
-                input_ids, attention_mask, input_features, audio_feature_lens, labels
+                input_ids, attention_mask, input_features, audio_feature_lens, labels, in_place=True
             )
             self._room(inputs_embeds, attention_mask)
-        causal_lm: Any = self.path.llm.causal_lm
-        return causal_lm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **others)
+            in_place = inputs_embeds.shape[:2] == input_ids.shape
+            if in_place and attention_mask is not None and self._takes_positions:  # wherever the padding is
+                others.setdefault("position_ids", (attention_mask.cumsum(1) - 1).clamp(min=0))
+        elif input_features is not None:
+            raise ValueError(
+                "inputs_embeds is the whole sequence, and input_features beside it would not be heard: give one of"
+                " them. PEFT's prompt learning gives both; train LoRA instead."
+            )
+        labelled = {} if labels is None else {"labels": labels}
+        return {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, **labelled, **others}
 
     @torch.no_grad()
     def generate(
@@ -338,6 +421,8 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
             raise ValueError("Give input_ids, and input_features with audio_feature_lens, as the processor makes them.")
         settings = copy.deepcopy(generation_config or self.generation_config)
         settings.update(**self.generation_config.to_dict(), defaults_only=True)  # what the caller leaves open
+        most, longest = others.pop("max_new_tokens", None), others.pop("max_length", None)
+        others = settings.update(**others)  # as one configuration: the model is shared by threads, and keeps none
         given = {name: others.get(name, getattr(settings, name, None)) for name in _READ_PROMPT_IDS}
         if useless := [n for n, value in given.items() if value and not (value == 1 and n in _NEUTRAL_AT_ONE)]:
             raise ValueError(
@@ -348,21 +433,23 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         room = self._room(embeddings, mask, least=1)
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device)
-        causal_lm: Any = self.path.llm.causal_lm
-        causal_lm.generation_config = settings
-        most, longest = others.pop("max_new_tokens", None), others.pop("max_length", None)
         most = settings.max_new_tokens if most is None else most
         longest = settings.max_length if longest is None else longest
         if longest is not None:  # of prompt and answer
+            if most is None and longest <= embeddings.shape[1]:
+                raise ValueError(
+                    f"max_length is {longest}, prompt included, and the prompt alone makes {embeddings.shape[1]}"
+                    " positions, those of its audio among them: give max_new_tokens. (Seq2SeqTrainer sets a"
+                    " max_length of 20 in model.generation_config, where there is none.)"
+                )
             settings.max_length = min(longest, embeddings.shape[1] + room)
         elif most is None:
             most = int(32 + self.config.new_tokens_per_second * seconds)
         if most is not None:
             settings.max_new_tokens = min(most, room)
-        if generation_config is not None:  # transformers takes either a whole configuration or single settings
-            others["generation_config"] = settings
         others["logits_processor"] = [_Finite(embeddings), *(others.get("logits_processor") or [])]
-        return causal_lm.generate(inputs_embeds=embeddings, attention_mask=mask, **others)
+        causal_lm: Any = self.path.llm.causal_lm
+        return causal_lm.generate(inputs_embeds=embeddings, attention_mask=mask, generation_config=settings, **others)
 
     @torch.no_grad()
     def prompt_embeds(
@@ -385,15 +472,18 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
         input_features: Tensor | None,
         audio_feature_lens: Tensor | None,
         labels: Tensor | None,
+        in_place: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
         """Return embeddings ``[B, S, D_llm]``, their mask (None when nothing is padded), labels ``[B, S]`` and seconds.
 
-        The seconds are those of audio in the row that has most.
+        The seconds are those of audio in the row that has most. Whole prompts stay ``in_place``, padding included.
         """
         samples, lengths = flat(input_features, audio_feature_lens)
         speech = self.path.listen(Batch(samples.to(self.device), lengths, [], [], []))
         dialogues, seconds, place = [], [0.0], 0
-        kept = self._kept(input_ids.cpu(), attention_mask, [len(rows) for rows in speech.rows])
+        shown = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        shown = shown.cpu().bool()
+        kept = self._kept(input_ids.cpu(), shown, [len(rows) for rows in speech.rows])
         for i, (row, keep) in enumerate(zip(input_ids.cpu(), kept, strict=True)):
             ids = row[keep].numpy()
             targets = torch.full_like(row, -100) if labels is None else labels[i].cpu()
@@ -402,11 +492,20 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
             seconds.append(sum(lengths[place : place + count]) / SAMPLE_RATE_HZ)
             place += count
         layout = self.path.text.layout(dialogues, speech.rows, prompt_only=labels is None)
+        whole = in_place and layout.num_tokens == tuple(shown.sum(1).tolist())
+        if whole:
+            source, mask = torch.zeros_like(shown, dtype=torch.int64), layout.attention_mask
+            source[shown] = layout.source.flatten() if mask is None else layout.source[mask.bool()]
+            layout = replace(layout, source=source, attention_mask=None if shown.all() else shown.long())
         embeddings = self.path.text.embed(layout, speech.tokens)
         device = embeddings.device
         mask = None if layout.attention_mask is None else layout.attention_mask.to(device)
         if labels is None:
             return embeddings, mask, None, max(seconds)
+        if whole:
+            # Nothing comes before the first of a row to predict it, and no speech token is an id.
+            unlabelled = ~shown | (shown.cumsum(1) == 1) | (input_ids == self.config.audio_token_id).cpu()
+            return embeddings, mask, labels.to(device).masked_fill(unlabelled.to(device), -100), max(seconds)
         spread = torch.full((embeddings.shape[0] * embeddings.shape[1],), -100, device=device)
         spread[layout.predicting.to(device) + 1] = layout.labels.to(device)
         return embeddings, mask, spread.reshape(embeddings.shape[:2]), max(seconds)
@@ -431,15 +530,14 @@ class FastSLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type
             )
         return context - longest
 
-    def _kept(self, input_ids: Tensor, attention_mask: Tensor | None, counts: list[int]) -> Tensor:
+    def _kept(self, input_ids: Tensor, kept: Tensor, counts: list[int]) -> Tensor:
         """Return which ids to read ``[B, L]``: no padding, and of as many marks as a recording has tokens the first.
 
         Args:
             input_ids: on the CPU.
-            attention_mask: on any device.
+            kept: which are no padding, on the CPU.
             counts: tokens of each recording.
         """
-        kept = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
         marks = kept & (input_ids == self.config.audio_token_id)
         if not counts or int(marks.sum()) != sum(counts):
             return kept  # one mark for each recording

@@ -1,6 +1,6 @@
 """Audio and a request to model inputs: the prompt as in training, the samples as int16 at 16 kHz."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,14 @@ _LOUDEST = 16.0
 
 
 def _int16(recording: Any) -> np.ndarray:
+    if isinstance(recording, (str, bytes, Mapping)):
+        raise ValueError(
+            f"A recording must be an array of samples, and this one is a {type(recording).__name__}: read files first"
+            " (soundfile.read), and of datasets' Audio give ['array'] with its ['sampling_rate']."
+        )
+    if isinstance(recording, Tensor):  # NumPy has no bfloat16, and takes none with gradients
+        recording = recording.detach().cpu()
+        recording = recording.double() if recording.is_floating_point() else recording
     values = np.asarray(recording)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"A recording must be one channel of samples, [N]; this one has the shape {values.shape}.")
@@ -159,14 +167,17 @@ class FastSLMProcessor(ProcessorMixin):  # type: ignore[misc]
         given = audio if audios is None else audios
         if given is None:
             raise ValueError("Give audio; for text alone use the tokenizer's chat template and the LLM.")
-        anyway = {"return_tensors": "pt", "padding": True, "truncation": False, "add_special_tokens": False}
-        if refused := [name for name, value in others.items() if anyway.get(name) != value]:
+        anyway: dict[str, tuple[Any, ...]] = {"return_tensors": ("pt",), "padding": (True, "longest")}
+        anyway |= {"truncation": (False,), "add_special_tokens": (False,)}
+        if refused := [name for name, value in others.items() if value not in anyway.get(name, ())]:
             raise ValueError(
                 f"This processor returns PyTorch tensors of padded prompts, and takes no {', '.join(refused)}."
             )
         features = self.feature_extractor(given, sampling_rate)
         count = len(features["audio_feature_lens"])
-        texts = [text] * count if text is None or isinstance(text, str) else list(text)
+        texts = list(text) if isinstance(text, Iterable) and not isinstance(text, str) else [text] * count
+        if not all(words is None or isinstance(words, str) for words in texts):
+            raise ValueError(f"text is {text!r:.60}, and is to be a string, or a list of them.")
         if task is None and any(AUDIO in (words or "") for words in texts):
             prompts = [text] if isinstance(text, str) else [words or "" for words in texts]
             return self._whole(prompts, features, located, audios is not None)
