@@ -27,7 +27,6 @@ sys.exit(main(sys.argv[1:]))
     ("module", "arguments"),
     [
         *(("torch", arguments) for arguments in (["transcribe", "talk.mp3"], ["fit"], ["plan"], ["doctor"])),
-        ("numpy", ["transcribe", "talk.mp3"]),
         ("numpy.exceptions", ["transcribe", "talk.mp3"]),
     ],
 )
