@@ -186,6 +186,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     try:
         check_ranks()
+        # Before torch, whose C code imports it and clears whatever is raised there, such as what ends this command.
+        importlib.import_module("numpy")
         module, _, function = command.partition(":")
         return int(getattr(importlib.import_module(module), function)(arguments))
     except OutputError:

@@ -218,7 +218,7 @@ def whole_folder(folder: Path, *, alone: bool = False, sync: bool = False) -> It
         sync: have all of it on the disk before it takes its name.
 
     Raises:
-        CheckpointError: ``folder`` exists and is not empty, or none can be made there.
+        CheckpointError: ``folder`` is not empty, or no longer when the block ends, or none can be made there.
     """
     if not alone:
         for left in folder.absolute().parent.glob(f".{glob.escape(folder.name)}.*{PARTIAL}"):
@@ -245,9 +245,14 @@ def whole_folder(folder: Path, *, alone: bool = False, sync: bool = False) -> It
             yield partial
             if sync:
                 sync_tree(partial)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
+        try:
+            partial.rename(folder)  # an empty folder of that name is replaced
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise CheckpointError(
+                f"{folder} was written by another process meanwhile. Use what it holds, or give a new folder."
+            ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if held is not None:

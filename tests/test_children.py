@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+
+from fastslm.processes.children import shielded
 
 WORK = """
 import time
@@ -129,3 +132,23 @@ def test_a_process_that_is_killed_while_another_starts_breaks_the_pool_and_nothi
     script.write_text(KILLED)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("broken\n", "", 0)
+
+
+def test_a_signal_that_another_thread_takes_is_told_when_the_children_have_started():
+    order, go = [], threading.Event()
+
+    def take():
+        go.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    other = threading.Thread(target=take)
+    other.start()
+    before = signal.signal(signal.SIGUSR1, lambda *_: order.append("told"))
+    try:
+        with shielded():
+            go.set()
+            other.join()
+            order.append("started")
+        assert order == ["started", "told"]
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -161,6 +161,20 @@ def test_two_at_once_leave_one_whole_file(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_of_two_that_write_one_folder_at_once_the_second_says_that_another_has_written_it(tmp_path):
+    (tmp_path / "a").mkdir()  # one that is empty is no hindrance
+
+    def write(text, meanwhile):
+        with whole_folder(tmp_path / "a") as partial:
+            (partial / "file").write_text(text)
+            meanwhile()
+
+    with pytest.raises(CheckpointError, match="a was written by another process meanwhile"):
+        write("late", lambda: write("early", lambda: None))
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+    assert (tmp_path / "a" / "file").read_text() == "early"
+
+
 def test_what_a_killed_process_has_left_of_a_folder_is_removed_and_what_another_makes_is_not(tmp_path):
     child = os.fork()
     if child == 0:

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastslm.audio.streams import LONGEST_SECONDS
 from fastslm.errors import DataError
+from fastslm.files import open_file
 from fastslm.path.broken import Broken
 from fastslm.redaction import redacted
 
@@ -80,7 +81,8 @@ def read_sidecar(path: str | os.PathLike[str]) -> ShardRows:
     """
     source = Path(sidecar_path(os.fspath(path)))
     try:
-        return parse_sidecar(source.read_bytes())
+        with open_file(source) as file:
+            return parse_sidecar(file.read())
     except DataError as error:
         raise DataError(f"index {source}: {error}. Make it anew: fastslm shards index {os.fspath(path)}") from error
 
@@ -211,6 +213,19 @@ def _differences(file: BinaryIO, rows: ShardRows, row: int, members: Members | N
             yield DataError(f"missing member: no {what} lies at byte {region[0]} as the index says")
         elif crc32_of(file.fileno(), region) != crc:
             yield DataError(f"checksum differs: the {what} at byte {region[0]} was modified after indexing")
+
+
+def checksums_beside(path: str) -> dict[tuple[int, int], int]:
+    """Return the checksum of each member that the index beside a tar knows, by its place; none without an index.
+
+    Raises:
+        DataError: the index is damaged, of another format or of a newer version.
+    """
+    try:
+        rows = read_sidecar(path)
+    except FileNotFoundError:
+        return {}
+    return {region: crc for row in range(len(rows)) for _, region, crc in regions_of(rows, row)}
 
 
 def regions_of(rows: ShardRows, row: int) -> Iterator[tuple[str, tuple[int, int], int]]:

@@ -11,6 +11,7 @@ from fastslm.audio.info import AudioInfo
 from fastslm.errors import DataError, FastSLMError
 from fastslm.files import open_file
 
+from ..index.scan import crc32_of
 from ..reading.audio import open_region, read_info
 from ..reading.store import tar_state
 from .table_cells import open_table, read_cell
@@ -37,12 +38,24 @@ class SourceChangedError(FastSLMError):
         )
 
 
+def modified(what: str, shard: str) -> DataError:
+    """Return the error of a member that is not what the index beside its tar says."""
+    return DataError(
+        f"checksum differs: its {what} was modified after indexing; to take it as it is: fastslm shards index --force"
+        f" {shard}"
+    )
+
+
 @contextlib.contextmanager
-def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
+def opened(audio: Audio, *, verified: bool = False) -> Iterator[tuple[BinaryIO, str]]:
     """Open the recording that a reference points into, and say which extension its format has.
 
+    Args:
+        audio: the reference.
+        verified: read a member of a tar once before, and compare it with the tar's index.
+
     Raises:
-        DataError: it is missing or cannot be read.
+        DataError: it is missing, cannot be read, or was modified after it was indexed.
         SourceChangedError: its file, or the tar or table that holds it, is not the one that was found before.
     """
     if audio.cell is not None:
@@ -70,6 +83,8 @@ def opened(audio: Audio) -> Iterator[tuple[BinaryIO, str]]:
             raise SourceChangedError(path)
         try:
             if audio.region is not None:
+                if verified and audio.crc32 not in (None, crc32_of(stream.fileno(), audio.region)):
+                    raise modified("audio", path)
                 region = open_region(stream.fileno(), *audio.region)
                 yield region, extension_of(region, "")
             else:

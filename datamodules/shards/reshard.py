@@ -12,7 +12,8 @@ from fastslm.errors import ConfigError, DataError
 from fastslm.files import open_file
 from fastslm.path.broken import Broken
 
-from ..index.sidecar import current_rows
+from ..index.scan import crc32_of
+from ..index.sidecar import checksums_beside, current_rows
 from ..reading.audio import open_region
 from ..reading.store import TarState, tar_state
 from ..reading.tar import read_groups, split_dotted
@@ -40,11 +41,11 @@ _NUMBERED = re.compile(r"(?P<name>.+?)(-p\d+of\d+)?[-_.]\d+\.tar")
 class _Sample:
     key: str
     shard: str
-    members: list[tuple[str, int, int]]
+    members: list[tuple[str, int, int, int | None]]  # extension, place, and the checksum that the index knows
 
     @property
     def num_bytes(self) -> int:
-        return sum(512 + -(-size // 512) * 512 for _, _, size in self.members)
+        return sum(512 + -(-size // 512) * 512 for _, _, size, _ in self.members)
 
 
 @dataclass
@@ -122,7 +123,7 @@ def _samples(paths: Sequence[str]) -> tuple[list[_Sample], list[Broken]]:
     """Return the samples of all shards with the places of their members, and what of the shards is in none.
 
     Raises:
-        DataError: a shard is damaged, or a key stands in two samples.
+        DataError: a shard is damaged, lacks what its index knows, or a key stands in two samples.
     """
     samples: list[_Sample] = []
     notes: list[Broken] = []
@@ -139,13 +140,27 @@ def _samples(paths: Sequence[str]) -> tuple[list[_Sample], list[Broken]]:
                 f"shard {path}: {lost[0].reason}, {lost[0].detail}. Nothing is copied from damaged shards; what is"
                 " whole in them can be taken over with 'fastslm shards build --keep-audio'."
             )
+        known = checksums_beside(path)
         for key, members in groups.items():
             if first.setdefault(key, path) != path:
                 raise DataError(
                     f"shards {first[key]} and {path} both hold the key {key!r}; 'fastslm shards check' lists all."
                 )
-            samples.append(_Sample(key, path, [(extension, *member) for extension, member in members.items()]))
+            copied = [(extension, *member, known.get(member)) for extension, member in members.items()]
+            samples.append(_Sample(key, path, copied))
+        there = {member for members in groups.values() for member in members.values()}
+        if gone := known.keys() - there:
+            raise DataError(
+                f"shard {path}: its index knows a member at byte {min(gone)[0]} that is not there. {_differs(path)}"
+            )
     return samples, notes
+
+
+def _differs(path: str) -> str:
+    return (
+        f"Nothing is copied from damaged shards: put the right one there, or accept it as it is with 'fastslm shards"
+        f" index --force {path}'."
+    )
 
 
 def _ordered(samples: list[_Sample], order: str, seed: int) -> list[_Sample]:
@@ -173,7 +188,7 @@ def _check_apart(samples: Sequence[_Sample]) -> None:
             owners = {
                 f"{sample.key}.{extension}".removeprefix(f"{prefix}."): sample.key
                 for sample in group
-                for extension, _, _ in sample.members
+                for extension, *_ in sample.members
             }
             parts = split_dotted(owners)
             if len(parts) < len(group) or any(len(set(part.values())) > 1 for part in parts.values()):
@@ -207,9 +222,14 @@ def _copy(work: _Work, report: Report) -> ShardRecord:
                 if tar_state(descriptors[sample.shard]) != work.states[sample.shard]:
                     raise SourceChangedError(sample.shard)
             descriptor = descriptors[sample.shard]
-            for extension, offset, size in sample.members:
+            for extension, offset, size, crc32 in sample.members:
                 if os.fstat(descriptor).st_size < offset + size:
                     raise SourceChangedError(sample.shard)
+                if crc32 not in (None, crc32_of(descriptor, (offset, size))):
+                    raise DataError(
+                        f"shard {sample.shard}: checksum differs, the {extension} of sample {sample.key!r} was modified"
+                        f" after indexing. {_differs(sample.shard)}"
+                    )
                 target.copy(f"{sample.key}.{extension}", open_region(descriptor, offset, size), size)
             record.num_samples += 1
             report(sample.num_bytes / 1e6)

@@ -170,7 +170,7 @@ def _encode(audio: Audio, options: AudioOptions, remarks: list[str]) -> tuple[st
         DataError: it cannot be read.
     """
     if options.keep_audio and audio.channel is None:
-        with opened(audio) as (file, extension):
+        with opened(audio, verified=True) as (file, extension):
             seconds = read_info(file).seconds
             if audio.stretch(seconds) == (0.0, seconds) and extension in AUDIO_EXTENSIONS + VIDEO_EXTENSIONS:
                 remarks += audio.doubts(seconds)
@@ -226,7 +226,7 @@ def _samples(audio: Audio, remarks: list[str] | None = None) -> Samples:
     Raises:
         DataError: it cannot be read.
     """
-    with opened(audio) as (file, _):
+    with opened(audio, verified=True) as (file, _):
         seconds = read_info(file).seconds
         begin, end = audio.stretch(seconds)
         if remarks is not None:

@@ -48,6 +48,7 @@ class Audio:
         whole_seconds: what the source says of the length of the file that a stretch is cut out of.
         container: size and time of change of the tar, table or audio file as it was found, for a new one has other
             audio at its places; None before it is looked at.
+        crc32: what the index beside the tar says of the encoded recording; None where it does not know it.
         is_side: one channel is meant, and where ``channel`` is None, nothing says which of several.
         is_shared: another stretch is cut out of the same recording, which then is no stretch of a longer one itself.
     """
@@ -63,6 +64,7 @@ class Audio:
     stated: float | None = None
     whole_seconds: float | None = None
     container: TarState | None = field(default=None, repr=False)
+    crc32: int | None = field(default=None, repr=False)
     is_side: bool = field(default=False, repr=False)
     is_shared: bool = field(default=False, repr=False)
 

@@ -34,13 +34,18 @@ def num_usable_cores() -> int:
 def shielded() -> Iterator[None]:
     """Start child processes within: signals that end a job do not reach them, from their first moment on.
 
-    They inherit what is blocked here. Each then calls ``follow_parent``, or would outlive its parent.
+    They inherit what is blocked here. Each then calls ``follow_parent``, or would outlive its parent. This process is
+    told of what came meanwhile at the end: by the system, or here, where another thread (tqdm's) has taken the signal.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
-    try:
+    with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as stack:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        if threading.current_thread() is threading.main_thread():  # handlers run in no other
+            for number in _LEFT_TO_PARENT:
+                if callable(handler := signal.getsignal(number)):
+                    stack.callback(signal.signal, number, handler)
+                    signal.signal(number, lambda number, _: afterwards.callback(signal.raise_signal, number))
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # one that came meanwhile is delivered here
 
 
 @contextlib.contextmanager

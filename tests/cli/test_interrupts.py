@@ -9,12 +9,13 @@ import pytest
 
 from fastslm.processes.signals import Terminated, ending_in_order
 
-#: Ctrl-C as soon as a module is looked for that every command which trains or transcribes imports.
+#: Ctrl-C as soon as a module is looked for, the first argument: what every command that trains or transcribes imports.
 _AT_IMPORT = """
 import signal, sys
+interrupted = sys.argv.pop(1)
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
-        if name == "torch":
+        if name == interrupted:
             signal.raise_signal(signal.SIGINT)
 sys.meta_path.insert(0, Interrupt())
 from fastslm.cli import main
@@ -22,9 +23,15 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("arguments", [["transcribe", "talk.mp3"], ["fit"], ["plan"], ["doctor"]], ids=" ".join)
-def test_ctrl_c_while_libraries_are_imported_is_one_line(arguments):
-    ended = subprocess.run([sys.executable, "-c", _AT_IMPORT, *arguments], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        *(("torch", arguments) for arguments in (["transcribe", "talk.mp3"], ["fit"], ["plan"], ["doctor"])),
+        ("numpy.exceptions", ["transcribe", "talk.mp3"]),
+    ],
+)
+def test_ctrl_c_while_libraries_are_imported_is_one_line(module, arguments):
+    ended = subprocess.run([sys.executable, "-c", _AT_IMPORT, module, *arguments], capture_output=True, text=True)
     assert ended.returncode == 130
     assert ended.stderr == "fastslm: interrupted.\n"
 

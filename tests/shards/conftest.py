@@ -137,6 +137,21 @@ def tar_bytes():
     return lambda folder: {path.name: path.read_bytes() for path in sorted(Path(folder).glob("*.tar"))}
 
 
+@pytest.fixture(scope="session")
+def flip():
+    """Return what changes one bit of a member of a tar, before its last quotation mark or at half of its length."""
+
+    def change(path, name):
+        with tarfile.open(path) as tar:
+            member = tar.getmember(name)
+        data = bytearray(path.read_bytes())
+        end = member.offset_data + member.size
+        data[end - 3 if name.endswith(".json") else end - member.size // 2] ^= 1
+        path.write_bytes(data)
+
+    return change
+
+
 @pytest.fixture
 def reasons(tmp_path):
     """Return how often each reason stands in the list of what a build has left out."""

@@ -106,6 +106,31 @@ def test_damaged_or_ambiguous_shards_are_refused(built, shards, tmp_path, capsys
     assert not list((tmp_path / "new").glob("*.tar"))
 
 
+@pytest.mark.parametrize("extension", ["json", "wav"])
+def test_samples_that_differ_from_the_index_are_not_copied_until_it_is_made_anew(
+    built, shards, tmp_path, flip, write_shard, capsys, extension
+):
+    tar = tmp_path / "old/a.tar"
+    audio = (tmp_path / "audio/u001.wav").read_bytes()
+    write_shard(tar, [("u000", {"wav": audio, "json": {"text": "word"}})])
+    assert shards("index", tar) == 0
+    flip(tar, f"u000.{extension}")
+    assert shards("reshard", tar, "--out", tmp_path / "new") == 2
+    assert f"{tar}: checksum differs, the {extension} of sample 'u000' was modified after" in capsys.readouterr().err
+    assert not list((tmp_path / "new").glob("*.tar"))
+    assert shards("index", "--force", tar) == 0
+    assert shards("reshard", tar, "--out", tmp_path / "new") == 0
+
+
+def test_a_shard_without_a_sample_that_its_index_knows_is_refused(built, shards, tmp_path, write_shard, flac, capsys):
+    tar = built / "train-000000.tar"
+    index = tar.with_name(f"{tar.name}.index.npz").read_bytes()
+    write_shard(tar, [("u000", {"flac": flac(1.0), "json": {"text": "word 0"}})])
+    tar.with_name(f"{tar.name}.index.npz").write_bytes(index)
+    assert shards("reshard", built, "--out", tmp_path / "new") == 2
+    assert f"shard {tar}: its index knows a member at byte" in capsys.readouterr().err
+
+
 def test_the_folder_of_the_old_shards_is_refused(built, shards, capsys):
     assert shards("reshard", built, "--out", built) == 2
     assert "the old shards lie there" in capsys.readouterr().err

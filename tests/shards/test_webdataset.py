@@ -50,6 +50,23 @@ def test_what_a_cut_tar_still_holds_is_taken_and_the_rest_counted(build, foreign
     assert reasons()["truncated shard"] == 1
 
 
+@pytest.mark.parametrize("options", [[], ["--keep-audio"]], ids=["anew", "kept"])
+def test_samples_that_differ_from_the_index_beside_their_tar_are_left_out(
+    build, foreign, shards, flip, reasons, options
+):
+    assert shards("index", foreign) == 0
+    flip(foreign / "a-0.tar", "x/two.json")
+    flip(foreign / "a-1.tar", "talk.0.wav")
+    assert list(build(foreign, "--max-broken-share", 0.9, *options)) == ["x_one", "three", "words"]
+    assert reasons() == {"checksum differs": 2}
+
+
+def test_a_tar_whose_index_is_damaged_is_taken_and_it_is_noted(build, foreign, notes):
+    (foreign / "a-0.tar.index.npz").write_bytes(b"no index")
+    assert {"x_one", "x_two"} <= set(build(foreign))
+    assert "damaged index" in notes()
+
+
 def test_tars_put_end_to_end_are_read_to_the_end_and_it_is_noted(build, foreign, tmp_path):
     joined = tmp_path / "joined.tar"
     joined.write_bytes(b"".join((foreign / f"a-{i}.tar").read_bytes() for i in (0, 1)))

@@ -2,17 +2,20 @@
 
 import glob
 import os
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastslm.errors import DataError
 from fastslm.files import open_file, walk
 
 from ...index.dialogues import parse_fields
+from ...index.sidecar import checksums_beside
 from ...reading.store import tar_state
 from ...reading.tar import NO_SAMPLE, Members, read_groups, read_text, recording_names, recordings_of
 from ..naming import renamed, resolve_columns
+from ..opening import modified
 from ..times import TIMES, stated_length, untaken
 from ..utterance import Audio, Noted, Refused, Utterance, answer_field
 from . import archive
@@ -56,11 +59,16 @@ def read(path: str, options: SourceOptions) -> Iterator[Utterance | Refused | No
                     continue
                 left: Counter[str] = Counter()
                 state = tar_state(file.fileno())
+                try:
+                    known = checksums_beside(shard)
+                except (DataError, OSError) as error:
+                    known = {}
+                    yield Noted(shard, "?", "damaged index", str(error))
                 for key, members in contents.groups.items():
                     if all(name.lower().removesuffix(".gz").endswith(_LISTS) for name in members):  # no sample's
                         left.update(members.keys())
                         continue
-                    sample = _sample(shard, key, members, file.fileno(), options)
+                    sample = _sample(shard, key, members, file.fileno(), known, options)
                     for audio in sample.audio if isinstance(sample, Utterance) else ():
                         audio.container = state
                     yield sample
@@ -81,7 +89,14 @@ def _tars(folder: str) -> list[str]:
     return sorted(glob.glob(os.path.join(glob.escape(folder), "*.tar")))  # without the companions of macOS
 
 
-def _sample(shard: str, key: str, members: Members, descriptor: int, options: SourceOptions) -> Utterance | Refused:
+def _sample(
+    shard: str,
+    key: str,
+    members: Members,
+    descriptor: int,
+    known: Mapping[tuple[int, int], int],
+    options: SourceOptions,
+) -> Utterance | Refused:
     fields: dict[str, Any] = {}
     if not {"json", "txt"} & members.keys():
         detail = (
@@ -91,7 +106,10 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
         return Refused(shard, key, "missing text", detail)
     try:
         if "json" in members:
-            fields = parse_fields(read_text(descriptor, members["json"]))
+            data = read_text(descriptor, members["json"])
+            if known.get(members["json"]) not in (None, zlib.crc32(data)):
+                raise modified("json", shard)
+            fields = parse_fields(data)
         resolved = resolve_columns(fields, {n: c for n, c in options.columns.items() if c in fields}, shard)
         times = {name: fields.get(resolved.pop(name)) for name in TIMES if name in resolved}
         for kept in ("audio", "id"):  # its own key and audio are those of the tar
@@ -112,7 +130,10 @@ def _sample(shard: str, key: str, members: Members, descriptor: int, options: So
         there = ", ".join(sorted(members))
         return Refused(shard, key, "missing audio", f"of its members ({there:.80}) none is audio, by their names")
     stated = stated if len(recordings) == 1 else None
-    audio = [Audio(shard, region=(m.offset, m.size), num_bytes=m.size, stated=stated) for _, m in recordings]
+    audio = [
+        Audio(shard, region=(m.offset, m.size), num_bytes=m.size, stated=stated, crc32=known.get(m))
+        for _, m in recordings
+    ]
     group = fields.get("group")
     fields.pop("duration", None)
     return Utterance(key, audio, fields, f"{shard} sample {key}", None if group in (None, "") else str(group))
