@@ -52,9 +52,9 @@ def test_none_and_one_are_numbers_of_steps():
         ({}, None),
         ({"schedule": "constant", "total_steps": 10}, None),
         ({"total_steps": 10}, "total_steps 10: the learning rate is zero from that step on"),
-        ({"warmup_steps": 41}, "warmup_steps 41: the run ends after 40 steps"),
+        ({"warmup_steps": 41}, "warmup_steps 41: the run ends at step 40"),
         ({"warmup_steps": 40}, None),  # the last step has the full rate
-        ({"warmup_steps": 100, "schedule": "constant"}, "warmup_steps 100: the run ends after 40 steps"),
+        ({"warmup_steps": 100, "schedule": "constant"}, "warmup_steps 100: the run ends at step 40"),
     ],
 )
 def test_a_schedule_that_is_not_that_of_the_run_is_told(settings, words):

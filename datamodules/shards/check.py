@@ -33,6 +33,7 @@ from .processes import Progress, Report, run_in_order
 from .recipe import shards_made
 from .shard_file import guarded
 from .tokenizers import prompter_of
+from .wording import counted
 
 _MOST_SHOWN = 40
 HELP = "compare shards with their index and decode their audio; status 1 when something is wrong"
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
                 "".join(json.dumps(redacted_values(asdict(finding))) + "\n" for finding in findings)
             )
     num_samples = sum(result.num_samples for result in results)
-    print(f"{len(paths)} shards, {num_samples} samples, {len(findings)} findings.")
+    print(f"{counted(len(paths), 'shard')}, {counted(num_samples, 'sample')}, {counted(len(findings), 'finding')}.")
     _print_table(findings)
     return 1 if findings or not num_samples else 0
 

@@ -105,6 +105,7 @@ def _run_build(options: argparse.Namespace) -> int:
     from .sources import SourceOptions
     from .transcode import AudioOptions
     from .translations import language_name
+    from .wording import counted, length
 
     _check_numbers(options)
     if options.target_language:
@@ -139,8 +140,8 @@ def _run_build(options: argparse.Namespace) -> int:
     splits = totals.num_samples
     of_each = f" ({', '.join(f'{count} {name}' for name, count in splits.items())})" if len(splits) > 1 else ""
     print(
-        f"{sum(splits.values())} samples{of_each}, {totals.hours:.2f} hours of audio, in {totals.num_shards} shards in"
-        f" {options.out}"
+        f"{counted(sum(splits.values()), 'sample')}{of_each}, {length(3600 * totals.hours)} of audio, in"
+        f" {counted(totals.num_shards, 'shard')} in {options.out}"
     )
     if totals.refused:
         print(f"{len(totals.refused)} of {totals.num_listed} utterances left out; all are in {totals.broken_file}")

@@ -16,6 +16,7 @@ from ..reading.store import tar_state
 from .paths import shard_paths
 from .processes import Progress, Report, run_in_order
 from .shard_file import index_shard
+from .wording import counted
 
 HELP = "write the index of shards made by other programs"
 EXAMPLES = """\
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     index = partial(_index, tokenizer=options.tokenizer, force=options.force)
     results = run_in_order(index, paths, options.workers, progress)
     num_samples = sum(result.num_samples for result in results)
-    print(f"{len(paths)} shards, {num_samples} samples.")
+    print(f"{counted(len(paths), 'shard')}, {counted(num_samples, 'sample')}.")
     _print_counts("Samples that cannot be used:", paths, [result.reasons for result in results])
     _print_counts(
         "Left alone, for they differ from their index; --force takes them as they are:",

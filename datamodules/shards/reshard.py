@@ -24,6 +24,7 @@ from .paths import shard_paths
 from .processes import Progress, Report, run_all
 from .recipe import BuildFolder, ShardRecord, fingerprint
 from .shard_file import index_shard, is_indexed, writing
+from .wording import counted
 
 _ORDERS = ("keep", "shuffle", "key", "duration")
 HELP = "the same samples in other shards: another size or order"
@@ -102,7 +103,8 @@ def run(options: argparse.Namespace) -> int:
             for _, record in done:
                 output.finish(record)
         output.conclude({"shards": len(work), "samples": len(samples)})
-    print(f"{len(samples)} samples in {len(work)} shards in {options.out} (they were in {len(paths)})")
+    now = f"{counted(len(samples), 'sample')} in {counted(len(work), 'shard')} in {options.out}"
+    print(f"{now} (they were in {len(paths)})")
     for note in noted:
         print(f"{note.shard}: {note.reason}: {note.detail}")
     for other in output.others():

@@ -15,6 +15,7 @@ from ..index.sidecar import current_rows
 from .paths import shard_paths
 from .processes import Progress, Report, run_in_order
 from .shard_file import guarded
+from .wording import counted, length
 
 HELP = "print hours, durations and text lengths by task and language"
 EXAMPLES = """\
@@ -118,7 +119,7 @@ def print_table(num_shards: int, kinds: Mapping[Kind, Numbered], unit: str, num_
     """Print a row for each task and language, and the histograms over all of them."""
     seconds = np.concatenate([n.seconds for n in kinds.values()] or [np.zeros(0)])
     text = np.concatenate([n.text for n in kinds.values()] or [np.zeros(0)])
-    print(f"{num_shards} shards, {len(seconds)} samples, {seconds.sum() / 3600:.2f} hours of audio")
+    print(f"{counted(num_shards, 'shard')}, {counted(len(seconds), 'sample')}, {length(seconds.sum())} of audio")
     if num_broken:
         print(f"{num_broken} further samples cannot be used; 'fastslm shards check' says why")
     print(
@@ -179,7 +180,7 @@ def plot(kinds: Mapping[Kind, Numbered], unit: str, path: Path) -> None:
             axis.legend(fontsize="small")
         axis.set_xlabel(label)
         axis.set_ylabel("samples")
-    hours = sum(n.seconds.sum() for n in kinds.values()) / 3600
-    figure.suptitle(f"{hours:.2f} hours of audio in {sum(len(n.seconds) for n in kinds.values())} samples")
+    seconds = np.concatenate([n.seconds for n in kinds.values()])
+    figure.suptitle(f"{length(seconds.sum())} of audio in {counted(len(seconds), 'sample')}")
     with guarded(path):
         figure.savefig(path, dpi=120)

@@ -5,7 +5,7 @@ Everything that uses a trained model (``fastslm.load``, transcribe, ask, export,
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Run:
     """A trained model and where it comes from.
 
     Attributes:
-        path: with weights, in evaluation mode; of a model for many rates, at the one it is evaluated at.
+        path: with weights, in evaluation mode; of a model for many rates, at the one asked for, or it is evaluated at.
         config: its resolved configuration as nested plain values.
         checkpoint: the file or folder its weights are from.
         step: optimizer steps behind it.
@@ -88,13 +88,20 @@ def find_checkpoint(path: Path, which: str | None = None) -> Path:
     return find_folder(path, which) or find_plain(path, which)
 
 
-def open_run(path: Path, which: str | None = None, device: torch.device | str = "cpu") -> Run:
+def open_run(
+    path: Path,
+    which: str | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    tokens_per_window: int | None = None,
+) -> Run:
     """Build the model of a run and load its weights; nothing but tensors and plain values is read.
 
     Args:
         path: see ``find_checkpoint``.
         which: see ``find_checkpoint``.
         device: where it will be used, for ``dtype: auto``; it stays on the CPU.
+        tokens_per_window: of a model for many rates, the one to run at; None takes the first of its list.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged, or does not fit its own configuration.
@@ -104,8 +111,12 @@ def open_run(path: Path, which: str | None = None, device: torch.device | str = 
     config = renamed(checkpoint.config)
     settings = _settings_of(checkpoint, config)
     tensors = checkpoint.tensors()
+    if tokens_per_window is not None:
+        _check_rate(tokens_per_window, speech_settings(settings).rates, checkpoint.path)
     model = build_path(_as_before(settings, tensors), device, tensors)
     _load(model, tensors, str(checkpoint.path))
+    if tokens_per_window is not None:
+        model.abstractor.set_tokens_per_window(tokens_per_window)
     _warn_of_other_bases(checkpoint, settings)
     parts = (type(part) for part in (model.encoder, model.abstractor, model.llm))
     code = dict(checkpoint.manifest.get("code", {}))
@@ -134,8 +145,21 @@ def bases_of(path: Path) -> dict[str, str]:
 def _settings_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Mapping[str, Any]:
     settings = config.get("model")
     if not isinstance(settings, Mapping):
-        raise CheckpointError(f"{checkpoint.path} is no checkpoint of fastslm: it holds no configuration of a model.")
+        raise CheckpointError(
+            f"{checkpoint.path} holds no configuration of a model: it is no checkpoint of fastslm, or that of a script"
+            " whose SpeechLMModule was given none. Train with 'fastslm fit', or make the module with build_module"
+            " (docs/api/train.md)."
+        )
     return settings
+
+
+def _check_rate(asked: int, trained: Sequence[int], source: Path) -> None:
+    """Refuse a rate that the weights are not for: one of a list serve any up to its highest."""
+    if asked not in trained and not (len(trained) > 1 and 1 <= asked <= max(trained)):
+        may = f"Give one from 1 to {max(trained)}." if len(trained) > 1 else "A list trains for many rates."
+        raise ConfigError(
+            f"tokens_per_window: {asked}, and {source} was trained at {', '.join(map(str, trained))} only. {may}"
+        )
 
 
 def _warn_of_other_bases(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:

@@ -27,6 +27,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--checkpoint", choices=("last", "best"), help="which of a run (default: best, if there is one)"
     )
+    parser.add_argument(
+        "--tokens-per-window",
+        type=int,
+        metavar="N",
+        help="of a run for many token rates, the one of the folder (default: the first of its list)",
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--merge-lora", action="store_true", help="add the adapters to the LLM's weights")
     kind.add_argument("--llm-only", action="store_true", help="the LLM alone, merged, of its own architecture")
@@ -36,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     from fastslm.export.folder import export_llm, export_model
     from fastslm.inference.load import usable_device
 
-    run = open_run(given.run, given.checkpoint, usable_device(None))
+    run = open_run(given.run, given.checkpoint, usable_device(None), tokens_per_window=given.tokens_per_window)
     if given.llm_only:
         export_llm(run, given.out)
     else:

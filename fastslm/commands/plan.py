@@ -82,7 +82,7 @@ def make_plan(
         rows.set_postfix_str(name)
         try:
             given = options if path is None else [*options, "--config", str(path)]
-            budget = _budget(given, labels_per_second, sketches, told_as="plan" if path is None else "")
+            budget = _budget(given, labels_per_second, sketches, tells=path is None)
         except FastSLMError as error:
             if path is None:
                 raise
@@ -96,7 +96,7 @@ def make_plan(
     return plan
 
 
-def _budget(options: Sequence[str], labels_per_second: float, sketches: dict[str, Any], told_as: str) -> Any:
+def _budget(options: Sequence[str], labels_per_second: float, sketches: dict[str, Any], tells: bool) -> Any:
     """Return the budget of a configuration; ``sketches`` keeps the models that several kinds of hardware share."""
     from fastslm.plan.hardware import hardware_of
     from fastslm.plan.memory import Budget
@@ -104,7 +104,7 @@ def _budget(options: Sequence[str], labels_per_second: float, sketches: dict[str
     from fastslm.plan.sketch import Sketch
     from fastslm.training.from_settings import build_module
 
-    config = resolved_settings(options, told_as)
+    config = resolved_settings(options, tells)
     hardware = hardware_of(config["trainer"])
     shape = {name: value for name, value in config["model"].items() if name not in _NO_MEMORY}
     key = repr((shape, hardware.half, hardware.trainable_dtype, hardware.device))

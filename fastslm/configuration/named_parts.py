@@ -59,12 +59,11 @@ def demo_preset() -> Path:
     return shipped_configs() / "preset" / "demo.yaml"
 
 
-def preset_for(named: NamedParts, command: str) -> Preset:
+def preset_for(named: NamedParts) -> Preset:
     """Return what a command starts from besides ``base.yaml``.
 
     Args:
         named: what the user named.
-        command: the subcommand, for the notice.
 
     Raises:
         ConfigError: an encoder without an LLM, an LLM without an encoder, or one of them together with the demo preset.
@@ -87,8 +86,7 @@ def preset_for(named: NamedParts, command: str) -> Preset:
         )
     preset = Preset([str(demo_preset())])
     if named.data is None:
-        doing = {"fit": "training", "plan": "planning"}.get(command, "taking")
-        preset.notice = f"No encoder, LLM or data named: {doing} the embedded demo (configs/preset/demo.yaml)."
+        preset.notice = "No encoder, LLM or data named: taking the embedded demo (configs/preset/demo.yaml)."
     else:
         preset.flags = [] if named.data_class else ["--data=WebDatasetModule"]
         preset.notice = (

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from fastslm.audio.rate import SAMPLE_RATE_HZ
-from fastslm.checkpoint.run import Run
+from fastslm.checkpoint.run import Run, speech_settings
 from fastslm.path.prompt import RELEASED_TASKS
 from fastslm.redaction import redacted
 from fastslm.tasks import tasks
@@ -46,7 +46,7 @@ def model_card(run: Run, name: str, *, merged: bool, llm_only: bool = False) -> 
         _summary(run, merged=merged, llm_only=llm_only),
         "## Use\n\n" + (_LLM_USE if llm_only else _USE.replace("NAME", name) + _further_tasks()),
         "## Training data\n\n" + _data(run),
-        "## Metrics\n\n" + _metrics(measured(run)),
+        "## Metrics\n\n" + _metrics(run),
         "## Licences\n\n" + _licences(bases, licences, llm_only),
         "## Configuration\n\nAs resolved for training:\n\n```yaml\n"
         + yaml.safe_dump({"model": model}, sort_keys=False)
@@ -136,14 +136,17 @@ def measured(run: Run) -> dict[str, tuple[float, int]]:
     return found
 
 
-def _metrics(metrics: dict[str, tuple[float, int]]) -> str:
+def _metrics(run: Run) -> str:
+    metrics = measured(run)
     if not metrics:
         return "None were recorded beside the checkpoint."
     rows = ["| metric | value | step |", "|---|--:|--:|"]
     for name, (value, step) in sorted(metrics.items()):
         shown = f"{value:.2%}" if name.endswith(("/wer", "/cer")) else f"{value:.4f}"
         rows.append(f"| {name} | {shown} | {step} |")
-    return "\n".join(rows) + "\n\nError rates are corpus rates over whole recordings of the data above, greedy."
+    first, own = speech_settings(run.settings).rates[0], run.path.abstractor.budget.tokens_per_window
+    rate = "" if own == first else f" They were measured at {first} tokens for a window, and this folder has {own}."
+    return "\n".join(rows) + f"\n\nError rates are corpus rates over whole recordings of the data above, greedy.{rate}"
 
 
 def _licences(bases: dict[str, str], licences: dict[str, str | None], llm_only: bool) -> str:

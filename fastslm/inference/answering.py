@@ -27,7 +27,7 @@ _FALLBACK_TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 def way_out(request: Request) -> str:
     """Return what to do where a recording is too long for the LLM's context."""
     if request.definition.timed:
-        return "Transcribe it section by section (section_minutes)."
+        return "Transcribe it section by section (section_minutes or --section-minutes)."
     return "Give a shorter recording, or a part of it: such an answer is about the whole."
 
 

@@ -128,9 +128,9 @@ def doubts(text: str, request: Request, audio: Audio, trained_on: TrainedOn) -> 
         learnt = ", ".join(sorted(trained_on.tasks))
         found.append(f"is for task {request.task}, which the model was not trained on ({learnt})")
     if longest and audio.longest_pass > _LONGER * longest:
+        sections = f"; try sections (section_minutes or --section-minutes {longest / 120:.2g})"
         found.append(
             f"comes from {audio.longest_pass:.0f} s read in one pass, and the longest recording of training had"
-            f" {longest:.0f} s: words may be missing"
-            + (f"; try sections (section_minutes {longest / 120:.2g})" if request.definition.timed else "")
+            f" {longest:.0f} s: words may be missing" + (sections if request.definition.timed else "")
         )
     return found

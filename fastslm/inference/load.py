@@ -23,7 +23,7 @@ DEFAULT_RUN = Path("runs/hta")
 _BUILDING = threading.RLock()
 
 
-def load(path: Any = None, *, device: str | torch.device | None = None) -> Model:
+def load(path: Any = None, *, device: str | torch.device | None = None, tokens_per_window: int | None = None) -> Model:
     """Return a trained model, ready for use. Threads that load at the same time wait for each other.
 
     Args:
@@ -31,16 +31,27 @@ def load(path: Any = None, *, device: str | torch.device | None = None) -> Model
             folder that ``fastslm export`` wrote or the hub's name of one (``OWNER/NAME``, kept in the hub's cache), or
             None for the embedded default run ``runs/hta`` in the working directory. No code in any of them is run.
         device: where it goes; None takes the first GPU if there is one, else the CPU.
+        tokens_per_window: of a run for many token rates, the one to run at; None takes the first of its list. An
+            exported folder has one rate, which ``fastslm export --tokens-per-window`` chooses.
 
     Raises:
         CheckpointError: there is no model at ``path``, it is damaged, or it does not fit its own configuration.
-        ConfigError: a part that the model is made of is missing here.
+        ConfigError: a part that the model is made of is missing here, or it cannot run at that rate.
         HubError: the hub does not give it.
     """
     found = find_model(path)
     target = usable_device(device)
     with _BUILDING, _quietly():
-        model = open_exported(found) if is_exported(found) else _of_run(open_run(found, device=target), str(found))
+        if is_exported(found):
+            model = open_exported(found)
+        else:
+            model = _of_run(open_run(found, device=target, tokens_per_window=tokens_per_window), str(found))
+    own_rate = model.path.abstractor.budget.tokens_per_window
+    if tokens_per_window not in (None, own_rate):
+        raise ConfigError(
+            f"tokens_per_window: {tokens_per_window}, and {found} was exported at {own_rate}. Export the run again with"
+            f" --tokens-per-window {tokens_per_window}."
+        )
     try:
         model.path.to(target)
         if model.letters is not None:

@@ -125,7 +125,7 @@ class Answer:
             what = f"a phrase {self.loop.repeats} times over" if self.loop.period else "itself"
             found.append(
                 f"repeats {what} from token {self.loop.start} on, after {self.attempts} attempts;"
-                " shorter sections (section_minutes) often help"
+                " shorter sections (section_minutes or --section-minutes) often help"
             )
         return [*found, *self.doubts]
 

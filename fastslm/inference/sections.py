@@ -209,7 +209,7 @@ def transcribe(
     window_seconds = model.path.listener.window_samples / SAMPLE_RATE_HZ
     num_windows = 1 if by_window else max(1, round(seconds / window_seconds))
     writer = _Writer(model, request, decoding, max(seconds, window_seconds), max_new_tokens, on_progress)
-    writer.way_out = "" if by_window else "Take shorter sections (section_minutes)."
+    writer.way_out = "" if by_window else "Take shorter sections (section_minutes or --section-minutes)."
     began = time.perf_counter()
     segments = _SectionSegments(model, on_segment)
     waiting: _Section | None = None
@@ -242,7 +242,8 @@ def transcribe(
     )
     if not writer.num_alone:
         return answer
-    kind, way_out = ("windows", "") if by_window else ("sections", "; take shorter ones (section_minutes)")
+    shorter = "; take shorter ones (section_minutes or --section-minutes)"
+    kind, way_out = ("windows", "") if by_window else ("sections", shorter)
     doubt = (
         f"has {writer.num_alone} {kind} that the LLM's context had no room for beside the one before: words where they"
         f" begin may be wrong{way_out}"

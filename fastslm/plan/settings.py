@@ -26,15 +26,15 @@ class _Parsed(TrainingCLI):
         pass
 
 
-def resolved_settings(options: Sequence[str], told_as: str = "") -> dict[str, Any]:
+def resolved_settings(options: Sequence[str], tells: bool = False) -> dict[str, Any]:
     """Return what ``fastslm fit`` with these options would be configured as, as nested plain values.
 
     Args:
         options: those of ``fastslm fit``.
-        told_as: see ``command_line``.
+        tells: see ``command_line``.
 
     Raises:
         ConfigError: an option is wrong.
     """
-    config: dict[str, Any] = command_line(_Parsed, ["fit", *options], told_as).config_dump
+    config: dict[str, Any] = command_line(_Parsed, ["fit", *options], tells).config_dump
     return config

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         Doctor.frames = frames
         if given.recordings < 1 or given.steps < 1:
             raise ConfigError("--recordings and --steps must be at least 1.")
-        command_line(Doctor, ["fit", *options], "doctor")
+        command_line(Doctor, ["fit", *options])
     failed = [check.name for check in checks if not check.passed]
     print(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}." if failed else "Every check passed.")
     return 1 if failed else 0

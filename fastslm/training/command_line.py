@@ -341,14 +341,13 @@ def _in_one_sentence() -> Iterator[None]:
         raise ConfigError(text) from error
 
 
-def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str | None = None) -> TrainingCLI:
+def command_line(kind: type[TrainingCLI], arguments: Sequence[str], tells: bool = True) -> TrainingCLI:
     """Parse ``arguments`` (a subcommand and its options) and do with them what ``kind`` does.
 
     Args:
         kind: parses, builds and runs, or less.
         arguments: the subcommand and its options.
-        told_as: what to call the command where the demo takes the places of parts that nobody named; None is the
-            subcommand, and an empty text says nothing.
+        tells: say so where the demo takes the places of parts that nobody named.
 
     Raises:
         FastSLMError: a mistake in them, or in what they lead to.
@@ -362,7 +361,7 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
     # As a file of defaults base.yaml would be filled up with its classes' own defaults, and a class that replaces one
     # of them would inherit those. As the first config it gives what it says and no more. The help shows it as defaults.
     shows_defaults = any(argument.split(".")[-1] in ("-h", "--help", "help") for argument in arguments)
-    preset = _preset(arguments, arguments[0] if told_as is None else told_as, shows_defaults)
+    preset = _preset(arguments, tells, shows_defaults)
     configs = [base, *preset.configs]
     if not shows_defaults:
         arguments[1:1] = [*(f"--config={path}" for path in configs), *preset.flags]
@@ -392,19 +391,19 @@ def command_line(kind: type[TrainingCLI], arguments: Sequence[str], told_as: str
         )
 
 
-def _preset(arguments: Sequence[str], told_as: str, shows_defaults: bool) -> Preset:
+def _preset(arguments: Sequence[str], tells: bool, shows_defaults: bool) -> Preset:
     """Return what the command starts from besides ``base.yaml``, and tell the user if it is the demo.
 
     Raises:
         ConfigError: see ``preset_for``; the help is shown all the same.
     """
     try:
-        preset = preset_for(named_parts(arguments), told_as)
+        preset = preset_for(named_parts(arguments))
     except ConfigError:
         if shows_defaults:
             return Preset()
         raise
-    if preset.notice and told_as and is_first_process():
+    if preset.notice and tells and is_first_process():
         print(preset.notice, file=sys.stderr)
     return preset
 

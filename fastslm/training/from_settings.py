@@ -12,7 +12,7 @@ from fastslm.training.lightning_module import SpeechLMModule
 def build_module(settings: Mapping[str, Any]) -> tuple[SpeechLMModule, dict[str, Any]]:
     """Return the module that would train a model, and the ``model`` part of its configuration with its defaults.
 
-    Weights are loaded by its ``configure_model``.
+    Weights are loaded by its ``configure_model``. Its checkpoints carry that configuration with any Trainer.
 
     Raises:
         ConfigError: a key or value is not accepted.
@@ -23,4 +23,5 @@ def build_module(settings: Mapping[str, Any]) -> tuple[SpeechLMModule, dict[str,
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SpeechLMModule, "model")
     made, dumped = instantiated(parser, renamed({"model": dict(settings)}))
+    made.model.run_config = {"model": dumped["model"]}
     return made.model, dumped["model"]

@@ -260,11 +260,12 @@ class SpeechLMModule(L.LightningModule):
         if not self._batch_checked:
             check_batch(self.trainer, batch)
             self._batch_checked = True
-        identity = (str(run_seed()), self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        seed = str(run_seed())
+        identity = (seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
         torch.manual_seed(zlib.crc32(repr(identity).encode()))
-        if len(self.settings.rates) > 1:
+        if len(self.settings.rates) > 1:  # one rate for all that makes an optimizer step, however it is divided
             assert self.path is not None
-            draw = zlib.crc32(repr((*identity[:2], "rate")).encode())
+            draw = zlib.crc32(repr((seed, self.trainer.global_step, "rate")).encode())
             self.path.abstractor.set_tokens_per_window(self.settings.rates[draw % len(self.settings.rates)])
 
     def on_validation_start(self) -> None:

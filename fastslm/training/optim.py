@@ -128,7 +128,7 @@ def schedule_gap(trainer: Any, settings: OptimizerSettings) -> str | None:
         by_epochs = trainer.max_epochs * (trainer.num_training_batches // trainer.accumulate_grad_batches)
     if decays and by_epochs < total:
         return (
-            f"trainer.max_epochs {trainer.max_epochs} ends the run after {by_epochs} steps, and the learning rate falls"
+            f"trainer.max_epochs {trainer.max_epochs} ends the run at step {by_epochs}, and the learning rate falls"
             f" to zero at step {total}. For a whole schedule set model.optimizer.total_steps to {by_epochs}."
         )
     if decays and min(by_epochs, end) > total:
@@ -138,7 +138,7 @@ def schedule_gap(trainer: Any, settings: OptimizerSettings) -> str | None:
         )
     if warmup > min(by_epochs, end):  # the last step of a warm-up has the full rate
         return (
-            f"model.optimizer.warmup_steps {settings.warmup_steps}: the run ends after {min(by_epochs, end)} steps,"
+            f"model.optimizer.warmup_steps {settings.warmup_steps}: the run ends at step {min(by_epochs, end)},"
             " before the learning rate is what was asked for. Set fewer, or a share of all steps, such as 0.03."
         )
     return None

@@ -51,6 +51,19 @@ def test_a_list_trains_at_all_rates_and_a_flag_chooses_one(fastslm, run_config, 
     assert len(set(losses.values())) == 4
 
 
+@pytest.mark.slow
+def test_an_optimizer_step_has_one_rate_however_it_is_accumulated(run_config, tmp_path):
+    train_at(run_config, 4, 2, 10)
+    found = []
+    for batch, accumulated in (("4", "1"), ("2", "2")):
+        folder = tmp_path / batch
+        flags = ["--data.batch_samples", batch, "--trainer.accumulate_grad_batches", accumulated]
+        assert main(["fit", "--config", str(run_config), "--run_folder", str(folder), *flags]) == 0
+        found.append(rates_of(folder))
+    assert len({round(rate) for rate in found[0]}) == 3
+    assert found[1] == pytest.approx(found[0])
+
+
 def test_a_compressor_with_weights_for_one_rate_is_refused_before_training(run_config, refused):
     train_at(run_config, 4, 2)
     config = yaml.safe_load(run_config.read_text())

@@ -179,7 +179,7 @@ def test_epochs_that_end_before_the_schedule_are_told(fit):
     epochs = ("--trainer.max_epochs", "1", "--trainer.max_steps", "100")
     status, said = fit(*epochs)
     assert status == 0, said
-    assert "ends the run after 6 steps" in said
+    assert "ends the run at step 6" in said
     assert "model.optimizer.total_steps to 6" in said
     assert "ends the run" not in fit(*epochs, "--model.optimizer.total_steps", "6")[1]
 

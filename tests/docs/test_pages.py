@@ -48,6 +48,25 @@ def test_a_part_made_by_the_page_passes_its_contract_is_listed_trains_and_is_exp
     checked([sys.executable, "-c", load, exported])  # without the package
 
 
+@pytest.mark.slow
+def test_what_the_page_on_training_from_python_trains_is_loaded_transcribes_and_is_exported(
+    tmp_path, run_config, make_shards
+):
+    text = (PAGES.parent / "api" / "train.md").read_text()
+    (script,) = re.findall(r'```python title="train\.py"\n(.*?)```', text, re.DOTALL)
+    (tmp_path / "train.py").write_text(script.replace("max_steps=1000", "max_steps=2"))
+    (command,) = re.findall(r"^fastslm (fit .*) > run\.yaml$", text, re.MULTILINE)
+    words = [str(run_config) if word == "configs/hta.yaml" else word for word in shlex.split(command)]
+    done = subprocess.run([sys.executable, "-m", "fastslm", *words], capture_output=True, text=True, check=True)
+    (tmp_path / "run.yaml").write_text(done.stdout)
+    for split in ("train", "dev"):
+        make_shards(tmp_path / "shards", 6, seconds=[1.0, 3.0], name=split)
+    checked([sys.executable, "train.py"], folder=tmp_path)
+    recording = recordings(tmp_path / "recordings") / "val" / "0.wav"
+    checked([sys.executable, "-m", "fastslm", "transcribe", recording, "--model", tmp_path / "runs" / "mine"])
+    checked([sys.executable, "-m", "fastslm", "export", tmp_path / "runs" / "mine", tmp_path / "exported"])
+
+
 def without_parts_of_the_hub(words):
     """Return a page's words without the LLM and the shards that a reader has; the test's configuration has others."""
     pairs = zip(words, [*words[1:], ""], strict=True)
@@ -66,7 +85,8 @@ def recordings(folder):
     return folder
 
 
-def checked(command, environment=None):
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=500, env=environment)
+def checked(command, environment=None, folder=None):
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500, env=environment, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

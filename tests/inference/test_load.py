@@ -16,6 +16,7 @@ from tiny_run import settings_of, write_run
 
 import fastslm
 from fastslm.checkpoint.run import find_checkpoint, open_run, speech_settings
+from fastslm.cli import main
 from fastslm.errors import CheckpointError, ConfigError
 from fastslm.inference.load import find_model
 from fastslm.training.from_settings import build_module
@@ -171,6 +172,32 @@ def test_a_model_for_many_rates_runs_at_its_first(tmp_path, tiny_encoder, tiny_l
     assert loaded.embed(noise(4)).tokens.shape == (8, 32)
 
 
+@pytest.mark.parametrize("rate", [4, 8, 6])
+def test_a_model_for_many_rates_runs_at_the_one_asked_for_and_so_does_its_export(
+    tmp_path, tiny_encoder, tiny_llm, noise, rate
+):
+    run = write_run(tmp_path / "run", settings_of(tiny_encoder, tiny_llm, tokens_per_window=[4, 8]))
+    (run / "metrics.csv").write_text("step,val/wer\n0,0.5\n")
+    loaded = fastslm.load(run, device="cpu", tokens_per_window=rate)
+    assert loaded.embed(noise(4)).tokens.shape == (2 * rate, 32)
+    assert main(["export", str(run), str(tmp_path / "out"), "--tokens-per-window", str(rate)]) == 0
+    exported = fastslm.load(tmp_path / "out", device="cpu")
+    assert torch.equal(exported.embed(noise(4)).tokens, loaded.embed(noise(4)).tokens)
+    assert ("They were measured at 4 tokens" in (tmp_path / "out" / "README.md").read_text()) == (rate != 4)
+    with pytest.raises(ConfigError, match=f"was exported at {rate}. Export the run again with --tokens-per-window 7"):
+        fastslm.load(tmp_path / "out", device="cpu", tokens_per_window=7)
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "words"), [([4, 8], 9, "at 4, 8 only. Give one from 1 to 8"), (4, 5, "at 4 only. A list"),
+    ([4, 8], 0, "at 4, 8")],
+)  # fmt: skip
+def test_a_rate_that_the_weights_are_not_for_is_refused(tmp_path, tiny_encoder, tiny_llm, trained, asked, words):
+    run = write_run(tmp_path, settings_of(tiny_encoder, tiny_llm, tokens_per_window=trained))
+    with pytest.raises(ConfigError, match=f"^tokens_per_window: {asked}, and .* was trained {words}"):
+        fastslm.load(run, device="cpu", tokens_per_window=asked)
+
+
 def damaged(contents, how):
     state = contents["state_dict"]
     name = next(n for n in state if n.startswith("path.abstractor."))
@@ -198,7 +225,7 @@ def damaged(contents, how):
         ("missing", CheckpointError, "1 missing: path.abstractor"),
         ("unexpected", CheckpointError, "1 unexpected: path.abstractor.nonsense"),
         ("shape", CheckpointError, "1 of another shape: path.llm"),
-        ("config", CheckpointError, "no checkpoint of fastslm"),
+        ("config", CheckpointError, r"no checkpoint of fastslm, or .* with build_module \(docs/api/train\.md\)"),
         ("class", ConfigError, "no 'HTAA'.* Did you mean 'HTA'"),
         ("argument", ConfigError, "positionz"),
         ("base", ConfigError, "no folder './gone'"),

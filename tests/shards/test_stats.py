@@ -27,7 +27,7 @@ def test_hours_and_lengths_stand_in_a_row_for_each_task_and_language(mixed, shar
     assert rows.keys() == {("asr", "en"), ("asr", "ko"), ("ssum", "ko")}
     assert rows["asr", "en"] == ["2", "0.00", "1.0", "/", "2.0", "/", "2.0", "/", "3.0", "10", "/", "15"]
     assert rows["ssum", "ko"][0] == "1"
-    assert "2 shards, 4 samples, 0.01 hours of audio" in out
+    assert "2 shards, 4 samples, 19 s of audio" in out
     lines = [line.split() for line in out.splitlines()]
     assert ["10", "-", "20", "1", "#" * 20] in lines  # seconds
     assert ["2", "-", "5", "2", "#" * 40] in lines
@@ -54,3 +54,9 @@ def test_a_histogram_counts_every_value_once():
     rows = histogram(np.array([0.0, 1.0, 1.5, 99.0, 1e9]), (0, 1, 10, 100))
     assert rows == [("0 - 1", 1), ("1 - 10", 2), ("10 - 100", 1), ("100 - more", 1)]
     assert histogram(np.zeros(0), (0, 1)) == []
+
+
+def test_one_shard_is_1_shard_and_a_few_seconds_are_seconds(build, save, json_lines, tmp_path, capsys):
+    row = {"audio_filepath": str(save("a.wav", 15.0)), "text": "a"}
+    build(json_lines(tmp_path / "one.jsonl", [row]))
+    assert "1 sample, 15 s of audio, in 1 shard in " in capsys.readouterr().out

@@ -130,7 +130,7 @@ def test_the_index_command_takes_in_samples_of_a_task_that_came_later(page, pack
     assert "0 samples" in capsys.readouterr().out
     with page.on_path(package):
         assert main(["shards", "index", shards[1]]) == 0
-    assert "1 samples" in capsys.readouterr().out
+    assert "1 shard, 1 sample" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:plug-in")
@@ -198,7 +198,7 @@ def test_a_table_may_have_nothing_but_the_answers_of_the_task(page, package, tmp
     assert "'keywords' is none of" in capsys.readouterr().err
     with page.on_path(package):
         assert main([*command, "--task", "keywords"]) == 0
-    assert "1 samples" in capsys.readouterr().out
+    assert "1 sample, 1 s of audio" in capsys.readouterr().out
 
 
 def test_a_damaged_list_of_tasks_in_an_exported_folder_is_named(tmp_path, capsys):
