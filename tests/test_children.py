@@ -4,34 +4,26 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from fastslm.processes.children import shielded
-
-WORK = """
-import time
-
-def slow(begun, seconds, number):
-    open(f"{begun}/{number}", "w").close()
-    time.sleep(seconds)
-    return number
-"""
 SCRIPT = """
-import signal, sys
-from functools import partial
+import os, signal, sys, time
 from fastslm.processes.children import ProcessPool, shielded_context
-from work import slow
+
+def slow(number):
+    open(f"{sys.argv[2]}/{number}", "w").close()
+    time.sleep(float(sys.argv[3]))
+    return number
 
 if __name__ == "__main__":
     got = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: got.append(number))
     with ProcessPool(2, shielded_context(sys.argv[1])) as pool:
-        done = list(pool.map(partial(slow, sys.argv[2], float(sys.argv[3])), range(2)))
+        done = list(pool.map(slow, range(2)))
     print(done, sorted(int(n) for n in got), flush=True)
 """
 
@@ -62,7 +54,6 @@ def pool_at_work(request, tmp_path):
     """Return a starter of a process whose two children work for some seconds, in a group of its own."""
     script = tmp_path / "pool.py"
     script.write_text(SCRIPT)
-    (tmp_path / "work.py").write_text(WORK)
     started = []
 
     def start(seconds):
@@ -120,8 +111,9 @@ def test_nothing_is_left_of_a_pool_whose_parent_was_killed(pool_at_work):
 def test_a_script_runs_once_whether_it_guards_itself_or_not(tmp_path, method):
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "import sys\nfrom fastslm.processes.children import ProcessPool, shielded_context\nprint('begun')\n"
-        "with ProcessPool(2, shielded_context(sys.argv[1])) as pool:\n    print(list(pool.map(abs, [-1, -2])))\n"
+        "import sys\nfrom fastslm.processes.children import ProcessPool, shielded_context, without_script\n"
+        "print('begun')\nwith ProcessPool(2, shielded_context(sys.argv[1])) as pool, without_script():\n"
+        "    print(list(pool.map(abs, [-1, -2])))\n"
     )
     done = subprocess.run([sys.executable, str(script), method], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("begun\n[1, 2]\n", "")
@@ -132,23 +124,3 @@ def test_a_process_that_is_killed_while_another_starts_breaks_the_pool_and_nothi
     script.write_text(KILLED)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("broken\n", "", 0)
-
-
-def test_a_signal_that_another_thread_takes_is_told_when_the_children_have_started():
-    order, go = [], threading.Event()
-
-    def take():
-        go.wait()
-        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
-
-    other = threading.Thread(target=take)
-    other.start()
-    before = signal.signal(signal.SIGUSR1, lambda *_: order.append("told"))
-    try:
-        with shielded():
-            go.set()
-            other.join()
-            order.append("started")
-        assert order == ["started", "told"]
-    finally:
-        signal.signal(signal.SIGUSR1, before)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fastslm.configuration.installed import installed
 from fastslm.errors import DataError
 from fastslm.files import whole_folder
-from fastslm.processes.children import ProcessPool, shielded_context
+from fastslm.processes.children import ProcessPool, shielded_context, without_script
 
 SAMPLE_RATE_HZ = 16_000
 #: Raised when the same recipe would give other samples: an old corpus is then built anew.
@@ -217,7 +217,8 @@ def _write_shards(folder: Path, settings: CorpusSettings, num_processes: int) ->
     counts = {"train": settings.train_recordings, "dev": settings.dev_recordings}
     jobs = [(settings, split, index) for split, count in counts.items() for index in range(count)]
     with ProcessPool(num_processes, shielded_context("spawn")) as pool:
-        done = pool.map(_encoded, jobs, chunksize=4)
+        with without_script():  # it may wait for this very corpus
+            done = pool.map(_encoded, jobs, chunksize=4)
         done = tqdm(done, total=len(jobs), desc="Synthesising spoken numbers", unit="recording")
         names = (f"{split}-{index // settings.recordings_per_shard:06d}.tar" for _, split, index in jobs)
         for name, recordings in itertools.groupby(zip(names, done, strict=True), key=lambda pair: pair[0]):

@@ -65,14 +65,15 @@ def _against(
     top = 1.15 * top or 1.0
     axes.set(xlabel=label, ylabel="WER (%): mean and 95 % interval over seeds", ylim=(0, top), xscale="log")
     for x, _, color in (interval for interval in intervals if interval[1] > top):
-        axes.plot(x, top, marker="^", color=color, clip_on=False)
+        axes.plot(x, top, marker=r"$\uparrow$", markersize=12, color=color, clip_on=False)
     if any(interval[1] > top for interval in intervals):
-        axes.set_title("triangles: the interval goes on", fontsize="small")
+        axes.set_title("arrows: the interval goes on", fontsize="small")
     axes.xaxis.set_major_formatter("{x:g}")
     least, most = min(values.values()), max(values.values())
     axes.xaxis.set_minor_formatter("{x:g}" if most < 10 * least else "")
     if _equal(least, most):  # the axis has one place, and what stands beside it is there too
-        axes.set_xticks([least], [f"{least:.3g} (all variants, side by side)"])
+        beside = " (all variants, side by side)" if len(values) > 1 else ""
+        axes.set_xticks([least], [f"{float(f'{least:.3g}'):g}{beside}"])
         axes.minorticks_off()
     return f"WER against {what}", _save(figure, out / file)
 

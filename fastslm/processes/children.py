@@ -49,10 +49,11 @@ def shielded() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_script() -> Iterator[None]:
-    """Start child processes within that do not run this process's script: what they do comes from modules.
+def without_script() -> Iterator[None]:
+    """Start child processes within that do not run this process's script: what they do and get comes from modules.
 
     One without ``if __name__ == "__main__"`` would begin anew in each of them, and wait for what its parent is doing.
+    Not for several threads at once.
     """
     script = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -87,7 +88,7 @@ def shielded_context(method: str) -> BaseContext:
 
 
 class ProcessPool(ProcessPoolExecutor):
-    """Processes that leave signals to this one and end with it; they run functions of modules, not of a script.
+    """Processes that leave signals to this one and end with it.
 
     Args:
         max_workers: most processes.
@@ -106,7 +107,7 @@ class ProcessPool(ProcessPoolExecutor):
         self, fn: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Future[Result]:
         """Hand in work; this is where processes are started."""
-        with shielded(), _without_script():
+        with shielded():
             return super().submit(fn, *args, **kwargs)
 
 

@@ -42,6 +42,10 @@ def main(arguments: Sequence[str]) -> int:
         if given.recordings < 1 or given.steps < 1:
             raise ConfigError("--recordings and --steps must be at least 1.")
         command_line(Doctor, ["fit", *options])
+    if not checks:
+        raise ConfigError(
+            "trainer.max_steps or trainer.max_epochs leaves nothing to train, so that nothing was checked."
+        )
     failed = [check.name for check in checks if not check.passed]
     print(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}." if failed else "Every check passed.")
     return 1 if failed else 0
@@ -58,7 +62,7 @@ class _Doctor(TrainingCLI):
         trainer = self.config["fit"].trainer
         alone: dict[str, Any] = {
             "devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "callbacks": None,
-            "min_steps": None, "min_epochs": None, "accumulate_grad_batches": 1, "limit_val_batches": 0,
+            "min_steps": None, "min_epochs": None, "limit_val_batches": 0,
             "num_sanity_val_steps": 0, "enable_checkpointing": False, "enable_progress_bar": False,
             "enable_model_summary": False,
         }  # fmt: skip

@@ -62,6 +62,13 @@ def test_the_schedule_is_judged_by_the_steps_of_the_run_and_not_of_the_trial(doc
         assert ("model.optimizer.warmup_steps 10: the run ends at step 5" in shown.err) == said
 
 
+def test_a_run_of_no_steps_is_no_pass(doctor):
+    status, shown, _ = doctor(*FAST, "--trainer.max_steps=0", "--model.optimizer.schedule=constant")
+    assert status == 2
+    assert "nothing was checked" in shown.err
+    assert "Every check passed" not in shown.out
+
+
 def test_a_learning_rate_that_moves_nothing_is_found(doctor):
     status, shown, checks = doctor(*CALM, "--model.optimizer.learning_rate=1e-9", "--steps=3")
     assert status == 1
