@@ -1,4 +1,4 @@
-"""A recording of the validation data, kept beside the model for ``fastslm transcribe`` to be tried on."""
+"""A recording from the validation data, kept beside the model for ``fastslm transcribe`` to be tried on."""
 
 import shlex
 from collections.abc import Mapping, Sequence

@@ -114,7 +114,7 @@ class RunReport(L.Callback):
         if pl_module.settings.letters_per_token:
             print(f"  letters     beside the LLM: fastslm transcribe FILES --model {folder} --letters")
         if sample_of(folder).exists():
-            print(f"  sample      {sample_of(folder)}, of the validation data; to have it transcribed:")
+            print(f"  sample      {sample_of(folder)}, from the validation data; to have it transcribed:")
             print(f"\n    {command_for(folder)}")
 
     def _write(self, trainer: L.Trainer, name: str) -> Path:

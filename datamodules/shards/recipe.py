@@ -195,13 +195,15 @@ class BuildFolder:
 
     def done(self, name: str, plan: str) -> ShardRecord | None:
         """Return a finished shard; None where it has to be made, or made again because it is not as planned."""
-        marker = self._marker(name)
-        content = _content(marker) if marker.exists() else b""
+        try:
+            content = _content(self._marker(name))
+        except FileNotFoundError:
+            return None
         try:
             values = unsealed(json.loads(content))
             findings = {"refused": [Refused(**item) for item in values["refused"]]}
             record = ShardRecord(**{**values, **findings, "noted": [Noted(**item) for item in values["noted"]]})
-        except (ValueError, KeyError, TypeError):  # none, damaged, or of a version that noted less
+        except (ValueError, KeyError, TypeError):  # damaged, or of a version that noted less
             return None
         if record.plan != plan or any(item.reason in _PASSING for item in record.refused):
             return None

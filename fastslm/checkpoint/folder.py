@@ -165,9 +165,10 @@ def not_complete(link: Path) -> CheckpointError:
     folder = folder.parent if folder.name == TRAINER_STATE else folder
     gone = f"is damaged: it has no {MANIFEST}" if folder.exists() else "is gone"
     others = ", ".join(path.name for path in complete_in(link.parent))
-    way_out = f"Complete are {others} in {link.parent}: give the path of one, or" if others else "No other is complete:"
+    way_out = f"Complete are {others} in {link.parent}: give the path of one"
+    way_out = way_out if others else "No other is complete: begin anew"
     return CheckpointError(
-        f"the {link.name.removesuffix('.ckpt')} checkpoint, {folder}, {gone}. {way_out} put the lost one back."
+        f"the {link.name.removesuffix('.ckpt')} checkpoint, {folder}, {gone}. {way_out}, or put the lost one back."
     )
 
 

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--private", action="store_true", help="make a new repository private; stop if it exists and is public"
     )
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to, made when it is not there [main]")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to, made if need be [main]")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--message", default="Upload model with fastslm", help="of the commit [%(default)s]")
     given = parser.parse_args(arguments[1:])

@@ -226,7 +226,7 @@ class AnsweringModel:
         audio = guards.Audio(seconds, signal_seconds, seconds if longest_pass is None else longest_pass)
         doubts = guards.doubts(text, request, audio, self.trained_on)
         if not (self.llm_reads or by_letters):
-            doubts.append("is of an LLM that has not learnt to read speech (model.answer_weight was 0)")
+            doubts.append("comes from an LLM that has not learnt to read speech (model.answer_weight was 0)")
         return Answer(
             text=text.strip(),
             tokens=tuple(generated.ids),

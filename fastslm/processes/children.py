@@ -50,7 +50,7 @@ def shielded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_script() -> Iterator[None]:
-    """Start child processes within that do not run this process's script: what they do and get comes from modules.
+    """Within, start child processes that do not run this process's script: what they do and get comes from modules.
 
     One without ``if __name__ == "__main__"`` would begin anew in each of them, and wait for what its parent is doing.
     Not for several threads at once.

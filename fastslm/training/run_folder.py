@@ -67,17 +67,19 @@ class RunFolder:
         self._moved |= move_metrics(metrics)
 
     def end(self, has_trained: bool) -> None:
-        """Let others train in the folder, and put back what was moved where nothing has taken its place.
+        """Let others train in the folder, and put back metrics where nothing has taken their place.
 
         Args:
-            has_trained: whether a run has; what an untrained one has begun gives way to the earlier.
+            has_trained: whether a run has; what an untrained one has begun gives way to an earlier run, too.
         """
         self._release()
         for path, aside in self._moved.items():
+            if has_trained and path == self._path:
+                continue
             if not has_trained and path.is_dir() and not any((path / _CHECKPOINTS).glob("*")):
                 shutil.rmtree(path)
                 print(f"Nothing was trained: the earlier run is in {path} again.", file=sys.stderr)
-            if not path.exists():
+            if path.parent.is_dir() and not path.exists():
                 aside.rename(path)
         self._moved = {}
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from fastslm.ablation.plots import lines_of
+from fastslm.ablation import plots
+from fastslm.ablation.plots import draw_plots, lines_of
 from fastslm.ablation.report import summarise, write_report
 from fastslm.ablation.runs import Run, execute
 from fastslm.cli import main
@@ -122,6 +123,18 @@ def test_plots_are_drawn_with_what_the_runs_logged(tmp_path):
         assert f"({name})" in report.read_text()
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_variants_of_one_rate_stand_at_one_tick_and_a_cut_interval_has_an_arrow(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure) or path)
+    for name, wrong in (("apart", [[2, 2], [9, 9]]), ("alike", [[2, 2], [2, 2]])):
+        rows = [row("A", seed, of_seed) for seed, of_seed in enumerate(wrong)] + [row("B", 0, [3, 3])]
+        assert draw_plots(tmp_path / name, summarise(rows))
+        axes = drawn[0].axes[0]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["1.67 (all variants, side by side)"]
+        assert any(line.get_marker() == r"$\uparrow$" for line in axes.lines) == (name == "apart")
+        drawn.clear()
 
 
 def test_one_compressor_at_several_rates_is_one_line_of_a_plot(tmp_path):

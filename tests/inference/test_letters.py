@@ -299,7 +299,7 @@ def test_what_the_llm_says_without_having_learnt_to_read_is_not_taken_for_a_tran
     stream = speller.stream([noise(5)])
     *_, _seconds = stream
     for answer in (written[0], speller.ask(noise(5), "Who?"), stream.answer()):
-        assert "is of an LLM that has not learnt to read speech (model.answer_weight was 0)" in answer.doubts
+        assert "comes from an LLM that has not learnt to read speech (model.answer_weight was 0)" in answer.doubts
 
 
 def test_an_llm_that_has_not_learnt_to_read_is_not_exported(letters_run, tmp_path):

@@ -58,7 +58,7 @@ def test_a_sound_configuration_passes_every_check_and_leaves_nothing_behind(doct
 
 def test_the_schedule_is_judged_by_the_steps_of_the_run_and_not_of_the_trial(doctor):
     for steps, said in ((20, False), (5, True)):
-        _, shown, _ = doctor(*FAST, f"--trainer.max_steps={steps}", "--model.optimizer.warmup_steps=10")
+        _, shown, _ = doctor(*FAST, "--steps=1", f"--trainer.max_steps={steps}", "--model.optimizer.warmup_steps=10")
         assert ("model.optimizer.warmup_steps 10: the run ends at step 5" in shown.err) == said
 
 
