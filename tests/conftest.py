@@ -32,6 +32,15 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 RATE = 16_000
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_before():
+    """Leave signals to later tests as they were: a run that was told to end ignores them, and children would."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def pytest_runtest_setup(item):
     """Leave out what would start when the time of a continuous integration is nearly over; see ``.ci/run``."""
     if time.time() > float(os.environ.get("FASTSLM_TESTS_UNTIL", "inf")):
