@@ -49,7 +49,8 @@ class WebDatasetModule(PlannedSource):
             no ``text`` or ``translation``, or ``messages`` that end with the user's turn.
         max_audio_seconds: longest recording taken whole.
         long_audio: ``drop`` refuses longer recordings and counts them, ``split`` cuts them at the boundaries of
-            their ``segments``, ``error`` stops the run. Nothing is ever cut short silently.
+            their ``segments``, ``error`` stops the run. Of a pause too long for a chunk some
+            is left out; words never are.
         chunk_seconds: each training recording that has ``segments`` also takes part in chunks of at most this length,
             beside the whole; short audio teaches a new compressor its words sooner. Null trains on wholes alone.
         temperature: weights of sources are raised to ``1 / temperature``; above 1 the small ones come more often.

@@ -43,7 +43,7 @@ _EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "http
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TarState:
     """What tells a tar from one that was modified: size, and time of change or the store's tag for its content."""
 

@@ -1,6 +1,7 @@
 """References to audio, opened: files, members of tars and cells of tables, all as one kind of file."""
 
 import contextlib
+import functools
 import glob
 import io
 import os
@@ -13,7 +14,7 @@ from fastslm.files import open_file
 
 from ..index.scan import crc32_of
 from ..reading.audio import open_region, read_info
-from ..reading.store import tar_state
+from ..reading.store import TarState, tar_state
 from .table_cells import open_table, read_cell
 from .utterance import Audio
 
@@ -83,7 +84,8 @@ def opened(audio: Audio, *, verified: bool = False) -> Iterator[tuple[BinaryIO, 
             raise SourceChangedError(path)
         try:
             if audio.region is not None:
-                if verified and audio.crc32 not in (None, crc32_of(stream.fileno(), audio.region)):
+                known = audio.crc32 if verified else None
+                if known is not None and known != _crc32_in(path, audio.region, audio.container):
                     raise modified("audio", path)
                 region = open_region(stream.fileno(), *audio.region)
                 yield region, extension_of(region, "")
@@ -91,6 +93,13 @@ def opened(audio: Audio, *, verified: bool = False) -> Iterator[tuple[BinaryIO, 
                 yield stream, extension_of(stream, path)
         except OSError as error:
             raise DataError(f"unreadable file: {path}: {error.strerror or error}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _crc32_in(path: str, region: tuple[int, int], _state: TarState | None) -> int:
+    """Return the checksum of a member of a tar, which is read once however many chunks are cut out of it."""
+    with open_file(path) as file:
+        return crc32_of(file.fileno(), region)
 
 
 def extension_of(file: BinaryIO, path: str) -> str:

@@ -227,7 +227,7 @@ def _copy(work: _Work, report: Report) -> ShardRecord:
             for extension, offset, size, crc32 in sample.members:
                 if os.fstat(descriptor).st_size < offset + size:
                     raise SourceChangedError(sample.shard)
-                if crc32 not in (None, crc32_of(descriptor, (offset, size))):
+                if crc32 is not None and crc32 != crc32_of(descriptor, (offset, size)):
                     raise DataError(
                         f"shard {sample.shard}: checksum differs, the {extension} of sample {sample.key!r} was modified"
                         f" after indexing. {_differs(sample.shard)}"

@@ -146,19 +146,20 @@ def _settings_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Mapping[s
     settings = config.get("model")
     if not isinstance(settings, Mapping):
         raise CheckpointError(
-            f"{checkpoint.path} holds no configuration of a model: it is no checkpoint of fastslm, or that of a script"
-            " whose SpeechLMModule was given none. Train with 'fastslm fit', or make the module with build_module"
-            " (docs/api/train.md)."
+            f"{checkpoint.path} holds no configuration of a model: it is no checkpoint of fastslm, or was saved by a"
+            " script that put its SpeechLMModule together itself. Train with 'fastslm fit', or make the module with"
+            " build_module (docs/api/train.md)."
         )
     return settings
 
 
 def _check_rate(asked: int, trained: Sequence[int], source: Path) -> None:
     """Refuse a rate that the weights are not for: one of a list serve any up to its highest."""
-    if asked not in trained and not (len(trained) > 1 and 1 <= asked <= max(trained)):
+    is_number = isinstance(asked, int) and not isinstance(asked, bool)
+    if not is_number or not (asked in trained or (len(trained) > 1 and 1 <= asked <= max(trained))):
         may = f"Give one from 1 to {max(trained)}." if len(trained) > 1 else "A list trains for many rates."
         raise ConfigError(
-            f"tokens_per_window: {asked}, and {source} was trained at {', '.join(map(str, trained))} only. {may}"
+            f"tokens_per_window: {asked!r}, and {source} was trained at {', '.join(map(str, trained))} only. {may}"
         )
 
 

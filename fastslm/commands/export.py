@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         "--tokens-per-window",
         type=int,
         metavar="N",
-        help="of a run for many token rates, the one of the folder (default: the first of its list)",
+        help="token rate of the folder, for a run trained at several (default: the first of its list)",
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--merge-lora", action="store_true", help="add the adapters to the LLM's weights")

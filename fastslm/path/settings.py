@@ -28,7 +28,7 @@ class SpeechSettings:
             for beyond the window, up to 1 s. The release has none.
         tokens_per_window: LLM tokens of a full window; 50 for 30 s is 1.67 tokens per second. A list trains one model
             for many rates: each optimizer step draws one, the same on every rank, and the first is the one that
-            validation and inference take; a checkpoint of such a model may be run at any other rate too.
+            validation and inference take; a checkpoint of such a model may be run at any rate up to the highest.
         tail: the last window of a recording costs tokens in proportion to its audio, or all of them (``full``, the
             release).
         min_recording_seconds: a shorter recording counts as this long, silence follows it (the release: 1).

@@ -6,6 +6,7 @@ from typing import Any
 from fastslm.configuration.instantiate import instantiated
 from fastslm.configuration.renamed import renamed
 from fastslm.plugins import discover
+from fastslm.redaction import redacted_values
 from fastslm.training.lightning_module import SpeechLMModule
 
 
@@ -23,5 +24,5 @@ def build_module(settings: Mapping[str, Any]) -> tuple[SpeechLMModule, dict[str,
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SpeechLMModule, "model")
     made, dumped = instantiated(parser, renamed({"model": dict(settings)}))
-    made.model.run_config = {"model": dumped["model"]}
+    made.model.run_config = redacted_values({"model": dumped["model"]})
     return made.model, dumped["model"]
