@@ -64,10 +64,10 @@ def _against(
     # The interval of a variant whose seeds disagree may be wider than all else: it is cut off, the others not squeezed.
     top = 1.15 * top or 1.0
     axes.set(xlabel=label, ylabel="WER (%): mean and 95 % interval over seeds", ylim=(0, top), xscale="log")
-    for x, _, color in (interval for interval in intervals if interval[1] > top):
-        axes.plot(x, top, marker=r"$\uparrow$", markersize=12, color=color, clip_on=False)
-    if any(interval[1] > top for interval in intervals):
-        axes.set_title("arrows: the interval goes on", fontsize="small")
+    for x, end, color in intervals:
+        if end > top:
+            axes.plot(x, top, marker=r"$\uparrow$", markersize=12, color=color, clip_on=False)
+            axes.set_title("arrows: the interval goes on", fontsize="small")
     axes.xaxis.set_major_formatter("{x:g}")
     least, most = min(values.values()), max(values.values())
     axes.xaxis.set_minor_formatter("{x:g}" if most < 10 * least else "")
